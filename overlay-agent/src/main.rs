@@ -1,0 +1,2 @@
+//! The overlay's daemon and its command line.
+fn main() {}
