@@ -1,0 +1,98 @@
+use super::{Recipient, Tables, check_inner, recipient};
+use crate::{
+    Reason,
+    packet::Packet,
+    tables::{HostConfig, VtepKey},
+};
+
+/// The tunnel key of a packet that the kernel decapsulated.
+#[derive(Clone, Copy, Debug)]
+pub struct TunnelSource {
+    /// Outer source address.
+    pub remote: [u8; 4],
+    /// VXLAN network identifier.
+    pub vni: u32,
+}
+
+/// Decides about a packet that the kernel decapsulated: the same checks as on the uplink, because
+/// fragments pass that one unseen. Returns the recipient past the host's netfilter, or
+/// [`Reason::ToStack`].
+#[inline(always)]
+pub fn from_tunnel(
+    packet: &impl Packet,
+    source: TunnelSource,
+    host: &HostConfig,
+    tables: &impl Tables,
+) -> Result<Recipient, Reason> {
+    if source.vni != host.vni {
+        return Err(Reason::WrongVni);
+    }
+    let vtep = tables
+        .vtep(&VtepKey {
+            public_address: source.remote,
+        })
+        .ok_or(Reason::UnknownVtep)?;
+    let ipv4 = check_inner(packet, 0, host, vtep)?;
+    if !host.fast_path() {
+        return Err(Reason::ToStack);
+    }
+    Ok(recipient(tables, ipv4.dst_addr))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::decide::test_support::{ENDPOINT, LOCAL, PEER, REMOTE, World, inner_packet};
+
+    const SOURCE: TunnelSource = TunnelSource {
+        remote: PEER.public_address,
+        vni: 1,
+    };
+
+    #[test]
+    fn a_checked_packet_goes_to_its_container() {
+        let world = World::new();
+        let packet = inner_packet(&world.host, REMOTE, LOCAL);
+        assert_eq!(
+            from_tunnel(&packet, SOURCE, &world.host, &world),
+            Ok(Recipient::Endpoint(ENDPOINT))
+        );
+    }
+
+    #[test]
+    fn without_the_fast_path_netfilter_sees_it() {
+        let mut world = World::new();
+        world.host.flags = 0;
+        let packet = inner_packet(&world.host, REMOTE, LOCAL);
+        assert_eq!(
+            from_tunnel(&packet, SOURCE, &world.host, &world),
+            Err(Reason::ToStack)
+        );
+    }
+
+    #[test]
+    fn the_uplinks_checks_are_made_again() {
+        let world = World::new();
+        let good = inner_packet(&world.host, REMOTE, LOCAL);
+        let refuse = |source| from_tunnel(&good, source, &world.host, &world);
+        assert_eq!(
+            refuse(TunnelSource { vni: 2, ..SOURCE }),
+            Err(Reason::WrongVni)
+        );
+        let stranger = TunnelSource {
+            remote: [192, 168, 33, 99],
+            ..SOURCE
+        };
+        assert_eq!(refuse(stranger), Err(Reason::UnknownVtep));
+        let forged = inner_packet(&world.host, [10, 1, 99, 2], LOCAL);
+        assert_eq!(
+            from_tunnel(&forged, SOURCE, &world.host, &world),
+            Err(Reason::ForeignInnerSource)
+        );
+        let misled = inner_packet(&world.host, REMOTE, [10, 1, 99, 2]);
+        assert_eq!(
+            from_tunnel(&misled, SOURCE, &world.host, &world),
+            Err(Reason::ForeignInnerDestination)
+        );
+    }
+}
