@@ -40,11 +40,7 @@ mod tests {
         ];
         for (inner, expected) in rows {
             for (outer, expected) in [NOT_ECT, ECT_0, ECT_1, CE].into_iter().zip(expected) {
-                assert_eq!(
-                    decap(outer, inner),
-                    expected,
-                    "inner {inner:02b}, outer {outer:02b}"
-                );
+                assert_eq!(decap(outer, inner), expected, "inner {inner:02b}, outer {outer:02b}");
             }
         }
     }

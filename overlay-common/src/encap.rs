@@ -9,11 +9,17 @@
 //! The packet's own Ethernet header becomes the outer one; everything between it and the inner IPv4
 //! header is new.
 
-use network_types::{ip::Ipv4Hdr, udp::UdpHdr, vxlan::VxlanHdr};
+use network_types::{
+    ip::Ipv4Hdr,
+    udp::UdpHdr,
+    vxlan::{VXLAN_I_FLAG_MASK, VxlanHdr},
+};
 
 use crate::{
     checksum, ecn,
-    packet::{ETHERNET_LENGTH, ETHERTYPE_IPV4, Ethernet, IPV4_LENGTH, PROTOCOL_UDP, UDP_LENGTH},
+    packet::{
+        ETHERNET_LENGTH, ETHERTYPE_IPV4, Ethernet, Header, IPV4_LENGTH, PROTOCOL_UDP, UDP_LENGTH,
+    },
     tables::{HostConfig, Peer},
 };
 
@@ -41,13 +47,17 @@ pub struct OuterHeaders {
     pub ipv4: Ipv4Hdr,
     /// UDP header.
     pub udp: UdpHdr,
-    /// VXLAN header.
-    pub vxlan: VxlanHdr,
+    /// VXLAN header: one word, because three reserved bytes alone become a call of `memset`, which BPF
+    /// does not have.
+    pub vxlan: [u8; VXLAN_LENGTH],
     /// Inner Ethernet header.
     pub ethernet: Ethernet,
 }
 
 const _: () = assert!(size_of::<OuterHeaders>() == 50 && align_of::<OuterHeaders>() == 1);
+
+// SAFETY: it consists of headers; the assertion above holds the alignment.
+unsafe impl Header for OuterHeaders {}
 
 impl OuterHeaders {
     /// Headers for a packet of `inner_length` bytes from its IPv4 header on, sent to `peer`.
@@ -77,7 +87,8 @@ impl OuterHeaders {
             dst_addr: peer.public_address,
         };
         ipv4.check = checksum::ipv4_header(&ipv4);
-        let [_, vni_high, vni_mid, vni_low] = host.vni.to_be_bytes();
+        // Flags, 24 reserved bits, identifier, 8 reserved bits.
+        let vxlan = ((VXLAN_I_FLAG_MASK as u64) << 56) | ((host.vni as u64) << 8);
         Self {
             ipv4,
             udp: UdpHdr {
@@ -86,12 +97,7 @@ impl OuterHeaders {
                 len: (inner_length + overhead - IPV4_LENGTH as u16).to_be_bytes(),
                 check: [0; 2],
             },
-            vxlan: VxlanHdr {
-                flags: network_types::vxlan::VXLAN_I_FLAG_MASK,
-                _reserved1: [0; 3],
-                vni: [vni_high, vni_mid, vni_low],
-                _reserved2: 0,
-            },
+            vxlan: vxlan.to_be_bytes(),
             ethernet: Ethernet {
                 destination: peer.vtep_mac,
                 source: host.vtep_mac,
@@ -116,7 +122,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::MacAddr;
+    use crate::{MacAddr, packet::test_support::bytes_of};
 
     fn host() -> HostConfig {
         HostConfig {
@@ -144,9 +150,7 @@ mod tests {
             0x08, 0x00, 0x00, 0x00, 0x00, 0x00, 0x01, 0x00,
             2, 0, 0, 0, 0, 2, 2, 0, 0, 0, 0, 1, 0x08, 0x00,
         ];
-        // SAFETY: `OuterHeaders` has alignment 1 and no padding.
-        let bytes: [u8; OVERHEAD] = unsafe { core::mem::transmute(headers) };
-        assert_eq!(bytes, expected);
+        assert_eq!(bytes_of(&headers), expected);
     }
 
     proptest! {
@@ -159,7 +163,7 @@ mod tests {
             prop_assert!(checksum::is_valid(&headers.ipv4));
             prop_assert_eq!(headers.ipv4.tot_len(), length + 50);
             prop_assert_eq!(headers.udp.len(), length + 30);
-            prop_assert_eq!(headers.vxlan.vni(), vni);
+            prop_assert_eq!(u64::from_be_bytes(headers.vxlan), 8 << 56 | u64::from(vni) << 8);
         }
 
         #[test]
@@ -170,9 +174,8 @@ mod tests {
 
     #[test]
     fn flows_spread_over_source_ports() {
-        let ports: std::collections::HashSet<_> = (0..1000_u32)
-            .map(|flow| source_port(flow.wrapping_mul(2_654_435_761)))
-            .collect();
+        let ports: std::collections::HashSet<_> =
+            (0..1000_u32).map(|flow| source_port(flow.wrapping_mul(2_654_435_761))).collect();
         assert!(ports.len() > 900, "{} ports for 1000 flows", ports.len());
     }
 }

@@ -16,12 +16,8 @@ pub enum Hook {
 
 impl Hook {
     /// Every hook, in the order of its number.
-    pub const ALL: [Self; 4] = [
-        Self::FromContainer,
-        Self::FromUplink,
-        Self::ToTunnel,
-        Self::FromTunnel,
-    ];
+    pub const ALL: [Self; 4] =
+        [Self::FromContainer, Self::FromUplink, Self::ToTunnel, Self::FromTunnel];
     /// How many there are.
     pub const COUNT: u32 = Self::ALL.len() as u32;
 
@@ -149,11 +145,7 @@ mod tests {
     fn every_hook_and_reason_has_a_counter_of_its_own() {
         let slots: HashSet<_> = Hook::ALL
             .into_iter()
-            .flat_map(|hook| {
-                Reason::ALL
-                    .iter()
-                    .map(move |&reason| counter_index(hook, reason))
-            })
+            .flat_map(|hook| Reason::ALL.iter().map(move |&reason| counter_index(hook, reason)))
             .collect();
         assert_eq!(slots.len(), counter_slots() as usize);
         assert!(slots.into_iter().all(|slot| slot < counter_slots()));

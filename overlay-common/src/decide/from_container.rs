@@ -53,11 +53,7 @@ pub fn from_container(
     }
     let inner_length = fitting_length(packet, host, &ipv4)?;
     let peer = lookup_peer(host, tables, ipv4.dst_addr).ok_or(Reason::NoPeer)?;
-    Ok(Encapsulation {
-        peer,
-        ipv4,
-        inner_length,
-    })
+    Ok(Encapsulation { peer, ipv4, inner_length })
 }
 
 /// A container that could send VXLAN to a VTEP would speak for this whole host once masquerading has
@@ -77,13 +73,7 @@ fn outside_the_overlay(
     let Some(udp) = packet.load::<UdpHdr>(ETHERNET_LENGTH + header_length) else {
         return Reason::NotOverlay;
     };
-    let to_a_vtep = || {
-        tables
-            .vtep(&VtepKey {
-                public_address: ipv4.dst_addr,
-            })
-            .is_some()
-    };
+    let to_a_vtep = || tables.vtep(&VtepKey { public_address: ipv4.dst_addr }).is_some();
     if udp.dst == host.port.to_be_bytes() && to_a_vtep() {
         Reason::ContainerVxlan
     } else {
@@ -111,9 +101,8 @@ fn transport_header_length(packet: &impl Packet, ipv4: &Ipv4Hdr) -> Result<u32, 
     if ipv4.proto != PROTOCOL_TCP {
         return Ok(UDP_LENGTH as u32);
     }
-    let data_offset: u8 = packet
-        .load(ETHERNET_LENGTH + IPV4_LENGTH + TCP_DATA_OFFSET)
-        .ok_or(Reason::NotIpv4)?;
+    let data_offset: u8 =
+        packet.load(ETHERNET_LENGTH + IPV4_LENGTH + TCP_DATA_OFFSET).ok_or(Reason::NotIpv4)?;
     Ok(u32::from(data_offset >> 4) * 4)
 }
 
@@ -158,10 +147,7 @@ mod tests {
     fn the_switch_turns_it_off() {
         let mut world = World::new();
         world.host.flags = 0;
-        assert_eq!(
-            decide(&world, |_| ()).expect_err("declined"),
-            Reason::FastPathOff
-        );
+        assert_eq!(decide(&world, |_| ()).expect_err("declined"), Reason::FastPathOff);
     }
 
     #[test]

@@ -40,19 +40,14 @@ pub fn from_uplink(
     if has_options(&outer) {
         return Err(Reason::IpOptions);
     }
-    let udp: UdpHdr = packet
-        .load(ETHERNET_LENGTH + IPV4_LENGTH)
-        .ok_or(Reason::VxlanTruncated)?;
+    let udp: UdpHdr = packet.load(ETHERNET_LENGTH + IPV4_LENGTH).ok_or(Reason::VxlanTruncated)?;
     if udp.dst != host.port.to_be_bytes() {
         return Err(Reason::NotVxlan);
     }
     let vxlan: VxlanHdr = packet.load(VXLAN_OFFSET).ok_or(Reason::VxlanTruncated)?;
     check_vxlan(host, &vxlan)?;
-    let vtep = tables
-        .vtep(&VtepKey {
-            public_address: outer.src_addr,
-        })
-        .ok_or(Reason::UnknownVtep)?;
+    let vtep =
+        tables.vtep(&VtepKey { public_address: outer.src_addr }).ok_or(Reason::UnknownVtep)?;
     let ipv4 = check_inner(packet, INNER_ETHERNET_OFFSET, host, vtep)?;
     let tos = ecn::decap(outer.tos, ipv4.tos).ok_or(Reason::CongestionLost)?;
 
@@ -69,11 +64,7 @@ pub fn from_uplink(
     if packet.segment_size() != 0 && recipient == Recipient::Subnet {
         return Err(Reason::Aggregate);
     }
-    Ok(Decapsulation {
-        recipient,
-        ipv4,
-        tos,
-    })
+    Ok(Decapsulation { recipient, ipv4, tos })
 }
 
 /// RFC 7348, section 5: the identifier must be flagged as valid; reserved bits are ignored.
@@ -161,10 +152,7 @@ mod tests {
 
     #[test]
     fn a_wrong_outer_checksum_is_left_to_the_stack() {
-        assert_eq!(
-            decide(|bytes| bytes[24] ^= 1).expect_err("declined"),
-            Reason::BadOuterChecksum
-        );
+        assert_eq!(decide(|bytes| bytes[24] ^= 1).expect_err("declined"), Reason::BadOuterChecksum);
     }
 
     #[test]

@@ -9,7 +9,7 @@ mod to_tunnel;
 use network_types::ip::Ipv4Hdr;
 
 pub use from_container::{Encapsulation, from_container};
-pub use from_tunnel::{TunnelSource, from_tunnel};
+pub use from_tunnel::{Delivery, TunnelSource, from_tunnel};
 pub use from_uplink::{Decapsulation, from_uplink};
 pub use to_tunnel::{TunnelTarget, to_tunnel};
 
@@ -46,10 +46,7 @@ fn lookup_peer(host: &HostConfig, tables: &impl Tables, destination: [u8; 4]) ->
         if length == 0 {
             return None;
         }
-        let key = PeerKey::new(Prefix {
-            address: destination,
-            length,
-        });
+        let key = PeerKey::new(Prefix { address: destination, length });
         if let Some(peer) = tables.peer(&key) {
             return Some(peer);
         }
@@ -74,11 +71,7 @@ fn load_ipv4(packet: &impl Packet) -> Result<Ipv4Hdr, Reason> {
         return Err(Reason::NotIpv4);
     }
     let ipv4: Ipv4Hdr = packet.load(ETHERNET_LENGTH).ok_or(Reason::NotIpv4)?;
-    if ipv4.vihl >> 4 != 4 {
-        Err(Reason::NotIpv4)
-    } else {
-        Ok(ipv4)
-    }
+    if ipv4.vihl >> 4 != 4 { Err(Reason::NotIpv4) } else { Ok(ipv4) }
 }
 
 #[inline(always)]

@@ -21,15 +21,9 @@ pub(super) const PEER: Peer = Peer {
     vtep_mac: MacAddr([2, 0, 0, 0, 0, 11]),
     reserved: [0; 2],
 };
-pub(super) const ENDPOINT: Endpoint = Endpoint {
-    ifindex: 7,
-    mac: MacAddr([2, 0, 0, 0, 15, 2]),
-    reserved: [0; 2],
-};
-const PEER_SUBNET: Prefix = Prefix {
-    address: [10, 1, 20, 0],
-    length: 24,
-};
+pub(super) const ENDPOINT: Endpoint =
+    Endpoint { ifindex: 7, mac: MacAddr([2, 0, 0, 0, 15, 2]), reserved: [0; 2] };
+const PEER_SUBNET: Prefix = Prefix { address: [10, 1, 20, 0], length: 24 };
 
 pub(super) struct World {
     pub(super) host: HostConfig,
@@ -71,27 +65,16 @@ impl Tables for World {
 }
 
 fn frame(destination: MacAddr, src: [u8; 4], dst: [u8; 4], payload: usize) -> Bytes {
-    let ethernet = Ethernet {
-        destination,
-        source: MacAddr([2, 0, 0, 0, 0, 1]),
-        ethertype: ETHERTYPE_IPV4,
-    };
+    let ethernet =
+        Ethernet { destination, source: MacAddr([2, 0, 0, 0, 0, 1]), ethertype: ETHERTYPE_IPV4 };
     let length = |bytes: usize| u16::try_from(bytes).unwrap_or(0).to_be_bytes();
     let mut header = ipv4(src, dst);
     header.tot_len = length(28 + payload);
     header.check = checksum::ipv4_header(&header);
-    let udp = UdpHdr {
-        src: [0x12, 0x34],
-        dst: [0, 53],
-        len: length(8 + payload),
-        check: [0, 0],
-    };
+    let udp = UdpHdr { src: [0x12, 0x34], dst: [0, 53], len: length(8 + payload), check: [0, 0] };
     let mut bytes = [bytes_of(&ethernet), bytes_of(&header), bytes_of(&udp)].concat();
     bytes.resize(bytes.len() + payload, 0xa5);
-    Bytes {
-        bytes,
-        segment_size: 0,
-    }
+    Bytes { bytes, segment_size: 0 }
 }
 
 /// A UDP packet as a container sends it to its gateway.
@@ -107,16 +90,9 @@ pub(super) fn inner_packet(host: &HostConfig, src: [u8; 4], dst: [u8; 4]) -> Byt
 /// What the peer sends, on the wire.
 pub(super) fn vxlan_packet(host: &HostConfig, src: [u8; 4], dst: [u8; 4]) -> Bytes {
     let inner = inner_packet(host, src, dst);
-    let peer = HostConfig {
-        public_address: PEER.public_address,
-        vtep_mac: PEER.vtep_mac,
-        ..*host
-    };
-    let us = Peer {
-        public_address: host.public_address,
-        vtep_mac: host.vtep_mac,
-        reserved: [0; 2],
-    };
+    let peer = HostConfig { public_address: PEER.public_address, vtep_mac: PEER.vtep_mac, ..*host };
+    let us =
+        Peer { public_address: host.public_address, vtep_mac: host.vtep_mac, reserved: [0; 2] };
     let length = u16::try_from(inner.bytes.len() - 14).expect("a small packet");
     let headers = OuterHeaders::new(&peer, &us, 0, length, 40_000, 7);
     let outer_ethernet = Ethernet {
@@ -128,12 +104,9 @@ pub(super) fn vxlan_packet(host: &HostConfig, src: [u8; 4], dst: [u8; 4]) -> Byt
         bytes_of(&outer_ethernet),
         bytes_of(&headers.ipv4),
         bytes_of(&headers.udp),
-        bytes_of(&headers.vxlan),
+        &headers.vxlan,
         &inner.bytes,
     ]
     .concat();
-    Bytes {
-        bytes,
-        segment_size: 0,
-    }
+    Bytes { bytes, segment_size: 0 }
 }

@@ -58,18 +58,12 @@ impl HostConfig {
     /// The whole overlay network.
     #[inline(always)]
     pub const fn network(&self) -> Prefix {
-        Prefix {
-            address: self.network,
-            length: self.network_length,
-        }
+        Prefix { address: self.network, length: self.network_length }
     }
 
     /// This host's lease.
     #[inline(always)]
     pub const fn subnet(&self) -> Prefix {
-        Prefix {
-            address: self.subnet,
-            length: self.subnet_length,
-        }
+        Prefix { address: self.subnet, length: self.subnet_length }
     }
 }

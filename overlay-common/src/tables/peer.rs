@@ -15,9 +15,7 @@ map_type! {
         /// Network address of the lease.
         pub subnet: [u8; 4],
         /// Its prefix length.
-        pub prefix_length: u8,
-        /// Padding, zero.
-        pub reserved: [u8; 3],
+        pub prefix_length: u32,
     }
 }
 
@@ -37,10 +35,6 @@ impl PeerKey {
     /// The key of lease `subnet`; host bits are masked off.
     #[inline(always)]
     pub const fn new(subnet: Prefix) -> Self {
-        Self {
-            subnet: subnet.masked(),
-            prefix_length: subnet.length,
-            reserved: [0; 3],
-        }
+        Self { subnet: subnet.masked(), prefix_length: subnet.length as u32 }
     }
 }

@@ -20,28 +20,19 @@ map_type! {
         /// Network address of the lease.
         pub subnet: [u8; 4],
         /// Its prefix length.
-        pub prefix_length: u8,
-        /// Padding, zero.
-        pub reserved: [u8; 3],
+        pub prefix_length: u32,
     }
 }
 
 impl Vtep {
     /// The VTEP that speaks for `subnet`.
     pub const fn new(subnet: Prefix) -> Self {
-        Self {
-            subnet: subnet.masked(),
-            prefix_length: subnet.length,
-            reserved: [0; 3],
-        }
+        Self { subnet: subnet.masked(), prefix_length: subnet.length as u32 }
     }
 
     /// Its lease.
     #[inline(always)]
     pub const fn subnet(&self) -> Prefix {
-        Prefix {
-            address: self.subnet,
-            length: self.prefix_length,
-        }
+        Prefix { address: self.subnet, length: self.prefix_length as u8 }
     }
 }
