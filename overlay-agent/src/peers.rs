@@ -1,0 +1,127 @@
+//! Everybody's leases, as the maps should hold them.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    net::Ipv4Addr,
+};
+
+use ipnetwork::Ipv4Network;
+use overlay_common::{
+    Prefix,
+    tables::{PEER_PREFIX_LENGTHS, Peer, PeerKey, Vtep, VtepKey},
+};
+
+use crate::lease::Lease;
+
+/// Other hosts' leases. A lease of ours, or one with our public address, is no peer.
+#[derive(Debug)]
+pub struct Peers {
+    own: Ipv4Network,
+    own_address: Ipv4Addr,
+    leases: BTreeMap<Ipv4Network, Lease>,
+    by_address: HashMap<Ipv4Addr, BTreeSet<Ipv4Network>>,
+}
+
+impl Peers {
+    /// No peers yet, for a host with this lease and public address.
+    pub fn new(own: Ipv4Network, own_address: Ipv4Addr) -> Self {
+        Self { own, own_address, leases: BTreeMap::new(), by_address: HashMap::new() }
+    }
+
+    /// Every peer's lease.
+    pub fn leases(&self) -> impl ExactSizeIterator<Item = &Lease> {
+        self.leases.values()
+    }
+
+    /// Takes over a complete list of leases.
+    pub fn replace_all(&mut self, leases: Vec<Lease>) {
+        self.leases.clear();
+        self.by_address.clear();
+        for lease in leases {
+            self.put(lease);
+        }
+    }
+
+    /// Adds or replaces a lease.
+    pub fn put(&mut self, lease: Lease) {
+        self.remove(lease.subnet);
+        if lease.subnet == self.own || lease.public_ip == self.own_address {
+            return;
+        }
+        self.by_address.entry(lease.public_ip).or_default().insert(lease.subnet);
+        self.leases.insert(lease.subnet, lease);
+    }
+
+    /// Forgets a lease, and returns it if it was there.
+    pub fn remove(&mut self, subnet: Ipv4Network) -> Option<Lease> {
+        let lease = self.leases.remove(&subnet)?;
+        if let Some(subnets) = self.by_address.get_mut(&lease.public_ip) {
+            subnets.remove(&subnet);
+            if subnets.is_empty() {
+                self.by_address.remove(&lease.public_ip);
+            }
+        }
+        Some(lease)
+    }
+
+    /// What `peers` should hold for a subnet.
+    pub fn peer(&self, subnet: Ipv4Network) -> Option<Peer> {
+        self.leases.get(&subnet).map(peer)
+    }
+
+    /// What `vteps` should hold for an address. One that has two leases speaks for the first of them;
+    /// etcd holds two only while one of them runs out.
+    pub fn vtep(&self, address: Ipv4Addr) -> Option<Vtep> {
+        let subnet = self.by_address.get(&address)?.first()?;
+        Some(Vtep::new(prefix(*subnet)))
+    }
+
+    /// Everything that `peers` should hold.
+    pub fn all_peers(&self) -> HashMap<PeerKey, Peer> {
+        self.leases.values().map(|lease| (peer_key(lease.subnet), peer(lease))).collect()
+    }
+
+    /// Everything that `vteps` should hold.
+    pub fn all_vteps(&self) -> HashMap<VtepKey, Vtep> {
+        self.by_address
+            .keys()
+            .filter_map(|address| Some((vtep_key(*address), self.vtep(*address)?)))
+            .collect()
+    }
+
+    /// The prefix lengths in use, longest first, and those that do not fit and are left out.
+    pub fn lengths(&self) -> ([u8; PEER_PREFIX_LENGTHS], Vec<u8>) {
+        let all: BTreeSet<u8> = self.leases.keys().map(|subnet| subnet.prefix()).collect();
+        let mut lengths = [0; PEER_PREFIX_LENGTHS];
+        let mut left_out = Vec::new();
+        for (position, length) in all.into_iter().rev().enumerate() {
+            match lengths.get_mut(position) {
+                Some(slot) => *slot = length,
+                None => left_out.push(length),
+            }
+        }
+        (lengths, left_out)
+    }
+}
+
+/// The key of a lease in `peers`.
+pub fn peer_key(subnet: Ipv4Network) -> PeerKey {
+    PeerKey::new(prefix(subnet))
+}
+
+/// The key of a public address in `vteps`.
+pub const fn vtep_key(address: Ipv4Addr) -> VtepKey {
+    VtepKey { public_address: address.octets() }
+}
+
+fn peer(lease: &Lease) -> Peer {
+    Peer {
+        public_address: lease.public_ip.octets(),
+        vtep_mac: lease.vtep_mac,
+        reserved: [0; 2],
+    }
+}
+
+const fn prefix(subnet: Ipv4Network) -> Prefix {
+    Prefix { address: subnet.ip().octets(), length: subnet.prefix() }
+}
