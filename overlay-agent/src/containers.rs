@@ -60,7 +60,7 @@ pub fn endpoints(
 
 /// The port each MAC was seen behind; `None` where there is more than one.
 fn ports(observed: &Observed, bridge: &Link) -> HashMap<MacAddr, Option<u32>> {
-    let mut ports = HashMap::new();
+    let mut ports: HashMap<MacAddr, Option<u32>> = HashMap::new();
     for &(mac, ifindex) in &observed.forwarding {
         let deliverable = observed.links.get(&ifindex).is_some_and(|link| {
             link.master == Some(bridge.index)

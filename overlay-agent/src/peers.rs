@@ -33,6 +33,11 @@ impl Peers {
         self.leases.values()
     }
 
+    /// The lease of a subnet.
+    pub fn lease(&self, subnet: Ipv4Network) -> Option<&Lease> {
+        self.leases.get(&subnet)
+    }
+
     /// Takes over a complete list of leases.
     pub fn replace_all(&mut self, leases: Vec<Lease>) {
         self.leases.clear();
@@ -115,13 +120,66 @@ pub const fn vtep_key(address: Ipv4Addr) -> VtepKey {
 }
 
 fn peer(lease: &Lease) -> Peer {
-    Peer {
-        public_address: lease.public_ip.octets(),
-        vtep_mac: lease.vtep_mac,
-        reserved: [0; 2],
-    }
+    Peer { public_address: lease.public_ip.octets(), vtep_mac: lease.vtep_mac, reserved: [0; 2] }
 }
 
-const fn prefix(subnet: Ipv4Network) -> Prefix {
+fn prefix(subnet: Ipv4Network) -> Prefix {
     Prefix { address: subnet.ip().octets(), length: subnet.prefix() }
+}
+
+#[cfg(test)]
+mod tests {
+    use overlay_common::MacAddr;
+
+    use super::*;
+
+    fn subnet(text: &str) -> Ipv4Network {
+        text.parse().expect("a subnet")
+    }
+
+    fn lease(of: &str, host: u8) -> Lease {
+        Lease {
+            subnet: subnet(of),
+            public_ip: Ipv4Addr::new(192, 168, 33, host),
+            vtep_mac: MacAddr([2, 0, 0, 0, 0, host]),
+            vni: None,
+        }
+    }
+
+    fn peers() -> Peers {
+        Peers::new(subnet("10.1.15.0/24"), Ipv4Addr::new(192, 168, 33, 10))
+    }
+
+    #[test]
+    fn our_own_leases_are_no_peers() {
+        let mut peers = peers();
+        peers.replace_all(vec![
+            lease("10.1.15.0/24", 10),
+            lease("10.1.99.0/24", 10),
+            lease("10.1.20.0/24", 11),
+        ]);
+        assert_eq!(peers.all_peers().len(), 1);
+        assert_eq!(peers.all_vteps().len(), 1);
+    }
+
+    #[test]
+    fn a_changed_address_moves_the_right_to_speak() {
+        let mut peers = peers();
+        peers.put(lease("10.1.20.0/24", 11));
+        peers.put(lease("10.1.20.0/24", 12));
+        assert_eq!(peers.vtep(Ipv4Addr::new(192, 168, 33, 11)), None);
+        assert!(peers.vtep(Ipv4Addr::new(192, 168, 33, 12)).is_some());
+        peers.remove(subnet("10.1.20.0/24"));
+        assert!(peers.all_vteps().is_empty());
+    }
+
+    #[test]
+    fn lengths_come_longest_first() {
+        let mut peers = peers();
+        for of in ["10.1.20.0/24", "10.1.64.0/22", "10.1.32.0/26", "10.1.40.0/28", "10.1.128.0/20"]
+        {
+            peers.put(lease(of, 20));
+        }
+        assert_eq!(peers.lengths(), ([28, 26, 24, 22], vec![20]));
+    }
 }

@@ -11,6 +11,7 @@ macro_rules! map_type {
             Default,
             PartialEq,
             Eq,
+            Hash,
             zerocopy::FromBytes,
             zerocopy::IntoBytes,
             zerocopy::Immutable,

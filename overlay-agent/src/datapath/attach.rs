@@ -67,11 +67,8 @@ impl Attachments {
 
     /// Detaches whatever an earlier agent left attached and this one has not taken over.
     pub fn detach_leftovers(&self, pins: &PinPath) -> Result<()> {
-        let ours: Vec<_> = self
-            .attached
-            .keys()
-            .map(|(hook, ifindex)| format!("{hook}-{ifindex}"))
-            .collect();
+        let ours: Vec<_> =
+            self.attached.keys().map(|(hook, ifindex)| format!("{hook}-{ifindex}")).collect();
         for name in pins.links()?.into_iter().filter(|name| !ours.contains(name)) {
             let pin = pins.link(&name);
             fs::remove_file(&pin).with_context(|| format!("removing {}", pin.display()))?;

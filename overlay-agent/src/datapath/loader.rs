@@ -13,7 +13,7 @@ use overlay_common::{
 };
 
 use super::{PinPath, Tables};
-use crate::exit::{ExitCode, WithExitCode};
+use crate::exit::{Exit, WithExit};
 
 /// Every pinned map.
 pub(super) const MAPS: [&str; 5] = [CONFIG_MAP, PEERS_MAP, VTEPS_MAP, ENDPOINTS_MAP, COUNTERS_MAP];
@@ -52,17 +52,15 @@ impl Programs {
             return Err(anyhow::anyhow!(
                 "this agent was built without its BPF object: build it with `cargo xtask build`"
             ))
-            .with_exit_code(ExitCode::HostUnfit);
+            .exit(Exit::Unavailable);
         }
-        let mut ebpf = loader
-            .load(OBJECT)
-            .context("creating the BPF maps")
-            .with_exit_code(ExitCode::HostUnfit)?;
+        let mut ebpf =
+            loader.load(OBJECT).context("creating the BPF maps").exit(Exit::Unavailable)?;
         for hook in Hook::ALL {
             classifier(&mut ebpf, hook)?
                 .load()
                 .with_context(|| format!("loading BPF program {}", hook.name()))
-                .with_exit_code(ExitCode::HostUnfit)?;
+                .exit(Exit::Unavailable)?;
         }
         Ok(Self { ebpf })
     }
@@ -100,7 +98,7 @@ fn check_kernel() -> Result<()> {
         return Err(anyhow::anyhow!(
             "the kernel is too old: it is {kernel}, and TCX links came with {FIRST_KERNEL}"
         ))
-        .with_exit_code(ExitCode::HostUnfit);
+        .exit(Exit::Unavailable);
     }
     Ok(())
 }

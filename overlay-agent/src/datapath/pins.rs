@@ -12,7 +12,7 @@ use nix::{
     sys::statfs::{BPF_FS_MAGIC, statfs},
 };
 
-use crate::exit::{ExitCode, WithExitCode};
+use crate::exit::{Exit, WithExit};
 
 /// The directory, on a BPF file system, where maps and links outlive the agent. Locked for as long as
 /// this value lives: one agent per pin path.
@@ -39,18 +39,21 @@ impl PinPath {
         let handle = File::open(directory)
             .with_context(|| format!("opening the pin path {}", directory.display()))?;
         let inode = handle.metadata().context("looking at the pin path")?.ino();
-        let lock = Flock::lock(handle, FlockArg::LockExclusiveNonblock).map_err(
-            |(_handle, errno)| match errno {
-                Errno::EWOULDBLOCK => anyhow::anyhow!(
+        let lock = match Flock::lock(handle, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => lock,
+            Err((_handle, Errno::EWOULDBLOCK)) => {
+                return Err(anyhow::anyhow!(
                     "another agent uses the pin path {}: {}",
                     directory.display(),
                     lock_holder(inode)
-                )
-                .with_exit_code(ExitCode::AlreadyRunning),
-                errno => anyhow::Error::new(errno)
-                    .context(format!("locking the pin path {}", directory.display())),
-            },
-        )?;
+                ))
+                .exit(Exit::Busy);
+            }
+            Err((_handle, errno)) => {
+                return Err(errno)
+                    .with_context(|| format!("locking the pin path {}", directory.display()));
+            }
+        };
         Ok(Self { directory: directory.to_owned(), _lock: lock })
     }
 
@@ -96,7 +99,7 @@ fn mount_bpf_file_system() -> Result<()> {
     }
     mount(Some("bpf"), root, Some("bpf"), MsFlags::empty(), None::<&str>)
         .context("mounting the BPF file system on /sys/fs/bpf")
-        .with_exit_code(ExitCode::HostUnfit)
+        .exit(Exit::Unavailable)
 }
 
 /// Who holds the lock on this inode, from `/proc/locks`: lines such as

@@ -10,7 +10,6 @@ use overlay_common::tables::{
 };
 
 /// Handles to every map.
-#[derive(Debug)]
 pub struct Tables {
     /// This host's settings.
     pub config: Array<MapData, HostConfig>,
@@ -43,7 +42,6 @@ impl Tables {
 }
 
 /// A hash map in the kernel.
-#[derive(Debug)]
 pub struct TypedMap<K: Pod, V: Pod> {
     name: &'static str,
     map: BpfHashMap<MapData, K, V>,
@@ -84,8 +82,9 @@ where
             {
                 Ok(())
             }
-            Err(error) => Err(error)
-                .with_context(|| format!("removing {key:?} from BPF map {}", self.name)),
+            Err(error) => {
+                Err(error).with_context(|| format!("removing {key:?} from BPF map {}", self.name))
+            }
         }
     }
 

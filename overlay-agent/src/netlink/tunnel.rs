@@ -8,7 +8,7 @@ use overlay_common::{MacAddr, Vni};
 use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, LinkVxlan, RouteMessageBuilder};
 
 use super::{Link, LinkKind, Observed};
-use crate::exit::{ExitCode, WithExitCode};
+use crate::exit::{Exit, WithExit};
 
 /// Next hop of the overlay's route. The device needs no ARP, so no such host has to exist; one address
 /// for all destinations keeps the neighbour table at one entry, whatever the number of containers.
@@ -57,8 +57,7 @@ impl TunnelSpec {
 
     /// Whether `link` can be made this device without replacing it.
     fn is_same_device(&self, link: &Link) -> bool {
-        link.name == self.name()
-            && link.kind == LinkKind::Vxlan { port: self.port, external: true }
+        link.name == self.name() && link.kind == LinkKind::Vxlan { port: self.port, external: true }
     }
 }
 
@@ -78,7 +77,7 @@ pub async fn ensure_tunnel(
             spec.port,
             other.name
         ))
-        .with_exit_code(ExitCode::HostUnfit);
+        .exit(Exit::Unavailable);
     }
     let existing = observed.links.values().find(|link| link.name == name);
     let usable = existing.filter(|link| spec.is_same_device(link));
@@ -172,7 +171,7 @@ async fn set_up(handle: &Handle, ifindex: u32, spec: &TunnelSpec) -> Result<()> 
         .with_context(|| {
             format!("bringing up {}: UDP port {} may be taken", spec.name(), spec.port)
         })
-        .with_exit_code(ExitCode::HostUnfit)
+        .exit(Exit::Unavailable)
 }
 
 async fn index_of(handle: &Handle, name: &str) -> Result<u32> {

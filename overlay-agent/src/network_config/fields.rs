@@ -15,11 +15,7 @@ pub(super) fn wrong_kind(
     expected: &'static str,
     found: &Value,
 ) -> ConfigError {
-    ConfigError::WrongKind {
-        field,
-        expected,
-        found: json::kind(found),
-    }
+    ConfigError::WrongKind { field, expected, found: json::kind(found) }
 }
 
 pub(super) fn boolean(
@@ -77,12 +73,7 @@ pub(super) fn address(
         Some(Value::String(text)) => text
             .parse::<Ipv4Addr>()
             .map(|address| Some(address).filter(|address| !address.is_unspecified()))
-            .or_else(|_| {
-                Err(ConfigError::BadAddress {
-                    field: name,
-                    found: text.clone(),
-                })
-            }),
+            .or_else(|_| Err(ConfigError::BadAddress { field: name, found: text.clone() })),
         Some(other) => Err(wrong_kind(name, "a string", other)),
     }
 }
