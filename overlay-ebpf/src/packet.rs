@@ -1,7 +1,32 @@
 //! The packet under a program's hands: the only place with pointer arithmetic.
 
+use core::mem::MaybeUninit;
+
 use aya_ebpf::programs::TcContext;
 use overlay_common::packet::{Header, Packet};
+
+#[repr(C, align(8))]
+struct Aligned<T>(T);
+
+/// Copies a `T` word by word. Headers have alignment 1, for which the compiler would move single bytes;
+/// the kernel's verifier accepts wide accesses to packets at any address where the processor does.
+#[inline(always)]
+unsafe fn copy_words<T>(from: *const u8, to: *mut u8) {
+    let mut offset = 0;
+    macro_rules! copy {
+        ($word:ty) => {
+            while size_of::<T>() - offset >= size_of::<$word>() {
+                // SAFETY: the caller vouches for `size_of::<T>()` bytes on both sides.
+                unsafe { *to.add(offset).cast::<$word>() = *from.add(offset).cast::<$word>() };
+                offset += size_of::<$word>();
+            }
+        };
+    }
+    copy!(u64);
+    copy!(u32);
+    copy!(u16);
+    copy!(u8);
+}
 
 /// A packet, read and written in place.
 pub(crate) struct Skb<'a> {
@@ -29,8 +54,9 @@ impl<'a> Skb<'a> {
     #[inline(always)]
     pub(crate) fn store<T: Header>(&self, offset: usize, header: T) -> Option<()> {
         let target = self.pointer::<T>(offset)?;
-        // SAFETY: `pointer` has checked the bounds, and a `Header` may lie at any address.
-        unsafe { target.write_unaligned(header) };
+        let header = Aligned(header);
+        // SAFETY: `pointer` has checked the bounds of one side, the other is a local of that size.
+        unsafe { copy_words::<T>((&raw const header).cast(), target.cast()) };
         Some(())
     }
 }
@@ -39,8 +65,13 @@ impl Packet for Skb<'_> {
     #[inline(always)]
     fn load<T: Header>(&self, offset: usize) -> Option<T> {
         let source = self.pointer::<T>(offset)?;
-        // SAFETY: `pointer` has checked the bounds, and a `Header` can be read from any bytes.
-        Some(unsafe { source.read_unaligned() })
+        let mut header = MaybeUninit::<Aligned<T>>::uninit();
+        // SAFETY: `pointer` has checked the bounds of one side, the other is a local of that size;
+        // a `Header` can be made of any bytes.
+        unsafe {
+            copy_words::<T>(source.cast(), header.as_mut_ptr().cast());
+            Some(header.assume_init().0)
+        }
     }
 
     #[inline(always)]
