@@ -1,5 +1,11 @@
 //! The agent: leases a subnet, follows everybody else's leases, and keeps the kernel in step.
 
+pub mod cli;
+pub mod docker_opts;
+mod dotenv;
+pub mod exit;
 mod json;
 pub mod lease;
 pub mod network_config;
+pub mod run_config;
+pub mod subnet_env;

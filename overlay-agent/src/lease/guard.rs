@@ -53,10 +53,11 @@ fn within(prefix: &Prefix, subnet: Ipv4Network) -> Vec<KeyRange> {
     let first = octets[index];
     let last = subnet.broadcast().octets()[index];
     let separator = if index == 3 { '-' } else { '.' };
-    let mut start = prefix.subnets_dir();
-    for octet in &octets[..index] {
-        start.push_str(&format!("{octet}."));
-    }
+    let start = octets[..index]
+        .iter()
+        .fold(prefix.subnets_dir(), |start, octet| {
+            format!("{start}{octet}.")
+        });
 
     let mut names: Vec<(String, u8)> = (0..=u8::MAX)
         .map(|value| (format!("{start}{value}{separator}"), value))
