@@ -8,4 +8,5 @@ mod json;
 pub mod lease;
 pub mod network_config;
 pub mod run_config;
+pub mod store;
 pub mod subnet_env;
