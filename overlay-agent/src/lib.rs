@@ -1,12 +1,17 @@
 //! The agent: leases a subnet, follows everybody else's leases, and keeps the kernel in step.
 
-mod json;
-
+pub mod cli;
 pub mod containers;
 pub mod datapath;
 pub mod dataplane;
+pub mod docker_opts;
+mod dotenv;
 pub mod exit;
+mod json;
 pub mod lease;
 pub mod netlink;
 pub mod network_config;
 pub mod peers;
+pub mod run_config;
+pub mod store;
+pub mod subnet_env;

@@ -3,10 +3,13 @@
 //! A lease is one key in etcd. The key names the subnet, the value says how to reach the host that
 //! has it, and the etcd lease that the key hangs on (a different thing, unluckily of the same name)
 //! says for how long. [`key`] and [`value`] own the bytes, which are flannel's; [`allocate`] owns the
-//! choice of a free subnet, [`guard`] what must not exist when it is taken. All of that is pure.
+//! choice of a free subnet, [`guard`] what must not exist when it is taken. All of that is
+//! pure; [`acquire`](mod@acquire) and [`keeper`] do it against a store.
 
+pub mod acquire;
 pub mod allocate;
 pub mod guard;
+pub mod keeper;
 pub mod key;
 pub mod value;
 
@@ -34,9 +37,12 @@ impl Lease {
     /// Puts together what a key and its value say; `None` if the value is another backend's.
     pub const fn from_parts(subnet: Ipv4Network, value: &LeaseValue) -> Option<Self> {
         match value.backend {
-            Backend::Vxlan { vni, vtep_mac } => {
-                Some(Self { subnet, public_ip: value.public_ip, vtep_mac, vni })
-            }
+            Backend::Vxlan { vni, vtep_mac } => Some(Self {
+                subnet,
+                public_ip: value.public_ip,
+                vtep_mac,
+                vni,
+            }),
             Backend::Other(_) => None,
         }
     }
@@ -45,14 +51,22 @@ impl Lease {
     pub const fn value(&self) -> LeaseValue {
         LeaseValue {
             public_ip: self.public_ip,
-            backend: Backend::Vxlan { vni: self.vni, vtep_mac: self.vtep_mac },
+            backend: Backend::Vxlan {
+                vni: self.vni,
+                vtep_mac: self.vtep_mac,
+            },
         }
     }
 }
 
 impl fmt::Display for Lease {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { subnet, public_ip, vtep_mac, .. } = self;
+        let Self {
+            subnet,
+            public_ip,
+            vtep_mac,
+            ..
+        } = self;
         write!(out, "{subnet} of {public_ip} ({vtep_mac})")
     }
 }

@@ -15,7 +15,11 @@ pub(super) fn wrong_kind(
     expected: &'static str,
     found: &Value,
 ) -> ConfigError {
-    ConfigError::WrongKind { field, expected, found: json::kind(found) }
+    ConfigError::WrongKind {
+        field,
+        expected,
+        found: json::kind(found),
+    }
 }
 
 pub(super) fn boolean(
@@ -70,10 +74,13 @@ pub(super) fn address(
 ) -> Result<Option<Ipv4Addr>, ConfigError> {
     match json::member(fields, name) {
         None => Ok(None),
-        Some(Value::String(text)) => text
-            .parse::<Ipv4Addr>()
-            .map(|address| Some(address).filter(|address| !address.is_unspecified()))
-            .or_else(|_| Err(ConfigError::BadAddress { field: name, found: text.clone() })),
+        Some(Value::String(text)) => match text.parse::<Ipv4Addr>() {
+            Ok(address) => Ok(Some(address).filter(|address| !address.is_unspecified())),
+            Err(_) => Err(ConfigError::BadAddress {
+                field: name,
+                found: text.clone(),
+            }),
+        },
         Some(other) => Err(wrong_kind(name, "a string", other)),
     }
 }
