@@ -1,1 +1,14 @@
-//! Hosts, wires, etcd and Docker in network namespaces: shared by the tests, the lab and the demo.
+//! The one door to the project: setting a machine up, building, checking, testing, showing.
+//!
+//! The binary is a thin command line over these modules. [`lab`] is also what the agent's
+//! integration tests stand on: hosts, wires, etcd and Docker in network namespaces.
+
+pub mod build;
+pub mod check;
+pub mod command;
+pub mod demo;
+pub mod interrupt;
+pub mod lab;
+pub mod setup;
+pub mod test;
+pub mod workspace;

@@ -1,2 +1,59 @@
-//! The one door.
-fn main() {}
+//! The one door: `cargo xtask <verb>`.
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use xtask::{build, check, demo, interrupt, lab::standing, setup, test};
+
+/// Setting up, building, checking, testing and showing the overlay.
+#[derive(Debug, Parser)]
+#[command(
+    name = "cargo xtask",
+    bin_name = "cargo xtask",
+    disable_help_subcommand = true
+)]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Install what building, running and testing need
+    Setup(setup::Options),
+    /// Build the BPF programs and the agent that carries them
+    Build(build::Options),
+    /// Formatting and lints, exactly as CI has them
+    Check,
+    /// Run the tests, layer by layer
+    Test(test::Options),
+    /// Show two Docker hosts talking, on this machine
+    Demo(demo::Options),
+    /// Hosts left standing to explore
+    #[command(subcommand)]
+    Lab(standing::Verb),
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    interrupt::install();
+    let result = match cli.verb {
+        Verb::Setup(options) => setup::run(options),
+        Verb::Build(options) => build::run(options),
+        Verb::Check => check::run(),
+        Verb::Test(options) => test::run(&options),
+        Verb::Demo(options) => demo::run(&options),
+        Verb::Lab(verb) => standing::run(verb),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(_) if interrupt::received() => {
+            eprintln!("interrupted; everything is cleaned up");
+            u8::try_from(interrupt::EXIT_CODE).map_or(ExitCode::FAILURE, ExitCode::from)
+        }
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

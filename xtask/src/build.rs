@@ -1,0 +1,274 @@
+//! `build`: the BPF object first, then the agent that carries it.
+
+use std::{
+    env, fs,
+    io::ErrorKind,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context as _, Result, bail};
+use clap::Args;
+
+use crate::{
+    command::Cmd,
+    setup::{BPF_LINKER, DEBIAN_CARGO, DEBIAN_RUSTC},
+    workspace,
+};
+
+/// What the programs are compiled for.
+const TARGET: &str = "bpfel-unknown-none";
+
+/// The crate, and its binary.
+const PACKAGE: &str = "overlay-ebpf";
+
+/// The command line of `build`.
+#[derive(Debug, Clone, Copy, Args)]
+pub struct Options {
+    /// Build the agent optimised (the BPF programs always are)
+    #[arg(long)]
+    pub release: bool,
+}
+
+/// Builds both.
+pub fn run(options: Options) -> Result<()> {
+    let object = object()?;
+    let agent = agent(options.release)?;
+    println!("BPF object  {}", object.display());
+    println!("agent       {}", agent.display());
+    Ok(())
+}
+
+/// The agent that tests, lab and demo run: the one that `cargo xtask build` makes.
+pub fn agent_binary() -> Result<PathBuf> {
+    binary(false)
+}
+
+/// Builds the agent with the BPF object that is there.
+pub fn agent(release: bool) -> Result<PathBuf> {
+    let mut command = workspace::cargo().args(["build", "--locked", "--package", "overlay-agent"]);
+    if release {
+        command = command.arg("--release");
+    }
+    command.stream()?;
+    binary(release)
+}
+
+/// Where the BPF object is that the agent's build script embeds.
+pub fn object_path() -> Result<PathBuf> {
+    Ok(workspace::target_dir()?.join("bpf/overlay.bpf.o"))
+}
+
+/// Builds the BPF object.
+pub fn object() -> Result<PathBuf> {
+    let toolchain = Toolchain::find()?;
+    let target = workspace::target_dir()?.join("bpf");
+    toolchain
+        .cargo()
+        .args(["build", "--locked", "--release", "--package", PACKAGE])
+        .args(["--bin", PACKAGE, "--target", TARGET])
+        .arg("--target-dir")
+        .arg(&target)
+        .args(toolchain.build_std())
+        .stream()
+        .with_context(|| format!("cannot build {PACKAGE} with {}", toolchain.describe()))?;
+    let built = target.join(TARGET).join("release").join(PACKAGE);
+    let object = object_path()?;
+    copy_if_changed(&built, &object)?;
+    Ok(object)
+}
+
+/// One of the two ways to compile for BPF.
+#[derive(Debug, Clone)]
+enum Toolchain {
+    /// A distribution's compiler with its prebuilt `core` for BPF.
+    Prebuilt {
+        /// `bpf-linker`.
+        linker: PathBuf,
+    },
+    /// Rustup's nightly, which compiles `core` from source.
+    Nightly {
+        /// `bpf-linker`.
+        linker: PathBuf,
+    },
+}
+
+impl Toolchain {
+    /// Finds out which one is here; says what is missing when there is neither.
+    fn find() -> Result<Self> {
+        let linker = linker();
+        let prebuilt = prebuilt_core();
+        let nightly = nightly_source();
+        match (linker, prebuilt, nightly) {
+            (Ok(linker), Ok(()), _) => Ok(Self::Prebuilt { linker }),
+            (Ok(linker), Err(_), Ok(())) => Ok(Self::Nightly { linker }),
+            (linker, prebuilt, nightly) => {
+                let mut missing = Vec::new();
+                if let Err(error) = linker {
+                    missing.push(format!("{error:#}"));
+                }
+                if let (Err(prebuilt), Err(nightly)) = (prebuilt, nightly) {
+                    missing.push(format!("no Rust for BPF, neither of Debian ({prebuilt:#})"));
+                    missing.push(format!("nor of rustup ({nightly:#})"));
+                }
+                bail!(
+                    "the BPF programs cannot be built:\n  {}\n`cargo xtask setup` installs what is \
+                     missing, `cargo xtask setup --check` says how",
+                    missing.join("\n  ")
+                )
+            }
+        }
+    }
+
+    /// Its cargo, with everything that a BPF build needs in the environment.
+    fn cargo(&self) -> Cmd {
+        let (command, linker) = match self {
+            Self::Prebuilt { linker } => (
+                Cmd::new(DEBIAN_CARGO)
+                    .env("RUSTC", DEBIAN_RUSTC)
+                    // The target's core is there, but a stable compiler asks for leave to use it.
+                    .env("RUSTC_BOOTSTRAP", "1"),
+                linker,
+            ),
+            Self::Nightly { linker } => {
+                (Cmd::new("rustup").args(["run", "nightly", "cargo"]), linker)
+            }
+        };
+        let flags = ["-C", "debuginfo=2", "-C", "link-arg=--btf"];
+        // What cargo and rustup say about the toolchain we run under is not for this one.
+        let inherited = [
+            "CARGO",
+            "CARGO_BUILD_TARGET",
+            "CARGO_TARGET_DIR",
+            "LD_LIBRARY_PATH",
+            "RUSTC_WORKSPACE_WRAPPER",
+            "RUSTC_WRAPPER",
+            "RUSTDOC",
+            "RUSTFLAGS",
+            "RUSTUP_TOOLCHAIN",
+        ];
+        let command = inherited
+            .into_iter()
+            .fold(command, |command, name| command.env_remove(name));
+        command
+            .env("CARGO_TARGET_BPFEL_UNKNOWN_NONE_LINKER", linker)
+            .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"))
+            .directory(workspace::root())
+            .no_deadline()
+    }
+
+    /// The arguments by which `core` is compiled along, where it is not prebuilt.
+    fn build_std(&self) -> &'static [&'static str] {
+        match self {
+            Self::Prebuilt { .. } => &[],
+            Self::Nightly { .. } => &["-Z", "build-std=core"],
+        }
+    }
+
+    fn describe(&self) -> String {
+        match self {
+            Self::Prebuilt { linker } => format!("{DEBIAN_RUSTC} and {}", linker.display()),
+            Self::Nightly { linker } => format!("rustup's nightly and {}", linker.display()),
+        }
+    }
+}
+
+/// The linker that `setup` built, otherwise the user's.
+fn linker() -> Result<PathBuf> {
+    let ours = workspace::target_dir()?.join("tools/bin").join(BPF_LINKER);
+    if ours.is_file() {
+        return Ok(ours);
+    }
+    in_path(BPF_LINKER)
+        .with_context(|| format!("no {BPF_LINKER}, neither {} nor in PATH", ours.display()))
+}
+
+/// Whether Debian's compiler is there with its `core` for BPF.
+fn prebuilt_core() -> Result<()> {
+    for program in [DEBIAN_CARGO, DEBIAN_RUSTC] {
+        if !Path::new(program).is_file() {
+            bail!("there is no {program}");
+        }
+    }
+    let sysroot = Cmd::new(DEBIAN_RUSTC)
+        .env_remove("LD_LIBRARY_PATH")
+        .args(["--print", "sysroot"])
+        .read()?;
+    let libraries = Path::new(&sysroot)
+        .join("lib/rustlib")
+        .join(TARGET)
+        .join("lib");
+    let found = fs::read_dir(&libraries)
+        .with_context(|| format!("no core for BPF in {}", libraries.display()))?
+        .filter_map(Result::ok)
+        .any(|entry| entry.file_name().to_string_lossy().starts_with("libcore-"));
+    if !found {
+        bail!("no core for BPF in {}", libraries.display());
+    }
+    Ok(())
+}
+
+/// Whether rustup's nightly is there with the source of `core`.
+fn nightly_source() -> Result<()> {
+    if in_path("rustup").is_none() {
+        bail!("there is no rustup");
+    }
+    let sysroot = Cmd::new("rustup")
+        .args(["run", "nightly", "rustc", "--print", "sysroot"])
+        .env_remove("RUSTUP_TOOLCHAIN")
+        .read()
+        .context("there is no nightly toolchain")?;
+    let source = Path::new(&sysroot).join("lib/rustlib/src/rust/library/core");
+    if !source.is_dir() {
+        bail!("nightly has no rust-src");
+    }
+    Ok(())
+}
+
+/// Whether rustup's nightly builds the BPF programs here, with nothing from a distribution.
+pub(crate) fn nightly_is_complete() -> bool {
+    in_path(BPF_LINKER).is_some() && nightly_source().is_ok() && prebuilt_core().is_err()
+}
+
+/// The first program of this name in `PATH`.
+pub(crate) fn in_path(name: &str) -> Option<PathBuf> {
+    env::split_paths(&env::var_os("PATH")?)
+        .map(|directory| directory.join(name))
+        .find(|candidate| candidate.is_file())
+}
+
+fn binary(release: bool) -> Result<PathBuf> {
+    let profile = if release { "release" } else { "debug" };
+    Ok(workspace::target_dir()?.join(profile).join("overlay-agent"))
+}
+
+/// Leaves an unchanged file alone, so that cargo does not build the agent again.
+fn copy_if_changed(from: &Path, to: &Path) -> Result<()> {
+    let new = fs::read(from).with_context(|| format!("cannot read {}", from.display()))?;
+    match fs::read(to) {
+        Ok(old) if old == new => return Ok(()),
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            return Err(error).with_context(|| format!("cannot read {}", to.display()));
+        }
+        Ok(_) | Err(_) => {}
+    }
+    fs::write(to, new).with_context(|| format!("cannot write {}", to.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_unchanged_object_keeps_its_time() {
+        let directory = tempfile::tempdir().unwrap();
+        let [from, to] = ["from", "to"].map(|name| directory.path().join(name));
+        fs::write(&from, b"one").unwrap();
+        copy_if_changed(&from, &to).unwrap();
+        let before = fs::metadata(&to).unwrap().modified().unwrap();
+        copy_if_changed(&from, &to).unwrap();
+        assert_eq!(fs::metadata(&to).unwrap().modified().unwrap(), before);
+        fs::write(&from, b"two").unwrap();
+        copy_if_changed(&from, &to).unwrap();
+        assert_eq!(fs::read(&to).unwrap(), b"two");
+    }
+}

@@ -1,0 +1,143 @@
+//! `check`: formatting, lints and documentation, exactly as CI has them.
+
+use std::fs;
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::{interrupt, setup, workspace};
+
+/// The crate that only compiles for BPF, or where a panic aborts.
+const BPF_PACKAGE: &str = "overlay-ebpf";
+
+/// Runs every check, and fails if one of them does.
+pub fn run() -> Result<()> {
+    setup::ensure()?;
+    let checks: [(&str, fn() -> Result<()>); 5] = [
+        (
+            "every crate inherits the workspace's lints",
+            lints_are_inherited,
+        ),
+        ("formatting", formatting),
+        ("lints", lints),
+        ("lints of the BPF programs", bpf_lints),
+        ("documentation", documentation),
+    ];
+    let mut failed = Vec::new();
+    for (title, check) in checks {
+        println!("━━━━ {title}");
+        if let Err(error) = check() {
+            interrupt::check()?;
+            eprintln!("{error:#}");
+            failed.push(title);
+        }
+    }
+    if !failed.is_empty() {
+        bail!("these checks failed: {}", failed.join(", "));
+    }
+    println!("all checks passed");
+    Ok(())
+}
+
+/// A lint table that nobody inherits looks just like one that everybody follows.
+fn lints_are_inherited() -> Result<()> {
+    let mut deaf = Vec::new();
+    for package in workspace::packages()? {
+        let path = &package.manifest_path;
+        let manifest =
+            fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+        if !inherits_lints(&manifest) {
+            deaf.push(package.name);
+        }
+    }
+    if !deaf.is_empty() {
+        bail!(
+            "no `[lints] workspace = true` in the Cargo.toml of {}",
+            deaf.join(", ")
+        );
+    }
+    Ok(())
+}
+
+fn inherits_lints(manifest: &str) -> bool {
+    let mut in_lints = false;
+    for line in manifest.lines().map(str::trim) {
+        if line.starts_with('[') {
+            in_lints = line == "[lints]";
+        } else if in_lints && line.replace(' ', "") == "workspace=true" {
+            return true;
+        } else if line.replace(' ', "") == "lints.workspace=true" {
+            return true;
+        }
+    }
+    false
+}
+
+fn formatting() -> Result<()> {
+    workspace::cargo()
+        .args(["fmt", "--all", "--check"])
+        .stream()
+}
+
+fn lints() -> Result<()> {
+    workspace::cargo()
+        .args([
+            "clippy",
+            "--locked",
+            "--workspace",
+            "--exclude",
+            BPF_PACKAGE,
+        ])
+        .args(["--all-targets", "--", "--deny", "warnings"])
+        .stream()
+}
+
+/// The programs bring their own panic handler, which fits the machine's target only where a panic
+/// aborts; for a lint that never links that is enough, and needs no clippy of a BPF compiler.
+fn bpf_lints() -> Result<()> {
+    let target = workspace::target_dir()?.join("bpf-lints");
+    workspace::cargo()
+        .args([
+            "clippy",
+            "--locked",
+            "--package",
+            BPF_PACKAGE,
+            "--bin",
+            BPF_PACKAGE,
+        ])
+        .args(["--config", "profile.dev.panic=\"abort\"", "--target-dir"])
+        .arg(target)
+        .args(["--", "--deny", "warnings"])
+        .stream()
+}
+
+/// A link to what has been renamed is only noticed here.
+fn documentation() -> Result<()> {
+    workspace::cargo()
+        .env("RUSTDOCFLAGS", "--deny warnings")
+        .args([
+            "doc",
+            "--locked",
+            "--no-deps",
+            "--workspace",
+            "--exclude",
+            BPF_PACKAGE,
+        ])
+        .stream()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lints_are_found_where_they_are() {
+        assert!(inherits_lints(
+            "[package]\nname = \"a\"\n\n[lints]\nworkspace = true\n"
+        ));
+        assert!(inherits_lints("lints.workspace = true\n"));
+        assert!(!inherits_lints("[package]\nversion.workspace = true\n"));
+        assert!(!inherits_lints(
+            "[lints]\n[dependencies]\nworkspace = true\n"
+        ));
+    }
+}

@@ -1,0 +1,206 @@
+//! A host: a network namespace with a cable, and what a real one keeps in `/run`.
+
+use std::{
+    fs,
+    net::Ipv4Addr,
+    path::{Path, PathBuf},
+    sync::atomic::{AtomicU32, Ordering},
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result};
+
+use super::{
+    Agent, AgentOptions, Container, Docker,
+    ledger::{HostRecord, Ledger},
+    namespace::Namespace,
+    subnet::SubnetEnv,
+    wire::Wire,
+};
+use crate::command::Cmd;
+
+/// How long an agent may take until it is ready; etcd and the network are local.
+const READY_WITHIN: Duration = Duration::from_secs(20);
+
+/// A host of a lab.
+#[derive(Debug)]
+pub struct Host {
+    name: String,
+    namespace: Namespace,
+    address: Ipv4Addr,
+    directory: PathBuf,
+    pins: PathBuf,
+    /// How many plain containers it has had: their addresses count up from the bridge's.
+    containers: AtomicU32,
+    ledger: Ledger,
+}
+
+impl Host {
+    /// Makes one, and plugs it in.
+    pub(super) fn create(
+        ledger: &Ledger,
+        wire: &Wire,
+        name: &str,
+        address: Ipv4Addr,
+    ) -> Result<Self> {
+        let record = ledger.record();
+        let directory = record.directory.join(name);
+        let pins = record.pins.join(name);
+        fs::create_dir_all(&directory)
+            .with_context(|| format!("cannot create {}", directory.display()))?;
+        let namespace = Namespace::create(ledger, name)?;
+        namespace.sysctl("net.ipv4.ip_forward", "1")?;
+        wire.plug(&namespace, address)?;
+        ledger.change(|record| {
+            record.hosts.push(HostRecord {
+                name: name.to_owned(),
+                namespace: namespace.name().to_owned(),
+                address,
+                directory: directory.clone(),
+                pins: pins.clone(),
+            });
+        })?;
+        Ok(Self {
+            name: name.to_owned(),
+            namespace,
+            address,
+            directory,
+            pins,
+            containers: AtomicU32::new(0),
+            ledger: ledger.clone(),
+        })
+    }
+
+    /// Its name, `host-one`.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Its network namespace.
+    pub fn namespace(&self) -> &Namespace {
+        &self.namespace
+    }
+
+    /// Its address on the wire.
+    pub fn address(&self) -> Ipv4Addr {
+        self.address
+    }
+
+    /// The record of the lab it belongs to.
+    pub fn ledger(&self) -> &Ledger {
+        &self.ledger
+    }
+
+    /// Its folder: what would be in `/run` and `/var/lib`, and the logs.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// Where its agent pins maps and programs. The agent makes this folder itself.
+    pub fn pins(&self) -> &Path {
+        &self.pins
+    }
+
+    /// The `subnet.env` that its agent writes.
+    pub fn subnet_file(&self) -> PathBuf {
+        self.directory.join("subnet.env")
+    }
+
+    /// The socket that its agent answers on.
+    pub fn agent_socket(&self) -> PathBuf {
+        self.directory.join("agent.sock")
+    }
+
+    /// What `subnet.env` says now.
+    pub fn subnet(&self) -> Result<SubnetEnv> {
+        SubnetEnv::read(&self.subnet_file())
+    }
+
+    /// A command that runs on it.
+    pub fn command(&self, program: impl AsRef<Path>) -> Cmd {
+        self.namespace.command(program)
+    }
+
+    /// `ip` on it; returns what it printed.
+    pub fn ip<I: IntoIterator<Item = S>, S: AsRef<str>>(&self, args: I) -> Result<String> {
+        self.namespace.ip(args)
+    }
+
+    /// Starts an agent and waits until it is ready.
+    pub fn start_agent(&self, options: &AgentOptions) -> Result<Agent> {
+        let mut agent = self.spawn_agent(options)?;
+        agent.wait_ready(READY_WITHIN)?;
+        Ok(agent)
+    }
+
+    /// Starts an agent, without waiting.
+    pub fn spawn_agent(&self, options: &AgentOptions) -> Result<Agent> {
+        Agent::spawn(&self.ledger, self, options)
+    }
+
+    /// Adds a plain container: a namespace behind the bridge that Docker would make, with the next
+    /// address of the leased subnet. The agent must have written `subnet.env` before.
+    pub fn add_container(&self, name: &str) -> Result<Container> {
+        let number = self.containers.fetch_add(1, Ordering::Relaxed) + 1;
+        Container::create(&self.ledger, self, name, number)
+    }
+
+    /// Starts a Docker daemon with the options that `overlay-agent docker-opts` makes of
+    /// `subnet.env`.
+    pub fn start_docker(&self, agent_binary: &Path) -> Result<Docker> {
+        let mut docker = Docker::spawn(&self.ledger, self, &self.docker_options(agent_binary)?)?;
+        docker.wait_ready()?;
+        Ok(docker)
+    }
+
+    /// Starts a Docker daemon with options of your own, without waiting for it.
+    pub fn spawn_docker(&self, options: &[String]) -> Result<Docker> {
+        Docker::spawn(&self.ledger, self, options)
+    }
+
+    /// The options for the Docker daemon, as a drop-in gets them from `overlay-agent docker-opts`.
+    pub fn docker_options(&self, agent_binary: &Path) -> Result<Vec<String>> {
+        let file = self.directory.join("docker_opts.env");
+        Cmd::new(agent_binary)
+            .arg("docker-opts")
+            .arg("-f")
+            .arg(self.subnet_file())
+            .arg("-d")
+            .arg(&file)
+            .arg("-c")
+            .run()?;
+        let text =
+            fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
+        let options = parse_docker_options(&text)
+            .with_context(|| format!("there is no DOCKER_OPTS in {}: {text}", file.display()))?;
+        Ok(options)
+    }
+}
+
+fn parse_docker_options(text: &str) -> Option<Vec<String>> {
+    let value = text
+        .lines()
+        .find_map(|line| line.strip_prefix("DOCKER_OPTS="))?;
+    Some(
+        value
+            .trim_matches('"')
+            .split_whitespace()
+            .map(str::to_owned)
+            .collect(),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn docker_options_are_read_from_the_combined_line() {
+        let options =
+            parse_docker_options("DOCKER_OPTS=\" --bip=10.1.5.1/24 --ip-masq=true --mtu=1450\"\n");
+        assert_eq!(
+            options.unwrap(),
+            ["--bip=10.1.5.1/24", "--ip-masq=true", "--mtu=1450"]
+        );
+    }
+}

@@ -1,0 +1,488 @@
+//! `setup`: what building, running and testing need, installed once, each with its reason.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context as _, Result, bail};
+use clap::Args;
+use nix::unistd::Uid;
+
+use crate::{build, command::Cmd, workspace};
+
+/// The linker for BPF objects.
+pub(crate) const BPF_LINKER: &str = "bpf-linker";
+
+/// The version that goes with the compiler's LLVM.
+const BPF_LINKER_VERSION: &str = "0.13.0";
+
+/// The LLVM that Debian's compiler for BPF is built with.
+const LLVM_PREFIX: &str = "/usr/lib/llvm-22";
+
+/// Debian's cargo and compiler, named in full: rustup's come first in `PATH`.
+pub(crate) const DEBIAN_CARGO: &str = "/usr/bin/cargo";
+/// See [`DEBIAN_CARGO`].
+pub(crate) const DEBIAN_RUSTC: &str = "/usr/bin/rustc";
+
+/// Asked by Debian's packages before they start a service.
+const SERVICE_POLICY: &str = "/usr/sbin/policy-rc.d";
+
+/// The command line of `setup`.
+#[derive(Debug, Clone, Copy, Args)]
+pub struct Options {
+    /// Only report what is missing, with the commands that install it
+    #[arg(long)]
+    pub check: bool,
+}
+
+/// A package of Debian and Ubuntu.
+struct Package {
+    /// Its name, and the names it has elsewhere.
+    names: &'static [&'static str],
+    /// What we need it for.
+    why: &'static str,
+    /// Not needed where rustup's nightly builds the BPF programs.
+    only_prebuilt: bool,
+}
+
+const fn package(names: &'static [&'static str], why: &'static str) -> Package {
+    Package {
+        names,
+        why,
+        only_prebuilt: false,
+    }
+}
+
+const fn prebuilt(names: &'static [&'static str], why: &'static str) -> Package {
+    Package {
+        names,
+        why,
+        only_prebuilt: true,
+    }
+}
+
+/// Everything, in the order people meet it. The BPF toolchain comes from the security archive of
+/// Debian 12, which builds browsers with it.
+const PACKAGES: &[Package] = &[
+    package(&["gcc"], "links Rust programs, compiles the C parts of TLS"),
+    package(&["g++"], "links bpf-linker with LLVM, which is C++"),
+    package(
+        &["libc6-dev"],
+        "headers and start-up code for every program",
+    ),
+    package(
+        &["protobuf-compiler"],
+        "etcd's client is generated from its protocol",
+    ),
+    package(
+        &["libprotobuf-dev"],
+        "the well-known types that protocol includes",
+    ),
+    prebuilt(
+        &["cargo-web"],
+        "builds the BPF programs, with the compiler below",
+    ),
+    prebuilt(
+        &["rustc-web"],
+        "the compiler that goes with the prebuilt core for BPF",
+    ),
+    prebuilt(
+        &["libstd-rust-web-dev-bpf"],
+        "a prebuilt core for BPF: no nightly, no rust-src",
+    ),
+    prebuilt(&["llvm-22-dev"], "bpf-linker is built on it"),
+    prebuilt(
+        &["libpolly-22-dev"],
+        "the part of LLVM that its own libraries ask for",
+    ),
+    prebuilt(&["zlib1g-dev"], "LLVM links with it"),
+    prebuilt(&["libzstd-dev"], "LLVM links with it"),
+    package(
+        &["etcd-server", "etcd"],
+        "the store where hosts take their leases",
+    ),
+    package(
+        &["etcd-client", "etcd"],
+        "etcdctl, to look into the store from outside",
+    ),
+    package(
+        &["docker.io", "docker-ce"],
+        "real containers for the demo and the docker tests",
+    ),
+    package(&["busybox-static"], "their image: nothing has to be pulled"),
+    package(&["iproute2"], "network namespaces, links, routes"),
+    package(&["iptables"], "Docker's rules, which our packets must pass"),
+    package(&["nftables"], "what these rules are underneath"),
+    package(&["ethtool"], "switches offloads, to imitate a wire"),
+    package(
+        &["bpftool", "linux-tools-common"],
+        "looks into maps and programs from outside",
+    ),
+    package(&["tcpdump"], "captures the wire"),
+    package(
+        &["tshark"],
+        "reads captures as an independent judge of our frames",
+    ),
+    package(&["iperf3"], "measures throughput"),
+    package(&["iputils-ping"], "ping with every size"),
+    package(&["procps"], "sysctl and pgrep"),
+    package(&["util-linux"], "nsenter and unshare"),
+];
+
+/// What is missing on this machine.
+#[derive(Default)]
+struct Missing {
+    packages: Vec<&'static Package>,
+    linker: bool,
+    components: Vec<&'static str>,
+    /// What we cannot install here, as sentences.
+    by_hand: Vec<String>,
+}
+
+impl Missing {
+    fn find() -> Result<Self> {
+        let mut missing = Self::default();
+        let nightly = build::nightly_is_complete();
+        if is_debian_like() {
+            let installed = installed_packages()?;
+            missing.packages = PACKAGES
+                .iter()
+                .filter(|package| !(nightly && package.only_prebuilt))
+                .filter(|package| !package.names.iter().any(|name| installed.contains(*name)))
+                .collect();
+        } else {
+            missing.by_hand = programs_missing(nightly);
+        }
+        missing.linker = !nightly && !linker_is_there()?;
+        for (component, command) in [("rustfmt", "fmt"), ("clippy", "clippy")] {
+            let there = workspace::cargo()
+                .args([command, "--version"])
+                .output()?
+                .status
+                .success();
+            if !there {
+                missing.components.push(component);
+            }
+        }
+        Ok(missing)
+    }
+
+    fn is_nothing(&self) -> bool {
+        self.packages.is_empty()
+            && !self.linker
+            && self.components.is_empty()
+            && self.by_hand.is_empty()
+    }
+
+    fn report(&self) -> Result<()> {
+        for package in &self.packages {
+            println!("missing  {:<24} {}", package.names[0], package.why);
+        }
+        if self.linker {
+            println!("missing  {:<24} links the BPF programs", linker_title());
+        }
+        for component in &self.components {
+            println!("missing  {component:<24} formatting and lints of `cargo xtask check`");
+        }
+        for sentence in &self.by_hand {
+            println!("missing  {sentence}");
+        }
+        println!("\nwhat installs it:");
+        for command in self.commands()? {
+            println!("  {command}");
+        }
+        Ok(())
+    }
+
+    /// The commands that install it, to be run by people, as root where they begin with `apt-get`.
+    fn commands(&self) -> Result<Vec<String>> {
+        let mut commands = Vec::new();
+        if !self.packages.is_empty() {
+            let names: Vec<&str> = self
+                .packages
+                .iter()
+                .map(|package| package.names[0])
+                .collect();
+            commands.push("apt-get update".to_owned());
+            commands.push(apt_install(&names).to_string());
+        }
+        if self.linker {
+            commands.push(format!("LLVM_PREFIX={LLVM_PREFIX} {}", install_linker()?));
+        }
+        if !self.components.is_empty() {
+            commands.push(install_components(&self.components).to_string());
+        }
+        Ok(commands)
+    }
+}
+
+/// Installs what is missing, or only reports it.
+pub fn run(options: Options) -> Result<()> {
+    let missing = Missing::find()?;
+    if missing.is_nothing() {
+        println!("everything is there");
+        return Ok(());
+    }
+    missing.report()?;
+    if options.check {
+        bail!("this machine is not set up");
+    }
+    install(&missing)?;
+    println!("everything is there");
+    Ok(())
+}
+
+/// The same for verbs that need a machine that is set up; says nothing when it is.
+pub fn ensure() -> Result<()> {
+    let missing = Missing::find()?;
+    if missing.is_nothing() {
+        return Ok(());
+    }
+    missing.report()?;
+    install(&missing)
+}
+
+fn install(missing: &Missing) -> Result<()> {
+    if !missing.by_hand.is_empty() {
+        bail!("this system has no apt-get: install by hand what is listed above");
+    }
+    if !missing.packages.is_empty() {
+        if !Uid::effective().is_root() {
+            bail!(
+                "packages are installed by root: run the lines above that begin with apt-get, then this again"
+            );
+        }
+        install_packages(&missing.packages)?;
+    }
+    if missing.linker {
+        println!("\nbuilding {} (a minute or two)", linker_title());
+        install_linker()?.stream()?;
+    }
+    if !missing.components.is_empty() {
+        install_components(&missing.components).stream()?;
+    }
+    Ok(())
+}
+
+fn install_packages(packages: &[&Package]) -> Result<()> {
+    apt("update").stream()?;
+    let mut names = BTreeSet::new();
+    let mut unknown = Vec::new();
+    for package in packages {
+        match package.names.iter().find(|name| is_known(name)) {
+            Some(name) => {
+                names.insert(*name);
+            }
+            None => unknown.push(package.names[0]),
+        }
+    }
+    if !unknown.is_empty() {
+        bail!(
+            "this system has no package {}.\n\
+             Debian 12 with its security archive has all of them. Elsewhere the BPF programs are \
+             built by rustup: `rustup toolchain install nightly --component rust-src`, and \
+             {} from its releases in PATH; then this again",
+            unknown.join(", "),
+            linker_title()
+        );
+    }
+    let names: Vec<&str> = names.into_iter().collect();
+    let _quiet = QuietServices::new()?;
+    apt_install(&names).stream()
+}
+
+fn apt(verb: &str) -> Cmd {
+    Cmd::new("apt-get")
+        .env("DEBIAN_FRONTEND", "noninteractive")
+        // Packages that ask for the run level start nothing in this one.
+        .env("RUNLEVEL", "1")
+        .args(["-o", "DPkg::Lock::Timeout=300", "-o", "Acquire::Retries=3"])
+        .arg(verb)
+        .no_deadline()
+}
+
+fn apt_install(names: &[&str]) -> Cmd {
+    apt("install")
+        .args(["--yes", "--no-install-recommends"])
+        .args(names)
+}
+
+/// Whether apt could install a package of this name.
+fn is_known(name: &str) -> bool {
+    Cmd::new("apt-cache")
+        .args(["show", "--no-all-versions", name])
+        .output()
+        .is_ok_and(|output| output.status.success() && !output.stdout.trim().is_empty())
+}
+
+/// Keeps packages from starting their services while it lives: a build machine needs etcd and Docker
+/// as programs, not as daemons.
+struct QuietServices {
+    /// Whether the policy is ours to remove: a machine's own stays.
+    ours: bool,
+}
+
+impl QuietServices {
+    fn new() -> Result<Self> {
+        let failed = || format!("cannot write {SERVICE_POLICY}");
+        if Path::new(SERVICE_POLICY).exists() {
+            return Ok(Self { ours: false });
+        }
+        fs::write(SERVICE_POLICY, "#!/bin/sh\nexit 101\n").with_context(failed)?;
+        let policy = Self { ours: true };
+        fs::set_permissions(SERVICE_POLICY, fs::Permissions::from_mode(0o755))
+            .with_context(failed)?;
+        Ok(policy)
+    }
+}
+
+impl Drop for QuietServices {
+    fn drop(&mut self) {
+        if self.ours
+            && let Err(error) = fs::remove_file(SERVICE_POLICY)
+        {
+            eprintln!(
+                "cannot remove {SERVICE_POLICY}, which keeps services from starting: {error}"
+            );
+        }
+    }
+}
+
+fn linker_title() -> String {
+    format!("{BPF_LINKER} {BPF_LINKER_VERSION}")
+}
+
+fn install_linker() -> Result<Cmd> {
+    Ok(workspace::cargo()
+        .env("LLVM_PREFIX", LLVM_PREFIX)
+        // It goes with the tools, wherever our own build goes.
+        .env_remove("CARGO_TARGET_DIR")
+        .args([
+            "install",
+            BPF_LINKER,
+            "--version",
+            BPF_LINKER_VERSION,
+            "--locked",
+        ])
+        .args(["--no-default-features", "--features", "llvm-22", "--root"])
+        .arg(tools_dir()?))
+}
+
+fn tools_dir() -> Result<PathBuf> {
+    Ok(workspace::target_dir()?.join("tools"))
+}
+
+/// Whether `setup` has built the linker, in this version.
+fn linker_is_there() -> Result<bool> {
+    let linker = tools_dir()?.join("bin").join(BPF_LINKER);
+    if !linker.is_file() {
+        return Ok(false);
+    }
+    let version = Cmd::new(&linker).arg("--version").output()?;
+    Ok(version.stdout.trim() == linker_title())
+}
+
+fn install_components(components: &[&str]) -> Cmd {
+    Cmd::new("rustup")
+        .args(["component", "add"])
+        .args(components)
+        .no_deadline()
+}
+
+fn is_debian_like() -> bool {
+    build::in_path("apt-get").is_some() && build::in_path("dpkg-query").is_some()
+}
+
+fn installed_packages() -> Result<BTreeSet<String>> {
+    let format = "${db:Status-Abbrev} ${Package}\n";
+    let listed = Cmd::new("dpkg-query")
+        .args(["--show", "--showformat", format])
+        .read()?;
+    Ok(listed
+        .lines()
+        .filter_map(|line| {
+            let mut fields = line.split_whitespace();
+            let status = fields.next()?;
+            let name = fields.next()?;
+            status.ends_with('i').then(|| name.to_owned())
+        })
+        .collect())
+}
+
+/// Where there are no packages we know: the programs themselves.
+fn programs_missing(nightly: bool) -> Vec<String> {
+    const PROGRAMS: &[(&str, &str)] = &[
+        ("cc", "links Rust programs"),
+        ("protoc", "etcd's client is generated from its protocol"),
+        ("etcd", "the store where hosts take their leases"),
+        ("etcdctl", "looks into the store from outside"),
+        (
+            "dockerd",
+            "real containers for the demo and the docker tests",
+        ),
+        ("docker", "its client"),
+        ("ip", "network namespaces, links, routes (iproute2)"),
+        ("iptables", "Docker's rules, which our packets must pass"),
+        ("nft", "what these rules are underneath"),
+        ("ethtool", "switches offloads, to imitate a wire"),
+        ("bpftool", "looks into maps and programs from outside"),
+        ("tcpdump", "captures the wire"),
+        ("tshark", "reads captures (wireshark-cli)"),
+        ("iperf3", "measures throughput"),
+        ("ping", "ping with every size"),
+        ("sysctl", "sets kernel parameters (procps)"),
+        ("nsenter", "enters namespaces (util-linux)"),
+        ("busybox", "the containers' image, statically linked"),
+    ];
+    let mut sentences: Vec<String> = PROGRAMS
+        .iter()
+        .filter(|(program, _)| {
+            build::in_path(program).is_none()
+                && !["/usr/sbin", "/sbin"]
+                    .iter()
+                    .any(|directory| Path::new(directory).join(program).exists())
+        })
+        .map(|(program, why)| format!("{program:<24} {why}"))
+        .collect();
+    if !nightly {
+        sentences.push(format!(
+            "{:<24} builds the BPF programs: `rustup toolchain install nightly --component rust-src`",
+            "nightly with rust-src"
+        ));
+        sentences.push(format!(
+            "{:<24} links them: from its releases, in PATH",
+            linker_title()
+        ));
+    }
+    sentences
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_package_has_a_reason() {
+        for package in PACKAGES {
+            assert!(!package.names.is_empty());
+            assert!(!package.why.is_empty(), "{}", package.names[0]);
+        }
+    }
+
+    #[test]
+    fn the_command_for_people_is_the_one_we_run() {
+        let missing = Missing {
+            packages: vec![&PACKAGES[0]],
+            ..Missing::default()
+        };
+        let commands = missing.commands().unwrap();
+        assert_eq!(commands[0], "apt-get update");
+        assert!(
+            commands[1].ends_with("install --yes --no-install-recommends gcc"),
+            "{commands:?}"
+        );
+    }
+}

@@ -1,0 +1,339 @@
+//! `test`: the layers of tests, each really run, and one line that counts them all.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail};
+use clap::Args;
+use comfy_table::{CellAlignment, Table, presets};
+
+use crate::{build, interrupt, setup, workspace};
+
+/// How long one layer may take: a test that hangs must not hang CI.
+const LAYER_WITHIN: Duration = Duration::from_mins(20);
+
+/// What a layer runs.
+#[derive(Debug, Clone, Copy)]
+enum Runs {
+    /// The tests beside the code, and the examples in the documentation.
+    Units,
+    /// The integration tests of the agent named as the layer, this many at a time.
+    Integration(Threads),
+}
+
+/// How many tests of a layer run at a time.
+#[derive(Debug, Clone, Copy)]
+enum Threads {
+    /// As many as there are processors.
+    Many,
+    /// One: they measure, or would take each other's ports and time.
+    One,
+}
+
+/// A layer of tests.
+#[derive(Debug)]
+struct Layer {
+    name: &'static str,
+    about: &'static str,
+    runs: Runs,
+}
+
+/// All layers, from the fastest to the slowest. A new one is one line here.
+const LAYERS: &[Layer] = &[
+    layer("unit", "every decision, without a kernel", Runs::Units),
+    layer(
+        "datapath",
+        "the BPF programs, packet by packet",
+        Runs::Integration(Threads::One),
+    ),
+    layer("store", "a real etcd", Runs::Integration(Threads::Many)),
+    layer(
+        "network",
+        "hosts and containers in namespaces",
+        Runs::Integration(Threads::One),
+    ),
+    layer(
+        "docker",
+        "real Docker daemons",
+        Runs::Integration(Threads::One),
+    ),
+];
+
+const fn layer(name: &'static str, about: &'static str, runs: Runs) -> Layer {
+    Layer { name, about, runs }
+}
+
+/// The command line of `test`.
+#[derive(Debug, Clone, Args)]
+#[command(after_help = layers_help())]
+pub struct Options {
+    /// Which layers; all of them otherwise
+    #[arg(value_name = "LAYER", value_parser = layer_names())]
+    pub layers: Vec<String>,
+    /// What the test programs get: a part of a test's name, `--nocapture`, …
+    #[arg(last = true, value_name = "ARGUMENT")]
+    pub arguments: Vec<String>,
+}
+
+fn layer_names() -> Vec<&'static str> {
+    LAYERS.iter().map(|layer| layer.name).collect()
+}
+
+fn layers_help() -> String {
+    let mut help = "Layers:\n".to_owned();
+    for layer in LAYERS {
+        help.push_str(&format!("  {:<10} {}\n", layer.name, layer.about));
+    }
+    help
+}
+
+/// How many tests ended how.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+struct Counts {
+    passed: u64,
+    failed: u64,
+    skipped: u64,
+}
+
+impl Counts {
+    fn add(&mut self, other: Self) {
+        self.passed += other.passed;
+        self.failed += other.failed;
+        self.skipped += other.skipped;
+    }
+
+    /// The counts of one test program, from the line it ends with.
+    fn parse(line: &str) -> Option<Self> {
+        let line = without_colours(line);
+        let (_, counts) = line.split_once("test result: ")?.1.split_once(". ")?;
+        let mut found = Self::default();
+        for part in counts.split(';') {
+            let mut words = part.split_whitespace();
+            let (Some(number), Some(what)) = (words.next(), words.next()) else {
+                continue;
+            };
+            match what {
+                "passed" => found.passed = number.parse().ok()?,
+                "failed" => found.failed = number.parse().ok()?,
+                "ignored" => found.skipped = number.parse().ok()?,
+                _ => {}
+            }
+        }
+        Some(found)
+    }
+
+    fn closing_line(self) -> String {
+        let skipped = if self.skipped > 0 {
+            format!(", {} skipped", self.skipped)
+        } else {
+            String::new()
+        };
+        format!("{} passed, {} failed{skipped}", self.passed, self.failed)
+    }
+}
+
+fn without_colours(line: &str) -> String {
+    let mut plain = String::with_capacity(line.len());
+    let mut rest = line;
+    while let Some((before, escape)) = rest.split_once("\x1b[") {
+        plain.push_str(before);
+        rest = escape.split_once('m').map_or("", |(_, after)| after);
+    }
+    plain.push_str(rest);
+    plain
+}
+
+/// What came of a layer.
+struct Outcome {
+    name: &'static str,
+    counts: Counts,
+    time: Duration,
+    /// What went wrong apart from failed tests.
+    trouble: Option<String>,
+}
+
+/// Runs the layers.
+pub fn run(options: &Options) -> Result<()> {
+    setup::ensure()?;
+    build::object()?;
+    build::agent(false)?;
+
+    let mut outcomes = Vec::new();
+    for layer in LAYERS {
+        if options.layers.is_empty() || options.layers.iter().any(|name| name == layer.name) {
+            interrupt::check()?;
+            println!("\n━━━━ {}: {}", layer.name, layer.about);
+            outcomes.push(run_layer(layer, &options.arguments));
+        }
+    }
+    interrupt::check()?;
+
+    println!("\n{}\n", summary(&outcomes));
+    let mut total = Counts::default();
+    for outcome in &outcomes {
+        total.add(outcome.counts);
+        if let Some(trouble) = &outcome.trouble {
+            println!("{}: {trouble}", outcome.name);
+        }
+    }
+    println!("{}", total.closing_line());
+    if total.failed > 0 {
+        // The closing line has said it, and stays the last.
+        std::process::exit(1);
+    }
+    Ok(())
+}
+
+fn run_layer(layer: &Layer, arguments: &[String]) -> Outcome {
+    let start = Instant::now();
+    let mut counts = Counts::default();
+    let mut trouble = None;
+    for arguments in invocations(layer, arguments) {
+        match invoke(layer, &arguments) {
+            Ok((found, complaint)) => {
+                counts.add(found);
+                trouble = trouble.or(complaint);
+            }
+            Err(error) => trouble = Some(format!("{error:#}")),
+        }
+    }
+    if trouble.is_none() && counts.passed + counts.failed == 0 {
+        trouble = Some("no test was run".to_owned());
+    }
+    if trouble.is_some() {
+        // Whatever it is, a layer in trouble must not look as if it had passed.
+        counts.failed += 1;
+    }
+    Outcome {
+        name: layer.name,
+        counts,
+        time: start.elapsed(),
+        trouble,
+    }
+}
+
+/// The arguments of `cargo test`, once for each time it runs.
+fn invocations(layer: &Layer, arguments: &[String]) -> Vec<Vec<String>> {
+    let owned =
+        |words: &[&str]| -> Vec<String> { words.iter().map(|word| (*word).to_owned()).collect() };
+    let mut invocations = match layer.runs {
+        Runs::Units => vec![
+            owned(&[
+                "--package",
+                "overlay-common",
+                "--package",
+                "overlay-agent",
+                "--package",
+                "xtask",
+                "--lib",
+                "--bins",
+                "--",
+            ]),
+            owned(&["--package", "overlay-common", "--doc", "--"]),
+        ],
+        Runs::Integration(threads) => {
+            let mut words = owned(&["--package", "overlay-agent", "--test", layer.name, "--"]);
+            if matches!(threads, Threads::One) {
+                words.push("--test-threads=1".to_owned());
+            }
+            vec![words]
+        }
+    };
+    for invocation in &mut invocations {
+        invocation.extend_from_slice(arguments);
+    }
+    invocations
+}
+
+/// Runs `cargo test` once: its counts, and what went wrong apart from failed tests.
+fn invoke(layer: &Layer, arguments: &[String]) -> Result<(Counts, Option<String>)> {
+    if matches!(layer.runs, Runs::Integration(_)) {
+        let tests = workspace::root().join("overlay-agent/tests");
+        let [file, folder] = [
+            format!("{}.rs", layer.name),
+            format!("{}/main.rs", layer.name),
+        ];
+        if !tests.join(&file).exists() && !tests.join(&folder).exists() {
+            bail!("there is neither overlay-agent/tests/{file} nor overlay-agent/tests/{folder}");
+        }
+    }
+    let mut counts = Counts::default();
+    let status = workspace::cargo()
+        .args(["test", "--locked", "--no-fail-fast"])
+        .args(arguments)
+        .deadline(LAYER_WITHIN)
+        .stream_lines(|line| {
+            if let Some(found) = Counts::parse(line) {
+                counts.add(found);
+            }
+        })?;
+    // A test program that crashes, or does not compile, prints no result.
+    let trouble = (!status.success() && counts.failed == 0)
+        .then(|| format!("cargo test ended with {status}, but no test failed"));
+    Ok((counts, trouble))
+}
+
+fn summary(outcomes: &[Outcome]) -> Table {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING);
+    table.set_header(["LAYER", "PASSED", "FAILED", "SKIPPED", "TIME"]);
+    for outcome in outcomes {
+        table.add_row([
+            outcome.name.to_owned(),
+            outcome.counts.passed.to_string(),
+            outcome.counts.failed.to_string(),
+            outcome.counts.skipped.to_string(),
+            format!("{:.1} s", outcome.time.as_secs_f64()),
+        ]);
+    }
+    for column in table.column_iter_mut().skip(1) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    table
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_line_that_a_test_program_ends_with_is_counted() {
+        let line = "test result: FAILED. 5 passed; 2 failed; 1 ignored; 0 measured; 3 filtered \
+                    out; finished in 0.00s";
+        let counts = Counts {
+            passed: 5,
+            failed: 2,
+            skipped: 1,
+        };
+        assert_eq!(Counts::parse(line), Some(counts));
+        let coloured = line.replace("FAILED", "\x1b[31mFAILED\x1b[0m");
+        assert_eq!(Counts::parse(&coloured), Some(counts));
+        assert_eq!(Counts::parse("test counts::tests::zero ... ok"), None);
+    }
+
+    #[test]
+    fn the_closing_line_counts_everything() {
+        let counts = Counts {
+            passed: 7,
+            failed: 0,
+            skipped: 0,
+        };
+        assert_eq!(counts.closing_line(), "7 passed, 0 failed");
+        let counts = Counts {
+            skipped: 2,
+            ..counts
+        };
+        assert_eq!(counts.closing_line(), "7 passed, 0 failed, 2 skipped");
+    }
+
+    #[test]
+    fn a_layer_without_tests_has_failed() {
+        let missing = layer("no-such-layer", "", Runs::Integration(Threads::One));
+        let outcome = run_layer(&missing, &[]);
+        assert_eq!(outcome.counts.failed, 1);
+        let trouble = outcome.trouble.unwrap();
+        assert!(
+            trouble.contains("overlay-agent/tests/no-such-layer.rs"),
+            "{trouble}"
+        );
+    }
+}
