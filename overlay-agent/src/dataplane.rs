@@ -1,6 +1,6 @@
 //! The overlay on this host: what it should be, and the passes that make the kernel so.
 
-use std::{collections::HashMap, net::Ipv4Addr, path::Path};
+use std::{collections::HashMap, net::Ipv4Addr};
 
 use anyhow::{Context, Result};
 use ipnetwork::Ipv4Network;
@@ -54,8 +54,7 @@ impl Dataplane {
     ///
     /// What an earlier agent left forwards all the while: its maps stay filled until
     /// [`replace_leases`](Self::replace_leases), its programs run until ours take their place.
-    pub async fn start(spec: DataplaneSpec, pin_path: &Path) -> Result<Self> {
-        let pins = PinPath::open(pin_path)?;
+    pub async fn start(spec: DataplaneSpec, pins: PinPath) -> Result<Self> {
         let mut programs = Programs::load(&pins)?;
         let tables = programs.take_tables()?;
         let handle = netlink::connect()?;
@@ -79,6 +78,15 @@ impl Dataplane {
         dataplane.converge(&observed).await?;
         dataplane.attachments.detach_leftovers(&dataplane.pins)?;
         Ok(dataplane)
+    }
+
+    /// Makes it something else: another lease, most of all. The maps keep their
+    /// peers until [`replace_leases`](Self::replace_leases) brings the list.
+    pub async fn move_to(&mut self, spec: DataplaneSpec) -> Result<()> {
+        self.peers = Peers::new(spec.tunnel.subnet, spec.public_address);
+        self.synced = false;
+        self.spec = spec;
+        self.reconcile().await
     }
 
     /// Looks at the kernel and mends what is not as it should be.

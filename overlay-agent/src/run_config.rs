@@ -27,6 +27,10 @@ pub struct RunConfig {
     pub subnet_file: PathBuf,
     /// What `FLANNEL_IPMASQ` is to say.
     pub ip_masq: bool,
+    /// Whether the host's firewall is to forward what goes through the tunnel device.
+    pub forward_rules: bool,
+    /// How often that is checked.
+    pub iptables_resync: Duration,
     /// Where to serve health checks, if anywhere.
     pub healthz: Option<SocketAddr>,
     /// The TTL of our etcd lease.
@@ -150,6 +154,8 @@ impl TryFrom<RunArgs> for RunConfig {
             uplink: UplinkConfig::try_from(&args)?,
             subnet_file: args.subnet_file,
             ip_masq: args.ip_masq,
+            forward_rules: args.iptables_forward_rules,
+            iptables_resync: Duration::from_secs(args.iptables_resync.max(1).into()),
             healthz: (args.healthz_port != 0)
                 .then(|| SocketAddr::new(args.healthz_ip, args.healthz_port)),
             lease_ttl: Duration::from_secs(args.lease_ttl.into()),
@@ -235,14 +241,6 @@ fn without_effect(args: &RunArgs) -> Vec<String> {
         (
             args.ip_masq_fully_random_disable,
             "--ip-masq-fully-random-disable has no effect yet: no masquerading rules are made",
-        ),
-        (
-            args.iptables_resync != 5,
-            "--iptables-resync has no effect yet: no firewall rules are made",
-        ),
-        (
-            !args.iptables_forward_rules,
-            "--iptables-forward-rules has no effect yet: no firewall rules are made",
         ),
         (
             args.ip_blackhole_route,

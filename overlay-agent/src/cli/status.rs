@@ -1,8 +1,14 @@
 //! `overlay-agent status`: what the running agent does, in words or as JSON.
 
-use std::path::PathBuf;
+use std::{
+    io::{self, Write as _},
+    path::PathBuf,
+};
 
+use anyhow::Context as _;
 use clap::{Args, ValueEnum};
+
+use crate::admin::fetch_status;
 
 /// Arguments of `status`.
 #[derive(Debug, Args)]
@@ -26,10 +32,11 @@ pub enum Output {
 }
 
 /// Asks the running agent and prints its answer.
-#[expect(
-    clippy::unused_async,
-    reason = "asking the agent will wait for its socket"
-)]
 pub async fn run(args: StatusArgs) -> anyhow::Result<()> {
-    anyhow::bail!("{} is not connected yet", args.socket.display());
+    let status = fetch_status(&args.socket).await?;
+    let text = match args.output {
+        Output::Text => status.to_text(),
+        Output::Json => format!("{}\n", serde_json::to_string_pretty(&status)?),
+    };
+    io::stdout().write_all(text.as_bytes()).context("cannot print the status")
 }

@@ -30,6 +30,18 @@ pub struct Programs {
 }
 
 impl Programs {
+    /// Fails where no program can be loaded, whatever else is done: a kernel that is too old, an agent
+    /// that was built without them.
+    pub fn check() -> Result<()> {
+        if OBJECT.is_empty() {
+            return Err(anyhow::anyhow!(
+                "this agent was built without its BPF object: build it with `cargo xtask build`"
+            ))
+            .exit(Exit::Unavailable);
+        }
+        check_kernel()
+    }
+
     /// Loads the programs over the maps pinned at `pins`: those that are there, if they are of our ABI
     /// version, else new ones.
     pub fn load(pins: &PinPath) -> Result<Self> {
@@ -47,13 +59,7 @@ impl Programs {
     }
 
     fn load_with(loader: &mut EbpfLoader<'_>) -> Result<Self> {
-        check_kernel()?;
-        if OBJECT.is_empty() {
-            return Err(anyhow::anyhow!(
-                "this agent was built without its BPF object: build it with `cargo xtask build`"
-            ))
-            .exit(Exit::Unavailable);
-        }
+        Self::check()?;
         let mut ebpf =
             loader.load(OBJECT).context("creating the BPF maps").exit(Exit::Unavailable)?;
         for hook in Hook::ALL {

@@ -5,7 +5,7 @@ mod tunnel;
 mod watch;
 
 pub use observe::{Link, LinkKind, Neighbour, Observed, observe};
-pub use tunnel::{Tunnel, TunnelSpec, ensure_tunnel};
+pub use tunnel::{Tunnel, TunnelSpec, check_port, ensure_tunnel, tunnel_name};
 pub use watch::changes;
 
 use anyhow::{Context, Result};

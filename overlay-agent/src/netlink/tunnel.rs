@@ -43,7 +43,7 @@ pub struct Tunnel {
 impl TunnelSpec {
     /// The device's name.
     pub fn name(&self) -> String {
-        format!("overlay.{}", self.vni)
+        tunnel_name(self.vni)
     }
 
     /// Whether `link` is this device and needs no change.
@@ -61,6 +61,27 @@ impl TunnelSpec {
     }
 }
 
+/// Name of the tunnel device of a network.
+pub fn tunnel_name(vni: Vni) -> String {
+    format!("overlay.{vni}")
+}
+
+/// Fails when somebody else's VXLAN device has the port, naming it.
+pub fn check_port(observed: &Observed, vni: Vni, port: u16) -> Result<()> {
+    let own = tunnel_name(vni);
+    let holder = observed.links.values().find(|link| {
+        matches!(link.kind, LinkKind::Vxlan { port: taken, .. } if taken == port) && link.name != own
+    });
+    match holder {
+        None => Ok(()),
+        Some(other) => Err(anyhow::anyhow!(
+            "UDP port {port} is taken by VXLAN device {}: remove it, or choose another Port in the network config",
+            other.name
+        ))
+        .exit(Exit::Unavailable),
+    }
+}
+
 /// Makes the tunnel device, its address and its route what `spec` says, and changes nothing where they
 /// are so already.
 ///
@@ -71,14 +92,7 @@ pub async fn ensure_tunnel(
     spec: &TunnelSpec,
 ) -> Result<Tunnel> {
     let name = spec.name();
-    if let Some(other) = port_holder(observed, spec) {
-        return Err(anyhow::anyhow!(
-            "UDP port {} is taken by VXLAN device {}: remove it, or choose another port in the network configuration",
-            spec.port,
-            other.name
-        ))
-        .exit(Exit::Unavailable);
-    }
+    check_port(observed, spec.vni, spec.port)?;
     let existing = observed.links.values().find(|link| link.name == name);
     let usable = existing.filter(|link| spec.is_same_device(link));
     if let (Some(link), None) = (existing, usable) {
@@ -121,14 +135,6 @@ async fn bring_up(
     ensure_route(handle, ifindex, spec).await?;
     ensure_sysctls(name)?;
     Ok(Tunnel { ifindex, name: name.to_owned() })
-}
-
-/// Somebody else's VXLAN device on our port.
-fn port_holder<'a>(observed: &'a Observed, spec: &TunnelSpec) -> Option<&'a Link> {
-    observed.links.values().find(|link| {
-        matches!(link.kind, LinkKind::Vxlan { port, .. } if port == spec.port)
-            && link.name != spec.name()
-    })
 }
 
 async fn create(handle: &Handle, spec: &TunnelSpec) -> Result<()> {
