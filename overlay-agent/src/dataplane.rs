@@ -75,7 +75,7 @@ impl Dataplane {
             endpoints: 0,
             synced: false,
         };
-        dataplane.converge(&observed).await?;
+        dataplane.reconcile().await?;
         dataplane.attachments.detach_leftovers(&dataplane.pins)?;
         Ok(dataplane)
     }
@@ -91,11 +91,7 @@ impl Dataplane {
 
     /// Looks at the kernel and mends what is not as it should be.
     pub async fn reconcile(&mut self) -> Result<()> {
-        let observed = netlink::observe(&self.handle).await?;
-        self.converge(&observed).await
-    }
-
-    async fn converge(&mut self, observed: &Observed) -> Result<()> {
+        let observed = &netlink::observe(&self.handle).await?;
         let tunnel = netlink::ensure_tunnel(&self.handle, observed, &self.spec.tunnel).await?;
         if tunnel != self.tunnel {
             tracing::warn!(device = tunnel.name, "the tunnel device was replaced");
