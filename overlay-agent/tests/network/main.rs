@@ -3,3 +3,5 @@
 
 mod overlay;
 mod paths;
+mod throughput;
+mod wire;
