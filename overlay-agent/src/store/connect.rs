@@ -108,7 +108,7 @@ impl Connector {
         for offset in 0..self.endpoints.len() {
             let index = (first + offset) % self.endpoints.len();
             let endpoint = &self.endpoints[index];
-            let reason = match timeout(CONNECT, self.dial_one(endpoint)).await {
+            let reason = match timeout(CONNECT, Box::pin(self.dial_one(endpoint))).await {
                 Ok(Ok(client)) => return Ok((client, index)),
                 Ok(Err(error)) => explain(&error),
                 Err(_) => format!("no answer within {} s", CONNECT.as_secs()),

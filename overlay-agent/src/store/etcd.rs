@@ -345,7 +345,9 @@ impl Etcd {
             .connection()
             .await
             .map_err(|error| failed(Reason::Unreachable(error)))?;
-        let (error, trouble) = match timeout(ANSWER, send(connection.clone())).await {
+        // The library's futures are large, and would make all of ours as large.
+        let answer = Box::pin(send(connection.clone()));
+        let (error, trouble) = match timeout(ANSWER, answer).await {
             Ok(Ok(answer)) => return Ok(answer),
             Ok(Err(error)) => (explain(&error), is_connection_trouble(&error)),
             Err(_) => (format!("no answer within {} s", ANSWER.as_secs()), true),
