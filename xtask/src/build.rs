@@ -153,9 +153,7 @@ impl Toolchain {
             "RUSTFLAGS",
             "RUSTUP_TOOLCHAIN",
         ];
-        let command = inherited
-            .into_iter()
-            .fold(command, |command, name| command.env_remove(name));
+        let command = inherited.into_iter().fold(command, Cmd::env_remove);
         command
             .env("CARGO_TARGET_BPFEL_UNKNOWN_NONE_LINKER", linker)
             .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"))

@@ -9,10 +9,13 @@ use crate::{interrupt, setup, workspace};
 /// The crate that only compiles for BPF, or where a panic aborts.
 const BPF_PACKAGE: &str = "overlay-ebpf";
 
+/// One check: fails with what it found.
+type Check = fn() -> Result<()>;
+
 /// Runs every check, and fails if one of them does.
 pub fn run() -> Result<()> {
     setup::ensure()?;
-    let checks: [(&str, fn() -> Result<()>); 5] = [
+    let checks: [(&str, Check); 5] = [
         (
             "every crate inherits the workspace's lints",
             lints_are_inherited,
@@ -61,11 +64,10 @@ fn lints_are_inherited() -> Result<()> {
 fn inherits_lints(manifest: &str) -> bool {
     let mut in_lints = false;
     for line in manifest.lines().map(str::trim) {
+        let words = line.replace(' ', "");
         if line.starts_with('[') {
             in_lints = line == "[lints]";
-        } else if in_lints && line.replace(' ', "") == "workspace=true" {
-            return true;
-        } else if line.replace(' ', "") == "lints.workspace=true" {
+        } else if words == "lints.workspace=true" || in_lints && words == "workspace=true" {
             return true;
         }
     }

@@ -79,11 +79,11 @@ fn layer_names() -> Vec<&'static str> {
 }
 
 fn layers_help() -> String {
-    let mut help = "Layers:\n".to_owned();
-    for layer in LAYERS {
-        help.push_str(&format!("  {:<10} {}\n", layer.name, layer.about));
-    }
-    help
+    let lines: Vec<String> = LAYERS
+        .iter()
+        .map(|layer| format!("  {:<10} {}", layer.name, layer.about))
+        .collect();
+    format!("Layers:\n{}", lines.join("\n"))
 }
 
 /// How many tests ended how.

@@ -19,7 +19,7 @@ use super::{
     subnet::SubnetEnv,
     teardown,
 };
-use crate::{build, command::Cmd};
+use crate::{build, command::Cmd, setup};
 
 /// The name of the one lab that stands, and the beginning of its namespaces' names.
 pub const NAME: &str = "overlay";
@@ -93,14 +93,7 @@ pub fn run(verb: Verb) -> Result<()> {
 }
 
 fn up(options: &UpOptions) -> Result<()> {
-    let agent_binary = match &options.agent {
-        Some(agent) => fs::canonicalize(agent)
-            .with_context(|| format!("there is no agent at {}", agent.display()))?,
-        None => {
-            build::object()?;
-            build::agent(false)?
-        }
-    };
+    let agent_binary = agent_binary(options.agent.as_deref())?;
     let lab = Lab::builder()
         .name(NAME)
         .hosts(options.hosts.into())
@@ -120,6 +113,17 @@ fn up(options: &UpOptions) -> Result<()> {
          host-one/c1 -- ping 10.1.x.y\ncargo xtask lab down"
     );
     Ok(())
+}
+
+/// The agent to run: the one that was asked for, otherwise the one that is built now.
+pub fn agent_binary(given: Option<&Path>) -> Result<PathBuf> {
+    if let Some(given) = given {
+        return fs::canonicalize(given)
+            .with_context(|| format!("there is no agent at {}", given.display()));
+    }
+    setup::ensure()?;
+    build::object()?;
+    build::agent(false)
 }
 
 /// Everything on top of the hosts; only when all of it stands is the lab left standing, so that a
