@@ -180,11 +180,7 @@ fn subnet_range(
             return Ok(Ipv4Addr::from(default));
         };
         if !network.contains(address) {
-            return Err(ConfigError::OutsideNetwork {
-                name,
-                address,
-                network,
-            });
+            return Err(ConfigError::OutsideNetwork { name, address, network });
         }
         if u32::from(address) & (step - 1) != 0 {
             return Err(ConfigError::Unaligned { name, address, len });
@@ -252,9 +248,7 @@ impl Backend {
 
 /// Zero counts as unset, as in Go.
 fn narrow(value: Option<u32>) -> Option<u16> {
-    value
-        .and_then(|value| u16::try_from(value).ok())
-        .filter(|value| *value != 0)
+    value.and_then(|value| u16::try_from(value).ok()).filter(|value| *value != 0)
 }
 
 fn check_backend_type(fields: &Map<String, Value>) -> Result<(), ConfigError> {

@@ -184,10 +184,7 @@ impl TryFrom<&RunArgs> for EtcdConfig {
         let (cert, key) = (path(&args.etcd_certfile), path(&args.etcd_keyfile));
         let half = |given, missing| Err(UsageError::HalfIdentity { given, missing });
         let identity = match (cert, key) {
-            (Some(cert_file), Some(key_file)) => Some(Identity {
-                cert_file,
-                key_file,
-            }),
+            (Some(cert_file), Some(key_file)) => Some(Identity { cert_file, key_file }),
             (None, None) => None,
             (Some(_), None) => return half("--etcd-certfile", "--etcd-keyfile"),
             (None, Some(_)) => return half("--etcd-keyfile", "--etcd-certfile"),
@@ -226,10 +223,7 @@ impl TryFrom<&RunArgs> for UplinkConfig {
 /// What is accepted only so that flannel's command lines keep working.
 fn without_effect(args: &RunArgs) -> Vec<String> {
     [
-        (
-            !args.public_ipv6.is_empty(),
-            "--public-ipv6 has no effect yet: only IPv4 is carried",
-        ),
+        (!args.public_ipv6.is_empty(), "--public-ipv6 has no effect yet: only IPv4 is carried"),
         (
             args.subnet_lease_renew_margin != 60,
             "--subnet-lease-renew-margin has no effect: leases are kept alive all the time",
@@ -242,10 +236,7 @@ fn without_effect(args: &RunArgs) -> Vec<String> {
             args.ip_masq_fully_random_disable,
             "--ip-masq-fully-random-disable has no effect yet: no masquerading rules are made",
         ),
-        (
-            args.ip_blackhole_route,
-            "--ip-blackhole-route has no effect yet: no such route is made",
-        ),
+        (args.ip_blackhole_route, "--ip-blackhole-route has no effect yet: no such route is made"),
     ]
     .into_iter()
     .filter(|(given, _)| *given)
@@ -268,9 +259,6 @@ fn address(flag: &'static str, value: &str) -> Result<Option<Ipv4Addr>, UsageErr
     }
     match value.parse() {
         Ok(address) => Ok(Some(address)),
-        Err(_) => Err(UsageError::Address {
-            flag,
-            value: value.to_owned(),
-        }),
+        Err(_) => Err(UsageError::Address { flag, value: value.to_owned() }),
     }
 }

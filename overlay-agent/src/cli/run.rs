@@ -19,10 +19,7 @@ const FIREWALL: &str = "Firewall (accepted for flannel's sake, no effect yet)";
 
 /// Arguments of `run`, as typed.
 #[derive(Debug, Args)]
-#[expect(
-    clippy::struct_excessive_bools,
-    reason = "flannel has as many flags of that kind"
-)]
+#[expect(clippy::struct_excessive_bools, reason = "flannel has as many flags of that kind")]
 pub struct RunArgs {
     /// Where etcd is: a list separated by commas
     #[arg(

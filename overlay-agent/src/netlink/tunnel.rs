@@ -70,7 +70,8 @@ pub fn tunnel_name(vni: Vni) -> String {
 pub fn check_port(observed: &Observed, vni: Vni, port: u16) -> Result<()> {
     let own = tunnel_name(vni);
     let holder = observed.links.values().find(|link| {
-        matches!(link.kind, LinkKind::Vxlan { port: taken, .. } if taken == port) && link.name != own
+        matches!(link.kind, LinkKind::Vxlan { port: taken, .. } if taken == port)
+            && link.name != own
     });
     match holder {
         None => Ok(()),

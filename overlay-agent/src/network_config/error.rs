@@ -120,10 +120,7 @@ pub enum ConfigError {
     NoBackendType,
 
     /// `Backend.Type` is not vxlan.
-    #[error(
-        "Backend.Type is {name:?}, {}: it must be \"vxlan\"",
-        reason_against(name)
-    )]
+    #[error("Backend.Type is {name:?}, {}: it must be \"vxlan\"", reason_against(name))]
     BackendType {
         /// The type as given.
         name: String,

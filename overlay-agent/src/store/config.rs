@@ -40,11 +40,8 @@ pub async fn wait_for_config(store: &Etcd) -> Result<StoredConfig, MalformedConf
             Ok(Some(entry)) => {
                 unreachable.over();
                 absent.over();
-                let parsed =
-                    NetworkConfig::parse(&entry.value).map_err(|source| MalformedConfig {
-                        key: key.clone(),
-                        source,
-                    })?;
+                let parsed = NetworkConfig::parse(&entry.value)
+                    .map_err(|source| MalformedConfig { key: key.clone(), source })?;
                 for note in parsed.notes {
                     warn!("network config: {note}");
                 }

@@ -64,12 +64,7 @@ impl Follower {
     /// Follows the leases in `store`.
     pub fn new(store: Etcd) -> Self {
         let reader = Reader::new(store.prefix().clone());
-        Self {
-            store,
-            listing: None,
-            keeper: None,
-            reader,
-        }
+        Self { store, listing: None, keeper: None, reader }
     }
 
     /// Starts from a listing that is already there, for example from acquiring our own lease, instead of
@@ -185,10 +180,7 @@ enum Read {
 
 impl Reader {
     fn new(prefix: Prefix) -> Self {
-        Self {
-            prefix,
-            reported: HashMap::new(),
-        }
+        Self { prefix, reported: HashMap::new() }
     }
 
     fn snapshot(&mut self, listing: Listing) -> Vec<Lease> {
@@ -240,10 +232,7 @@ impl Reader {
             return Read::Lease(lease);
         }
         if let Backend::Other(name) = &value.backend {
-            self.report(
-                entry,
-                &format_args!("its backend is {name:?}, not \"vxlan\""),
-            );
+            self.report(entry, &format_args!("its backend is {name:?}, not \"vxlan\""));
         }
         Read::Foreign(subnet)
     }
@@ -285,20 +274,10 @@ mod tests {
             entry("10.5.1.0-24&fd00::-64", &vxlan("192.0.2.1"), 2),
             entry("nonsense", &vxlan("192.0.2.3"), 3),
             entry("10.5.3.0-24", "nonsense", 4),
-            entry(
-                "10.5.4.0-24",
-                r#"{"PublicIP":"192.0.2.4","BackendType":"host-gw"}"#,
-                5,
-            ),
+            entry("10.5.4.0-24", r#"{"PublicIP":"192.0.2.4","BackendType":"host-gw"}"#, 5),
         ];
-        let snapshot = reader.snapshot(Listing {
-            revision: 5,
-            entries,
-        });
-        let subnets: Vec<_> = snapshot
-            .iter()
-            .map(|lease| lease.subnet.to_string())
-            .collect();
+        let snapshot = reader.snapshot(Listing { revision: 5, entries });
+        let subnets: Vec<_> = snapshot.iter().map(|lease| lease.subnet.to_string()).collect();
         assert_eq!(subnets, ["10.5.1.0/24", "10.5.2.0/24"]);
         assert_eq!(reader.reported.len(), 3);
     }
@@ -307,10 +286,7 @@ mod tests {
     fn complaints_are_kept_for_as_long_as_their_keys() {
         let mut reader = Reader::new(Prefix::new("/n"));
         let bad = |name: &str| entry(name, "nonsense", 7);
-        let listing = |entries| Listing {
-            revision: 9,
-            entries,
-        };
+        let listing = |entries| Listing { revision: 9, entries };
         reader.snapshot(listing(vec![bad("10.5.1.0-24"), bad("10.5.2.0-24")]));
         assert_eq!(reader.reported.len(), 2);
         reader.snapshot(listing(vec![bad("10.5.2.0-24")]));

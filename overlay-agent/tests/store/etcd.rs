@@ -44,13 +44,7 @@ impl TestEtcd {
     pub(crate) async fn start_with(dir: TempDir, tls: Option<Tls>) -> Self {
         let (client_port, peer_port) = (free_port(), free_port());
         let child = spawn(dir.path(), client_port, peer_port, tls.as_ref());
-        let mut etcd = Self {
-            child,
-            dir,
-            client_port,
-            peer_port,
-            tls,
-        };
+        let mut etcd = Self { child, dir, client_port, peer_port, tls };
         etcd.wait_until_it_answers().await;
         etcd
     }
@@ -63,12 +57,7 @@ impl TestEtcd {
 
     /// Starts it again, on the same data and ports.
     pub(crate) async fn restart(&mut self) {
-        self.child = spawn(
-            self.dir.path(),
-            self.client_port,
-            self.peer_port,
-            self.tls.as_ref(),
-        );
+        self.child = spawn(self.dir.path(), self.client_port, self.peer_port, self.tls.as_ref());
         self.wait_until_it_answers().await;
     }
 
@@ -115,11 +104,7 @@ impl TestEtcd {
             {
                 return;
             }
-            assert!(
-                started.elapsed() < START,
-                "etcd does not answer:\n{}",
-                self.log()
-            );
+            assert!(started.elapsed() < START, "etcd does not answer:\n{}", self.log());
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
@@ -141,49 +126,26 @@ fn spawn(dir: &Path, client_port: u16, peer_port: u16, tls: Option<&Tls>) -> Chi
     let scheme = if tls.is_some() { "https" } else { "http" };
     let client = format!("{scheme}://127.0.0.1:{client_port}");
     let peer = format!("http://127.0.0.1:{peer_port}");
-    let log = std::fs::File::options()
-        .create(true)
-        .append(true)
-        .open(dir.join("log"))
-        .unwrap();
+    let log = std::fs::File::options().create(true).append(true).open(dir.join("log")).unwrap();
     let mut command = Command::new("etcd");
     command
         .args(["--name", "test", "--logger", "zap", "--log-level", "error"])
         .arg("--data-dir")
         .arg(dir.join("data"))
-        .args([
-            "--listen-client-urls",
-            &client,
-            "--advertise-client-urls",
-            &client,
-        ])
-        .args([
-            "--listen-peer-urls",
-            &peer,
-            "--initial-advertise-peer-urls",
-            &peer,
-        ])
+        .args(["--listen-client-urls", &client, "--advertise-client-urls", &client])
+        .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
         .args(["--initial-cluster", &format!("test={peer}")])
         .stdin(Stdio::null())
         .stdout(log.try_clone().unwrap())
         .stderr(log);
     if let Some(tls) = tls {
-        command
-            .arg("--cert-file")
-            .arg(&tls.cert)
-            .arg("--key-file")
-            .arg(&tls.key);
+        command.arg("--cert-file").arg(&tls.cert).arg("--key-file").arg(&tls.key);
     }
-    command
-        .spawn()
-        .unwrap_or_else(|error| panic!("cannot start etcd, is it installed? {error}"))
+    command.spawn().unwrap_or_else(|error| panic!("cannot start etcd, is it installed? {error}"))
 }
 
 /// A port that nobody listens on. Somebody could before etcd does, but only by bad luck: the kernel
 /// hands ports out in turn.
 fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0")
-        .and_then(|listener| listener.local_addr())
-        .unwrap()
-        .port()
+    TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).unwrap().port()
 }

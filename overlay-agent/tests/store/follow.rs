@@ -12,20 +12,11 @@ async fn a_lease_is_seen_when_it_comes_changes_and_goes() {
     assert_eq!(followed.snapshot().await, [lease("10.5.1.0/24", 1)]);
 
     world.put("10.5.2.0-24", &value(2)).await;
-    assert_eq!(
-        followed.next().await,
-        LeaseUpdate::Put(lease("10.5.2.0/24", 2))
-    );
+    assert_eq!(followed.next().await, LeaseUpdate::Put(lease("10.5.2.0/24", 2)));
     world.put("10.5.2.0-24", &value(3)).await;
-    assert_eq!(
-        followed.next().await,
-        LeaseUpdate::Put(lease("10.5.2.0/24", 3))
-    );
+    assert_eq!(followed.next().await, LeaseUpdate::Put(lease("10.5.2.0/24", 3)));
     world.delete("10.5.2.0-24").await;
-    assert_eq!(
-        followed.next().await,
-        LeaseUpdate::Removed(subnet("10.5.2.0/24"))
-    );
+    assert_eq!(followed.next().await, LeaseUpdate::Removed(subnet("10.5.2.0/24")));
 }
 
 #[tokio::test]
@@ -35,10 +26,7 @@ async fn an_expired_lease_is_removed() {
     let mut followed = Followed::new(Follower::new(world.store.clone()));
     assert_eq!(followed.snapshot().await.len(), 1);
     world.client.lease_revoke(id).await.unwrap();
-    assert_eq!(
-        followed.next().await,
-        LeaseUpdate::Removed(subnet("10.5.1.0/24"))
-    );
+    assert_eq!(followed.next().await, LeaseUpdate::Removed(subnet("10.5.1.0/24")));
 }
 
 #[tokio::test]
@@ -63,10 +51,7 @@ async fn after_a_compacted_gap_everything_is_listed_again() {
     let now = [changed, lease("10.5.3.0/24", 3), lease("10.5.4.0/24", 4)];
     assert_eq!(followed.snapshot().await, now);
     world.delete("10.5.4.0-24").await;
-    assert_eq!(
-        followed.next().await,
-        LeaseUpdate::Removed(subnet("10.5.4.0/24"))
-    );
+    assert_eq!(followed.next().await, LeaseUpdate::Removed(subnet("10.5.4.0/24")));
 }
 
 #[tokio::test]
@@ -89,9 +74,7 @@ async fn a_restart_of_etcd_is_survived_and_nothing_is_missed() {
         }
     }
     world.put("10.5.3.0-24", &value(3)).await;
-    followed
-        .until(&LeaseUpdate::Put(lease("10.5.3.0/24", 3)))
-        .await;
+    followed.until(&LeaseUpdate::Put(lease("10.5.3.0/24", 3))).await;
 }
 
 #[tokio::test]
@@ -100,11 +83,7 @@ async fn malformed_and_foreign_keys_disturb_nobody() {
     world.put("10.5.1.0-24", &value(1)).await;
     world.put("nonsense", "nonsense").await;
     world.put("10.5.9.0-24", "nonsense").await;
-    world
-        .client
-        .put("/coreos.com/network/subnetsX", "nonsense", None)
-        .await
-        .unwrap();
+    world.client.put("/coreos.com/network/subnetsX", "nonsense", None).await.unwrap();
     let mut followed = Followed::new(Follower::new(world.store.clone()));
     assert_eq!(followed.snapshot().await, [lease("10.5.1.0/24", 1)]);
 
@@ -114,10 +93,7 @@ async fn malformed_and_foreign_keys_disturb_nobody() {
     }
     world.delete("nonsense").await;
     world.put("10.5.2.0-24", &value(2)).await;
-    assert_eq!(
-        followed.next().await,
-        LeaseUpdate::Put(lease("10.5.2.0/24", 2))
-    );
+    assert_eq!(followed.next().await, LeaseUpdate::Put(lease("10.5.2.0/24", 2)));
 }
 
 #[tokio::test]
@@ -126,16 +102,8 @@ async fn a_host_that_changes_to_another_backend_is_removed() {
     world.put("10.5.1.0-24", &value(1)).await;
     let mut followed = Followed::new(Follower::new(world.store.clone()));
     followed.snapshot().await;
-    world
-        .put(
-            "10.5.1.0-24",
-            r#"{"PublicIP":"192.0.2.1","BackendType":"host-gw"}"#,
-        )
-        .await;
-    assert_eq!(
-        followed.next().await,
-        LeaseUpdate::Removed(subnet("10.5.1.0/24"))
-    );
+    world.put("10.5.1.0-24", r#"{"PublicIP":"192.0.2.1","BackendType":"host-gw"}"#).await;
+    assert_eq!(followed.next().await, LeaseUpdate::Removed(subnet("10.5.1.0/24")));
 }
 
 #[tokio::test]
@@ -144,15 +112,9 @@ async fn a_host_of_both_families_is_followed_by_its_ipv4_subnet() {
     let mut followed = Followed::new(Follower::new(world.store.clone()));
     followed.snapshot().await;
     world.put("10.5.1.0-24&fd00:12:13::-56", &value(1)).await;
-    assert_eq!(
-        followed.next().await,
-        LeaseUpdate::Put(lease("10.5.1.0/24", 1))
-    );
+    assert_eq!(followed.next().await, LeaseUpdate::Put(lease("10.5.1.0/24", 1)));
     world.delete("10.5.1.0-24&fd00:12:13::-56").await;
-    assert_eq!(
-        followed.next().await,
-        LeaseUpdate::Removed(subnet("10.5.1.0/24"))
-    );
+    assert_eq!(followed.next().await, LeaseUpdate::Removed(subnet("10.5.1.0/24")));
 }
 
 #[tokio::test]

@@ -40,18 +40,11 @@ impl Host {
         tokio::spawn(keeper.run(sender));
         let name = acquired.lease.subnet.to_string().replace('/', "-");
         // Nobody reads on, so the channel must be able to hold what a test causes: few updates.
-        Self {
-            acquired,
-            name,
-            events,
-            _followed: followed,
-        }
+        Self { acquired, name, events, _followed: followed }
     }
 
     async fn event(&mut self) -> LeaseEvent {
-        within(self.events.recv())
-            .await
-            .expect("the keeper has ended")
+        within(self.events.recv()).await.expect("the keeper has ended")
     }
 
     fn value(&self) -> Vec<u8> {
@@ -86,11 +79,7 @@ async fn a_lease_that_an_admin_deletes_is_taken_again() {
     assert_eq!(host.event().await, LeaseEvent::Retaken(host.acquired.lease));
     let kv = world.get(&host.name).await.unwrap();
     assert_eq!(kv.value(), host.value());
-    assert_eq!(
-        Some(kv.lease()),
-        host.acquired.etcd_lease,
-        "the etcd lease was still good"
-    );
+    assert_eq!(Some(kv.lease()), host.acquired.etcd_lease, "the etcd lease was still good");
 }
 
 #[tokio::test]
@@ -117,14 +106,8 @@ async fn a_subnet_that_another_host_has_taken_is_not_stolen_back() {
             owner: Some([192, 0, 2, 9].into()),
         }
     );
-    assert!(
-        within(host.events.recv()).await.is_none(),
-        "the keeper has ended"
-    );
-    assert_eq!(
-        world.get(&host.name).await.unwrap().value_str().unwrap(),
-        value(9)
-    );
+    assert!(within(host.events.recv()).await.is_none(), "the keeper has ended");
+    assert_eq!(world.get(&host.name).await.unwrap().value_str().unwrap(), value(9));
     assert!(world.etcd_leases().await.is_empty());
 }
 
@@ -133,10 +116,8 @@ async fn a_part_of_our_subnet_that_another_host_has_taken_is_not_stolen_back() {
     let mut world = World::new(CONFIG).await;
     let mut host = Host::new(&world, Duration::from_hours(24)).await;
     let half = host.name.replace("-24", "-25");
-    let swap = Txn::new().and_then([
-        TxnOp::delete(key(&host.name), None),
-        TxnOp::put(key(&half), value(9), None),
-    ]);
+    let swap = Txn::new()
+        .and_then([TxnOp::delete(key(&host.name), None), TxnOp::put(key(&half), value(9), None)]);
     world.client.txn(swap).await.unwrap();
     let LeaseEvent::TakenByOther { key: taken, .. } = host.event().await else {
         panic!("our lease was taken again");
@@ -151,19 +132,11 @@ async fn a_value_that_somebody_spoils_is_put_right() {
     let host = Host::new(&world, Duration::from_hours(24)).await;
     let id = host.acquired.etcd_lease.unwrap();
     let options = etcd_client::PutOptions::new().with_lease(id);
-    world
-        .client
-        .put(key(&host.name), "nonsense", Some(options))
-        .await
-        .unwrap();
+    world.client.put(key(&host.name), "nonsense", Some(options)).await.unwrap();
     // Nonsense says nothing to a follower, so it is seen with the next event about the subnet.
     let wrong_mac = crate::support::value_with_mac(1, 99);
     let options = etcd_client::PutOptions::new().with_lease(id);
-    world
-        .client
-        .put(key(&host.name), wrong_mac, Some(options))
-        .await
-        .unwrap();
+    world.client.put(key(&host.name), wrong_mac, Some(options)).await.unwrap();
     until("the value is ours again", async || {
         world.get(&host.name).await.unwrap().value() == host.value()
     })
