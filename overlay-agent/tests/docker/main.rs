@@ -56,6 +56,10 @@ fn containers_of_two_hosts_talk(fast_path: bool, busy: [(&str, &str); 2], idle: 
     let hosts = Hosts::new(fast_path);
     hosts.dockers[1].run("speaker", &["sleep", "600"]).unwrap();
     hosts.say_hello("listener", "5555");
+    // A greeting is over before the host knows where its containers are; a ping is not.
+    hosts.dockers[0].run("sleeper", &["sleep", "600"]).unwrap();
+    let sleeper = hosts.dockers[0].address("sleeper").unwrap().to_string();
+    hosts.dockers[1].exec("speaker", &["ping", "-c", "3", "-W", "2", &sleeper]).unwrap();
     for (hook, reason) in busy {
         let packets = hosts.packets(hook, reason);
         assert!(packets[0] > 0 && packets[1] > 0, "{hook} {reason}: {packets:?}");
