@@ -16,6 +16,7 @@ use std::{
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use nix::{
+    errno::Errno,
     sys::signal::{Signal, killpg},
     unistd::Pid,
 };
@@ -324,21 +325,25 @@ impl fmt::Display for Cmd {
     }
 }
 
-/// Asks a child's whole process group to end, then makes it.
+/// Asks a child's whole process group to end, and makes it when it does not.
+///
+/// The child alone is not enough: cargo ends at once, while the test it runs still cleans up.
 fn end_group(child: &mut Child, within: Duration) {
     let Ok(pid) = i32::try_from(child.id()) else {
         return;
     };
-    for signal in [Signal::SIGTERM, Signal::SIGKILL] {
-        if killpg(Pid::from_raw(pid), signal).is_err() {
-            // Already gone; what is left is to reap it.
-        }
+    let group = Pid::from_raw(pid);
+    for signal in [Some(Signal::SIGTERM), Some(Signal::SIGKILL)] {
+        let mut result = killpg(group, signal);
         let start = Instant::now();
         while start.elapsed() < within {
-            if !matches!(child.try_wait(), Ok(None)) {
+            // A zombie still counts as a member: the child has to be reaped first.
+            let reaped = !matches!(child.try_wait(), Ok(None));
+            if reaped && result == Err(Errno::ESRCH) {
                 return;
             }
             thread::sleep(Duration::from_millis(20));
+            result = killpg(group, None);
         }
     }
 }

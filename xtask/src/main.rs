@@ -51,6 +51,7 @@ fn main() -> ExitCode {
             eprintln!("interrupted; everything is cleaned up");
             u8::try_from(interrupt::EXIT_CODE).map_or(ExitCode::FAILURE, ExitCode::from)
         }
+        Err(error) if error.is::<test::Failed>() => ExitCode::FAILURE,
         Err(error) => {
             eprintln!("error: {error:#}");
             ExitCode::FAILURE

@@ -1,6 +1,9 @@
 //! `test`: the layers of tests, each really run, and one line that counts them all.
 
-use std::time::{Duration, Instant};
+use std::{
+    fmt,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Result, bail};
 use clap::Args;
@@ -151,6 +154,18 @@ struct Outcome {
     trouble: Option<String>,
 }
 
+/// Tests have failed. There is nothing to add: the closing line has said it, and stays the last.
+#[derive(Debug, Clone, Copy)]
+pub struct Failed;
+
+impl fmt::Display for Failed {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("tests failed")
+    }
+}
+
+impl std::error::Error for Failed {}
+
 /// Runs the layers.
 pub fn run(options: &Options) -> Result<()> {
     setup::ensure()?;
@@ -177,8 +192,7 @@ pub fn run(options: &Options) -> Result<()> {
     }
     println!("{}", total.closing_line());
     if total.failed > 0 {
-        // The closing line has said it, and stays the last.
-        std::process::exit(1);
+        return Err(Failed.into());
     }
     Ok(())
 }
@@ -228,7 +242,14 @@ fn invocations(layer: &Layer, arguments: &[String]) -> Vec<Vec<String>> {
                 "--bins",
                 "--",
             ]),
-            owned(&["--package", "overlay-common", "--doc", "--"]),
+            owned(&[
+                "--package",
+                "overlay-common",
+                "--package",
+                "xtask",
+                "--doc",
+                "--",
+            ]),
         ],
         Runs::Integration(threads) => {
             let mut words = owned(&["--package", "overlay-agent", "--test", layer.name, "--"]);

@@ -11,11 +11,11 @@ use std::{
 use anyhow::{Context as _, Result};
 
 use super::{
-    Agent, AgentOptions, Container, Docker,
+    Agent, AgentOptions, Capture, Container, Docker,
     ledger::{HostRecord, Ledger},
     namespace::Namespace,
     subnet::SubnetEnv,
-    wire::Wire,
+    wire::{UPLINK, Wire},
 };
 use crate::command::Cmd;
 
@@ -136,6 +136,11 @@ impl Host {
     /// Starts an agent, without waiting.
     pub fn spawn_agent(&self, options: &AgentOptions) -> Result<Agent> {
         Agent::spawn(&self.ledger, self, options)
+    }
+
+    /// Captures what goes over its cable, from now on; see [`Capture::start`].
+    pub fn capture(&self, filter: &str) -> Result<Capture> {
+        Capture::start(&self.ledger, &self.namespace, UPLINK, filter)
     }
 
     /// Adds a plain container: a namespace behind the bridge that Docker would make, with the next
