@@ -1,2 +1,32 @@
 //! The overlay's daemon and its command line.
-fn main() {}
+
+use std::{io, process::ExitCode};
+
+use overlay_agent::{
+    cli::{Cli, Command, docker_opts, env::ProcessEnvironment, status},
+    exit::{Exit, WithExit as _},
+    run,
+    run_config::RunConfig,
+    telemetry,
+};
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let cli = match Cli::from_command_line(std::env::args_os(), &ProcessEnvironment) {
+        Ok(cli) => cli,
+        Err(error) => return telemetry::print_usage(&error).into(),
+    };
+    telemetry::start(cli.verbosity);
+    let result = match cli.command {
+        Command::Run(args) => match RunConfig::try_from(*args).exit(Exit::Usage) {
+            Ok(config) => run::run(config).await,
+            Err(error) => Err(error),
+        },
+        Command::Status(args) => status::run(args).await,
+        Command::DockerOpts(args) => docker_opts::run(&args),
+    };
+    match result {
+        Ok(()) => Exit::Ok.into(),
+        Err(error) => telemetry::print_failure(&error, io::stderr()).into(),
+    }
+}

@@ -4,9 +4,28 @@
 //! Addresses and MACs are byte arrays in network order; every other integer is in host order unless
 //! its name or its docs say otherwise.
 #![cfg_attr(not(test), no_std)]
+#![allow(
+    clippy::inline_always,
+    reason = "a BPF program is one function: calls cost stack and registers"
+)]
+#![allow(
+    clippy::cast_possible_truncation,
+    reason = "lengths are bounded by the packet; `try_from` would cost a branch per packet"
+)]
 
+mod abi;
+pub mod checksum;
+pub mod decide;
+pub mod ecn;
+pub mod encap;
 mod mac;
+pub mod packet;
+mod prefix;
+pub mod tables;
+mod verdict;
 mod vni;
 
 pub use mac::{MacAddr, ParseMacError};
+pub use prefix::Prefix;
+pub use verdict::{Class, Hook, Reason};
 pub use vni::{InvalidVni, Vni};

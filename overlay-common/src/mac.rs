@@ -68,11 +68,7 @@ impl FromStr for MacAddr {
             }
             *byte = u8::from_str_radix(part, 16).or(Err(ParseMacError))?;
         }
-        parts
-            .next()
-            .is_none()
-            .then_some(Self(bytes))
-            .ok_or(ParseMacError)
+        parts.next().is_none().then_some(Self(bytes)).ok_or(ParseMacError)
     }
 }
 
@@ -84,14 +80,9 @@ mod tests {
 
     #[test]
     fn garbage_is_refused() {
-        for text in [
-            "",
-            "1",
-            "aa:bb:cc:dd:ee",
-            "aa:bb:cc:dd:ee:ff:00",
-            "aa:bb:cc:dd:ee:+f",
-            "g0:0:0:0:0:0",
-        ] {
+        for text in
+            ["", "1", "aa:bb:cc:dd:ee", "aa:bb:cc:dd:ee:ff:00", "aa:bb:cc:dd:ee:+f", "g0:0:0:0:0:0"]
+        {
             assert_eq!(text.parse::<MacAddr>(), Err(ParseMacError), "{text}");
         }
     }

@@ -10,12 +10,7 @@ pub struct InvalidVni(pub u32);
 
 impl fmt::Display for InvalidVni {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            out,
-            "VNI {} is larger than {}, the largest that 24 bits hold",
-            self.0,
-            Vni::MAX.0
-        )
+        write!(out, "VNI {} is larger than {}, the largest that 24 bits hold", self.0, Vni::MAX.0)
     }
 }
 
@@ -27,11 +22,7 @@ impl Vni {
 
     /// Checks that `value` fits 24 bits.
     pub const fn new(value: u32) -> Result<Self, InvalidVni> {
-        if value <= Self::MAX.0 {
-            Ok(Self(value))
-        } else {
-            Err(InvalidVni(value))
-        }
+        if value <= Self::MAX.0 { Ok(Self(value)) } else { Err(InvalidVni(value)) }
     }
 
     /// The identifier as a number.

@@ -133,7 +133,14 @@ impl Toolchain {
                 (Cmd::new("rustup").args(["run", "nightly", "cargo"]), linker)
             }
         };
-        let flags = ["-C", "debuginfo=2", "-C", "link-arg=--btf"];
+        let flags = [
+            "-Cdebuginfo=2",
+            // 32-bit arithmetic and wide jumps; in every kernel since 5.1.
+            "-Ctarget-cpu=v3",
+            "-Clink-arg=--btf",
+            // By default every memset becomes a call, which the verifier refuses.
+            "-Clink-arg=--disable-expand-memcpy-in-order",
+        ];
         // What cargo and rustup say about the toolchain we run under is not for this one.
         let inherited = [
             "CARGO",

@@ -1,0 +1,102 @@
+use std::{
+    fs,
+    net::SocketAddr,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result};
+use axum::{Json, Router, extract::State, http::StatusCode, response::IntoResponse, routing::get};
+use tokio::{
+    net::{TcpListener, UnixListener},
+    sync::{mpsc, oneshot},
+};
+
+use super::Status;
+
+/// Questions to the agent, each with the place for its answer.
+pub type Requests = mpsc::Receiver<oneshot::Sender<Status>>;
+
+type Asker = mpsc::Sender<oneshot::Sender<Status>>;
+
+async fn ask(asker: &Asker) -> Option<Status> {
+    let (answer, status) = oneshot::channel();
+    asker.send(answer).await.ok()?;
+    status.await.ok()
+}
+
+async fn status(State(asker): State<Asker>) -> impl IntoResponse {
+    match ask(&asker).await {
+        Some(status) => Json(status).into_response(),
+        None => StatusCode::SERVICE_UNAVAILABLE.into_response(),
+    }
+}
+
+/// Alive: the agent's loop answers.
+async fn healthz(State(asker): State<Asker>) -> impl IntoResponse {
+    match ask(&asker).await {
+        Some(_) => (StatusCode::OK, "the agent is running\n"),
+        None => (StatusCode::SERVICE_UNAVAILABLE, "the agent does not answer\n"),
+    }
+}
+
+/// Ready: every known lease is programmed. Not ready: why, as JSON.
+async fn readyz(State(asker): State<Asker>) -> impl IntoResponse {
+    match ask(&asker).await {
+        Some(status) if status.ready => (StatusCode::OK, Json(status.problems)).into_response(),
+        Some(status) => (StatusCode::SERVICE_UNAVAILABLE, Json(status.problems)).into_response(),
+        None => StatusCode::SERVICE_UNAVAILABLE.into_response(),
+    }
+}
+
+/// Removes the socket's file when the server ends.
+#[derive(Debug)]
+pub struct SocketFile(PathBuf);
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        // Whoever removed it before us has done our work.
+        fs::remove_file(&self.0).ok();
+    }
+}
+
+/// Answers `overlay-agent status` on a Unix socket that only root can use. Takes the place of a socket
+/// that a killed agent left; the lock on the pin path has made sure that none is running.
+pub fn serve_socket(path: &Path, asker: Asker) -> Result<SocketFile> {
+    let place = || format!("listening on {}", path.display());
+    if let Some(directory) = path.parent() {
+        fs::create_dir_all(directory).with_context(place)?;
+    }
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            return Err(error).with_context(place);
+        }
+        _ => {}
+    }
+    let listener = UnixListener::bind(path).with_context(place)?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o600)).with_context(place)?;
+    let router = Router::new().route("/status", get(status)).with_state(asker);
+    tokio::spawn(async move {
+        if let Err(error) = axum::serve(listener, router).await {
+            tracing::error!(%error, "the status socket has failed");
+        }
+    });
+    Ok(SocketFile(path.to_owned()))
+}
+
+/// Answers `/healthz` and `/readyz`.
+pub async fn serve_probes(address: SocketAddr, asker: Asker) -> Result<()> {
+    let listener = TcpListener::bind(address)
+        .await
+        .with_context(|| format!("listening for health probes on {address}"))?;
+    let router = Router::new()
+        .route("/healthz", get(healthz))
+        .route("/readyz", get(readyz))
+        .with_state(asker);
+    tokio::spawn(async move {
+        if let Err(error) = axum::serve(listener, router).await {
+            tracing::error!(%error, "the health server has failed");
+        }
+    });
+    Ok(())
+}

@@ -1,0 +1,218 @@
+use std::{fmt::Write as _, net::Ipv4Addr};
+
+use comfy_table::{Table, presets::NOTHING};
+use ipnetwork::Ipv4Network;
+use overlay_common::{Class, Reason};
+use serde::{Deserialize, Serialize};
+
+use crate::datapath::CounterRow;
+
+/// Everything that `overlay-agent status` shows. The JSON form is stable: fields are added, not renamed.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+pub struct Status {
+    /// The agent's version.
+    pub version: String,
+    /// Whether every lease known to the store is programmed.
+    pub ready: bool,
+    /// What is wrong, each in a sentence; empty when nothing is.
+    pub problems: Vec<String>,
+    /// The whole overlay.
+    pub network: Ipv4Network,
+    /// VXLAN network identifier.
+    pub vni: u32,
+    /// UDP port.
+    pub port: u16,
+    /// The overlay's MTU.
+    pub mtu: u32,
+    /// Whether programs deliver past the host's stack.
+    pub fast_path: bool,
+    /// This host's lease.
+    pub lease: LeaseStatus,
+    /// The interface that carries encapsulated packets.
+    pub uplink: UplinkStatus,
+    /// Name of the tunnel device.
+    pub tunnel: String,
+    /// Name of the containers' bridge, once it has appeared.
+    pub bridge: Option<String>,
+    /// Local containers that are delivered to directly.
+    pub endpoints: usize,
+    /// Other hosts.
+    pub peers: Vec<PeerStatus>,
+    /// Where the programs are attached.
+    pub programs: Vec<ProgramStatus>,
+    /// Packets by hook and reason; those that never occurred are left out.
+    pub counters: Vec<CounterStatus>,
+}
+
+/// This host's lease.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+pub struct LeaseStatus {
+    /// Its subnet.
+    pub subnet: Ipv4Network,
+    /// The address that peers send to.
+    pub public_ip: Ipv4Addr,
+    /// The MAC that peers address inner frames to.
+    pub vtep_mac: String,
+}
+
+/// An interface.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+pub struct UplinkStatus {
+    /// Its name.
+    pub name: String,
+    /// Its number.
+    pub ifindex: u32,
+}
+
+/// Another host.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+pub struct PeerStatus {
+    /// The subnet that it leases.
+    pub subnet: Ipv4Network,
+    /// Where its packets go.
+    pub public_ip: Ipv4Addr,
+    /// The MAC that inner frames are addressed to.
+    pub vtep_mac: String,
+}
+
+/// A program on an interface.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+pub struct ProgramStatus {
+    /// The program.
+    pub hook: String,
+    /// The interface.
+    pub interface: String,
+}
+
+/// One counter.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+pub struct CounterStatus {
+    /// The program.
+    pub hook: String,
+    /// Why packets left it.
+    pub reason: String,
+    /// What became of them.
+    pub class: Verdicts,
+    /// How many; an aggregate counts once.
+    pub packets: u64,
+    /// Their bytes.
+    pub bytes: u64,
+}
+
+/// What becomes of packets.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Verdicts {
+    /// Redirected by us.
+    Forwarded,
+    /// Checked or prepared by us.
+    Passed,
+    /// Left to the kernel.
+    Declined,
+    /// Refused.
+    Dropped,
+}
+
+impl From<Class> for Verdicts {
+    fn from(class: Class) -> Self {
+        match class {
+            Class::Forwarded => Self::Forwarded,
+            Class::Passed => Self::Passed,
+            Class::Declined => Self::Declined,
+            Class::Dropped => Self::Dropped,
+        }
+    }
+}
+
+impl From<CounterRow> for CounterStatus {
+    fn from(row: CounterRow) -> Self {
+        Self {
+            hook: row.hook.name().to_owned(),
+            reason: row.reason.name().to_owned(),
+            class: row.class().into(),
+            packets: row.packets,
+            bytes: row.bytes,
+        }
+    }
+}
+
+impl Status {
+    /// The status in words.
+    pub fn to_text(&self) -> String {
+        let mut text = String::new();
+        for line in self.summary() {
+            // Writing to a string cannot fail.
+            writeln!(text, "{line}").ok();
+        }
+        write!(text, "\nPeers ({})\n{}\n", self.peers.len(), self.peer_table()).ok();
+        write!(text, "\nPrograms\n{}\n", self.program_table()).ok();
+        write!(text, "\nPackets\n{}\n", self.counter_table()).ok();
+        text
+    }
+
+    fn summary(&self) -> Vec<String> {
+        let mut lines = if self.problems.is_empty() {
+            vec!["Everything is as it should be.".to_owned()]
+        } else {
+            self.problems.iter().map(|problem| format!("Problem: {problem}")).collect()
+        };
+        let bridge = self.bridge.as_deref().unwrap_or("none yet");
+        let path = if self.fast_path { "on" } else { "off" };
+        lines.extend([
+            format!(
+                "Lease     {} of {}, VNI {}, UDP port {}, MTU {}",
+                self.lease.subnet, self.network, self.vni, self.port, self.mtu
+            ),
+            format!(
+                "VTEP      {} at {} on {}",
+                self.lease.vtep_mac, self.lease.public_ip, self.uplink.name
+            ),
+            format!("Bridge    {bridge}, {} containers known", self.endpoints),
+            format!("Fast path {path}"),
+        ]);
+        lines
+    }
+
+    fn peer_table(&self) -> Table {
+        let mut table = plain_table();
+        for peer in &self.peers {
+            table.add_row([
+                peer.subnet.to_string(),
+                format!("via {}", peer.public_ip),
+                peer.vtep_mac.clone(),
+            ]);
+        }
+        table
+    }
+
+    fn program_table(&self) -> Table {
+        let mut table = plain_table();
+        for program in &self.programs {
+            table.add_row([program.hook.clone(), format!("on {}", program.interface)]);
+        }
+        table
+    }
+
+    fn counter_table(&self) -> Table {
+        let mut table = plain_table();
+        for counter in &self.counters {
+            table.add_row([
+                counter.hook.clone(),
+                counter.reason.clone(),
+                counter.packets.to_string(),
+                describe(&counter.reason).to_owned(),
+            ]);
+        }
+        table
+    }
+}
+
+fn plain_table() -> Table {
+    let mut table = Table::new();
+    table.load_style(NOTHING);
+    table
+}
+
+fn describe(name: &str) -> &'static str {
+    Reason::ALL.iter().find(|reason| reason.name() == name).map_or("", |reason| reason.describe())
+}

@@ -1,0 +1,112 @@
+//! The environment as a fallback for flags: `OVERLAY_<NAME>`, then `FLANNELD_<NAME>`.
+//!
+//! A variable is turned into the argument it stands for and put at the end of the command line, so
+//! that there is one parser, one set of rules and one kind of error for both.
+
+use std::ffi::{OsStr, OsString};
+
+use clap::{Command, error::ErrorKind, parser::ValueSource};
+
+/// The prefixes of the variables' names, the first one first.
+const PREFIXES: [&str; 2] = ["OVERLAY_", "FLANNELD_"];
+
+/// Verbs whose flags have no variables: what mk-docker-opts.sh reads from the environment has its own
+/// rules.
+const WITHOUT: [&str; 1] = ["docker-opts"];
+
+/// Where variables are looked up; a trait so that tests need not change the process's.
+pub trait Environment {
+    /// The value of a variable, `None` if it is not set.
+    fn get(&self, name: &str) -> Option<OsString>;
+}
+
+/// The process's environment.
+#[derive(Clone, Copy, Debug)]
+pub struct ProcessEnvironment;
+
+impl Environment for ProcessEnvironment {
+    fn get(&self, name: &str) -> Option<OsString> {
+        std::env::var_os(name)
+    }
+}
+
+impl<F: Fn(&str) -> Option<OsString>> Environment for F {
+    fn get(&self, name: &str) -> Option<OsString> {
+        self(name)
+    }
+}
+
+/// What `--help` says about variables.
+pub(super) fn help() -> String {
+    "Every flag can also be given as an environment variable, OVERLAY_<NAME> or FLANNELD_<NAME>, for \
+     example OVERLAY_ETCD_ENDPOINTS. The command line counts first, then OVERLAY_, then FLANNELD_. An \
+     empty variable counts as unset; a flag that can be repeated takes one value."
+        .to_owned()
+}
+
+/// Appends to `args` what the environment says about flags that `args` does not mention.
+pub(super) fn append(
+    command: &Command,
+    mut args: Vec<OsString>,
+    environment: &impl Environment,
+) -> Result<Vec<OsString>, clap::Error> {
+    let matches = command.clone().try_get_matches_from(&args)?;
+    let Some((verb, matches)) = matches.subcommand() else {
+        return Ok(args);
+    };
+    let Some(verb) = command
+        .find_subcommand(verb)
+        .filter(|verb| !WITHOUT.contains(&verb.get_name()))
+    else {
+        return Ok(args);
+    };
+    for arg in verb.get_arguments() {
+        let Some(long) = arg.get_long().filter(|long| *long != "v") else {
+            continue;
+        };
+        let id = arg.get_id().as_str();
+        let typed = matches
+            .try_contains_id(id)
+            .is_ok_and(|_| matches.value_source(id) == Some(ValueSource::CommandLine));
+        if typed {
+            continue;
+        }
+        let Some((name, value)) = lookup(long, environment) else {
+            continue;
+        };
+        args.push(argument(long, &value));
+        check(command, &args, &name)?;
+    }
+    Ok(args)
+}
+
+/// The first of a flag's variables that is set and not empty.
+fn lookup(long: &str, environment: &impl Environment) -> Option<(String, OsString)> {
+    let suffix = long.to_ascii_uppercase().replace('-', "_");
+    PREFIXES
+        .into_iter()
+        .map(|prefix| format!("{prefix}{suffix}"))
+        .find_map(|name| {
+            let value = environment.get(&name).filter(|value| !value.is_empty())?;
+            Some((name, value))
+        })
+}
+
+fn argument(long: &str, value: &OsStr) -> OsString {
+    let mut argument = OsString::from(format!("--{long}="));
+    argument.push(value);
+    argument
+}
+
+/// Says which variable is to blame while that is known.
+fn check(command: &Command, args: &[OsString], name: &str) -> Result<(), clap::Error> {
+    match command.clone().try_get_matches_from(args) {
+        Err(error) if error.use_stderr() => {
+            let text = error.to_string();
+            let text = text.strip_prefix("error: ").unwrap_or(&text);
+            let message = format!("environment variable {name}: {text}");
+            Err(clap::Error::raw(ErrorKind::ValueValidation, message))
+        }
+        _ => Ok(()),
+    }
+}

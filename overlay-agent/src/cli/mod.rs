@@ -1,0 +1,81 @@
+//! The command line: one file per verb, arguments as they are typed.
+
+pub mod docker_opts;
+pub mod env;
+mod go_style;
+pub mod run;
+pub mod status;
+
+use std::ffi::OsString;
+
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+
+use crate::exit::Exit;
+
+/// An overlay network for Docker hosts, a drop-in for flannel's etcd and vxlan mode.
+#[derive(Debug, Parser)]
+#[command(
+    name = "overlay-agent",
+    version,
+    propagate_version = true,
+    after_help = Exit::help(),
+    disable_help_subcommand = true
+)]
+pub struct Cli {
+    /// Say more: -v what is done, -v=5 and above every detail. `RUST_LOG` overrides it.
+    #[arg(
+        short,
+        long = "v",
+        global = true,
+        value_name = "LEVEL",
+        num_args = 0..=1,
+        require_equals = true,
+        default_value_t = 0,
+        default_missing_value = "1",
+        hide_default_value = true
+    )]
+    pub verbosity: u8,
+
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The verbs.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Take a subnet, follow everybody else's, and carry the packets between them
+    #[command(after_help = env::help())]
+    Run(Box<run::RunArgs>),
+    /// Say what the running agent does, and what is wrong if something is
+    Status(status::StatusArgs),
+    /// Turn subnet.env into options for dockerd, as flannel's mk-docker-opts.sh does
+    DockerOpts(docker_opts::DockerOptsArgs),
+}
+
+impl Cli {
+    /// Reads a command line, flannel's way of writing it included, with the environment as fallback.
+    pub fn from_command_line(
+        args: impl IntoIterator<Item = OsString>,
+        environment: &impl env::Environment,
+    ) -> Result<Self, clap::Error> {
+        let mut command = Self::command();
+        command.build();
+        let args = go_style::to_double_dashes(&command, args);
+        let args = env::append(&command, args, environment)?;
+        let matches = command.try_get_matches_from_mut(args)?;
+        Self::from_arg_matches(&matches).map_err(|error| error.format(&mut command))
+    }
+}
+
+/// A boolean as Go writes it, for `value_parser`.
+fn go_bool(text: &str) -> Result<bool, String> {
+    match text {
+        "1" | "t" | "T" | "true" | "TRUE" | "True" => Ok(true),
+        "0" | "f" | "F" | "false" | "FALSE" | "False" => Ok(false),
+        _ => Err("it must be true or false".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,144 @@
+//! `overlay-agent run`: the flags as they are typed. [`RunConfig`] is what becomes of them.
+//!
+//! Names, defaults and meanings are flannel's, except for those under «Overlay».
+
+use std::path::PathBuf;
+
+use clap::{ArgAction, Args, ValueEnum};
+
+use super::go_bool;
+pub use crate::run_config::RunConfig;
+use crate::run_config::Secret;
+
+pub(super) const DEFAULT_SOCKET: &str = "/run/overlay/agent.sock";
+
+const ETCD: &str = "etcd";
+const UPLINK: &str = "Uplink";
+const OURS: &str = "Overlay";
+const FIREWALL: &str = "Firewall (accepted for flannel's sake, no effect yet)";
+
+/// Arguments of `run`, as typed.
+#[derive(Debug, Args)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "flannel has as many flags of that kind"
+)]
+pub struct RunArgs {
+    /// Where etcd is: a list separated by commas
+    #[arg(
+        long,
+        value_name = "URLS",
+        default_value = "http://127.0.0.1:4001,http://127.0.0.1:2379",
+        help_heading = ETCD
+    )]
+    pub etcd_endpoints: String,
+
+    /// The place in etcd where this network's config and leases are
+    #[arg(long, value_name = "KEY", default_value = "/coreos.com/network", help_heading = ETCD)]
+    pub etcd_prefix: String,
+
+    /// The client's private key, in PEM; goes with --etcd-certfile
+    #[arg(long, value_name = "FILE", default_value = "", hide_default_value = true, help_heading = ETCD)]
+    pub etcd_keyfile: String,
+
+    /// The client's certificate, in PEM; goes with --etcd-keyfile
+    #[arg(long, value_name = "FILE", default_value = "", hide_default_value = true, help_heading = ETCD)]
+    pub etcd_certfile: String,
+
+    /// The authority that signed etcd's certificate, in PEM; alone is enough for TLS
+    #[arg(long, value_name = "FILE", default_value = "", hide_default_value = true, help_heading = ETCD)]
+    pub etcd_cafile: String,
+
+    /// The user to be in etcd
+    #[arg(long, value_name = "NAME", default_value = "", hide_default_value = true, help_heading = ETCD)]
+    pub etcd_username: String,
+
+    /// The user's password
+    #[arg(long, value_name = "PASSWORD", default_value = "", hide_default_value = true, help_heading = ETCD)]
+    pub etcd_password: Secret,
+
+    /// The interface that reaches the other hosts, by name or address; the first that exists counts
+    #[arg(long, value_name = "NAME|IP", action = ArgAction::Append, help_heading = UPLINK)]
+    pub iface: Vec<String>,
+
+    /// A regular expression for the interface's address or name, tried after --iface
+    #[arg(long, value_name = "REGEX", action = ArgAction::Append, help_heading = UPLINK)]
+    pub iface_regex: Vec<String>,
+
+    /// Use the interface that the kernel would reach this address by, tried after --iface-regex
+    #[arg(long, value_name = "IP", default_value = "", hide_default_value = true, help_heading = UPLINK)]
+    pub iface_can_reach: String,
+
+    /// The address that the other hosts send to; by default the interface's own
+    #[arg(long, value_name = "IP", default_value = "", hide_default_value = true, help_heading = UPLINK)]
+    pub public_ip: String,
+
+    /// No effect yet: only IPv4 is carried
+    #[arg(long, value_name = "IP", default_value = "", hide_default_value = true, help_heading = UPLINK)]
+    pub public_ipv6: String,
+
+    /// Where to write the subnet and the MTU for Docker
+    #[arg(long, value_name = "FILE", default_value = "/run/flannel/subnet.env")]
+    pub subnet_file: PathBuf,
+
+    /// No effect: leases are kept alive all the time, not renewed at the end. Minutes, 1 to 1439
+    #[arg(long, value_name = "MINUTES", default_value_t = 60, value_parser = clap::value_parser!(u16).range(1..=1439))]
+    pub subnet_lease_renew_margin: u16,
+
+    /// The address to serve health checks at
+    #[arg(long, value_name = "IP", default_value = "0.0.0.0")]
+    pub healthz_ip: std::net::IpAddr,
+
+    /// The port to serve health checks at; 0 serves none
+    #[arg(long, value_name = "PORT", default_value_t = 0)]
+    pub healthz_port: u16,
+
+    /// Masquerade what leaves the overlay. Only written to subnet.env as yet; no rules are made
+    #[arg(long, num_args = 0..=1, require_equals = true, default_value_t = false, default_missing_value = "true", value_parser = go_bool, action = ArgAction::Set, value_name = "BOOL", help_heading = FIREWALL)]
+    pub ip_masq: bool,
+
+    /// Do not choose source ports at random when masquerading
+    #[arg(long, num_args = 0..=1, require_equals = true, default_value_t = false, default_missing_value = "true", value_parser = go_bool, action = ArgAction::Set, value_name = "BOOL", help_heading = FIREWALL)]
+    pub ip_masq_fully_random_disable: bool,
+
+    /// How often to look after the firewall rules
+    #[arg(long, value_name = "SECONDS", default_value_t = 5, help_heading = FIREWALL)]
+    pub iptables_resync: u32,
+
+    /// Add rules that accept forwarding to and from the overlay
+    #[arg(long, num_args = 0..=1, require_equals = true, default_value_t = true, default_missing_value = "true", value_parser = go_bool, action = ArgAction::Set, value_name = "BOOL", help_heading = FIREWALL)]
+    pub iptables_forward_rules: bool,
+
+    /// Add a blackhole route for this host's own subnet
+    #[arg(long, num_args = 0..=1, require_equals = true, default_value_t = false, default_missing_value = "true", value_parser = go_bool, action = ArgAction::Set, value_name = "BOOL", help_heading = FIREWALL)]
+    pub ip_blackhole_route: bool,
+
+    /// The containers' bridge; by default whichever has an address in this host's subnet
+    #[arg(long, value_name = "NAME", help_heading = OURS)]
+    pub bridge: Option<String>,
+
+    /// Whether packets take the short way past the kernel's network stack, or all go through it
+    #[arg(long, value_enum, default_value_t = Switch::On, help_heading = OURS)]
+    pub fast_path: Switch,
+
+    /// Where the programs and maps are pinned
+    #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf/overlay", help_heading = OURS)]
+    pub pin_path: PathBuf,
+
+    /// Where to listen for `overlay-agent status`
+    #[arg(long, value_name = "PATH", default_value = DEFAULT_SOCKET, help_heading = OURS)]
+    pub socket: PathBuf,
+
+    /// How long the subnet stays ours when this host is cut off from etcd
+    #[arg(long, value_name = "SECONDS", default_value_t = 86_400, value_parser = clap::value_parser!(u32).range(10..=31_536_000), help_heading = OURS)]
+    pub lease_ttl: u32,
+}
+
+/// A switch of two positions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Switch {
+    /// On
+    On,
+    /// Off
+    Off,
+}

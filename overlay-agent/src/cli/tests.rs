@@ -1,0 +1,243 @@
+use std::{collections::HashMap, net::Ipv4Addr, path::Path};
+
+use super::{run::RunConfig, *};
+
+fn parse(args: &[&str], variables: &[(&str, &str)]) -> Result<Cli, clap::Error> {
+    let variables: HashMap<String, OsString> = variables
+        .iter()
+        .map(|(name, value)| ((*name).to_owned(), OsString::from(value)))
+        .collect();
+    let args = std::iter::once("overlay-agent").chain(args.iter().copied());
+    Cli::from_command_line(args.map(OsString::from), &|name: &str| {
+        variables.get(name).cloned()
+    })
+}
+
+fn run(args: &[&str], variables: &[(&str, &str)]) -> RunConfig {
+    let args: Vec<_> = std::iter::once("run").chain(args.iter().copied()).collect();
+    match parse(&args, variables).map(|cli| cli.command) {
+        Ok(Command::Run(args)) => RunConfig::try_from(*args).unwrap(),
+        other => panic!("{other:?}"),
+    }
+}
+
+fn usage(args: &[&str]) -> String {
+    let args: Vec<_> = std::iter::once("run").chain(args.iter().copied()).collect();
+    match parse(&args, &[]).map(|cli| cli.command) {
+        Ok(Command::Run(args)) => RunConfig::try_from(*args).unwrap_err().to_string(),
+        Ok(other) => panic!("{other:?}"),
+        Err(error) => error.to_string(),
+    }
+}
+
+#[test]
+fn the_definition_of_the_command_line_is_sound() {
+    Cli::command().debug_assert();
+}
+
+#[test]
+fn defaults_are_flannels() {
+    let config = run(&[], &[]);
+    assert_eq!(
+        config.etcd.endpoints,
+        ["http://127.0.0.1:4001", "http://127.0.0.1:2379"]
+    );
+    assert_eq!(
+        config.etcd.prefix.config_key(),
+        "/coreos.com/network/config"
+    );
+    assert_eq!(config.subnet_file, Path::new("/run/flannel/subnet.env"));
+    assert_eq!(config.lease_ttl.as_secs(), 86_400);
+    assert_eq!(config.pin_path, Path::new("/sys/fs/bpf/overlay"));
+    assert_eq!(config.socket, Path::new("/run/overlay/agent.sock"));
+    assert!(config.fast_path && !config.ip_masq);
+    assert!(config.etcd.user.is_none() && config.etcd.identity.is_none());
+    assert!(config.etcd.ca_file.is_none() && config.healthz.is_none());
+    assert!(config.without_effect.is_empty());
+}
+
+#[test]
+fn a_flanneld_command_line_in_gos_style_is_understood() {
+    let config = run(
+        &[
+            "-etcd-endpoints=http://a:2379,http://b:2379",
+            "-etcd-prefix",
+            "/net/",
+            "-iface=eth1",
+            "-iface",
+            "10.0.0.1",
+            "-ip-masq",
+            "-iptables-forward-rules=false",
+            "-healthz-port=8471",
+            "-v=4",
+        ],
+        &[],
+    );
+    assert_eq!(config.etcd.endpoints, ["http://a:2379", "http://b:2379"]);
+    assert_eq!(config.etcd.prefix.config_key(), "/net/config");
+    assert_eq!(config.uplink.ifaces, ["eth1", "10.0.0.1"]);
+    assert!(config.ip_masq);
+    assert_eq!(config.healthz, Some("0.0.0.0:8471".parse().unwrap()));
+    assert_eq!(config.without_effect.len(), 2);
+}
+
+#[test]
+fn booleans_are_written_as_in_go() {
+    for (arg, expected) in [
+        ("--ip-masq", true),
+        ("--ip-masq=true", true),
+        ("--ip-masq=1", true),
+        ("-ip-masq=T", true),
+        ("--ip-masq=false", false),
+        ("-ip-masq=0", false),
+    ] {
+        assert_eq!(run(&[arg], &[]).ip_masq, expected, "{arg}");
+    }
+    assert!(usage(&["--ip-masq=yes"]).contains("it must be true or false"));
+}
+
+#[test]
+fn the_command_line_counts_before_our_variables_and_those_before_flannels() {
+    let variables = [
+        ("OVERLAY_ETCD_PREFIX", "/ours"),
+        ("FLANNELD_ETCD_PREFIX", "/theirs"),
+    ];
+    let prefix =
+        |args: &[&str], variables: &[(&str, &str)]| run(args, variables).etcd.prefix.to_string();
+    assert_eq!(prefix(&["--etcd-prefix=/typed"], &variables), "/typed");
+    assert_eq!(prefix(&[], &variables), "/ours");
+    assert_eq!(prefix(&[], &variables[1..]), "/theirs");
+    assert_eq!(
+        prefix(&[], &[("OVERLAY_ETCD_PREFIX", ""), variables[1]]),
+        "/theirs"
+    );
+}
+
+#[test]
+fn variables_reach_every_kind_of_flag() {
+    let config = run(
+        &[],
+        &[
+            ("FLANNELD_IP_MASQ", "true"),
+            ("FLANNELD_IFACE", "eth1"),
+            ("FLANNELD_PUBLIC_IP", "192.0.2.7"),
+            ("OVERLAY_FAST_PATH", "off"),
+            ("OVERLAY_LEASE_TTL", "60"),
+            ("OVERLAY_BRIDGE", "br0"),
+        ],
+    );
+    assert!(config.ip_masq && !config.fast_path);
+    assert_eq!(config.uplink.ifaces, ["eth1"]);
+    assert_eq!(config.uplink.public_ip, Some(Ipv4Addr::new(192, 0, 2, 7)));
+    assert_eq!(config.lease_ttl.as_secs(), 60);
+    assert_eq!(config.bridge.as_deref(), Some("br0"));
+}
+
+#[test]
+fn a_repeatable_flag_on_the_command_line_hides_its_variable() {
+    let config = run(&["--iface=eth0"], &[("FLANNELD_IFACE", "eth1")]);
+    assert_eq!(config.uplink.ifaces, ["eth0"]);
+}
+
+#[test]
+fn a_bad_variable_is_named() {
+    let error = parse(&["run"], &[("FLANNELD_HEALTHZ_PORT", "many")]).unwrap_err();
+    let text = error.to_string();
+    assert!(
+        text.starts_with("error: environment variable FLANNELD_HEALTHZ_PORT: invalid value 'many'"),
+        "{text}"
+    );
+}
+
+#[test]
+fn what_cannot_be_followed_is_refused_with_the_flag_and_the_rule() {
+    for (args, expected) in [
+        (
+            &["--etcd-endpoints=,"][..],
+            "--etcd-endpoints names no endpoint",
+        ),
+        (
+            &["--etcd-certfile=c.pem"],
+            "--etcd-certfile needs --etcd-keyfile: a certificate and its key go together",
+        ),
+        (
+            &["--etcd-keyfile=k.pem"],
+            "--etcd-keyfile needs --etcd-certfile: a certificate and its key go together",
+        ),
+        (
+            &["--etcd-password=x"],
+            "--etcd-password needs --etcd-username",
+        ),
+        (
+            &["--public-ip=fe80::1"],
+            r#"--public-ip must be an IPv4 address, but is "fe80::1""#,
+        ),
+        (
+            &["--iface-can-reach=host"],
+            r#"--iface-can-reach must be an IPv4 address, but is "host""#,
+        ),
+    ] {
+        assert_eq!(usage(args), expected, "{args:?}");
+    }
+    assert!(
+        usage(&["--iface-regex=("]).starts_with(r#"--iface-regex "(" is no regular expression"#)
+    );
+    for margin in ["0", "1440"] {
+        let error = usage(&["--subnet-lease-renew-margin", margin]);
+        assert!(error.contains("is not in 1..=1439"), "{error}");
+    }
+}
+
+#[test]
+fn no_log_can_show_the_password() {
+    let config = run(&["--etcd-username=me", "--etcd-password=hunter2"], &[]);
+    assert_eq!(config.etcd.user.as_ref().unwrap().1.reveal(), "hunter2");
+    assert!(!format!("{config:?}").contains("hunter2"));
+}
+
+#[test]
+fn flags_without_effect_are_said() {
+    let config = run(
+        &[
+            "--iptables-resync=10",
+            "--ip-blackhole-route",
+            "--ip-masq-fully-random-disable",
+            "--public-ipv6=fd00::1",
+            "--subnet-lease-renew-margin=10",
+        ],
+        &[],
+    );
+    assert_eq!(config.without_effect.len(), 5);
+}
+
+#[test]
+fn verbosity_may_come_before_or_after_the_verb() {
+    for (args, expected) in [
+        (&["status"][..], 0),
+        (&["-v", "status"], 1),
+        (&["status", "-v=6"], 6),
+        (&["status", "--v=6"], 6),
+    ] {
+        assert_eq!(parse(args, &[]).unwrap().verbosity, expected, "{args:?}");
+    }
+}
+
+#[test]
+fn status_reads_the_socket_from_the_environment_too() {
+    let cli = parse(&["status"], &[("OVERLAY_SOCKET", "/tmp/x.sock")]).unwrap();
+    let Command::Status(args) = cli.command else {
+        panic!("not status");
+    };
+    assert_eq!(args.socket, Path::new("/tmp/x.sock"));
+}
+
+#[test]
+fn the_help_lists_exit_codes_and_variables() {
+    let help = parse(&["--help"], &[]).unwrap_err().to_string();
+    assert!(
+        help.contains("78  the network config in etcd is malformed"),
+        "{help}"
+    );
+    let help = parse(&["run", "--help"], &[]).unwrap_err().to_string();
+    assert!(help.contains("FLANNELD_<NAME>"), "{help}");
+}

@@ -1,0 +1,175 @@
+//! Which bridge the local containers are behind, and which veth each of them is behind: read off the
+//! kernel's own tables, never guessed.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    net::Ipv4Addr,
+};
+
+use ipnetwork::Ipv4Network;
+use overlay_common::{
+    MacAddr,
+    tables::{Endpoint, EndpointKey},
+};
+
+use crate::netlink::{Link, LinkKind, Observed};
+
+/// The bridge that carries our subnet: the one named, else whichever has an address inside it.
+pub fn bridge<'a>(
+    observed: &'a Observed,
+    subnet: Ipv4Network,
+    named: Option<&str>,
+) -> Option<&'a Link> {
+    if let Some(name) = named {
+        return observed
+            .links
+            .values()
+            .find(|link| link.name == name && link.kind == LinkKind::Bridge);
+    }
+    observed
+        .addresses
+        .iter()
+        .filter(|(_, address, _)| subnet.contains(*address))
+        .filter_map(|(index, ..)| observed.links.get(index))
+        .find(|link| link.kind == LinkKind::Bridge)
+}
+
+/// The containers behind `bridge` that can be delivered to directly: their address and MAC are known to
+/// the host, the MAC was seen behind exactly one port, and that port is a veth into another network
+/// namespace. Whatever the kernel is unsure of is left out: the bridge finds it.
+pub fn endpoints(
+    observed: &Observed,
+    bridge: &Link,
+    subnet: Ipv4Network,
+) -> HashMap<EndpointKey, Endpoint> {
+    let own: BTreeSet<Ipv4Addr> =
+        observed.addresses.iter().map(|(_, address, _)| *address).collect();
+    let ports = ports(observed, bridge);
+    observed
+        .neighbours
+        .iter()
+        .filter(|neighbour| neighbour.ifindex == bridge.index)
+        .filter(|neighbour| subnet.contains(neighbour.address) && !own.contains(&neighbour.address))
+        .filter_map(|neighbour| {
+            let &ifindex = ports.get(&neighbour.mac)?.as_ref()?;
+            let key = EndpointKey { address: neighbour.address.octets() };
+            Some((key, Endpoint { ifindex, mac: neighbour.mac, reserved: [0; 2] }))
+        })
+        .collect()
+}
+
+/// The port each MAC was seen behind; `None` where there is more than one.
+fn ports(observed: &Observed, bridge: &Link) -> HashMap<MacAddr, Option<u32>> {
+    let mut ports: HashMap<MacAddr, Option<u32>> = HashMap::new();
+    for &(mac, ifindex) in &observed.forwarding {
+        let deliverable = observed.links.get(&ifindex).is_some_and(|link| {
+            link.master == Some(bridge.index)
+                && link.up
+                && link.kind == LinkKind::Veth { peer_is_elsewhere: true }
+        });
+        if deliverable {
+            ports
+                .entry(mac)
+                .and_modify(|port| *port = port.filter(|&known| known == ifindex))
+                .or_insert(Some(ifindex));
+        }
+    }
+    ports
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::netlink::Neighbour;
+
+    const BRIDGE: u32 = 3;
+    const VETH: u32 = 9;
+    const MAC: MacAddr = MacAddr([2, 0x42, 10, 1, 15, 2]);
+    const CONTAINER: Ipv4Addr = Ipv4Addr::new(10, 1, 15, 2);
+
+    fn link(index: u32, kind: LinkKind, master: Option<u32>) -> Link {
+        Link {
+            index,
+            name: format!("link{index}"),
+            mac: MacAddr([2, 0, 0, 0, 0, 1]),
+            mtu: 1450,
+            up: true,
+            no_arp: false,
+            master,
+            kind,
+        }
+    }
+
+    fn subnet() -> Ipv4Network {
+        "10.1.15.0/24".parse().expect("a subnet")
+    }
+
+    fn observed() -> Observed {
+        let veth = LinkKind::Veth { peer_is_elsewhere: true };
+        Observed {
+            links: [
+                link(2, LinkKind::Other, None),
+                link(BRIDGE, LinkKind::Bridge, None),
+                link(VETH, veth.clone(), Some(BRIDGE)),
+                link(10, veth, Some(BRIDGE)),
+            ]
+            .into_iter()
+            .map(|link| (link.index, link))
+            .collect(),
+            addresses: vec![
+                (2, Ipv4Addr::new(192, 168, 33, 10), 24),
+                (BRIDGE, Ipv4Addr::new(10, 1, 15, 1), 24),
+            ],
+            neighbours: vec![Neighbour { ifindex: BRIDGE, address: CONTAINER, mac: MAC }],
+            forwarding: vec![(MAC, VETH)],
+        }
+    }
+
+    fn found(observed: &Observed) -> HashMap<EndpointKey, Endpoint> {
+        endpoints(observed, &observed.links[&BRIDGE], subnet())
+    }
+
+    #[test]
+    fn the_bridge_is_the_one_with_an_address_in_the_subnet() {
+        let observed = observed();
+        assert_eq!(bridge(&observed, subnet(), None).expect("found").index, BRIDGE);
+        assert_eq!(bridge(&observed, subnet(), Some("link3")).expect("found").index, BRIDGE);
+        assert_eq!(bridge(&observed, subnet(), Some("link2")), None, "not a bridge");
+        let elsewhere = "10.1.16.0/24".parse().expect("a subnet");
+        assert_eq!(bridge(&observed, elsewhere, None), None);
+    }
+
+    #[test]
+    fn a_known_container_is_an_endpoint() {
+        let endpoints = found(&observed());
+        let endpoint = endpoints[&EndpointKey { address: CONTAINER.octets() }];
+        assert_eq!((endpoint.ifindex, endpoint.mac), (VETH, MAC));
+    }
+
+    #[test]
+    fn whatever_is_doubtful_is_no_endpoint() {
+        let cases: [(&str, fn(&mut Observed)); 7] = [
+            ("no forwarding entry", |observed| observed.forwarding.clear()),
+            ("a MAC behind two ports", |observed| observed.forwarding.push((MAC, 10))),
+            ("a port that is down", |observed| {
+                observed.links.get_mut(&VETH).expect("there").up = false;
+            }),
+            ("a port of another bridge", |observed| {
+                observed.links.get_mut(&VETH).expect("there").master = Some(77);
+            }),
+            ("a veth within this namespace", |observed| {
+                observed.links.get_mut(&VETH).expect("there").kind =
+                    LinkKind::Veth { peer_is_elsewhere: false };
+            }),
+            ("an address of the host", |observed| observed.addresses.push((2, CONTAINER, 32))),
+            ("a neighbour of another interface", |observed| {
+                observed.neighbours[0].ifindex = 2;
+            }),
+        ];
+        for (name, edit) in cases {
+            let mut observed = observed();
+            edit(&mut observed);
+            assert!(found(&observed).is_empty(), "{name}");
+        }
+    }
+}

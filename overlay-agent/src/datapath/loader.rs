@@ -1,0 +1,126 @@
+use anyhow::{Context, Result};
+use aya::{
+    Ebpf, EbpfLoader,
+    maps::{Array, Map, MapData},
+    programs::{ProgramError, SchedClassifier},
+    util::KernelVersion,
+};
+use overlay_common::{
+    Hook,
+    tables::{
+        ABI_VERSION, CONFIG_MAP, COUNTERS_MAP, ENDPOINTS_MAP, HostConfig, PEERS_MAP, VTEPS_MAP,
+    },
+};
+
+use super::{PinPath, Tables};
+use crate::exit::{Exit, WithExit};
+
+/// Every pinned map.
+pub(super) const MAPS: [&str; 5] = [CONFIG_MAP, PEERS_MAP, VTEPS_MAP, ENDPOINTS_MAP, COUNTERS_MAP];
+
+/// TCX, which our links build on, came with Linux 6.6 (commit e420bed02507).
+const FIRST_KERNEL: KernelVersion = KernelVersion::new(6, 6, 0);
+
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/overlay.bpf.o"));
+
+/// The loaded programs.
+#[derive(Debug)]
+pub struct Programs {
+    ebpf: Ebpf,
+}
+
+impl Programs {
+    /// Fails where no program can be loaded, whatever else is done: a kernel that is too old, an agent
+    /// that was built without them.
+    pub fn check() -> Result<()> {
+        if OBJECT.is_empty() {
+            return Err(anyhow::anyhow!(
+                "this agent was built without its BPF object: build it with `cargo xtask build`"
+            ))
+            .exit(Exit::Unavailable);
+        }
+        check_kernel()
+    }
+
+    /// Loads the programs over the maps pinned at `pins`: those that are there, if they are of our ABI
+    /// version, else new ones.
+    pub fn load(pins: &PinPath) -> Result<Self> {
+        adopt_or_remove(pins)?;
+        let mut loader = EbpfLoader::new();
+        for name in MAPS {
+            loader.map_pin_path(name, pins.map(name));
+        }
+        Self::load_with(&mut loader)
+    }
+
+    /// Loads the programs over maps of their own, which vanish with this value.
+    pub fn load_unpinned() -> Result<Self> {
+        Self::load_with(&mut EbpfLoader::new())
+    }
+
+    fn load_with(loader: &mut EbpfLoader<'_>) -> Result<Self> {
+        Self::check()?;
+        let mut ebpf =
+            loader.load(OBJECT).context("creating the BPF maps").exit(Exit::Unavailable)?;
+        for hook in Hook::ALL {
+            classifier(&mut ebpf, hook)?
+                .load()
+                .with_context(|| format!("loading BPF program {}", hook.name()))
+                .exit(Exit::Unavailable)?;
+        }
+        Ok(Self { ebpf })
+    }
+
+    /// The program of a hook.
+    pub fn get(&mut self, hook: Hook) -> Result<&mut SchedClassifier> {
+        classifier(&mut self.ebpf, hook)
+    }
+
+    /// Handles to the maps; they can be taken once.
+    pub fn take_tables(&mut self) -> Result<Tables> {
+        let mut take = |name: &str| -> Result<Map> {
+            self.ebpf.take_map(name).with_context(|| format!("BPF map {name} is not there"))
+        };
+        Tables::new(
+            take(CONFIG_MAP)?,
+            take(PEERS_MAP)?,
+            take(VTEPS_MAP)?,
+            take(ENDPOINTS_MAP)?,
+            take(COUNTERS_MAP)?,
+        )
+    }
+}
+
+fn classifier(ebpf: &mut Ebpf, hook: Hook) -> Result<&mut SchedClassifier> {
+    ebpf.program_mut(hook.name())
+        .with_context(|| format!("BPF program {} is not in the object", hook.name()))?
+        .try_into()
+        .map_err(|error: ProgramError| error.into())
+}
+
+fn check_kernel() -> Result<()> {
+    let kernel = KernelVersion::current().context("reading the kernel's version")?;
+    if kernel < FIRST_KERNEL {
+        return Err(anyhow::anyhow!(
+            "the kernel is too old: it is {kernel}, and TCX links came with {FIRST_KERNEL}"
+        ))
+        .exit(Exit::Unavailable);
+    }
+    Ok(())
+}
+
+/// Leaves maps that we can go on with where they are, and unpins all others.
+fn adopt_or_remove(pins: &PinPath) -> Result<()> {
+    let path = pins.map(CONFIG_MAP);
+    if !path.exists() || pinned_abi_version(&path).is_ok_and(|found| found == ABI_VERSION) {
+        return Ok(());
+    }
+    tracing::info!(path = %path.display(), "replacing BPF maps of another version");
+    pins.remove_maps()
+}
+
+fn pinned_abi_version(path: &std::path::Path) -> Result<u32> {
+    let map = Map::Array(MapData::from_pin(path).context("opening the pinned configuration")?);
+    let config = Array::<_, HostConfig>::try_from(map).context("reading the configuration map")?;
+    Ok(config.get(&0, 0).context("reading the pinned configuration")?.abi_version)
+}

@@ -1,0 +1,116 @@
+use std::{
+    fs::{self, File},
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result, bail};
+use nix::{
+    errno::Errno,
+    fcntl::{Flock, FlockArg},
+    mount::{MsFlags, mount},
+    sys::statfs::{BPF_FS_MAGIC, statfs},
+};
+
+use crate::exit::{Exit, WithExit};
+
+/// The directory, on a BPF file system, where maps and links outlive the agent. Locked for as long as
+/// this value lives: one agent per pin path.
+#[derive(Debug)]
+pub struct PinPath {
+    directory: PathBuf,
+    _lock: Flock<File>,
+}
+
+impl PinPath {
+    /// Creates and locks `directory`, mounting the BPF file system on `/sys/fs/bpf` where it is missing.
+    ///
+    /// Fails when another agent holds it, naming that process, or when it is not on a BPF file system.
+    pub fn open(directory: &Path) -> Result<Self> {
+        mount_bpf_file_system()?;
+        fs::create_dir_all(directory.join("links"))
+            .with_context(|| format!("creating the pin path {}", directory.display()))?;
+        let kind = statfs(directory)
+            .with_context(|| format!("looking at the pin path {}", directory.display()))?
+            .filesystem_type();
+        if kind != BPF_FS_MAGIC {
+            bail!("the pin path {} is not on a BPF file system", directory.display());
+        }
+        let handle = File::open(directory)
+            .with_context(|| format!("opening the pin path {}", directory.display()))?;
+        let inode = handle.metadata().context("looking at the pin path")?.ino();
+        let lock = match Flock::lock(handle, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => lock,
+            Err((_handle, Errno::EWOULDBLOCK)) => {
+                return Err(anyhow::anyhow!(
+                    "another agent uses the pin path {}: {}",
+                    directory.display(),
+                    lock_holder(inode)
+                ))
+                .exit(Exit::Busy);
+            }
+            Err((_handle, errno)) => {
+                return Err(errno)
+                    .with_context(|| format!("locking the pin path {}", directory.display()));
+            }
+        };
+        Ok(Self { directory: directory.to_owned(), _lock: lock })
+    }
+
+    /// Where a map is pinned.
+    pub fn map(&self, name: &str) -> PathBuf {
+        self.directory.join(name)
+    }
+
+    /// Where the link of a program is pinned.
+    pub fn link(&self, name: &str) -> PathBuf {
+        self.directory.join("links").join(name)
+    }
+
+    /// Names of the pinned links.
+    pub fn links(&self) -> Result<Vec<String>> {
+        let directory = self.directory.join("links");
+        let names = fs::read_dir(&directory)
+            .with_context(|| format!("listing {}", directory.display()))?
+            .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+            .collect();
+        Ok(names)
+    }
+
+    /// Unpins every map. The programs that use them keep theirs until they are replaced.
+    pub fn remove_maps(&self) -> Result<()> {
+        for entry in fs::read_dir(&self.directory)
+            .with_context(|| format!("listing {}", self.directory.display()))?
+        {
+            let entry = entry.context("listing the pin path")?;
+            if entry.file_type().is_ok_and(|kind| !kind.is_dir()) {
+                fs::remove_file(entry.path())
+                    .with_context(|| format!("removing {}", entry.path().display()))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn mount_bpf_file_system() -> Result<()> {
+    let root = Path::new("/sys/fs/bpf");
+    if statfs(root).is_ok_and(|found| found.filesystem_type() == BPF_FS_MAGIC) {
+        return Ok(());
+    }
+    mount(Some("bpf"), root, Some("bpf"), MsFlags::empty(), None::<&str>)
+        .context("mounting the BPF file system on /sys/fs/bpf")
+        .exit(Exit::Unavailable)
+}
+
+/// Who holds the lock on this inode, from `/proc/locks`: lines such as
+/// `1: FLOCK  ADVISORY  WRITE 4242 00:1b:12345 0 EOF`.
+fn lock_holder(inode: u64) -> String {
+    let suffix = format!(":{inode}");
+    fs::read_to_string("/proc/locks")
+        .unwrap_or_default()
+        .lines()
+        .map(|line| line.split_whitespace().collect::<Vec<_>>())
+        .find(|fields| fields.get(5).is_some_and(|file| file.ends_with(&suffix)))
+        .and_then(|fields| fields.get(4).map(|pid| format!("process {pid} holds it")))
+        .unwrap_or_else(|| "a process in another PID namespace holds it".to_owned())
+}

@@ -1,0 +1,116 @@
+use std::collections::HashMap;
+
+use anyhow::{Context, Result};
+use aya::{
+    Pod,
+    maps::{Array, HashMap as BpfHashMap, Map, MapData, MapError, PerCpuArray},
+};
+use overlay_common::tables::{
+    Counter, Endpoint, EndpointKey, HostConfig, Peer, PeerKey, Vtep, VtepKey,
+};
+
+/// Handles to every map.
+pub struct Tables {
+    /// This host's settings.
+    pub config: Array<MapData, HostConfig>,
+    /// Other hosts' leases.
+    pub peers: TypedMap<PeerKey, Peer>,
+    /// Outer sources that may speak.
+    pub vteps: TypedMap<VtepKey, Vtep>,
+    /// Local containers.
+    pub endpoints: TypedMap<EndpointKey, Endpoint>,
+    /// Packets by hook and reason.
+    pub counters: PerCpuArray<MapData, Counter>,
+}
+
+impl Tables {
+    pub(super) fn new(
+        config: Map,
+        peers: Map,
+        vteps: Map,
+        endpoints: Map,
+        counters: Map,
+    ) -> Result<Self> {
+        Ok(Self {
+            config: config.try_into().context("opening BPF map config")?,
+            peers: TypedMap::new("peers", peers)?,
+            vteps: TypedMap::new("vteps", vteps)?,
+            endpoints: TypedMap::new("endpoints", endpoints)?,
+            counters: counters.try_into().context("opening BPF map counters")?,
+        })
+    }
+}
+
+/// A hash map in the kernel.
+pub struct TypedMap<K: Pod, V: Pod> {
+    name: &'static str,
+    map: BpfHashMap<MapData, K, V>,
+}
+
+/// What a [`TypedMap::converge`] had to change.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Changes {
+    /// Entries added or given another value.
+    pub written: usize,
+    /// Entries removed.
+    pub removed: usize,
+}
+
+impl<K, V> TypedMap<K, V>
+where
+    K: Pod + Eq + std::hash::Hash + std::fmt::Debug,
+    V: Pod + PartialEq,
+{
+    fn new(name: &'static str, map: Map) -> Result<Self> {
+        let map = map.try_into().with_context(|| format!("opening BPF map {name}"))?;
+        Ok(Self { name, map })
+    }
+
+    /// Adds or replaces one entry.
+    pub fn insert(&mut self, key: &K, value: &V) -> Result<()> {
+        self.map
+            .insert(key, value, 0)
+            .with_context(|| format!("writing {key:?} to BPF map {}", self.name))
+    }
+
+    /// Removes one entry; one that is not there is no error.
+    pub fn remove(&mut self, key: &K) -> Result<()> {
+        match self.map.remove(key) {
+            Ok(()) | Err(MapError::KeyNotFound) => Ok(()),
+            Err(MapError::SyscallError(error))
+                if error.io_error.kind() == std::io::ErrorKind::NotFound =>
+            {
+                Ok(())
+            }
+            Err(error) => {
+                Err(error).with_context(|| format!("removing {key:?} from BPF map {}", self.name))
+            }
+        }
+    }
+
+    /// Every entry.
+    pub fn entries(&self) -> Result<HashMap<K, V>> {
+        self.map
+            .iter()
+            .collect::<Result<_, _>>()
+            .with_context(|| format!("listing BPF map {}", self.name))
+    }
+
+    /// Makes the map hold exactly `desired`, touching only what differs. New and changed entries come
+    /// first, so that nothing that stays is ever missing.
+    pub fn converge(&mut self, desired: &HashMap<K, V>) -> Result<Changes> {
+        let observed = self.entries()?;
+        let mut changes = Changes::default();
+        for (key, value) in desired {
+            if observed.get(key) != Some(value) {
+                self.insert(key, value)?;
+                changes.written += 1;
+            }
+        }
+        for key in observed.keys().filter(|key| !desired.contains_key(key)) {
+            self.remove(key)?;
+            changes.removed += 1;
+        }
+        Ok(changes)
+    }
+}

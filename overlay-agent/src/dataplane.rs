@@ -1,0 +1,275 @@
+//! The overlay on this host: what it should be, and the passes that make the kernel so.
+
+use std::{collections::HashMap, net::Ipv4Addr};
+
+use anyhow::{Context, Result};
+use ipnetwork::Ipv4Network;
+use overlay_common::{
+    Hook, MacAddr,
+    tables::{ABI_VERSION, HostConfig},
+};
+use rtnetlink::Handle;
+
+use crate::{
+    containers,
+    datapath::{Attachment, Attachments, PinPath, Programs, Tables},
+    lease::Lease,
+    netlink::{self, Link, Observed, Tunnel, TunnelSpec},
+    peers::{Peers, peer_key, vtep_key},
+};
+
+/// What the overlay on this host should be.
+#[derive(Clone, Debug)]
+pub struct DataplaneSpec {
+    /// The tunnel device.
+    pub tunnel: TunnelSpec,
+    /// The interface that carries encapsulated packets.
+    pub uplink: Attachment,
+    /// The address that peers send to.
+    pub public_address: Ipv4Addr,
+    /// The containers' bridge; found by its address where it is not named.
+    pub bridge: Option<String>,
+    /// Whether programs deliver past the host's stack.
+    pub fast_path: bool,
+}
+
+/// The overlay on this host, as this agent keeps it.
+pub struct Dataplane {
+    spec: DataplaneSpec,
+    handle: Handle,
+    pins: PinPath,
+    programs: Programs,
+    tables: Tables,
+    attachments: Attachments,
+    tunnel: Tunnel,
+    bridge: Option<Link>,
+    endpoints: usize,
+    peers: Peers,
+    synced: bool,
+    config: HostConfig,
+}
+
+impl Dataplane {
+    /// Makes the device, loads the programs over new or adopted maps, and attaches them.
+    ///
+    /// What an earlier agent left forwards all the while: its maps stay filled until
+    /// [`replace_leases`](Self::replace_leases), its programs run until ours take their place.
+    pub async fn start(spec: DataplaneSpec, pins: PinPath) -> Result<Self> {
+        let mut programs = Programs::load(&pins)?;
+        let tables = programs.take_tables()?;
+        let handle = netlink::connect()?;
+        let observed = netlink::observe(&handle).await?;
+        let tunnel = netlink::ensure_tunnel(&handle, &observed, &spec.tunnel).await?;
+        let adopted = tables.config.get(&0, 0).context("reading BPF map config")?;
+        let mut dataplane = Self {
+            peers: Peers::new(spec.tunnel.subnet, spec.public_address),
+            config: HostConfig { peer_lengths: adopted.peer_lengths, ..HostConfig::default() },
+            spec,
+            handle,
+            pins,
+            programs,
+            tables,
+            attachments: Attachments::default(),
+            tunnel,
+            bridge: None,
+            endpoints: 0,
+            synced: false,
+        };
+        dataplane.reconcile().await?;
+        dataplane.attachments.detach_leftovers(&dataplane.pins)?;
+        Ok(dataplane)
+    }
+
+    /// Makes it something else: another lease, most of all. The maps keep their
+    /// peers until [`replace_leases`](Self::replace_leases) brings the list.
+    pub async fn move_to(&mut self, spec: DataplaneSpec) -> Result<()> {
+        self.peers = Peers::new(spec.tunnel.subnet, spec.public_address);
+        self.synced = false;
+        self.spec = spec;
+        self.reconcile().await
+    }
+
+    /// Looks at the kernel and mends what is not as it should be.
+    pub async fn reconcile(&mut self) -> Result<()> {
+        let observed = &netlink::observe(&self.handle).await?;
+        let tunnel = netlink::ensure_tunnel(&self.handle, observed, &self.spec.tunnel).await?;
+        if tunnel != self.tunnel {
+            tracing::warn!(device = tunnel.name, "the tunnel device was replaced");
+            self.tunnel = tunnel;
+        }
+        self.follow_bridge(observed);
+        self.write_config()?;
+        self.attach()?;
+        self.converge_endpoints(observed)
+    }
+
+    fn follow_bridge(&mut self, observed: &Observed) {
+        let subnet = self.spec.tunnel.subnet;
+        let bridge = containers::bridge(observed, subnet, self.spec.bridge.as_deref()).cloned();
+        let name = |bridge: &Option<Link>| bridge.as_ref().map(|link| link.name.clone());
+        if name(&bridge) != name(&self.bridge) {
+            match &bridge {
+                Some(link) => tracing::info!(bridge = link.name, %subnet, "containers are behind"),
+                None => tracing::warn!(%subnet, "the containers' bridge is gone"),
+            }
+        }
+        self.bridge = bridge;
+    }
+
+    fn write_config(&mut self) -> Result<()> {
+        let (peer_lengths, left_out) = self.peers.lengths();
+        if !left_out.is_empty() {
+            tracing::warn!(
+                ?left_out,
+                "leases of so many different lengths cannot be carried: these are left out"
+            );
+        }
+        let spec = &self.spec;
+        let bridge = self.bridge.as_ref();
+        let config = HostConfig {
+            abi_version: ABI_VERSION,
+            flags: if spec.fast_path { HostConfig::FAST_PATH } else { 0 },
+            vni: spec.tunnel.vni.get(),
+            uplink_ifindex: spec.uplink.ifindex,
+            bridge_ifindex: bridge.map_or(0, |link| link.index),
+            network: spec.tunnel.network.network().octets(),
+            subnet: spec.tunnel.subnet.network().octets(),
+            public_address: spec.public_address.octets(),
+            network_length: spec.tunnel.network.prefix(),
+            subnet_length: spec.tunnel.subnet.prefix(),
+            port: spec.tunnel.port,
+            mtu: u16::try_from(spec.tunnel.mtu).unwrap_or(u16::MAX),
+            vtep_mac: spec.tunnel.mac,
+            bridge_mac: bridge.map_or(MacAddr::default(), |link| link.mac),
+            reserved: [0; 2],
+            // Until the leases are listed, an earlier agent's entries stay in use.
+            peer_lengths: if self.synced { peer_lengths } else { self.config.peer_lengths },
+        };
+        if config != self.config {
+            self.tables.config.set(0, config, 0).context("writing BPF map config")?;
+            self.config = config;
+        }
+        Ok(())
+    }
+
+    fn attach(&mut self) -> Result<()> {
+        let tunnel =
+            Attachment { ifindex: self.tunnel.ifindex, interface: self.tunnel.name.clone() };
+        let bridge = self
+            .bridge
+            .as_ref()
+            .map(|link| Attachment { ifindex: link.index, interface: link.name.clone() });
+        let places = [
+            (Hook::FromUplink, Some(self.spec.uplink.clone())),
+            (Hook::ToTunnel, Some(tunnel.clone())),
+            (Hook::FromTunnel, Some(tunnel)),
+            (Hook::FromContainer, bridge),
+        ];
+        for (hook, place) in places {
+            for ifindex in self.attachments.of(hook) {
+                if place.as_ref().is_none_or(|place| place.ifindex != ifindex) {
+                    self.attachments.detach(&self.pins, hook, ifindex)?;
+                }
+            }
+            if let Some(place) = place {
+                self.attachments.attach(&mut self.programs, &self.pins, hook, &place)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn converge_endpoints(&mut self, observed: &Observed) -> Result<()> {
+        let endpoints = match &self.bridge {
+            Some(bridge) => containers::endpoints(observed, bridge, self.spec.tunnel.subnet),
+            None => HashMap::new(),
+        };
+        self.endpoints = endpoints.len();
+        self.tables.endpoints.converge(&endpoints)?;
+        Ok(())
+    }
+
+    /// Makes the maps hold exactly these leases.
+    pub fn replace_leases(&mut self, leases: Vec<Lease>) -> Result<()> {
+        self.peers.replace_all(leases);
+        // Who may speak first, whom we send to last: a peer that gets our packets must find its answers
+        // accepted.
+        self.tables.vteps.converge(&self.peers.all_vteps())?;
+        self.tables.peers.converge(&self.peers.all_peers())?;
+        self.synced = true;
+        self.write_config()
+    }
+
+    /// Adds or replaces one lease.
+    pub fn put_lease(&mut self, lease: Lease) -> Result<()> {
+        let subnet = lease.subnet;
+        let addresses = [self.address_of(subnet), Some(lease.public_ip)];
+        self.peers.put(lease);
+        self.program(subnet, &addresses)
+    }
+
+    /// Forgets one lease.
+    pub fn remove_lease(&mut self, subnet: Ipv4Network) -> Result<()> {
+        let address = self.address_of(subnet);
+        self.peers.remove(subnet);
+        self.program(subnet, &[address])
+    }
+
+    fn address_of(&self, subnet: Ipv4Network) -> Option<Ipv4Addr> {
+        self.peers.lease(subnet).map(|lease| lease.public_ip)
+    }
+
+    /// Brings one subnet and the addresses that its lease had before and has now up to date.
+    fn program(&mut self, subnet: Ipv4Network, addresses: &[Option<Ipv4Addr>]) -> Result<()> {
+        for &address in addresses.iter().flatten() {
+            match self.peers.vtep(address) {
+                Some(vtep) => self.tables.vteps.insert(&vtep_key(address), &vtep)?,
+                None => self.tables.vteps.remove(&vtep_key(address))?,
+            }
+        }
+        match self.peers.peer(subnet) {
+            Some(peer) => self.tables.peers.insert(&peer_key(subnet), &peer)?,
+            None => self.tables.peers.remove(&peer_key(subnet))?,
+        }
+        self.write_config()
+    }
+
+    /// What it should be.
+    pub const fn spec(&self) -> &DataplaneSpec {
+        &self.spec
+    }
+
+    /// Handles to the maps.
+    pub const fn tables(&self) -> &Tables {
+        &self.tables
+    }
+
+    /// Where the programs are attached.
+    pub const fn attachments(&self) -> &Attachments {
+        &self.attachments
+    }
+
+    /// The containers' bridge, once it has appeared.
+    pub const fn bridge(&self) -> Option<&Link> {
+        self.bridge.as_ref()
+    }
+
+    /// The tunnel device.
+    pub const fn tunnel(&self) -> &Tunnel {
+        &self.tunnel
+    }
+
+    /// Whether every lease that the store knows has been programmed.
+    pub const fn synced(&self) -> bool {
+        self.synced
+    }
+
+    /// Everybody else's leases.
+    pub const fn peers(&self) -> &Peers {
+        &self.peers
+    }
+
+    /// How many local containers can be delivered to directly.
+    pub const fn endpoints(&self) -> usize {
+        self.endpoints
+    }
+}

@@ -1,0 +1,53 @@
+//! Lets the host's firewall forward what goes through the tunnel device: Docker sets the policy of
+//! FORWARD to DROP, and the rule that makes an exception has to stand in the same chain.
+
+use std::{ffi::OsStr, process::Output};
+
+use anyhow::{Context, Result, bail};
+use tokio::process::Command;
+
+/// The rules, one per direction. What comes out of the device has been checked by `from_tunnel`.
+fn rules(device: &str) -> [[String; 8]; 2] {
+    ["-i", "-o"].map(|direction| {
+        [direction, device, "-m", "comment", "--comment", "overlay forward", "-j", "ACCEPT"]
+            .map(str::to_owned)
+    })
+}
+
+/// Adds the rules that are missing to the end of FORWARD, after everything that Docker puts in front.
+/// Returns how many were; on a host without `iptables` nothing filters, and nothing is done.
+pub(crate) async fn ensure_forwarding(device: &str) -> Result<usize> {
+    let mut added = 0;
+    for rule in rules(device) {
+        let Some(found) = iptables("-C", &rule).await? else {
+            return Ok(0);
+        };
+        if found.status.success() {
+            continue;
+        }
+        let output = iptables("-A", &rule).await?.context("iptables has vanished")?;
+        if !output.status.success() {
+            bail!(
+                "adding rule `{}` to FORWARD: {}",
+                rule.join(" "),
+                String::from_utf8_lossy(&output.stderr).trim()
+            );
+        }
+        added += 1;
+    }
+    Ok(added)
+}
+
+async fn iptables<S: AsRef<OsStr>>(action: &str, rule: &[S]) -> Result<Option<Output>> {
+    let output = Command::new("iptables")
+        // Wait for the lock: Docker changes rules too.
+        .args(["-w", "5", action, "FORWARD"])
+        .args(rule)
+        .output()
+        .await;
+    match output {
+        Ok(output) => Ok(Some(output)),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error).context("running iptables"),
+    }
+}

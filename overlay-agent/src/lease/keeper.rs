@@ -1,0 +1,332 @@
+//! Keeping a lease: renewed in time, taken again when it was lost, never taken from somebody else.
+//!
+//! The keeper has no watch of its own. Whoever follows the leases tells it about ours through a
+//! [`KeeperHandle`], and only then does it look.
+
+use std::{net::Ipv4Addr, sync::Arc, time::Duration};
+
+use rand::Rng;
+use tokio::{
+    sync::{Notify, mpsc},
+    time::Instant,
+};
+use tracing::{debug, error, info, warn};
+
+use super::{
+    Lease,
+    acquire::{Acquired, retire},
+    allocate::overlap,
+    value::LeaseValue,
+};
+use crate::store::{Entry, Etcd, LeaseUpdate, StoreError, etcd::Created, outage::Outage};
+
+/// The least time between two looks at our key, so that no quarrel with another writer becomes a storm.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// Something that happened to our lease and that the rest of the agent must know.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LeaseEvent {
+    /// It was lost, and is ours again: same subnet, same MAC.
+    Retaken(Lease),
+    /// It was lost and is somebody else's. The keeper has stopped: another subnet must be acquired.
+    TakenByOther {
+        /// The lease that was ours.
+        lease: Lease,
+        /// The key that is in the way: the same subnet, or one that overlaps it.
+        key: String,
+        /// Whose it is, if its value says so.
+        owner: Option<Ipv4Addr>,
+    },
+}
+
+/// Keeps one lease.
+#[derive(Debug)]
+pub struct Keeper {
+    store: Etcd,
+    lease: Lease,
+    etcd_lease: Option<i64>,
+    ttl: Duration,
+    nudge: Arc<Notify>,
+}
+
+/// Tells a [`Keeper`] that it should look after its lease.
+#[derive(Clone, Debug)]
+pub struct KeeperHandle {
+    lease: Lease,
+    nudge: Arc<Notify>,
+}
+
+impl KeeperHandle {
+    /// Takes note of an update about leases. Cheap, and does nothing unless it is about ours.
+    pub fn observe(&self, update: &LeaseUpdate) {
+        let ours = self.lease;
+        let doubtful = match update {
+            LeaseUpdate::Snapshot(leases) => leases
+                .binary_search_by(|lease| lease.subnet.cmp(&ours.subnet))
+                .map_or(true, |index| leases[index] != ours),
+            LeaseUpdate::Put(lease) => *lease != ours && overlap(lease.subnet, ours.subnet),
+            LeaseUpdate::Removed(subnet) => *subnet == ours.subnet,
+        };
+        if doubtful {
+            self.nudge.notify_one();
+        }
+    }
+}
+
+/// What a look at our key has shown.
+enum Look {
+    Ours,
+    Retaken,
+    /// Somebody wrote at the same time: look again.
+    Again,
+    Taken(Entry),
+}
+
+impl Keeper {
+    /// Keeps what was acquired, with the TTL that was asked for.
+    pub fn new(store: Etcd, acquired: &Acquired, ttl: Duration) -> Self {
+        Self {
+            store,
+            lease: acquired.lease,
+            etcd_lease: acquired.etcd_lease,
+            ttl,
+            nudge: Arc::new(Notify::new()),
+        }
+    }
+
+    /// The end to give to whoever follows the leases.
+    pub fn handle(&self) -> KeeperHandle {
+        KeeperHandle {
+            lease: self.lease,
+            nudge: Arc::clone(&self.nudge),
+        }
+    }
+
+    /// Keeps the lease until somebody else has it, or `events` is closed. The lease itself outlives this:
+    /// a stopped agent finds it again.
+    pub async fn run(mut self, events: mpsc::Sender<LeaseEvent>) {
+        tokio::select! {
+            () = self.keep(&events) => {}
+            () = events.closed() => {}
+        }
+    }
+
+    async fn keep(&mut self, events: &mpsc::Sender<LeaseEvent>) {
+        let mut outage = Outage::new("cannot renew our lease");
+        let mut renewal = Instant::now() + self.until_renewal();
+        loop {
+            let due = tokio::select! {
+                () = tokio::time::sleep_until(renewal), if self.etcd_lease.is_some() => true,
+                () = self.nudge.notified() => false,
+            };
+            let taken = if due {
+                self.renew(events, &mut outage).await
+            } else {
+                self.look_until_clear(events, &mut outage).await
+            };
+            if let Some(entry) = taken {
+                return self.report_loss(events, &entry).await;
+            }
+            outage.over();
+            if due {
+                renewal = Instant::now() + self.until_renewal();
+            }
+        }
+    }
+
+    /// Renews the etcd lease, however long etcd is away. Returns the key of the subnet's new owner, if
+    /// there is one by then.
+    async fn renew(
+        &mut self,
+        events: &mpsc::Sender<LeaseEvent>,
+        outage: &mut Outage,
+    ) -> Option<Entry> {
+        loop {
+            let id = self.etcd_lease?;
+            match self.store.keep_alive(id).await {
+                Ok(true) => {
+                    debug!("renewed the lease of {}", self.lease.subnet);
+                    return None;
+                }
+                Ok(false) => {
+                    warn!("our lease of {} has expired in etcd", self.lease.subnet);
+                    self.etcd_lease = None;
+                    return self.look_until_clear(events, outage).await;
+                }
+                Err(error) => tokio::time::sleep(outage.failed(&error)).await,
+            }
+        }
+    }
+
+    async fn look_until_clear(
+        &mut self,
+        events: &mpsc::Sender<LeaseEvent>,
+        outage: &mut Outage,
+    ) -> Option<Entry> {
+        loop {
+            match self.look().await {
+                Ok(Look::Ours) => return None,
+                Ok(Look::Taken(entry)) => return Some(entry),
+                Ok(Look::Retaken) => {
+                    warn!(
+                        "the lease of {} was lost, and is ours again",
+                        self.lease.subnet
+                    );
+                    // Closed means that the agent is stopping.
+                    drop(events.send(LeaseEvent::Retaken(self.lease)).await);
+                    tokio::time::sleep(LOOK).await;
+                    return None;
+                }
+                Ok(Look::Again) => tokio::time::sleep(LOOK).await,
+                Err(error) => tokio::time::sleep(outage.failed(&error)).await,
+            }
+        }
+    }
+
+    /// Reads our key and, if it is not as it should be and nobody else's, puts it right.
+    async fn look(&mut self) -> Result<Look, StoreError> {
+        let key = self.store.prefix().subnet_key(self.lease.subnet);
+        let value = self.lease.value().encode();
+        let Some(entry) = self.store.get(&key).await? else {
+            return self.retake(&value).await;
+        };
+        match LeaseValue::decode(&entry.value) {
+            Ok(found) if found.public_ip != self.lease.public_ip => return Ok(Look::Taken(entry)),
+            Ok(_) => {}
+            // A value that names no owner takes nothing from us.
+            Err(error) => warn!("somebody wrote {key}, which is ours: {error}"),
+        }
+        let reserved = entry.etcd_lease.is_none();
+        let right = entry.value == value;
+        if right && (reserved || entry.etcd_lease == self.etcd_lease) {
+            return Ok(Look::Ours);
+        }
+        info!("putting {key} right");
+        let etcd_lease = match entry.etcd_lease {
+            // An operator has made it a reservation.
+            None => None,
+            Some(_) => Some(self.etcd_lease().await?),
+        };
+        let written = self
+            .store
+            .replace(&entry.key, entry.mod_revision, &value, etcd_lease)
+            .await?;
+        Ok(if written.is_some() {
+            Look::Ours
+        } else {
+            Look::Again
+        })
+    }
+
+    /// Our key is gone: creates it again, under the conditions that any host has to meet.
+    async fn retake(&mut self, value: &[u8]) -> Result<Look, StoreError> {
+        let subnet = self.lease.subnet;
+        let etcd_lease = self.etcd_lease().await?;
+        match self
+            .store
+            .create(subnet, value, Some(etcd_lease), None)
+            .await?
+        {
+            Created::At(_) => Ok(Look::Retaken),
+            Created::Refused(obstacles) => {
+                let prefix = self.store.prefix();
+                let other = obstacles.into_iter().find(|entry| {
+                    LeaseValue::decode(&entry.value)
+                        .map_or(true, |value| value.public_ip != self.lease.public_ip)
+                        && prefix.parse_subnet_key(&entry.key).is_ok()
+                });
+                Ok(other.map_or(Look::Again, Look::Taken))
+            }
+        }
+    }
+
+    /// The etcd lease to hang our key on: the one we have, if it still exists, else a new one.
+    async fn etcd_lease(&mut self) -> Result<i64, StoreError> {
+        if let Some(id) = self.etcd_lease
+            && self.store.keep_alive(id).await?
+        {
+            return Ok(id);
+        }
+        let id = self.store.grant(self.ttl).await?;
+        self.etcd_lease = Some(id);
+        Ok(id)
+    }
+
+    async fn report_loss(&self, events: &mpsc::Sender<LeaseEvent>, entry: &Entry) {
+        let key = String::from_utf8_lossy(&entry.key).into_owned();
+        let owner = LeaseValue::decode(&entry.value)
+            .ok()
+            .map(|value| value.public_ip);
+        let whose = owner.map_or_else(|| "another host".to_owned(), |ip| ip.to_string());
+        error!(
+            "our subnet {} now belongs to {whose} ({key}): it is not ours any more, and must be given up",
+            self.lease.subnet
+        );
+        if let Some(id) = self.etcd_lease {
+            retire(&self.store, id).await;
+        }
+        let event = LeaseEvent::TakenByOther {
+            lease: self.lease,
+            key,
+            owner,
+        };
+        // Closed means that the agent is stopping.
+        drop(events.send(event).await);
+    }
+
+    /// A third of the TTL, less up to a tenth, so that hosts which started together drift apart.
+    fn until_renewal(&self) -> Duration {
+        (self.ttl / 3).mul_f64(rand::rng().random_range(0.9..=1.0))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lease(subnet: &str, host: u8) -> Lease {
+        Lease {
+            subnet: subnet.parse().unwrap(),
+            public_ip: Ipv4Addr::new(192, 0, 2, host),
+            vtep_mac: overlay_common::MacAddr([2, 0, 0, 0, 0, host]),
+            vni: None,
+        }
+    }
+
+    /// Whether the keeper of `ours` would look after `update`.
+    async fn looks(ours: Lease, update: LeaseUpdate) -> bool {
+        let nudge = Arc::new(Notify::new());
+        let handle = KeeperHandle {
+            lease: ours,
+            nudge: Arc::clone(&nudge),
+        };
+        handle.observe(&update);
+        tokio::select! {
+            biased;
+            () = nudge.notified() => true,
+            () = std::future::ready(()) => false,
+        }
+    }
+
+    #[tokio::test]
+    async fn only_what_casts_doubt_on_our_lease_makes_the_keeper_look() {
+        let ours = lease("10.5.2.0/24", 2);
+        let other = lease("10.5.3.0/24", 3);
+        let stolen = lease("10.5.2.0/24", 3);
+        let overlapping = lease("10.5.2.128/25", 3);
+        for (update, expected) in [
+            (LeaseUpdate::Snapshot(vec![ours, other]), false),
+            (LeaseUpdate::Snapshot(vec![other]), true),
+            (LeaseUpdate::Snapshot(vec![stolen, other]), true),
+            (LeaseUpdate::Put(ours), false),
+            (LeaseUpdate::Put(other), false),
+            (LeaseUpdate::Put(stolen), true),
+            (LeaseUpdate::Put(overlapping), true),
+            (LeaseUpdate::Removed(ours.subnet), true),
+            (LeaseUpdate::Removed(other.subnet), false),
+        ] {
+            let text = format!("{update:?}");
+            assert_eq!(looks(ours, update).await, expected, "{text}");
+        }
+    }
+}

@@ -1,0 +1,268 @@
+//! The keys: `<prefix>/config`, and `<prefix>/subnets/10.5.52.0-24` for each lease.
+//!
+//! A host with two address families appends the second: `…/10.5.52.0-24&fd00:12:13::-56`. We never
+//! write that form, but read its first half.
+
+use std::{
+    fmt,
+    net::{Ipv4Addr, Ipv6Addr},
+};
+
+use ipnetwork::Ipv4Network;
+
+/// The place in etcd below which everything of one network lives.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Prefix(String);
+
+impl Prefix {
+    /// Normalises `text` the way flannel's `path.Join` does: no empty, `.` or `..` segments, no
+    /// trailing slash; a leading slash stays as it is, present or missing.
+    pub fn new(text: &str) -> Self {
+        let rooted = text.starts_with('/');
+        let mut segments = Vec::new();
+        for segment in text.split('/') {
+            match segment {
+                "" | "." => {}
+                ".." if segments.last().is_some_and(|last| *last != "..") => {
+                    segments.pop();
+                }
+                ".." if rooted => {}
+                segment => segments.push(segment),
+            }
+        }
+        let root = if rooted { "/" } else { "" };
+        Self(format!("{root}{}", segments.join("/")))
+    }
+
+    /// The key of the network config.
+    pub fn config_key(&self) -> String {
+        self.join("config")
+    }
+
+    /// What all lease keys begin with, the trailing slash included.
+    pub fn subnets_dir(&self) -> String {
+        self.join("subnets/")
+    }
+
+    /// The key of the lease of `subnet`.
+    pub fn subnet_key(&self, subnet: Ipv4Network) -> String {
+        let mut key = self.subnets_dir();
+        key.push_str(&subnet_name(subnet));
+        key
+    }
+
+    /// Reads a key below [`subnets_dir`](Self::subnets_dir).
+    pub fn parse_subnet_key(&self, key: &[u8]) -> Result<SubnetKey, KeyError> {
+        let text = str::from_utf8(key).or(Err(KeyError::NotUtf8))?;
+        text.strip_prefix(&self.subnets_dir())
+            .ok_or(KeyError::Elsewhere)
+            .and_then(SubnetKey::parse)
+    }
+
+    fn join(&self, child: &str) -> String {
+        match self.0.as_str() {
+            "" => child.to_owned(),
+            "/" => format!("/{child}"),
+            prefix => format!("{prefix}/{child}"),
+        }
+    }
+}
+
+impl fmt::Display for Prefix {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(&self.0)
+    }
+}
+
+/// What the last segment of a lease's key says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SubnetKey {
+    /// The IPv4 subnet.
+    pub subnet: Ipv4Network,
+    /// The IPv6 subnet of a host that has both families.
+    pub ipv6: Option<(Ipv6Addr, u8)>,
+}
+
+impl SubnetKey {
+    /// Accepts exactly the text that flannel writes.
+    ///
+    /// flannel's own reader is laxer (it looks for a match at the end of the key), but whatever it
+    /// accepts beyond its own writing is somebody's typing error, and a route to it would be wrong.
+    fn parse(name: &str) -> Result<Self, KeyError> {
+        let (v4, v6) = match name.split_once('&') {
+            Some((v4, v6)) => (v4, Some(v6)),
+            None => (name, None),
+        };
+        let subnet = parse_v4(v4)?;
+        let ipv6 = v6.map(parse_v6).transpose()?;
+        Ok(Self { subnet, ipv6 })
+    }
+}
+
+/// Why a key below `<prefix>/subnets/` is no lease.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum KeyError {
+    /// The key holds bytes that are no text.
+    #[error("the key is not UTF-8")]
+    NotUtf8,
+    /// The key does not begin with the prefix.
+    #[error("the key is not below the subnets of this network")]
+    Elsewhere,
+    /// The IPv4 half is not address, dash, length.
+    #[error("the key must end in a subnet written as 10.5.52.0-24")]
+    Form,
+    /// The length is one that a lease cannot have.
+    #[error("the prefix length must be from 1 to 31")]
+    Length,
+    /// There are bits below the prefix.
+    #[error("the address is not the first of its subnet")]
+    HostBits,
+    /// The IPv6 half is wrong.
+    #[error("the part after & must be an IPv6 subnet written as fd00:12:13::-56")]
+    Ipv6Form,
+}
+
+fn subnet_name(subnet: Ipv4Network) -> String {
+    format!("{}-{}", subnet.network(), subnet.prefix())
+}
+
+fn parse_v4(text: &str) -> Result<Ipv4Network, KeyError> {
+    let (address, len) = text.split_once('-').ok_or(KeyError::Form)?;
+    let address: Ipv4Addr = address.parse().or(Err(KeyError::Form))?;
+    let len = parse_len(len).ok_or(KeyError::Form)?;
+    // flannel reads the length as five bits; and a lease of everything is none.
+    if !(1..=31).contains(&len) {
+        return Err(KeyError::Length);
+    }
+    let subnet = Ipv4Network::new(address, len).or(Err(KeyError::Length))?;
+    if subnet.network() == address {
+        Ok(subnet)
+    } else {
+        Err(KeyError::HostBits)
+    }
+}
+
+fn parse_v6(text: &str) -> Result<(Ipv6Addr, u8), KeyError> {
+    let (text, len) = text.rsplit_once('-').ok_or(KeyError::Ipv6Form)?;
+    let address: Ipv6Addr = text.parse().or(Err(KeyError::Ipv6Form))?;
+    let len = parse_len(len).filter(|len| (1..=127).contains(len));
+    match len {
+        Some(len) if !text.contains(|c: char| c.is_ascii_uppercase()) => Ok((address, len)),
+        _ => Err(KeyError::Ipv6Form),
+    }
+}
+
+/// A decimal number as a machine writes it: no sign, no leading zero.
+fn parse_len(text: &str) -> Option<u8> {
+    let len: u8 = text.parse().ok()?;
+    (len.to_string() == text).then_some(len)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn prefix() -> Prefix {
+        Prefix::new("/coreos.com/network")
+    }
+
+    fn parse(name: &str) -> Result<SubnetKey, KeyError> {
+        prefix().parse_subnet_key(format!("/coreos.com/network/subnets/{name}").as_bytes())
+    }
+
+    #[test]
+    fn prefixes_are_joined_as_by_gos_path_join() {
+        for (text, config) in [
+            ("/coreos.com/network", "/coreos.com/network/config"),
+            ("/coreos.com/network/", "/coreos.com/network/config"),
+            ("//coreos.com///network//", "/coreos.com/network/config"),
+            ("coreos.com/network", "coreos.com/network/config"),
+            ("/a/./b/../c", "/a/c/config"),
+            ("/../a", "/a/config"),
+            ("../a", "../a/config"),
+            ("a/../..", "../config"),
+            ("", "config"),
+            ("/", "/config"),
+        ] {
+            assert_eq!(Prefix::new(text).config_key(), config, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_subnets_key_is_flannels_byte_for_byte() {
+        let subnet = "10.5.52.0/24".parse().unwrap();
+        assert_eq!(
+            prefix().subnet_key(subnet),
+            "/coreos.com/network/subnets/10.5.52.0-24"
+        );
+        assert_eq!(parse("10.5.52.0-24").unwrap().subnet, subnet);
+    }
+
+    #[test]
+    fn a_key_of_both_families_is_read() {
+        let key = parse("10.12.13.0-24&fd00:12:13::-56").unwrap();
+        assert_eq!(key.subnet.to_string(), "10.12.13.0/24");
+        assert_eq!(key.ipv6, Some(("fd00:12:13::".parse().unwrap(), 56)));
+    }
+
+    #[test]
+    fn bad_keys_are_told_apart() {
+        for (name, error) in [
+            ("", KeyError::Form),
+            ("10.5.52.0", KeyError::Form),
+            ("10.5.52.0/24", KeyError::Form),
+            ("10.5.52-24", KeyError::Form),
+            ("10.5.52.256-24", KeyError::Form),
+            ("x10.5.52.0-24", KeyError::Form),
+            ("10.5.52.0-24x", KeyError::Form),
+            ("10.5.52.0-024", KeyError::Form),
+            ("10.5.52.0-+24", KeyError::Form),
+            ("10.5.52.0-24/child", KeyError::Form),
+            ("10.5.52.0-32", KeyError::Length),
+            ("0.0.0.0-0", KeyError::Length),
+            ("10.5.52.1-24", KeyError::HostBits),
+            ("10.5.52.0-24&", KeyError::Ipv6Form),
+            ("10.5.52.0-24&fd00:12:13::", KeyError::Ipv6Form),
+            ("10.5.52.0-24&FD00:12:13::-56", KeyError::Ipv6Form),
+            ("10.5.52.0-24&fd00:12:13::-128", KeyError::Ipv6Form),
+        ] {
+            assert_eq!(parse(name), Err(error), "{name:?}");
+        }
+        assert_eq!(
+            prefix().parse_subnet_key(b"/coreos.com/network/subnetsX/10.5.52.0-24"),
+            Err(KeyError::Elsewhere)
+        );
+        assert_eq!(
+            prefix().parse_subnet_key(b"/coreos.com/network/subnets/\xff"),
+            Err(KeyError::NotUtf8)
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn every_key_that_we_write_we_read(bits: u32, len in 1_u8..=31) {
+            let host = Ipv4Network::new(bits.into(), len).unwrap();
+            let subnet = Ipv4Network::new(host.network(), len).unwrap();
+            let key = prefix().subnet_key(subnet);
+            prop_assert_eq!(
+                prefix().parse_subnet_key(key.as_bytes()),
+                Ok(SubnetKey { subnet, ipv6: None })
+            );
+        }
+
+        #[test]
+        fn whatever_is_accepted_is_what_would_be_written(name in "[0-9.\\-]{0,20}|\\PC{0,30}") {
+            if let Ok(SubnetKey { subnet, ipv6: None }) = parse(&name) {
+                prop_assert_eq!(subnet_name(subnet), name);
+            }
+        }
+
+        #[test]
+        fn normalising_a_prefix_twice_changes_nothing(text in "[a./]{0,12}") {
+            let once = Prefix::new(&text);
+            prop_assert_eq!(Prefix::new(&once.to_string()), once);
+        }
+    }
+}

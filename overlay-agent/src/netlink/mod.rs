@@ -1,0 +1,20 @@
+//! The host's links, addresses, neighbours and routes: what is there, and the few things we add.
+
+mod observe;
+mod tunnel;
+mod watch;
+
+pub use observe::{Link, LinkKind, Neighbour, Observed, observe};
+pub use tunnel::{Tunnel, TunnelSpec, check_port, ensure_tunnel, tunnel_name};
+pub use watch::changes;
+
+use anyhow::{Context, Result};
+use rtnetlink::Handle;
+
+/// Opens a netlink connection, driven by a task of its own for as long as the handle lives.
+pub fn connect() -> Result<Handle> {
+    let (connection, handle, _) =
+        rtnetlink::new_connection().context("opening a netlink socket")?;
+    tokio::spawn(connection);
+    Ok(handle)
+}

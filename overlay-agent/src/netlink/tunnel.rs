@@ -1,0 +1,297 @@
+use std::{fs, net::Ipv4Addr};
+
+use anyhow::{Context, Result};
+use futures::TryStreamExt;
+use ipnetwork::Ipv4Network;
+use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteProtocol, RouteScope};
+use overlay_common::{MacAddr, Vni};
+use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, LinkVxlan, RouteMessageBuilder};
+
+use super::{Link, LinkKind, Observed};
+use crate::exit::{Exit, WithExit};
+
+/// Next hop of the overlay's route. The device needs no ARP, so no such host has to exist; one address
+/// for all destinations keeps the neighbour table at one entry, whatever the number of containers.
+const GATEWAY: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
+
+/// The one VXLAN device of the overlay, as it should be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TunnelSpec {
+    /// VXLAN network identifier; part of the device's name.
+    pub vni: Vni,
+    /// UDP port.
+    pub port: u16,
+    /// Our VTEP's MAC: the kernel drops inner frames that are addressed to another.
+    pub mac: MacAddr,
+    /// The overlay's MTU.
+    pub mtu: u32,
+    /// Our lease. Its first address, alone, is the device's.
+    pub subnet: Ipv4Network,
+    /// The whole overlay, routed to the device.
+    pub network: Ipv4Network,
+}
+
+/// The device, as it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tunnel {
+    /// Its number.
+    pub ifindex: u32,
+    /// Its name.
+    pub name: String,
+}
+
+impl TunnelSpec {
+    /// The device's name.
+    pub fn name(&self) -> String {
+        tunnel_name(self.vni)
+    }
+
+    /// Whether `link` is this device and needs no change.
+    fn matches(&self, link: &Link) -> bool {
+        self.is_same_device(link)
+            && link.mac == self.mac
+            && link.mtu == self.mtu
+            && link.no_arp
+            && link.up
+    }
+
+    /// Whether `link` can be made this device without replacing it.
+    fn is_same_device(&self, link: &Link) -> bool {
+        link.name == self.name() && link.kind == LinkKind::Vxlan { port: self.port, external: true }
+    }
+}
+
+/// Name of the tunnel device of a network.
+pub fn tunnel_name(vni: Vni) -> String {
+    format!("overlay.{vni}")
+}
+
+/// Fails when somebody else's VXLAN device has the port, naming it.
+pub fn check_port(observed: &Observed, vni: Vni, port: u16) -> Result<()> {
+    let own = tunnel_name(vni);
+    let holder = observed.links.values().find(|link| {
+        matches!(link.kind, LinkKind::Vxlan { port: taken, .. } if taken == port) && link.name != own
+    });
+    match holder {
+        None => Ok(()),
+        Some(other) => Err(anyhow::anyhow!(
+            "UDP port {port} is taken by VXLAN device {}: remove it, or choose another Port in the network config",
+            other.name
+        ))
+        .exit(Exit::Unavailable),
+    }
+}
+
+/// Makes the tunnel device, its address and its route what `spec` says, and changes nothing where they
+/// are so already.
+///
+/// Fails when another VXLAN device, or another program, has the port, naming the device.
+pub async fn ensure_tunnel(
+    handle: &Handle,
+    observed: &Observed,
+    spec: &TunnelSpec,
+) -> Result<Tunnel> {
+    let name = spec.name();
+    check_port(observed, spec.vni, spec.port)?;
+    let existing = observed.links.values().find(|link| link.name == name);
+    let usable = existing.filter(|link| spec.is_same_device(link));
+    if let (Some(link), None) = (existing, usable) {
+        handle
+            .link()
+            .del(link.index)
+            .execute()
+            .await
+            .with_context(|| format!("removing {name}, which has other settings"))?;
+    }
+    let created = usable.is_none();
+    if created {
+        create(handle, spec).await?;
+    } else if !usable.is_some_and(|link| spec.matches(link)) {
+        adjust(handle, usable.map_or(0, |link| link.index), spec).await?;
+    }
+    match bring_up(handle, &name, spec, observed).await {
+        Err(error) if created => {
+            // Half a device would look like ours to the next start.
+            if let Ok(ifindex) = index_of(handle, &name).await {
+                handle.link().del(ifindex).execute().await.ok();
+            }
+            Err(error)
+        }
+        outcome => outcome,
+    }
+}
+
+async fn bring_up(
+    handle: &Handle,
+    name: &str,
+    spec: &TunnelSpec,
+    observed: &Observed,
+) -> Result<Tunnel> {
+    let ifindex = index_of(handle, name).await?;
+    if !observed.links.get(&ifindex).is_some_and(|link| link.up) {
+        set_up(handle, ifindex, spec).await?;
+    }
+    ensure_address(handle, observed, ifindex, spec).await?;
+    ensure_route(handle, ifindex, spec).await?;
+    ensure_sysctls(name)?;
+    Ok(Tunnel { ifindex, name: name.to_owned() })
+}
+
+async fn create(handle: &Handle, spec: &TunnelSpec) -> Result<()> {
+    let message = LinkMessageBuilder::<LinkVxlan>::new(&spec.name())
+        .collect_metadata(true)
+        .learning(false)
+        .port(spec.port)
+        .address(spec.mac.0.to_vec())
+        .mtu(spec.mtu)
+        .arp(false)
+        .build();
+    handle
+        .link()
+        .add(message)
+        .execute()
+        .await
+        .with_context(|| format!("creating VXLAN device {} on UDP port {}", spec.name(), spec.port))
+}
+
+async fn adjust(handle: &Handle, ifindex: u32, spec: &TunnelSpec) -> Result<()> {
+    let message = LinkUnspec::new_with_index(ifindex)
+        .address(spec.mac.0.to_vec())
+        .mtu(spec.mtu)
+        .arp(false)
+        .build();
+    handle
+        .link()
+        .set(message)
+        .execute()
+        .await
+        .with_context(|| format!("setting MAC and MTU of {}", spec.name()))
+}
+
+async fn set_up(handle: &Handle, ifindex: u32, spec: &TunnelSpec) -> Result<()> {
+    handle
+        .link()
+        .set(LinkUnspec::new_with_index(ifindex).up().build())
+        .execute()
+        .await
+        .with_context(|| {
+            format!("bringing up {}: UDP port {} may be taken", spec.name(), spec.port)
+        })
+        .exit(Exit::Unavailable)
+}
+
+async fn index_of(handle: &Handle, name: &str) -> Result<u32> {
+    handle
+        .link()
+        .get()
+        .match_name(name.to_owned())
+        .execute()
+        .try_next()
+        .await
+        .with_context(|| format!("looking for {name}"))?
+        .map(|link| link.header.index)
+        .with_context(|| format!("{name} is not there"))
+}
+
+/// The lease's first address, as a /32 so that no broadcast route comes with it: flannel's peers reach
+/// the host by it. Other addresses of the overlay on the device are from an earlier lease.
+async fn ensure_address(
+    handle: &Handle,
+    observed: &Observed,
+    ifindex: u32,
+    spec: &TunnelSpec,
+) -> Result<()> {
+    let wanted = spec.subnet.network();
+    let mut found = false;
+    for &(_, address, length) in observed.addresses.iter().filter(|(index, ..)| *index == ifindex) {
+        if (address, length) == (wanted, 32) {
+            found = true;
+        } else if spec.network.contains(address) {
+            remove_address(handle, ifindex, address, length).await?;
+        }
+    }
+    if found {
+        return Ok(());
+    }
+    handle
+        .address()
+        .add(ifindex, wanted.into(), 32)
+        .replace()
+        .execute()
+        .await
+        .with_context(|| format!("adding {wanted}/32 to {}", spec.name()))
+}
+
+async fn remove_address(
+    handle: &Handle,
+    ifindex: u32,
+    address: Ipv4Addr,
+    length: u8,
+) -> Result<()> {
+    let message = rtnetlink::AddressMessageBuilder::<Ipv4Addr>::new()
+        .index(ifindex)
+        .address(address, length)
+        .build();
+    handle
+        .address()
+        .del(message)
+        .execute()
+        .await
+        .with_context(|| format!("removing {address}/{length} of an earlier lease"))
+}
+
+async fn ensure_route(handle: &Handle, ifindex: u32, spec: &TunnelSpec) -> Result<()> {
+    if has_route(handle, ifindex, spec).await? {
+        return Ok(());
+    }
+    let message = RouteMessageBuilder::<Ipv4Addr>::new()
+        .destination_prefix(spec.network.network(), spec.network.prefix())
+        .gateway(GATEWAY)
+        .onlink()
+        .output_interface(ifindex)
+        .pref_source(spec.subnet.network())
+        .scope(RouteScope::Universe)
+        .protocol(RouteProtocol::Static)
+        .build();
+    handle
+        .route()
+        .add(message)
+        .replace()
+        .execute()
+        .await
+        .with_context(|| format!("routing {} to {}", spec.network, spec.name()))
+}
+
+async fn has_route(handle: &Handle, ifindex: u32, spec: &TunnelSpec) -> Result<bool> {
+    let filter = RouteMessageBuilder::<Ipv4Addr>::new().build();
+    let mut routes = handle.route().get(filter).execute();
+    while let Some(route) = routes.try_next().await.context("listing routes")? {
+        let has = |wanted: RouteAttribute| route.attributes.contains(&wanted);
+        if route.header.destination_prefix_length == spec.network.prefix()
+            && has(RouteAttribute::Destination(RouteAddress::Inet(spec.network.network())))
+            && has(RouteAttribute::Oif(ifindex))
+            && has(RouteAttribute::Gateway(RouteAddress::Inet(GATEWAY)))
+            && has(RouteAttribute::PrefSource(RouteAddress::Inet(spec.subnet.network())))
+        {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// The host forwards between the device and the bridge.
+fn ensure_sysctls(name: &str) -> Result<()> {
+    for (file, value) in [
+        ("/proc/sys/net/ipv4/ip_forward".to_owned(), "1"),
+        // Router advertisements have no business on a tunnel.
+        (format!("/proc/sys/net/ipv6/conf/{name}/accept_ra"), "0"),
+    ] {
+        match fs::read_to_string(&file) {
+            Ok(found) if found.trim() == value => {}
+            // No IPv6 on this host.
+            Err(_) if file.contains("ipv6") => {}
+            _ => fs::write(&file, value).with_context(|| format!("setting {file} to {value}"))?,
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,97 @@
+//! `overlay-agent run`: start in order, run, stop.
+
+use anyhow::{Context, Result};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::mpsc,
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    admin,
+    agent::Agent,
+    datapath::{PinPath, Programs},
+    exit::{Exit, WithExit},
+    netlink,
+    run_config::RunConfig,
+    store::{Etcd, config::wait_for_config},
+    uplink,
+};
+
+/// Runs the agent until SIGTERM or SIGINT. The datapath goes on without it.
+pub async fn run(config: RunConfig) -> Result<()> {
+    for note in &config.without_effect {
+        tracing::warn!("{note}");
+    }
+    let stop = stop_on_signals()?;
+    tokio::select! {
+        outcome = start_and_run(config, stop.clone()) => outcome,
+        // Waiting for etcd or for the config ends at once; a running agent ends its loop by itself.
+        () = async { stop.cancelled().await; tokio::time::sleep(STOP_WITHIN).await } => Ok(()),
+    }
+}
+
+/// How long a running agent may take to stop.
+const STOP_WITHIN: std::time::Duration = std::time::Duration::from_secs(2);
+
+async fn start_and_run(config: RunConfig, stop: CancellationToken) -> Result<()> {
+    check_host()?;
+    let pins = PinPath::open(&config.pin_path)?;
+    let store = Etcd::new(&config.etcd).exit(Exit::Usage)?;
+    let Some(network) = stop.run_until_cancelled(wait_for_config(&store)).await else {
+        return Ok(());
+    };
+    let network = network.exit(Exit::Config)?;
+    let handle = netlink::connect()?;
+    let uplink = uplink::discover(&config.uplink).await.context("cannot choose an uplink")?;
+    netlink::check_port(&netlink::observe(&handle).await?, network.config.vni, network.config.port)?;
+
+    let (asker, requests) = mpsc::channel(16);
+    let socket = config.socket.clone();
+    let healthz = config.healthz;
+    let Some(agent) = stop
+        .run_until_cancelled(Agent::start(config, pins, store, network, uplink))
+        .await
+    else {
+        return Ok(());
+    };
+    let agent = agent?;
+    let _socket_file = admin::serve_socket(&socket, asker.clone())?;
+    if let Some(address) = healthz {
+        admin::serve_probes(address, asker.clone()).await?;
+    }
+    agent.run(stop, requests, notify_ready).await?;
+    tracing::info!("stopped; the datapath and the lease stay as they are");
+    Ok(())
+}
+
+fn check_host() -> Result<()> {
+    if !nix::unistd::Uid::effective().is_root() {
+        return Err(anyhow::anyhow!(
+            "overlay-agent run has to be root: it loads BPF programs and makes network devices"
+        ))
+        .exit(Exit::NotPermitted);
+    }
+    Programs::check()
+}
+
+fn stop_on_signals() -> Result<CancellationToken> {
+    let stop = CancellationToken::new();
+    for kind in [SignalKind::terminate(), SignalKind::interrupt()] {
+        let mut signals = signal(kind).context("listening for signals")?;
+        let stop = stop.clone();
+        tokio::spawn(async move {
+            signals.recv().await;
+            stop.cancel();
+        });
+    }
+    Ok(stop)
+}
+
+fn notify_ready() {
+    tracing::info!("ready: every known lease is programmed");
+    // Without systemd there is nobody to tell.
+    if let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Ready]) {
+        tracing::debug!(%error, "systemd was not told");
+    }
+}

@@ -1,0 +1,276 @@
+//! What `overlay-agent run` was asked for, checked and in the types that the agent works with.
+
+use std::{
+    convert::Infallible,
+    fmt,
+    net::{Ipv4Addr, SocketAddr},
+    path::PathBuf,
+    str::FromStr,
+    time::Duration,
+};
+
+use regex::Regex;
+
+use crate::{
+    cli::run::{RunArgs, Switch},
+    lease::key::Prefix,
+};
+
+/// What the agent is to do.
+#[derive(Clone, Debug)]
+pub struct RunConfig {
+    /// How to reach etcd.
+    pub etcd: EtcdConfig,
+    /// How to choose the uplink.
+    pub uplink: UplinkConfig,
+    /// Where `subnet.env` goes.
+    pub subnet_file: PathBuf,
+    /// What `FLANNEL_IPMASQ` is to say.
+    pub ip_masq: bool,
+    /// Whether the host's firewall is to forward what goes through the tunnel device.
+    pub forward_rules: bool,
+    /// How often that is checked.
+    pub iptables_resync: Duration,
+    /// Where to serve health checks, if anywhere.
+    pub healthz: Option<SocketAddr>,
+    /// The TTL of our etcd lease.
+    pub lease_ttl: Duration,
+    /// The containers' bridge, if it is not to be found by its address.
+    pub bridge: Option<String>,
+    /// Whether programs may deliver past the kernel's network stack.
+    pub fast_path: bool,
+    /// Where programs and maps are pinned.
+    pub pin_path: PathBuf,
+    /// Where to listen for our own command line.
+    pub socket: PathBuf,
+    /// Flags that were given and do nothing, each with the reason.
+    pub without_effect: Vec<String>,
+}
+
+/// How to reach etcd.
+#[derive(Clone, Debug)]
+pub struct EtcdConfig {
+    /// The members' URLs.
+    pub endpoints: Vec<String>,
+    /// The place of this network.
+    pub prefix: Prefix,
+    /// The PEM file of the authority that signed the members' certificates.
+    pub ca_file: Option<PathBuf>,
+    /// The PEM files of our certificate and its key.
+    pub identity: Option<Identity>,
+    /// Name and password.
+    pub user: Option<(String, Secret)>,
+}
+
+/// A text that no log shows.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(String);
+
+impl Secret {
+    /// The text, for the one who must know it.
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for Secret {
+    type Err = Infallible;
+
+    fn from_str(text: &str) -> Result<Self, Infallible> {
+        Ok(Self(text.to_owned()))
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str("…")
+    }
+}
+
+/// Who we are in TLS.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// The PEM file of the certificate.
+    pub cert_file: PathBuf,
+    /// The PEM file of its key.
+    pub key_file: PathBuf,
+}
+
+/// How to choose the uplink.
+#[derive(Clone, Debug, Default)]
+pub struct UplinkConfig {
+    /// Names or addresses, in order.
+    pub ifaces: Vec<String>,
+    /// Expressions for addresses or names, in order.
+    pub regexes: Vec<Regex>,
+    /// A host to be reached.
+    pub can_reach: Option<Ipv4Addr>,
+    /// The address to publish, if it is not the uplink's.
+    pub public_ip: Option<Ipv4Addr>,
+}
+
+/// A flag that parses and still cannot be followed.
+#[derive(Debug, thiserror::Error)]
+pub enum UsageError {
+    /// No endpoint is left after splitting.
+    #[error("--etcd-endpoints names no endpoint")]
+    NoEndpoints,
+    /// One of a pair is missing.
+    #[error("{given} needs {missing}: a certificate and its key go together")]
+    HalfIdentity {
+        /// The flag that was given.
+        given: &'static str,
+        /// The flag that was not.
+        missing: &'static str,
+    },
+    /// A password without a name.
+    #[error("--etcd-password needs --etcd-username")]
+    NoUser,
+    /// An address flag holds something else.
+    #[error("{flag} must be an IPv4 address, but is {value:?}")]
+    Address {
+        /// The flag.
+        flag: &'static str,
+        /// Its value.
+        value: String,
+    },
+    /// A regular expression does not compile.
+    #[error("--iface-regex {value:?} is no regular expression: {source}")]
+    Regex {
+        /// The text.
+        value: String,
+        /// What is wrong with it.
+        source: regex::Error,
+    },
+}
+
+impl TryFrom<RunArgs> for RunConfig {
+    type Error = UsageError;
+
+    fn try_from(args: RunArgs) -> Result<Self, UsageError> {
+        Ok(Self {
+            without_effect: without_effect(&args),
+            etcd: EtcdConfig::try_from(&args)?,
+            uplink: UplinkConfig::try_from(&args)?,
+            subnet_file: args.subnet_file,
+            ip_masq: args.ip_masq,
+            forward_rules: args.iptables_forward_rules,
+            iptables_resync: Duration::from_secs(args.iptables_resync.max(1).into()),
+            healthz: (args.healthz_port != 0)
+                .then(|| SocketAddr::new(args.healthz_ip, args.healthz_port)),
+            lease_ttl: Duration::from_secs(args.lease_ttl.into()),
+            bridge: args.bridge.filter(|name| !name.is_empty()),
+            fast_path: args.fast_path == Switch::On,
+            pin_path: args.pin_path,
+            socket: args.socket,
+        })
+    }
+}
+
+impl TryFrom<&RunArgs> for EtcdConfig {
+    type Error = UsageError;
+
+    fn try_from(args: &RunArgs) -> Result<Self, UsageError> {
+        let endpoints: Vec<_> = args
+            .etcd_endpoints
+            .split(',')
+            .map(str::trim)
+            .filter(|endpoint| !endpoint.is_empty())
+            .map(str::to_owned)
+            .collect();
+        if endpoints.is_empty() {
+            return Err(UsageError::NoEndpoints);
+        }
+        let (cert, key) = (path(&args.etcd_certfile), path(&args.etcd_keyfile));
+        let half = |given, missing| Err(UsageError::HalfIdentity { given, missing });
+        let identity = match (cert, key) {
+            (Some(cert_file), Some(key_file)) => Some(Identity {
+                cert_file,
+                key_file,
+            }),
+            (None, None) => None,
+            (Some(_), None) => return half("--etcd-certfile", "--etcd-keyfile"),
+            (None, Some(_)) => return half("--etcd-keyfile", "--etcd-certfile"),
+        };
+        let user = match (args.etcd_username.as_str(), args.etcd_password.reveal()) {
+            ("", "") => None,
+            ("", _) => return Err(UsageError::NoUser),
+            (name, _) => Some((name.to_owned(), args.etcd_password.clone())),
+        };
+        Ok(Self {
+            endpoints,
+            prefix: Prefix::new(&args.etcd_prefix),
+            ca_file: path(&args.etcd_cafile),
+            identity,
+            user,
+        })
+    }
+}
+
+impl TryFrom<&RunArgs> for UplinkConfig {
+    type Error = UsageError;
+
+    fn try_from(args: &RunArgs) -> Result<Self, UsageError> {
+        let regexes = given(&args.iface_regex)
+            .map(|value| Regex::new(&value).map_err(|source| UsageError::Regex { value, source }))
+            .collect::<Result<_, _>>()?;
+        Ok(Self {
+            ifaces: given(&args.iface).collect(),
+            regexes,
+            can_reach: address("--iface-can-reach", &args.iface_can_reach)?,
+            public_ip: address("--public-ip", &args.public_ip)?,
+        })
+    }
+}
+
+/// What is accepted only so that flannel's command lines keep working.
+fn without_effect(args: &RunArgs) -> Vec<String> {
+    [
+        (
+            !args.public_ipv6.is_empty(),
+            "--public-ipv6 has no effect yet: only IPv4 is carried",
+        ),
+        (
+            args.subnet_lease_renew_margin != 60,
+            "--subnet-lease-renew-margin has no effect: leases are kept alive all the time",
+        ),
+        (
+            args.ip_masq,
+            "--ip-masq is only written to the subnet file yet: no masquerading rules are made",
+        ),
+        (
+            args.ip_masq_fully_random_disable,
+            "--ip-masq-fully-random-disable has no effect yet: no masquerading rules are made",
+        ),
+        (
+            args.ip_blackhole_route,
+            "--ip-blackhole-route has no effect yet: no such route is made",
+        ),
+    ]
+    .into_iter()
+    .filter(|(given, _)| *given)
+    .map(|(_, text)| text.to_owned())
+    .collect()
+}
+
+/// An empty path counts as not given, as in Go.
+fn path(text: &str) -> Option<PathBuf> {
+    (!text.is_empty()).then(|| PathBuf::from(text))
+}
+
+fn given(values: &[String]) -> impl Iterator<Item = String> {
+    values.iter().filter(|value| !value.is_empty()).cloned()
+}
+
+fn address(flag: &'static str, value: &str) -> Result<Option<Ipv4Addr>, UsageError> {
+    if value.is_empty() {
+        return Ok(None);
+    }
+    match value.parse() {
+        Ok(address) => Ok(Some(address)),
+        Err(_) => Err(UsageError::Address {
+            flag,
+            value: value.to_owned(),
+        }),
+    }
+}

@@ -1,0 +1,213 @@
+//! One connection at a time, to whichever endpoint answers.
+//!
+//! The client library can balance over several endpoints, but then hands a share of the requests to
+//! those that are down; and one of flannel's two default endpoints is down on nearly every host. So we
+//! connect to one, stay with it while it works, and go on to the next when it does not.
+
+use std::{
+    error::Error as StdError,
+    fmt::{self, Write as _},
+    time::Duration,
+};
+
+use anyhow::Context as _;
+use etcd_client::{Certificate, Client, ConnectOptions, Error, GetOptions, Identity, TlsOptions};
+use rand::Rng;
+use tokio::{sync::Mutex, time::timeout};
+
+use crate::run_config::EtcdConfig;
+
+/// How long an endpoint has to accept a connection and answer a first request.
+const CONNECT: Duration = Duration::from_secs(5);
+/// etcd refuses clients that ping more often than every 5 s.
+const PING: Duration = Duration::from_secs(15);
+/// How long a ping may take. With [`PING`], how long a dead connection can go unnoticed.
+const PONG: Duration = Duration::from_secs(10);
+
+/// Knows the endpoints and holds the connection to one of them.
+pub(super) struct Connector {
+    endpoints: Vec<String>,
+    options: ConnectOptions,
+    tls: Option<TlsOptions>,
+    /// A key to ask for, to see whether an endpoint answers.
+    probe: String,
+    state: Mutex<State>,
+}
+
+struct State {
+    /// The endpoint to try first.
+    next: usize,
+    /// Counts connections, so that nobody gives up one that he does not have.
+    generation: u64,
+    client: Option<Client>,
+}
+
+/// A usable connection.
+#[derive(Clone)]
+pub(super) struct Connection {
+    pub(super) client: Client,
+    pub(super) endpoint: String,
+    generation: u64,
+}
+
+impl Connector {
+    /// Reads the files that `config` names. Connects to nothing yet.
+    pub(super) fn new(config: &EtcdConfig) -> anyhow::Result<Self> {
+        let mut options = ConnectOptions::new()
+            .with_require_leader(true)
+            .with_connect_timeout(CONNECT)
+            .with_keep_alive(PING, PONG)
+            .with_auto_token_refresh(true);
+        if let Some((name, password)) = &config.user {
+            options = options.with_user(name, password.reveal());
+        }
+        let next = rand::rng().random_range(0..config.endpoints.len().max(1));
+        Ok(Self {
+            endpoints: config.endpoints.clone(),
+            options,
+            tls: tls(config)?,
+            probe: config.prefix.config_key(),
+            state: Mutex::new(State {
+                next,
+                generation: 0,
+                client: None,
+            }),
+        })
+    }
+
+    /// The connection there is, or else a new one to the first endpoint that answers.
+    pub(super) async fn connection(&self) -> Result<Connection, NoEndpoint> {
+        let mut state = self.state.lock().await;
+        if state.client.is_none() {
+            let (client, index) = self.dial(state.next).await?;
+            state.client = Some(client);
+            state.next = index;
+            state.generation += 1;
+        }
+        let endpoint = self.endpoints[state.next].clone();
+        match &state.client {
+            Some(client) => Ok(Connection {
+                client: client.clone(),
+                endpoint,
+                generation: state.generation,
+            }),
+            None => Err(NoEndpoint(Vec::new())),
+        }
+    }
+
+    /// Makes the next request use another endpoint, unless that has happened already.
+    pub(super) async fn give_up(&self, connection: &Connection) {
+        let mut state = self.state.lock().await;
+        if state.generation == connection.generation && state.client.take().is_some() {
+            state.next = (state.next + 1) % self.endpoints.len();
+        }
+    }
+
+    async fn dial(&self, first: usize) -> Result<(Client, usize), NoEndpoint> {
+        let mut failures = Vec::new();
+        for offset in 0..self.endpoints.len() {
+            let index = (first + offset) % self.endpoints.len();
+            let endpoint = &self.endpoints[index];
+            let reason = match timeout(CONNECT, Box::pin(self.dial_one(endpoint))).await {
+                Ok(Ok(client)) => return Ok((client, index)),
+                Ok(Err(error)) => explain(&error),
+                Err(_) => format!("no answer within {} s", CONNECT.as_secs()),
+            };
+            failures.push((endpoint.clone(), reason));
+        }
+        Err(NoEndpoint(failures))
+    }
+
+    /// Connecting alone says little, it happens on first use: so something is asked for.
+    async fn dial_one(&self, endpoint: &str) -> Result<Client, Error> {
+        let mut options = self.options.clone();
+        if let Some(tls) = self
+            .tls
+            .clone()
+            .filter(|_| !endpoint.starts_with("http://"))
+        {
+            options = options.with_tls(tls);
+        }
+        let mut client = Client::connect([endpoint], Some(options)).await?;
+        let count = GetOptions::new().with_count_only();
+        client.get(self.probe.as_str(), Some(count)).await?;
+        Ok(client)
+    }
+}
+
+fn tls(config: &EtcdConfig) -> anyhow::Result<Option<TlsOptions>> {
+    let https = |endpoint: &String| endpoint.starts_with("https://");
+    if config.ca_file.is_none() && config.identity.is_none() && !config.endpoints.iter().any(https)
+    {
+        return Ok(None);
+    }
+    let read = |what: &str, path: &std::path::Path| {
+        std::fs::read(path).with_context(|| format!("cannot read {what} {}", path.display()))
+    };
+    let mut options = TlsOptions::new();
+    options = match &config.ca_file {
+        Some(path) => {
+            let pem = read("the certificate of etcd's authority", path)?;
+            options.ca_certificate(Certificate::from_pem(pem))
+        }
+        None => options.with_enabled_roots(),
+    };
+    if let Some(identity) = &config.identity {
+        let cert = read("our certificate", &identity.cert_file)?;
+        let key = read("our key", &identity.key_file)?;
+        options = options.identity(Identity::from_pem(cert, key));
+    }
+    Ok(Some(options))
+}
+
+/// No endpoint answers: each with its reason.
+#[derive(Debug)]
+pub(super) struct NoEndpoint(Vec<(String, String)>);
+
+impl fmt::Display for NoEndpoint {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str("no etcd endpoint answers")?;
+        for (index, (endpoint, reason)) in self.0.iter().enumerate() {
+            out.write_str(if index == 0 { " (" } else { "; " })?;
+            write!(out, "{endpoint}: {reason}")?;
+        }
+        if !self.0.is_empty() {
+            out.write_char(')')?;
+        }
+        Ok(())
+    }
+}
+
+impl StdError for NoEndpoint {}
+
+/// What is really wrong. The library's own text stops at «transport error».
+pub(super) fn explain(error: &Error) -> String {
+    match error {
+        Error::TransportError(error) => root_of(error),
+        Error::GRpcStatus(status) => match StdError::source(status) {
+            Some(source) => root_of(source),
+            None => status.message().to_owned(),
+        },
+        other => other.to_string(),
+    }
+}
+
+fn root_of(error: &(dyn StdError + 'static)) -> String {
+    let mut root = error;
+    while let Some(source) = root.source() {
+        root = source;
+    }
+    root.to_string()
+}
+
+/// Whether another endpoint, or a new connection, could do better.
+///
+/// The numbers are gRPC's: invalid argument, not found, already exists, permission denied, resource
+/// exhausted, failed precondition, out of range. Those are answers; everything else is trouble.
+pub(super) fn is_connection_trouble(error: &Error) -> bool {
+    match error {
+        Error::GRpcStatus(status) => !matches!(status.code() as i32, 3 | 5..=9 | 11),
+        Error::InvalidArgs(_) | Error::LeaseKeepAliveError(_) => false,
+        _ => true,
+    }
+}

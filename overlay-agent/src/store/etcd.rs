@@ -1,0 +1,412 @@
+//! The requests that the lease protocol is made of. Every write is conditional on what was read.
+
+use std::{error::Error as StdError, fmt, sync::Arc, time::Duration};
+
+use etcd_client::{
+    Compare, CompareOp, Error, GetOptions, KeyValue, LeaseTimeToLiveOptions, PutOptions, Txn,
+    TxnOp, TxnOpResponse, WatchOptions, WatchStream,
+};
+use ipnetwork::Ipv4Network;
+use tokio::time::timeout;
+
+use super::connect::{Connection, Connector, NoEndpoint, explain, is_connection_trouble};
+use crate::{
+    lease::{guard, key::Prefix},
+    run_config::EtcdConfig,
+};
+
+/// How long an answer may take. etcd itself gives up on a request after about 7 s.
+const ANSWER: Duration = Duration::from_secs(10);
+/// How many keys to fetch at once: about 2 MB, where gRPC allows 4.
+const PAGE: i64 = 8192;
+/// The largest message to accept, for when somebody puts more than leases under our prefix.
+const LARGEST_MESSAGE: usize = 64 << 20;
+/// The largest answer that names the obstacles to taking a subnet.
+const OBSTACLES: i64 = 1;
+
+/// One network's part of an etcd cluster. Cheap to clone; clones share the connection.
+#[derive(Clone)]
+pub struct Etcd {
+    connector: Arc<Connector>,
+    prefix: Prefix,
+}
+
+/// A key and what etcd knows about it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// The whole key.
+    pub key: Vec<u8>,
+    /// Its value.
+    pub value: Vec<u8>,
+    /// When it was last written.
+    pub mod_revision: i64,
+    /// The etcd lease it hangs on; `None` for a key that stays until it is deleted.
+    pub etcd_lease: Option<i64>,
+}
+
+impl From<KeyValue> for Entry {
+    fn from(kv: KeyValue) -> Self {
+        let mod_revision = kv.mod_revision();
+        let etcd_lease = Some(kv.lease()).filter(|id| *id != 0);
+        let (key, value) = kv.into_key_value();
+        Self {
+            key,
+            value,
+            mod_revision,
+            etcd_lease,
+        }
+    }
+}
+
+/// All keys below `<prefix>/subnets/` as of one revision, in order.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Listing {
+    /// The revision.
+    pub revision: i64,
+    /// The keys.
+    pub entries: Vec<Entry>,
+}
+
+/// What etcd knows about an etcd lease.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EtcdLease {
+    /// The TTL it was granted for, in seconds.
+    pub granted: i64,
+    /// What is left of it.
+    pub left: i64,
+    /// How many keys hang on it.
+    pub keys: usize,
+}
+
+/// How an attempt to create a key ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Created {
+    /// The key is there, since this revision.
+    At(i64),
+    /// It is not: these overlap it. Empty if only the network config was another.
+    Refused(Vec<Entry>),
+}
+
+impl Etcd {
+    /// Reads the files that `config` names. Connects on first use.
+    pub fn new(config: &EtcdConfig) -> anyhow::Result<Self> {
+        Ok(Self {
+            connector: Arc::new(Connector::new(config)?),
+            prefix: config.prefix.clone(),
+        })
+    }
+
+    /// Where in etcd this network is.
+    pub const fn prefix(&self) -> &Prefix {
+        &self.prefix
+    }
+
+    /// Reads one key.
+    pub async fn get(&self, key: &str) -> Result<Option<Entry>, StoreError> {
+        self.request("read", key, async |mut connection| {
+            let mut answer = connection.client.get(key, None).await?;
+            Ok(answer.take_kvs().pop().map(Entry::from))
+        })
+        .await
+    }
+
+    /// Lists all leases, page by page, as of one revision.
+    pub async fn list(&self) -> Result<Listing, StoreError> {
+        let dir = self.prefix.subnets_dir();
+        // '/' is followed by '0'.
+        let end = format!("{}0", dir.trim_end_matches('/'));
+        let mut listing = Listing::default();
+        let mut start = dir.clone().into_bytes();
+        loop {
+            let options = GetOptions::new()
+                .with_range(end.clone())
+                .with_revision(listing.revision)
+                .with_limit(PAGE);
+            let mut page = self
+                .request("list", &dir, async |connection| {
+                    let mut kv = connection
+                        .client
+                        .kv_client()
+                        .max_decoding_message_size(LARGEST_MESSAGE);
+                    kv.get(start.clone(), Some(options.clone())).await
+                })
+                .await?;
+            if listing.revision == 0 {
+                listing.revision = page
+                    .header()
+                    .map_or(0, etcd_client::ResponseHeader::revision);
+            }
+            let more = page.more();
+            listing
+                .entries
+                .extend(page.take_kvs().into_iter().map(Entry::from));
+            match listing.entries.last() {
+                Some(last) if more => {
+                    start.clone_from(&last.key);
+                    start.push(0);
+                }
+                _ => return Ok(listing),
+            }
+        }
+    }
+
+    /// Watches all leases from `revision` on.
+    pub async fn watch(&self, revision: i64) -> Result<WatchStream, StoreError> {
+        let dir = self.prefix.subnets_dir();
+        let options = WatchOptions::new()
+            .with_prefix()
+            .with_start_revision(revision)
+            .with_fragment()
+            .with_progress_notify();
+        self.request("watch", &dir, async |connection| {
+            let mut watch = connection
+                .client
+                .watch_client()
+                .max_decoding_message_size(LARGEST_MESSAGE);
+            watch.watch(dir.as_str(), Some(options)).await
+        })
+        .await
+    }
+
+    /// Makes the next request use another connection: this one's watch has failed.
+    pub async fn reconnect(&self) {
+        if let Ok(connection) = self.connector.connection().await {
+            self.connector.give_up(&connection).await;
+        }
+    }
+
+    /// Asks for a new etcd lease.
+    pub async fn grant(&self, ttl: Duration) -> Result<i64, StoreError> {
+        let seconds = i64::try_from(ttl.as_secs()).unwrap_or(i64::MAX);
+        self.request(
+            "ask for a lease in",
+            self.prefix.to_string().as_str(),
+            async |mut connection| Ok(connection.client.lease_grant(seconds, None).await?.id()),
+        )
+        .await
+    }
+
+    /// Renews an etcd lease once. `false` if there is none any more.
+    pub async fn keep_alive(&self, id: i64) -> Result<bool, StoreError> {
+        self.request(
+            "keep alive lease",
+            &format!("{id:x}"),
+            async |mut connection| match connection.client.lease_keep_alive(id).await {
+                Ok(_) => Ok(true),
+                Err(Error::LeaseKeepAliveError(_)) => Ok(false),
+                Err(error) => Err(error),
+            },
+        )
+        .await
+    }
+
+    /// What is left of an etcd lease; `None` if it is gone.
+    pub async fn etcd_lease(&self, id: i64) -> Result<Option<EtcdLease>, StoreError> {
+        let options = LeaseTimeToLiveOptions::new().with_keys();
+        self.request(
+            "look at lease",
+            &format!("{id:x}"),
+            async |mut connection| {
+                let answer = connection
+                    .client
+                    .lease_time_to_live(id, Some(options))
+                    .await?;
+                Ok((answer.ttl() > 0).then(|| EtcdLease {
+                    granted: answer.granted_ttl(),
+                    left: answer.ttl(),
+                    keys: answer.keys().len(),
+                }))
+            },
+        )
+        .await
+    }
+
+    /// Gives back an etcd lease that no key hangs on, so that it does not linger. Keys that hang on it
+    /// keep it.
+    pub async fn retire(&self, id: i64) -> Result<(), StoreError> {
+        match self.etcd_lease(id).await? {
+            Some(EtcdLease { keys: 0, .. }) => {
+                self.request(
+                    "give back lease",
+                    &format!("{id:x}"),
+                    async |mut connection| connection.client.lease_revoke(id).await.map(drop),
+                )
+                .await
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Creates the lease of `subnet`, if no lease overlaps it and, where given, the network config is
+    /// still that of `config_revision`.
+    pub async fn create(
+        &self,
+        subnet: Ipv4Network,
+        value: &[u8],
+        etcd_lease: Option<i64>,
+        config_revision: Option<i64>,
+    ) -> Result<Created, StoreError> {
+        let key = self.prefix.subnet_key(subnet);
+        let guards = guard::guards(&self.prefix, subnet);
+        let mut conditions: Vec<_> = guards
+            .iter()
+            .map(|range| {
+                Compare::version(range.start.as_str(), CompareOp::Equal, 0)
+                    .with_range(range.end.as_str())
+            })
+            .collect();
+        conditions.extend(config_revision.map(|revision| {
+            Compare::mod_revision(self.prefix.config_key(), CompareOp::Equal, revision)
+        }));
+        let obstacles: Vec<_> = guards
+            .iter()
+            .map(|range| {
+                let options = GetOptions::new()
+                    .with_range(range.end.as_str())
+                    .with_limit(OBSTACLES);
+                TxnOp::get(range.start.as_str(), Some(options))
+            })
+            .collect();
+        let txn = Txn::new()
+            .when(conditions)
+            .and_then([put(&key, value, etcd_lease)])
+            .or_else(obstacles);
+        self.request("create", &key, async |mut connection| {
+            let answer = connection.client.txn(txn).await?;
+            if answer.succeeded() {
+                return Ok(Created::At(revision(&answer)));
+            }
+            let obstacles = answer
+                .op_responses()
+                .into_iter()
+                .filter_map(|answer| match answer {
+                    TxnOpResponse::Get(mut found) => found.take_kvs().pop().map(Entry::from),
+                    _ => None,
+                });
+            Ok(Created::Refused(obstacles.collect()))
+        })
+        .await
+    }
+
+    /// Replaces a key, if it is still as it was at `mod_revision`. Returns the new revision, or `None` if
+    /// it is not.
+    pub async fn replace(
+        &self,
+        key: &[u8],
+        mod_revision: i64,
+        value: &[u8],
+        etcd_lease: Option<i64>,
+    ) -> Result<Option<i64>, StoreError> {
+        let name = String::from_utf8_lossy(key);
+        let txn = Txn::new()
+            .when([Compare::mod_revision(key, CompareOp::Equal, mod_revision)])
+            .and_then([put(&name, value, etcd_lease)]);
+        self.conditional("replace", &name, txn).await
+    }
+
+    /// Deletes a key, if it is still as it was at `mod_revision`. Returns the new revision, or `None` if
+    /// it is not.
+    pub async fn delete(&self, key: &[u8], mod_revision: i64) -> Result<Option<i64>, StoreError> {
+        let txn = Txn::new()
+            .when([Compare::mod_revision(key, CompareOp::Equal, mod_revision)])
+            .and_then([TxnOp::delete(key, None)]);
+        self.conditional("delete", &String::from_utf8_lossy(key), txn)
+            .await
+    }
+
+    async fn conditional(
+        &self,
+        doing: &'static str,
+        key: &str,
+        txn: Txn,
+    ) -> Result<Option<i64>, StoreError> {
+        self.request(doing, key, async |mut connection| {
+            let answer = connection.client.txn(txn).await?;
+            Ok(answer.succeeded().then(|| revision(&answer)))
+        })
+        .await
+    }
+
+    /// Sends one request over the connection there is, in the time there is, and drops the connection if
+    /// it is at fault.
+    async fn request<T>(
+        &self,
+        doing: &'static str,
+        what: &str,
+        send: impl AsyncFnOnce(Connection) -> Result<T, Error>,
+    ) -> Result<T, StoreError> {
+        let failed = |reason| StoreError {
+            doing,
+            what: what.to_owned(),
+            reason,
+        };
+        let connection = self
+            .connector
+            .connection()
+            .await
+            .map_err(|error| failed(Reason::Unreachable(error)))?;
+        // The library's futures are large, and would make all of ours as large.
+        let answer = Box::pin(send(connection.clone()));
+        let (error, trouble) = match timeout(ANSWER, answer).await {
+            Ok(Ok(answer)) => return Ok(answer),
+            Ok(Err(error)) => (explain(&error), is_connection_trouble(&error)),
+            Err(_) => (format!("no answer within {} s", ANSWER.as_secs()), true),
+        };
+        if trouble {
+            self.connector.give_up(&connection).await;
+        }
+        Err(failed(Reason::Refused {
+            endpoint: connection.endpoint,
+            error,
+        }))
+    }
+}
+
+impl fmt::Debug for Etcd {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "Etcd({})", self.prefix)
+    }
+}
+
+fn put(key: &str, value: &[u8], etcd_lease: Option<i64>) -> TxnOp {
+    let options = etcd_lease.map(|id| PutOptions::new().with_lease(id));
+    TxnOp::put(key, value, options)
+}
+
+fn revision(answer: &etcd_client::TxnResponse) -> i64 {
+    answer
+        .header()
+        .map_or(0, etcd_client::ResponseHeader::revision)
+}
+
+/// A request that etcd did not answer, or refused.
+#[derive(Debug)]
+pub struct StoreError {
+    doing: &'static str,
+    what: String,
+    reason: Reason,
+}
+
+#[derive(Debug)]
+enum Reason {
+    Unreachable(NoEndpoint),
+    Refused { endpoint: String, error: String },
+}
+
+impl fmt::Display for StoreError {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            doing,
+            what,
+            reason,
+        } = self;
+        match reason {
+            Reason::Unreachable(error) => write!(out, "cannot {doing} {what}: {error}"),
+            Reason::Refused { endpoint, error } => {
+                write!(out, "cannot {doing} {what} at {endpoint}: {error}")
+            }
+        }
+    }
+}
+
+impl StdError for StoreError {}

@@ -1,0 +1,320 @@
+//! Everybody's leases, as they are and as they change.
+//!
+//! List at a revision, watch from the next one, follow. Whatever casts doubt on the watch (compaction, an
+//! error, the end of the stream) leads to a new listing, which replaces all that was said before. No
+//! event costs a request.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    fmt,
+};
+
+use etcd_client::{Event, EventType};
+use ipnetwork::Ipv4Network;
+use tokio::sync::mpsc;
+use tracing::{debug, info, warn};
+
+use super::{Entry, Etcd, Listing, StoreError, outage::Outage};
+use crate::lease::{
+    Lease,
+    keeper::KeeperHandle,
+    key::Prefix,
+    value::{Backend, LeaseValue},
+};
+
+/// A change to the set of leases.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LeaseUpdate {
+    /// All leases there are, in order of their subnets. Whatever is not among them is gone.
+    Snapshot(Vec<Lease>),
+    /// This lease is new or has changed.
+    Put(Lease),
+    /// Nobody has this subnet any more. It may be one that never was in an update.
+    Removed(Ipv4Network),
+}
+
+/// Follows the leases of one network, our own included.
+#[derive(Debug)]
+pub struct Follower {
+    store: Etcd,
+    listing: Option<Listing>,
+    keeper: Option<KeeperHandle>,
+    reader: Reader,
+}
+
+/// Why following stopped for the moment.
+enum Doubt {
+    Store(StoreError),
+    Stream(String),
+    /// Nobody wants updates any more.
+    Unwanted,
+}
+
+impl fmt::Display for Doubt {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Store(error) => error.fmt(out),
+            Self::Stream(reason) => out.write_str(reason),
+            Self::Unwanted => out.write_str("nobody follows any more"),
+        }
+    }
+}
+
+impl Follower {
+    /// Follows the leases in `store`.
+    pub fn new(store: Etcd) -> Self {
+        let reader = Reader::new(store.prefix().clone());
+        Self {
+            store,
+            listing: None,
+            keeper: None,
+            reader,
+        }
+    }
+
+    /// Starts from a listing that is already there, for example from acquiring our own lease, instead of
+    /// asking etcd for all leases once more.
+    #[must_use]
+    pub fn starting_from(mut self, listing: Listing) -> Self {
+        self.listing = Some(listing);
+        self
+    }
+
+    /// Tells `keeper` what becomes of our own lease, so that it needs no watch of its own.
+    #[must_use]
+    pub fn informing(mut self, keeper: KeeperHandle) -> Self {
+        self.keeper = Some(keeper);
+        self
+    }
+
+    /// Follows until `updates` is closed. Losing etcd is no end.
+    pub async fn run(mut self, updates: mpsc::Sender<LeaseUpdate>) {
+        let mut outage = Outage::new("lost sight of the leases");
+        loop {
+            let doubt = tokio::select! {
+                doubt = self.follow(&updates, &mut outage) => doubt,
+                () = updates.closed() => return,
+            };
+            match doubt {
+                Doubt::Unwanted => return,
+                doubt => tokio::time::sleep(outage.failed(&doubt)).await,
+            }
+        }
+    }
+
+    async fn follow(&mut self, updates: &mpsc::Sender<LeaseUpdate>, outage: &mut Outage) -> Doubt {
+        match self.try_follow(updates, outage).await {
+            Ok(never) => match never {},
+            Err(doubt) => doubt,
+        }
+    }
+
+    async fn try_follow(
+        &mut self,
+        updates: &mpsc::Sender<LeaseUpdate>,
+        outage: &mut Outage,
+    ) -> Result<std::convert::Infallible, Doubt> {
+        let listing = match self.listing.take() {
+            Some(listing) => listing,
+            None => self.store.list().await.map_err(Doubt::Store)?,
+        };
+        let revision = listing.revision;
+        let snapshot = self.reader.snapshot(listing);
+        info!("{} leases as of revision {revision}", snapshot.len());
+        self.send(updates, LeaseUpdate::Snapshot(snapshot)).await?;
+
+        let mut watch = self.store.watch(revision + 1).await.map_err(Doubt::Store)?;
+        loop {
+            let message = match watch.message().await {
+                Ok(Some(message)) => message,
+                ended => {
+                    self.store.reconnect().await;
+                    let reason = match ended {
+                        Err(error) => super::connect::explain(&error),
+                        Ok(_) => "etcd ended the watch".to_owned(),
+                    };
+                    return Err(Doubt::Stream(reason));
+                }
+            };
+            if message.compact_revision() != 0 {
+                let reason = format!("etcd has compacted up to {}", message.compact_revision());
+                return Err(Doubt::Stream(reason));
+            }
+            if message.canceled() {
+                let reason = format!("etcd cancelled the watch: {}", message.cancel_reason());
+                return Err(Doubt::Stream(reason));
+            }
+            // Only now is it certain that the watch works.
+            outage.over();
+            for event in message.events() {
+                if let Some(update) = self.reader.update(event) {
+                    debug!("{update:?}");
+                    self.send(updates, update).await?;
+                }
+            }
+        }
+    }
+
+    async fn send(
+        &self,
+        updates: &mpsc::Sender<LeaseUpdate>,
+        update: LeaseUpdate,
+    ) -> Result<(), Doubt> {
+        if let Some(keeper) = &self.keeper {
+            keeper.observe(&update);
+        }
+        updates.send(update).await.or(Err(Doubt::Unwanted))
+    }
+}
+
+/// Makes leases of keys and values, and remembers which of them it has complained about.
+#[derive(Debug)]
+struct Reader {
+    prefix: Prefix,
+    /// The revision of each key that is no lease of ours, as of when that was said.
+    reported: HashMap<Vec<u8>, i64>,
+}
+
+/// What a key and its value amount to.
+enum Read {
+    Lease(Lease),
+    /// The subnet of a host that we cannot reach.
+    Foreign(Ipv4Network),
+    Malformed,
+}
+
+impl Reader {
+    fn new(prefix: Prefix) -> Self {
+        Self {
+            prefix,
+            reported: HashMap::new(),
+        }
+    }
+
+    fn snapshot(&mut self, listing: Listing) -> Vec<Lease> {
+        let known: HashMap<_, _> = std::mem::take(&mut self.reported);
+        let mut leases = BTreeMap::new();
+        for entry in listing.entries {
+            // Complaints about keys that are gone are forgotten with them.
+            if let Some((key, revision)) = known.get_key_value(&entry.key) {
+                self.reported.insert(key.clone(), *revision);
+            }
+            if let Read::Lease(lease) = self.read(&entry) {
+                leases.insert(lease.subnet, lease);
+            }
+        }
+        leases.into_values().collect()
+    }
+
+    fn update(&mut self, event: &Event) -> Option<LeaseUpdate> {
+        let kv = event.kv()?;
+        if event.event_type() == EventType::Delete {
+            self.reported.remove(kv.key());
+            let key = self.prefix.parse_subnet_key(kv.key()).ok()?;
+            return Some(LeaseUpdate::Removed(key.subnet));
+        }
+        match self.read(&Entry::from(kv.clone())) {
+            Read::Lease(lease) => Some(LeaseUpdate::Put(lease)),
+            Read::Foreign(subnet) => Some(LeaseUpdate::Removed(subnet)),
+            // It says nothing about where the subnet's host is, so what we knew stays.
+            Read::Malformed => None,
+        }
+    }
+
+    fn read(&mut self, entry: &Entry) -> Read {
+        let subnet = match self.prefix.parse_subnet_key(&entry.key) {
+            Ok(key) => key.subnet,
+            Err(error) => {
+                self.report(entry, &error);
+                return Read::Malformed;
+            }
+        };
+        let value = match LeaseValue::decode(&entry.value) {
+            Ok(value) => value,
+            Err(error) => {
+                self.report(entry, &error);
+                return Read::Malformed;
+            }
+        };
+        if let Some(lease) = Lease::from_parts(subnet, &value) {
+            return Read::Lease(lease);
+        }
+        if let Backend::Other(name) = &value.backend {
+            self.report(
+                entry,
+                &format_args!("its backend is {name:?}, not \"vxlan\""),
+            );
+        }
+        Read::Foreign(subnet)
+    }
+
+    /// Once for each version of a key.
+    fn report(&mut self, entry: &Entry, reason: &dyn fmt::Display) {
+        let said = self.reported.insert(entry.key.clone(), entry.mod_revision);
+        if said != Some(entry.mod_revision) {
+            let key = String::from_utf8_lossy(&entry.key);
+            warn!("ignoring {key}: {reason}");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(name: &str, value: &str, mod_revision: i64) -> Entry {
+        Entry {
+            key: format!("/n/subnets/{name}").into_bytes(),
+            value: value.as_bytes().to_vec(),
+            mod_revision,
+            etcd_lease: None,
+        }
+    }
+
+    fn vxlan(ip: &str) -> String {
+        format!(
+            r#"{{"PublicIP":"{ip}","BackendType":"vxlan","BackendData":{{"VtepMAC":"02:00:00:00:00:01"}}}}"#
+        )
+    }
+
+    #[test]
+    fn a_snapshot_holds_the_leases_and_nothing_else() {
+        let mut reader = Reader::new(Prefix::new("/n"));
+        let entries = vec![
+            entry("10.5.2.0-24", &vxlan("192.0.2.2"), 1),
+            entry("10.5.1.0-24&fd00::-64", &vxlan("192.0.2.1"), 2),
+            entry("nonsense", &vxlan("192.0.2.3"), 3),
+            entry("10.5.3.0-24", "nonsense", 4),
+            entry(
+                "10.5.4.0-24",
+                r#"{"PublicIP":"192.0.2.4","BackendType":"host-gw"}"#,
+                5,
+            ),
+        ];
+        let snapshot = reader.snapshot(Listing {
+            revision: 5,
+            entries,
+        });
+        let subnets: Vec<_> = snapshot
+            .iter()
+            .map(|lease| lease.subnet.to_string())
+            .collect();
+        assert_eq!(subnets, ["10.5.1.0/24", "10.5.2.0/24"]);
+        assert_eq!(reader.reported.len(), 3);
+    }
+
+    #[test]
+    fn complaints_are_kept_for_as_long_as_their_keys() {
+        let mut reader = Reader::new(Prefix::new("/n"));
+        let bad = |name: &str| entry(name, "nonsense", 7);
+        let listing = |entries| Listing {
+            revision: 9,
+            entries,
+        };
+        reader.snapshot(listing(vec![bad("10.5.1.0-24"), bad("10.5.2.0-24")]));
+        assert_eq!(reader.reported.len(), 2);
+        reader.snapshot(listing(vec![bad("10.5.2.0-24")]));
+        let keys: Vec<_> = reader.reported.keys().cloned().collect();
+        assert_eq!(keys, [bad("10.5.2.0-24").key]);
+    }
+}

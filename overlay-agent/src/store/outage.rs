@@ -1,0 +1,123 @@
+//! Patience: how long to wait before the next try, and how often to say that we do.
+
+use std::{
+    fmt,
+    time::{Duration, Instant},
+};
+
+use rand::Rng;
+use tracing::{info, warn};
+
+/// The first pause. Doubles with every failure.
+const SHORTEST: Duration = Duration::from_millis(100);
+/// The longest pause: soon enough for a host that waits, rarely enough for a store with thousands of them.
+const LONGEST: Duration = Duration::from_secs(5);
+/// How often a lasting failure is logged.
+const REMINDER: Duration = Duration::from_mins(1);
+
+/// A pause for the `attempt`-th failure in a row, counted from zero: exponential, with jitter, so that
+/// hosts that failed together do not try again together.
+pub fn pause(attempt: u32, rng: &mut impl Rng) -> Duration {
+    let full = SHORTEST.saturating_mul(1 << attempt.min(16)).min(LONGEST);
+    full.mul_f64(rng.random_range(0.5..=1.0))
+}
+
+/// One thing that fails, and whether that has been said.
+#[derive(Debug)]
+pub struct Outage {
+    what: &'static str,
+    attempts: u32,
+    since: Option<Instant>,
+    said: Option<Instant>,
+}
+
+impl Outage {
+    /// Nothing has failed yet. `what` completes the sentence «… : *error*; trying again».
+    pub const fn new(what: &'static str) -> Self {
+        Self {
+            what,
+            attempts: 0,
+            since: None,
+            said: None,
+        }
+    }
+
+    /// Notes a failure, logs it if it is the first or the last line is a minute old, and returns how long
+    /// to wait before the next try.
+    pub fn failed(&mut self, error: &dyn fmt::Display) -> Duration {
+        let now = Instant::now();
+        if self.is_worth_a_line(now) {
+            let what = self.what;
+            match self.since.map(|since| now.duration_since(since).as_secs()) {
+                None | Some(0) => warn!("{what}: {error}; trying again"),
+                Some(seconds) => warn!("{what}, for {seconds} s now: {error}; trying again"),
+            }
+        }
+        self.since.get_or_insert(now);
+        let pause = pause(self.attempts, &mut rand::rng());
+        self.attempts = self.attempts.saturating_add(1);
+        pause
+    }
+
+    /// Notes a success; after a failure, says so.
+    pub fn over(&mut self) {
+        if let Some(since) = self.since {
+            let seconds = since.elapsed().as_secs_f32();
+            info!("{}: over, after {seconds:.1} s", self.what);
+        }
+        *self = Self::new(self.what);
+    }
+
+    fn is_worth_a_line(&mut self, now: Instant) -> bool {
+        let due = self
+            .said
+            .is_none_or(|said| now.duration_since(said) >= REMINDER);
+        if due {
+            self.said = Some(now);
+        }
+        due
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rand::{SeedableRng, rngs::StdRng};
+
+    use super::*;
+
+    #[test]
+    fn pauses_grow_to_a_limit_and_are_never_all_alike() {
+        let mut rng = StdRng::seed_from_u64(7);
+        for attempt in [0, 1, 5, 6, 40, u32::MAX] {
+            let full = SHORTEST.saturating_mul(1 << attempt.min(16)).min(LONGEST);
+            let pauses: Vec<_> = (0..100).map(|_| pause(attempt, &mut rng)).collect();
+            assert!(
+                pauses
+                    .iter()
+                    .all(|pause| *pause <= full && *pause >= full / 2)
+            );
+            assert!(pauses.windows(2).any(|pair| pair[0] != pair[1]));
+        }
+    }
+
+    #[test]
+    fn a_failure_is_said_once_and_then_every_minute() {
+        let mut outage = Outage::new("etcd does not answer");
+        let start = Instant::now();
+        let said: Vec<_> = [0, 1, 59, 60, 61, 119, 120]
+            .into_iter()
+            .filter(|second| outage.is_worth_a_line(start + Duration::from_secs(*second)))
+            .collect();
+        assert_eq!(said, [0, 60, 120]);
+    }
+
+    #[test]
+    fn after_a_success_the_next_failure_is_news_again() {
+        let mut outage = Outage::new("etcd does not answer");
+        outage.failed(&"refused");
+        outage.failed(&"refused");
+        outage.over();
+        assert!(outage.is_worth_a_line(Instant::now()));
+        assert!(outage.failed(&"refused") <= SHORTEST);
+    }
+}

@@ -1,0 +1,244 @@
+//! The uplink: the interface and the address by which other hosts reach this one.
+//!
+//! Choosing is pure; [`observe`] says what there is to choose from.
+
+mod observe;
+
+use std::{fmt, net::Ipv4Addr};
+
+use overlay_common::MacAddr;
+
+pub use self::observe::{discover, observe};
+use crate::run_config::UplinkConfig;
+
+/// The chosen interface.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Uplink {
+    /// The interface's index.
+    pub ifindex: u32,
+    /// The interface's name.
+    pub name: String,
+    /// The interface's own address, from which outer packets are sent.
+    pub address: Ipv4Addr,
+    /// The address that others send to: the same, unless `--public-ip` says otherwise.
+    pub public_ip: Ipv4Addr,
+    /// What the interface carries. 65,535 also stands for more.
+    pub mtu: u16,
+    /// The interface's own MAC, if it is of a kind that has one.
+    pub mac: Option<MacAddr>,
+}
+
+/// An interface, as far as choosing is concerned.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Interface {
+    /// Its index.
+    pub ifindex: u32,
+    /// Its name.
+    pub name: String,
+    /// Its MTU.
+    pub mtu: u32,
+    /// Its MAC.
+    pub mac: Option<MacAddr>,
+    /// Its IPv4 addresses, in the kernel's order.
+    pub addresses: Vec<Address>,
+}
+
+/// An IPv4 address of an interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Address {
+    /// The address.
+    pub ip: Ipv4Addr,
+    /// Whether it is of use beyond its link.
+    pub global: bool,
+    /// Whether it has no lifetime.
+    pub permanent: bool,
+    /// Whether it should not be used for anything new.
+    pub deprecated: bool,
+}
+
+/// What this host has.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Observed {
+    /// The interfaces, in order of their indexes.
+    pub interfaces: Vec<Interface>,
+    /// The default routes of the main table: metric and interface.
+    pub default_routes: Vec<(u32, u32)>,
+    /// The interface by which the kernel would reach `--iface-can-reach`.
+    pub reaching: Option<u32>,
+}
+
+/// No interface is as it was asked for.
+#[derive(Debug, thiserror::Error)]
+pub enum UplinkError {
+    /// Of all that was given, nothing matches.
+    #[error("no interface is usable for {asked}; there are {there_are}")]
+    NoMatch {
+        /// The flags and their values.
+        asked: String,
+        /// The interfaces there are.
+        there_are: String,
+    },
+    /// `--public-ip` alone.
+    #[error(
+        "no interface has --public-ip {public_ip}; there are {there_are}; behind NAT, name the \
+         interface with --iface too"
+    )]
+    NoOwner {
+        /// The address.
+        public_ip: Ipv4Addr,
+        /// The interfaces there are.
+        there_are: String,
+    },
+    /// Nothing was given, and nothing suggests itself.
+    #[error(
+        "no default route leads out of an interface with an IPv4 address; there are {there_are}; name \
+         one with --iface"
+    )]
+    NoDefaultRoute {
+        /// The interfaces there are.
+        there_are: String,
+    },
+}
+
+/// Chooses as flannel does: by name or address in the order given, by expression, by what is reached;
+/// otherwise the owner of the public address; otherwise the way out.
+pub fn choose(config: &UplinkConfig, observed: &Observed) -> Result<Uplink, UplinkError> {
+    let there_are = || describe(&observed.interfaces);
+    let asked = asked(config);
+    let found = if !asked.is_empty() {
+        named(config, observed).ok_or_else(|| UplinkError::NoMatch {
+            asked: asked.join(", "),
+            there_are: there_are(),
+        })?
+    } else if let Some(public_ip) = config.public_ip {
+        owner(observed, public_ip).ok_or_else(|| UplinkError::NoOwner {
+            public_ip,
+            there_are: there_are(),
+        })?
+    } else {
+        way_out(observed).ok_or_else(|| UplinkError::NoDefaultRoute {
+            there_are: there_are(),
+        })?
+    };
+    let (interface, address) = found;
+    Ok(Uplink {
+        ifindex: interface.ifindex,
+        name: interface.name.clone(),
+        address,
+        public_ip: config.public_ip.unwrap_or(address),
+        mtu: u16::try_from(interface.mtu).unwrap_or(u16::MAX),
+        mac: interface.mac,
+    })
+}
+
+type Found<'a> = (&'a Interface, Ipv4Addr);
+
+fn named<'a>(config: &UplinkConfig, observed: &'a Observed) -> Option<Found<'a>> {
+    let by_name_or_address = config
+        .ifaces
+        .iter()
+        .find_map(|wanted| match wanted.parse() {
+            Ok(address) => owner(observed, address),
+            Err(_) => observed
+                .interfaces
+                .iter()
+                .filter(|interface| interface.name == *wanted)
+                .find_map(with_best_address),
+        });
+    let by_regex = || {
+        config.regexes.iter().find_map(|regex| {
+            let by_address = observed.interfaces.iter().find_map(|interface| {
+                let matching = |address: &&Address| regex.is_match(&address.ip.to_string());
+                let address = interface.addresses.iter().find(matching)?;
+                Some((interface, address.ip))
+            });
+            let mut by_name = observed
+                .interfaces
+                .iter()
+                .filter(|interface| regex.is_match(&interface.name));
+            by_address.or_else(|| by_name.find_map(with_best_address))
+        })
+    };
+    let by_reach = || by_index(observed, observed.reaching?);
+    by_name_or_address.or_else(by_regex).or_else(by_reach)
+}
+
+fn owner(observed: &Observed, ip: Ipv4Addr) -> Option<Found<'_>> {
+    observed
+        .interfaces
+        .iter()
+        .find(|interface| interface.addresses.iter().any(|address| address.ip == ip))
+        .map(|interface| (interface, ip))
+}
+
+/// The default route with the lowest metric, of those that lead anywhere usable.
+fn way_out(observed: &Observed) -> Option<Found<'_>> {
+    let mut routes = observed.default_routes.clone();
+    // Stable: among equals the kernel's order counts.
+    routes.sort_by_key(|(metric, _)| *metric);
+    routes
+        .into_iter()
+        .find_map(|(_, ifindex)| by_index(observed, ifindex))
+}
+
+fn by_index(observed: &Observed, ifindex: u32) -> Option<Found<'_>> {
+    observed
+        .interfaces
+        .iter()
+        .filter(|interface| interface.ifindex == ifindex)
+        .find_map(with_best_address)
+}
+
+/// Global before link-local, permanent before dynamic, deprecated never; otherwise the first.
+fn with_best_address(interface: &Interface) -> Option<Found<'_>> {
+    interface
+        .addresses
+        .iter()
+        .filter(|address| !address.deprecated)
+        // `min_by_key` takes the first of several.
+        .min_by_key(|address| (!address.global, !address.permanent))
+        .map(|address| (interface, address.ip))
+}
+
+/// The flags that name an interface, as they were given.
+fn asked(config: &UplinkConfig) -> Vec<String> {
+    let ifaces = config.ifaces.iter().map(|value| format!("--iface {value}"));
+    let regexes = config
+        .regexes
+        .iter()
+        .map(|value| format!("--iface-regex {value}"));
+    let reach = config
+        .can_reach
+        .iter()
+        .map(|value| format!("--iface-can-reach {value}"));
+    ifaces.chain(regexes).chain(reach).collect()
+}
+
+/// `eth0 (192.0.2.1), lo (127.0.0.1), eth1 (no IPv4 address)`.
+fn describe(interfaces: &[Interface]) -> String {
+    struct One<'a>(&'a Interface);
+    impl fmt::Display for One<'_> {
+        fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+            write!(out, "{} (", self.0.name)?;
+            if self.0.addresses.is_empty() {
+                out.write_str("no IPv4 address")?;
+            }
+            for (index, address) in self.0.addresses.iter().enumerate() {
+                let comma = if index == 0 { "" } else { ", " };
+                write!(out, "{comma}{}", address.ip)?;
+            }
+            out.write_str(")")
+        }
+    }
+    if interfaces.is_empty() {
+        return "none".to_owned();
+    }
+    let all: Vec<_> = interfaces
+        .iter()
+        .map(|interface| One(interface).to_string())
+        .collect();
+    all.join(", ")
+}
+
+#[cfg(test)]
+mod tests;

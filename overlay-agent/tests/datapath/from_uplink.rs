@@ -1,0 +1,150 @@
+use overlay_common::{Hook, MacAddr, Reason, tables::HostConfig};
+
+use crate::{
+    packets::{Wire, ipv4_of, patch, tcp, udp, vxlan},
+    world::{BRIDGE_MAC, CONTAINER, CONTAINER_MAC, Context, REMOTE, UNKNOWN_CONTAINER, World},
+};
+
+fn inner() -> Vec<u8> {
+    udp(REMOTE, CONTAINER, 53, b"hello")
+}
+
+#[test]
+fn a_packet_for_a_known_container_is_delivered_to_it() {
+    let mut world = World::new();
+    let outcome = world.run(Hook::FromUplink, &vxlan(Wire::default(), &inner()));
+    assert_eq!(outcome.reason, Reason::ToEndpoint);
+    assert_eq!(outcome.packet[..6], CONTAINER_MAC.0);
+    assert_eq!(outcome.packet[6..12], BRIDGE_MAC.0);
+    assert_eq!(outcome.packet[12..], inner()[12..], "the inner packet is untouched");
+}
+
+#[test]
+fn a_packet_for_an_unknown_container_goes_to_the_bridge() {
+    let mut world = World::new();
+    let packet = vxlan(Wire::default(), &udp(REMOTE, UNKNOWN_CONTAINER, 53, b"hello"));
+    let outcome = world.run(Hook::FromUplink, &packet);
+    assert_eq!(outcome.reason, Reason::ToBridge);
+    assert_eq!(outcome.packet[14..], udp(REMOTE, UNKNOWN_CONTAINER, 53, b"hello")[14..]);
+}
+
+#[test]
+fn what_is_for_the_host_goes_on_unchanged() {
+    let mut world = World::new();
+    let packet = vxlan(Wire::default(), &udp(REMOTE, [10, 1, 15, 1], 53, b"hello"));
+    let outcome = world.run(Hook::FromUplink, &packet);
+    assert_eq!(outcome.reason, Reason::HostDestination);
+    assert_eq!(outcome.packet, packet);
+    world.configure(|host| host.bridge_ifindex = 0);
+    let packet = vxlan(Wire::default(), &udp(REMOTE, UNKNOWN_CONTAINER, 53, b"hello"));
+    assert_eq!(world.run(Hook::FromUplink, &packet).reason, Reason::HostDestination);
+}
+
+#[test]
+fn an_aggregate_goes_only_to_a_known_container() {
+    let mut world = World::new();
+    let mut run = |to| {
+        let packet = vxlan(Wire::default(), &tcp(REMOTE, to, &[0; 3000]));
+        let context = Context { ifindex: 1, segment_size: 1398 };
+        world.run_with(Hook::FromUplink, &packet, context).reason
+    };
+    // As in from_container: being asked shows what was decided.
+    assert_eq!(run(CONTAINER), Reason::HelperDeclined);
+    assert_eq!(run(UNKNOWN_CONTAINER), Reason::Aggregate);
+}
+
+#[test]
+fn congestion_marked_on_the_wire_reaches_the_container_or_is_lost_by_name() {
+    let mut world = World::new();
+    let congested = Wire { tos: 3, ..Wire::default() };
+    let mut capable = inner();
+    patch(&mut capable, 1, 0xb8 | 2);
+    let outcome = world.run(Hook::FromUplink, &vxlan(congested, &capable));
+    assert_eq!(outcome.reason, Reason::ToEndpoint);
+    let header = ipv4_of(&outcome.packet);
+    assert_eq!((header.ecn.value(), header.dscp.value()), (3, 0x2e));
+    let lost = world.run(Hook::FromUplink, &vxlan(congested, &inner()));
+    assert_eq!(lost.reason, Reason::CongestionLost);
+}
+
+#[test]
+fn nothing_forged_gets_in() {
+    let mut world = World::new();
+    let wire = Wire::default();
+    let mut not_ipv4 = inner();
+    not_ipv4[12..14].copy_from_slice(&[8, 6]);
+    let mut lying = inner();
+    patch(&mut lying, 3, 200);
+    let cases = [
+        (Reason::UnknownVtep, vxlan(Wire { source: [192, 168, 33, 66], ..wire }, &inner())),
+        (Reason::VxlanFlags, vxlan(Wire { header: [0, 0, 0, 0, 0, 0, 1, 0], ..wire }, &inner())),
+        (Reason::WrongVni, vxlan(Wire { header: [8, 0, 0, 0, 0, 0, 2, 0], ..wire }, &inner())),
+        (Reason::WrongVni, vxlan(Wire { header: [8, 0, 0, 0, 1, 0, 1, 0], ..wire }, &inner())),
+        (
+            Reason::WrongInnerMac,
+            vxlan(Wire { inner_destination: MacAddr([0xff; 6]), ..wire }, &inner()),
+        ),
+        (Reason::ForeignInnerSource, vxlan(wire, &udp([10, 1, 21, 2], CONTAINER, 53, b""))),
+        (Reason::ForeignInnerSource, vxlan(wire, &udp(CONTAINER, CONTAINER, 53, b""))),
+        (Reason::ForeignInnerDestination, vxlan(wire, &udp(REMOTE, [10, 1, 16, 2], 53, b""))),
+        (Reason::ForeignInnerDestination, vxlan(wire, &udp(REMOTE, [192, 0, 2, 1], 53, b""))),
+        (Reason::InnerNotIpv4, vxlan(wire, &not_ipv4)),
+        (Reason::InnerTruncated, vxlan(wire, &lying)),
+        (Reason::InnerTruncated, vxlan(wire, &inner())[..70].to_vec()),
+        (Reason::VxlanTruncated, vxlan(wire, &inner())[..46].to_vec()),
+    ];
+    for (expected, packet) in &cases {
+        assert_eq!(world.run(Hook::FromUplink, packet).reason, *expected);
+    }
+    world.configure(|host| host.flags &= !HostConfig::FAST_PATH);
+    for (expected, packet) in &cases {
+        let outcome = world.run(Hook::FromUplink, packet);
+        assert_eq!(outcome.reason, *expected, "with the fast path off");
+    }
+}
+
+#[test]
+fn reserved_bits_are_ignored_on_receipt() {
+    let mut world = World::new();
+    let wire = Wire { header: [0xff, 1, 2, 3, 0, 0, 1, 0xff], ..Wire::default() };
+    assert_eq!(world.run(Hook::FromUplink, &vxlan(wire, &inner())).reason, Reason::ToEndpoint);
+}
+
+#[test]
+fn what_is_not_ours_goes_on_unchanged() {
+    let mut world = World::new();
+    let wire = Wire::default();
+    let good = vxlan(wire, &inner());
+    let patched = |offset, value| {
+        let mut packet = good.clone();
+        patch(&mut packet, offset, value);
+        packet
+    };
+    let mut arp = good.clone();
+    arp[12..14].copy_from_slice(&[8, 6]);
+    let mut outer_options = good.clone();
+    outer_options[14] = 0x46;
+    let mut corrupt = good.clone();
+    corrupt[24] ^= 1;
+    let mut options = inner();
+    options[14] = 0x46;
+    let cases = [
+        (Reason::NotIpv4, arp),
+        (Reason::NotVxlan, vxlan(Wire { destination: [192, 168, 33, 12], ..wire }, &inner())),
+        (Reason::NotVxlan, vxlan(Wire { port: 4789, ..wire }, &inner())),
+        (Reason::NotVxlan, patched(9, 6)),
+        (Reason::Fragment, patched(6, 0x20)),
+        (Reason::IpOptions, outer_options),
+        (Reason::IpOptions, vxlan(wire, &options)),
+        (Reason::BadOuterChecksum, corrupt),
+    ];
+    for (expected, packet) in cases {
+        let outcome = world.run(Hook::FromUplink, &packet);
+        assert_eq!(outcome.reason, expected);
+        assert_eq!(outcome.packet, packet, "{expected:?}");
+    }
+    world.configure(|host| host.flags &= !HostConfig::FAST_PATH);
+    let outcome = world.run(Hook::FromUplink, &good);
+    assert_eq!(outcome.reason, Reason::FastPathOff);
+    assert_eq!(outcome.packet, good);
+}

@@ -1,0 +1,10 @@
+//! Every program through `BPF_PROG_TEST_RUN`: verdict, rewritten bytes and counter.
+#![expect(clippy::unwrap_used, reason = "a test that panics has failed")]
+
+mod from_container;
+mod from_tunnel;
+mod from_uplink;
+mod packets;
+mod roundtrip;
+mod to_tunnel;
+mod world;

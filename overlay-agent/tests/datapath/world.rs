@@ -1,0 +1,170 @@
+//! A host 10.1.15.0/24 at 192.168.33.10 with one container behind a bridge, and one peer 10.1.20.0/24
+//! at 192.168.33.11: loaded programs and filled maps, in a network namespace of the test's own.
+
+use std::process::Command;
+
+use aya::programs::{TestRun, TestRunOptions};
+use nix::sched::{CloneFlags, unshare};
+use overlay_agent::datapath::{CounterRow, Programs, Tables, read_counters};
+use overlay_common::{
+    Class, Hook, MacAddr, Prefix, Reason,
+    tables::{ABI_VERSION, Endpoint, EndpointKey, HostConfig, Peer, PeerKey, Vtep, VtepKey},
+};
+
+pub(crate) const CONTAINER: [u8; 4] = [10, 1, 15, 2];
+pub(crate) const UNKNOWN_CONTAINER: [u8; 4] = [10, 1, 15, 77];
+pub(crate) const REMOTE: [u8; 4] = [10, 1, 20, 2];
+pub(crate) const PUBLIC: [u8; 4] = [192, 168, 33, 10];
+pub(crate) const PEER_PUBLIC: [u8; 4] = [192, 168, 33, 11];
+pub(crate) const VTEP_MAC: MacAddr = MacAddr([2, 0, 0, 0, 0, 10]);
+pub(crate) const PEER_MAC: MacAddr = MacAddr([2, 0, 0, 0, 0, 11]);
+pub(crate) const BRIDGE_MAC: MacAddr = MacAddr([2, 0x42, 0, 0, 0, 1]);
+pub(crate) const CONTAINER_MAC: MacAddr = MacAddr([2, 0x42, 10, 1, 15, 2]);
+pub(crate) const PORT: u16 = 8472;
+
+/// `TC_ACT_*` as the programs return them.
+const NEXT: i32 = -1;
+const SHOT: i32 = 2;
+const REDIRECT: i32 = 7;
+
+pub(crate) struct World {
+    programs: Programs,
+    tables: Tables,
+    host: HostConfig,
+}
+
+/// What became of a packet.
+#[derive(Debug)]
+pub(crate) struct Outcome {
+    pub(crate) reason: Reason,
+    pub(crate) packet: Vec<u8>,
+}
+
+/// The fields of `struct __sk_buff` that tests set.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Context {
+    pub(crate) ifindex: u32,
+    pub(crate) segment_size: u32,
+}
+
+impl Context {
+    fn bytes(self) -> [u8; 192] {
+        // Offsets in include/uapi/linux/bpf.h.
+        const IFINDEX: usize = 40;
+        const GSO_SEGS: usize = 164;
+        const GSO_SIZE: usize = 176;
+        let mut bytes = [0; 192];
+        bytes[IFINDEX..][..4].copy_from_slice(&self.ifindex.to_ne_bytes());
+        if self.segment_size != 0 {
+            bytes[GSO_SEGS..][..4].copy_from_slice(&2_u32.to_ne_bytes());
+            bytes[GSO_SIZE..][..4].copy_from_slice(&self.segment_size.to_ne_bytes());
+        }
+        bytes
+    }
+}
+
+impl World {
+    pub(crate) fn new() -> Self {
+        // The thread that runs this test, and nothing else, moves into a namespace that goes with it.
+        unshare(CloneFlags::CLONE_NEWNET).unwrap();
+        for command in [
+            "ip link set lo up",
+            "ip link add bridge0 type bridge",
+            "ip address add 10.1.15.1/24 dev bridge0",
+            "ip link set bridge0 up",
+            "sysctl -q -w net.ipv4.ip_forward=1",
+        ] {
+            let mut words = command.split(' ');
+            let status = Command::new(words.next().unwrap()).args(words).status().unwrap();
+            assert!(status.success(), "{command}");
+        }
+        let bridge_ifindex = nix::net::if_::if_nametoindex("bridge0").unwrap();
+        let mut programs = Programs::load_unpinned().unwrap();
+        let mut tables = programs.take_tables().unwrap();
+        let peer_subnet = Prefix { address: [10, 1, 20, 0], length: 24 };
+        let peer = Peer { public_address: PEER_PUBLIC, vtep_mac: PEER_MAC, ..Peer::default() };
+        tables.peers.insert(&PeerKey::new(peer_subnet), &peer).unwrap();
+        let key = VtepKey { public_address: PEER_PUBLIC };
+        tables.vteps.insert(&key, &Vtep::new(peer_subnet)).unwrap();
+        let endpoint = Endpoint { ifindex: 1, mac: CONTAINER_MAC, ..Endpoint::default() };
+        tables.endpoints.insert(&EndpointKey { address: CONTAINER }, &endpoint).unwrap();
+        let host = HostConfig {
+            abi_version: ABI_VERSION,
+            flags: HostConfig::FAST_PATH,
+            vni: 1,
+            uplink_ifindex: 1,
+            bridge_ifindex,
+            network: [10, 1, 0, 0],
+            network_length: 16,
+            subnet: [10, 1, 15, 0],
+            subnet_length: 24,
+            public_address: PUBLIC,
+            port: PORT,
+            mtu: 1450,
+            vtep_mac: VTEP_MAC,
+            bridge_mac: BRIDGE_MAC,
+            peer_lengths: [24, 0, 0, 0],
+            reserved: [0; 2],
+        };
+        let mut world = Self { programs, tables, host };
+        world.configure(|_| ());
+        world
+    }
+
+    /// Changes the host's settings.
+    pub(crate) fn configure(&mut self, edit: impl FnOnce(&mut HostConfig)) {
+        edit(&mut self.host);
+        self.tables.config.set(0, self.host, 0).unwrap();
+    }
+
+    pub(crate) fn run(&mut self, hook: Hook, packet: &[u8]) -> Outcome {
+        self.run_with(hook, packet, Context { ifindex: 1, segment_size: 0 })
+    }
+
+    /// Runs a program over a packet. Exactly one counter must have risen, by one packet and the
+    /// packet's bytes, and the verdict must be that of the counted reason.
+    pub(crate) fn run_with(&mut self, hook: Hook, packet: &[u8], context: Context) -> Outcome {
+        let before = self.counters();
+        let mut out = vec![0; packet.len() + 256];
+        let context = context.bytes();
+        let result = self
+            .programs
+            .get(hook)
+            .unwrap()
+            .test_run(TestRunOptions {
+                data_in: Some(packet),
+                data_out: Some(&mut out),
+                ctx_in: Some(&context),
+                ..TestRunOptions::new()
+            })
+            .unwrap_or_else(|error| panic!("{hook:?} over {packet:02x?}: {error:?}"));
+        out.truncate(usize::try_from(result.data_size_out).unwrap());
+        let risen: Vec<_> = self
+            .counters()
+            .into_iter()
+            .filter(|row| !before.contains(row))
+            .map(|row| {
+                let old = before
+                    .iter()
+                    .find(|old| (old.hook, old.reason) == (row.hook, row.reason))
+                    .map_or((0, 0), |old| (old.packets, old.bytes));
+                (row.hook, row.reason, row.packets - old.0, row.bytes - old.1)
+            })
+            .collect();
+        let [(counted_at, reason, packets, bytes)] = risen[..] else {
+            panic!("exactly one counter rises, but these did: {risen:?}");
+        };
+        assert_eq!((counted_at, packets, bytes), (hook, 1, packet.len() as u64), "{reason:?}");
+        let verdict = match reason.class() {
+            Class::Forwarded => REDIRECT,
+            Class::Passed | Class::Declined => NEXT,
+            Class::Dropped => SHOT,
+        };
+        assert_eq!(result.return_value.cast_signed(), verdict, "{reason:?}");
+        Outcome { reason, packet: out }
+    }
+
+    fn counters(&self) -> Vec<CounterRow> {
+        read_counters(&self.tables.counters).unwrap()
+    }
+}

@@ -1,0 +1,7 @@
+//! Hosts and containers as network namespaces, with real devices, a real etcd and the real agent.
+#![expect(clippy::unwrap_used, reason = "a test that panics has failed")]
+
+mod overlay;
+mod paths;
+mod throughput;
+mod wire;

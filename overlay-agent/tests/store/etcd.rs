@@ -1,0 +1,189 @@
+//! An etcd of one member that lives as long as its test.
+
+use std::{
+    net::TcpListener,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use etcd_client::{Client, ConnectOptions};
+use overlay_agent::{lease::key::Prefix, run_config::EtcdConfig, store::Etcd};
+use tempfile::TempDir;
+
+/// How long etcd may take to answer after it was started.
+const START: Duration = Duration::from_secs(30);
+
+/// Files for TLS.
+#[derive(Clone, Debug)]
+pub(crate) struct Tls {
+    /// The authority's certificate.
+    pub(crate) ca: PathBuf,
+    /// The server's certificate.
+    pub(crate) cert: PathBuf,
+    /// The server's key.
+    pub(crate) key: PathBuf,
+}
+
+/// A running etcd. Killed on drop, which a failing test does as well.
+pub(crate) struct TestEtcd {
+    child: Child,
+    dir: TempDir,
+    client_port: u16,
+    peer_port: u16,
+    tls: Option<Tls>,
+}
+
+impl TestEtcd {
+    /// Starts an empty etcd and waits for it to answer.
+    pub(crate) async fn start() -> Self {
+        Self::start_with(tempfile::tempdir().unwrap(), None).await
+    }
+
+    /// As [`TestEtcd::start`], over TLS.
+    pub(crate) async fn start_with(dir: TempDir, tls: Option<Tls>) -> Self {
+        let (client_port, peer_port) = (free_port(), free_port());
+        let child = spawn(dir.path(), client_port, peer_port, tls.as_ref());
+        let mut etcd = Self {
+            child,
+            dir,
+            client_port,
+            peer_port,
+            tls,
+        };
+        etcd.wait_until_it_answers().await;
+        etcd
+    }
+
+    /// Kills etcd as a crash would.
+    pub(crate) fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// Starts it again, on the same data and ports.
+    pub(crate) async fn restart(&mut self) {
+        self.child = spawn(
+            self.dir.path(),
+            self.client_port,
+            self.peer_port,
+            self.tls.as_ref(),
+        );
+        self.wait_until_it_answers().await;
+    }
+
+    /// Where clients connect.
+    pub(crate) fn endpoint(&self) -> String {
+        let scheme = if self.tls.is_some() { "https" } else { "http" };
+        format!("{scheme}://127.0.0.1:{}", self.client_port)
+    }
+
+    /// A client that is not the one under test.
+    pub(crate) async fn client(&self) -> Client {
+        Client::connect([self.endpoint()], None).await.unwrap()
+    }
+
+    /// The configuration of the store under test, with nothing but the endpoint.
+    pub(crate) fn config(&self) -> EtcdConfig {
+        EtcdConfig {
+            endpoints: vec![self.endpoint()],
+            prefix: Prefix::new("/coreos.com/network"),
+            ca_file: None,
+            identity: None,
+            user: None,
+        }
+    }
+
+    /// The store under test, with a connection of its own.
+    pub(crate) fn store(&self) -> Etcd {
+        Etcd::new(&self.config()).unwrap()
+    }
+
+    async fn wait_until_it_answers(&mut self) {
+        let started = Instant::now();
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                panic!("etcd has ended with {status}:\n{}", self.log());
+            }
+            let mut options = ConnectOptions::new().with_timeout(Duration::from_secs(1));
+            if let Some(tls) = &self.tls {
+                let ca = etcd_client::Certificate::from_pem(std::fs::read(&tls.ca).unwrap());
+                options = options.with_tls(etcd_client::TlsOptions::new().ca_certificate(ca));
+            }
+            if let Ok(mut client) = Client::connect([self.endpoint()], Some(options)).await
+                && client.status().await.is_ok()
+            {
+                return;
+            }
+            assert!(
+                started.elapsed() < START,
+                "etcd does not answer:\n{}",
+                self.log()
+            );
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    fn log(&self) -> String {
+        std::fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
+    }
+}
+
+impl Drop for TestEtcd {
+    fn drop(&mut self) {
+        // It may have been killed by the test already.
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}
+
+fn spawn(dir: &Path, client_port: u16, peer_port: u16, tls: Option<&Tls>) -> Child {
+    let scheme = if tls.is_some() { "https" } else { "http" };
+    let client = format!("{scheme}://127.0.0.1:{client_port}");
+    let peer = format!("http://127.0.0.1:{peer_port}");
+    let log = std::fs::File::options()
+        .create(true)
+        .append(true)
+        .open(dir.join("log"))
+        .unwrap();
+    let mut command = Command::new("etcd");
+    command
+        .args(["--name", "test", "--logger", "zap", "--log-level", "error"])
+        .arg("--data-dir")
+        .arg(dir.join("data"))
+        .args([
+            "--listen-client-urls",
+            &client,
+            "--advertise-client-urls",
+            &client,
+        ])
+        .args([
+            "--listen-peer-urls",
+            &peer,
+            "--initial-advertise-peer-urls",
+            &peer,
+        ])
+        .args(["--initial-cluster", &format!("test={peer}")])
+        .stdin(Stdio::null())
+        .stdout(log.try_clone().unwrap())
+        .stderr(log);
+    if let Some(tls) = tls {
+        command
+            .arg("--cert-file")
+            .arg(&tls.cert)
+            .arg("--key-file")
+            .arg(&tls.key);
+    }
+    command
+        .spawn()
+        .unwrap_or_else(|error| panic!("cannot start etcd, is it installed? {error}"))
+}
+
+/// A port that nobody listens on. Somebody could before etcd does, but only by bad luck: the kernel
+/// hands ports out in turn.
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0")
+        .and_then(|listener| listener.local_addr())
+        .unwrap()
+        .port()
+}

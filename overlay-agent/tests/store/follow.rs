@@ -1,0 +1,166 @@
+//! Following everybody's leases.
+
+use overlay_agent::store::{Follower, LeaseUpdate};
+
+use crate::support::{CONFIG, Followed, World, lease, subnet, until, value, value_with_mac};
+
+#[tokio::test]
+async fn a_lease_is_seen_when_it_comes_changes_and_goes() {
+    let mut world = World::new(CONFIG).await;
+    world.put("10.5.1.0-24", &value(1)).await;
+    let mut followed = Followed::new(Follower::new(world.store.clone()));
+    assert_eq!(followed.snapshot().await, [lease("10.5.1.0/24", 1)]);
+
+    world.put("10.5.2.0-24", &value(2)).await;
+    assert_eq!(
+        followed.next().await,
+        LeaseUpdate::Put(lease("10.5.2.0/24", 2))
+    );
+    world.put("10.5.2.0-24", &value(3)).await;
+    assert_eq!(
+        followed.next().await,
+        LeaseUpdate::Put(lease("10.5.2.0/24", 3))
+    );
+    world.delete("10.5.2.0-24").await;
+    assert_eq!(
+        followed.next().await,
+        LeaseUpdate::Removed(subnet("10.5.2.0/24"))
+    );
+}
+
+#[tokio::test]
+async fn an_expired_lease_is_removed() {
+    let mut world = World::new(CONFIG).await;
+    let id = world.put_with_ttl("10.5.1.0-24", &value(1), 1000).await;
+    let mut followed = Followed::new(Follower::new(world.store.clone()));
+    assert_eq!(followed.snapshot().await.len(), 1);
+    world.client.lease_revoke(id).await.unwrap();
+    assert_eq!(
+        followed.next().await,
+        LeaseUpdate::Removed(subnet("10.5.1.0/24"))
+    );
+}
+
+#[tokio::test]
+async fn after_a_compacted_gap_everything_is_listed_again() {
+    let mut world = World::new(CONFIG).await;
+    for host in 1..=3 {
+        world.put(&format!("10.5.{host}.0-24"), &value(host)).await;
+    }
+    let before = world.store.list().await.unwrap();
+
+    // While nobody looks, one host changes its MAC, one goes and one comes; then history is dropped.
+    world.put("10.5.1.0-24", &value_with_mac(1, 77)).await;
+    world.delete("10.5.2.0-24").await;
+    world.put("10.5.4.0-24", &value(4)).await;
+    let revision = world.store.list().await.unwrap().revision;
+    world.client.compact(revision, None).await.unwrap();
+
+    let mut followed = Followed::new(Follower::new(world.store.clone()).starting_from(before));
+    assert_eq!(followed.snapshot().await.len(), 3);
+    let mut changed = lease("10.5.1.0/24", 1);
+    changed.vtep_mac.0[5] = 77;
+    let now = [changed, lease("10.5.3.0/24", 3), lease("10.5.4.0/24", 4)];
+    assert_eq!(followed.snapshot().await, now);
+    world.delete("10.5.4.0-24").await;
+    assert_eq!(
+        followed.next().await,
+        LeaseUpdate::Removed(subnet("10.5.4.0/24"))
+    );
+}
+
+#[tokio::test]
+async fn a_restart_of_etcd_is_survived_and_nothing_is_missed() {
+    let mut world = World::new(CONFIG).await;
+    world.put("10.5.1.0-24", &value(1)).await;
+    let mut followed = Followed::new(Follower::new(world.store.clone()));
+    followed.snapshot().await;
+
+    world.etcd.kill();
+    world.etcd.restart().await;
+    world.put("10.5.2.0-24", &value(2)).await;
+    let all = vec![lease("10.5.1.0/24", 1), lease("10.5.2.0/24", 2)];
+    loop {
+        match followed.next().await {
+            LeaseUpdate::Snapshot(leases) if leases == all => break,
+            LeaseUpdate::Put(put) if put == all[1] => break,
+            LeaseUpdate::Snapshot(_) => {}
+            other => panic!("{other:?}"),
+        }
+    }
+    world.put("10.5.3.0-24", &value(3)).await;
+    followed
+        .until(&LeaseUpdate::Put(lease("10.5.3.0/24", 3)))
+        .await;
+}
+
+#[tokio::test]
+async fn malformed_and_foreign_keys_disturb_nobody() {
+    let mut world = World::new(CONFIG).await;
+    world.put("10.5.1.0-24", &value(1)).await;
+    world.put("nonsense", "nonsense").await;
+    world.put("10.5.9.0-24", "nonsense").await;
+    world
+        .client
+        .put("/coreos.com/network/subnetsX", "nonsense", None)
+        .await
+        .unwrap();
+    let mut followed = Followed::new(Follower::new(world.store.clone()));
+    assert_eq!(followed.snapshot().await, [lease("10.5.1.0/24", 1)]);
+
+    // A lease whose value becomes nonsense is kept as it was.
+    for name in ["10.5.1.0-24", "10.5.9.7-24", "more nonsense", "10.5.9.0-24"] {
+        world.put(name, r#"{"PublicIP":null}"#).await;
+    }
+    world.delete("nonsense").await;
+    world.put("10.5.2.0-24", &value(2)).await;
+    assert_eq!(
+        followed.next().await,
+        LeaseUpdate::Put(lease("10.5.2.0/24", 2))
+    );
+}
+
+#[tokio::test]
+async fn a_host_that_changes_to_another_backend_is_removed() {
+    let mut world = World::new(CONFIG).await;
+    world.put("10.5.1.0-24", &value(1)).await;
+    let mut followed = Followed::new(Follower::new(world.store.clone()));
+    followed.snapshot().await;
+    world
+        .put(
+            "10.5.1.0-24",
+            r#"{"PublicIP":"192.0.2.1","BackendType":"host-gw"}"#,
+        )
+        .await;
+    assert_eq!(
+        followed.next().await,
+        LeaseUpdate::Removed(subnet("10.5.1.0/24"))
+    );
+}
+
+#[tokio::test]
+async fn a_host_of_both_families_is_followed_by_its_ipv4_subnet() {
+    let mut world = World::new(CONFIG).await;
+    let mut followed = Followed::new(Follower::new(world.store.clone()));
+    followed.snapshot().await;
+    world.put("10.5.1.0-24&fd00:12:13::-56", &value(1)).await;
+    assert_eq!(
+        followed.next().await,
+        LeaseUpdate::Put(lease("10.5.1.0/24", 1))
+    );
+    world.delete("10.5.1.0-24&fd00:12:13::-56").await;
+    assert_eq!(
+        followed.next().await,
+        LeaseUpdate::Removed(subnet("10.5.1.0/24"))
+    );
+}
+
+#[tokio::test]
+async fn following_ends_when_nobody_wants_updates() {
+    let world = World::new(CONFIG).await;
+    let (sender, mut receiver) = tokio::sync::mpsc::channel(1);
+    let task = tokio::spawn(Follower::new(world.store.clone()).run(sender));
+    receiver.recv().await.unwrap();
+    drop(receiver);
+    until("the follower ends", async || task.is_finished()).await;
+}

@@ -1,0 +1,11 @@
+//! The lease protocol against a real etcd. Every test has its own, on loopback.
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+mod acquire;
+mod auth;
+mod config;
+mod etcd;
+mod follow;
+mod keeper;
+mod scale;
+mod support;

@@ -1,0 +1,87 @@
+//! The Internet checksum (RFC 1071) over IPv4 headers, and its incremental update (RFC 1624).
+
+use network_types::ip::Ipv4Hdr;
+
+#[inline(always)]
+const fn fold(sum: u32) -> u16 {
+    let sum = (sum & 0xffff) + (sum >> 16);
+    ((sum & 0xffff) + (sum >> 16)) as u16
+}
+
+#[inline(always)]
+const fn word(bytes: [u8; 2]) -> u32 {
+    u16::from_be_bytes(bytes) as u32
+}
+
+#[inline(always)]
+const fn sum(header: &Ipv4Hdr) -> u32 {
+    let [s0, s1, s2, s3] = header.src_addr;
+    let [d0, d1, d2, d3] = header.dst_addr;
+    word([header.vihl, header.tos])
+        + word(header.tot_len)
+        + word(header.id)
+        + word(header.frags)
+        + word([header.ttl, header.proto])
+        + word(header.check)
+        + word([s0, s1])
+        + word([s2, s3])
+        + word([d0, d1])
+        + word([d2, d3])
+}
+
+/// The checksum of a header without options whose checksum field is zero, in network order.
+#[inline(always)]
+pub const fn ipv4_header(header: &Ipv4Hdr) -> [u8; 2] {
+    (!fold(sum(header))).to_be_bytes()
+}
+
+/// Whether the checksum of a header without options is right.
+#[inline(always)]
+pub const fn is_valid(header: &Ipv4Hdr) -> bool {
+    fold(sum(header)) == 0xffff
+}
+
+/// `check` after one 16-bit word that it covers changed from `from` to `to`; all in network order.
+/// RFC 1624, equation 3.
+#[inline(always)]
+pub const fn update(check: [u8; 2], from: [u8; 2], to: [u8; 2]) -> [u8; 2] {
+    let sum = (!word(check) & 0xffff) + (!word(from) & 0xffff) + word(to);
+    (!fold(sum)).to_be_bytes()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::packet::test_support::ipv4;
+
+    proptest! {
+        #[test]
+        fn a_header_with_its_checksum_is_valid_and_one_bit_off_is_not(
+            src: [u8; 4], dst: [u8; 4], len: u16, ttl: u8, tos: u8, id: u16, flipped in 0_usize..16,
+        ) {
+            let mut header = ipv4(src, dst);
+            header.tot_len = len.to_be_bytes();
+            header.ttl = ttl;
+            header.tos = tos;
+            header.id = id.to_be_bytes();
+            header.check = ipv4_header(&header);
+            prop_assert!(is_valid(&header));
+            header.id = (id ^ (1 << flipped)).to_be_bytes();
+            prop_assert!(!is_valid(&header));
+        }
+
+        #[test]
+        fn an_update_equals_a_recomputation(src: [u8; 4], dst: [u8; 4], ttl in 1_u8.., tos: u8) {
+            let mut header = ipv4(src, dst);
+            header.ttl = ttl;
+            header.tos = tos;
+            header.check = ipv4_header(&header);
+            let check = update(header.check, [ttl, header.proto], [ttl - 1, header.proto]);
+            header.ttl -= 1;
+            header.check = check;
+            prop_assert!(is_valid(&header));
+        }
+    }
+}

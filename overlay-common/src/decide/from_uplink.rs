@@ -1,0 +1,180 @@
+use network_types::{ip::Ipv4Hdr, udp::UdpHdr, vxlan::VxlanHdr};
+
+use super::{Recipient, Tables, check_inner, has_options, is_fragment, load_ipv4, recipient};
+use crate::{
+    Reason, checksum, ecn,
+    encap::{INNER_ETHERNET_OFFSET, VXLAN_OFFSET},
+    packet::{ETHERNET_LENGTH, IPV4_LENGTH, PROTOCOL_UDP, Packet},
+    tables::{HostConfig, VtepKey},
+};
+
+/// A VXLAN packet that may be decapsulated, and for whom.
+#[derive(Clone, Copy, Debug)]
+pub struct Decapsulation {
+    /// Whom its inner packet is for.
+    pub recipient: Recipient,
+    /// Its inner IPv4 header.
+    pub ipv4: Ipv4Hdr,
+    /// TOS that the inner packet must carry on (RFC 6040).
+    pub tos: u8,
+}
+
+/// Decides about a packet from the wire: decapsulate it, leave it to the stack, or refuse it.
+///
+/// Refusals come before everything that only concerns the fast path, so that they hold for packets
+/// that the kernel will decapsulate too.
+#[inline(always)]
+pub fn from_uplink(
+    packet: &impl Packet,
+    host: &HostConfig,
+    tables: &impl Tables,
+) -> Result<Decapsulation, Reason> {
+    let outer = load_ipv4(packet)?;
+    if outer.dst_addr != host.public_address || outer.proto != PROTOCOL_UDP {
+        return Err(Reason::NotVxlan);
+    }
+    // A fragment shows no port; from_tunnel checks what the stack reassembles.
+    if is_fragment(&outer) {
+        return Err(Reason::Fragment);
+    }
+    if has_options(&outer) {
+        return Err(Reason::IpOptions);
+    }
+    let udp: UdpHdr = packet.load(ETHERNET_LENGTH + IPV4_LENGTH).ok_or(Reason::VxlanTruncated)?;
+    if udp.dst != host.port.to_be_bytes() {
+        return Err(Reason::NotVxlan);
+    }
+    let vxlan: VxlanHdr = packet.load(VXLAN_OFFSET).ok_or(Reason::VxlanTruncated)?;
+    check_vxlan(host, &vxlan)?;
+    let vtep =
+        tables.vtep(&VtepKey { public_address: outer.src_addr }).ok_or(Reason::UnknownVtep)?;
+    let ipv4 = check_inner(packet, INNER_ETHERNET_OFFSET, host, vtep)?;
+    let tos = ecn::decap(outer.tos, ipv4.tos).ok_or(Reason::CongestionLost)?;
+
+    if !host.fast_path() {
+        return Err(Reason::FastPathOff);
+    }
+    if !checksum::is_valid(&outer) {
+        return Err(Reason::BadOuterChecksum);
+    }
+    if has_options(&ipv4) {
+        return Err(Reason::IpOptions);
+    }
+    let recipient = recipient(tables, ipv4.dst_addr);
+    if packet.segment_size() != 0 && recipient == Recipient::Subnet {
+        return Err(Reason::Aggregate);
+    }
+    Ok(Decapsulation { recipient, ipv4, tos })
+}
+
+/// RFC 7348, section 5: the identifier must be flagged as valid; reserved bits are ignored.
+#[inline(always)]
+fn check_vxlan(host: &HostConfig, vxlan: &VxlanHdr) -> Result<(), Reason> {
+    if !vxlan.vni_present() {
+        return Err(Reason::VxlanFlags);
+    }
+    let [high, mid, low] = vxlan.vni;
+    if u32::from_be_bytes([0, high, mid, low]) != host.vni {
+        return Err(Reason::WrongVni);
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::decide::test_support::{ENDPOINT, LOCAL, REMOTE, World, vxlan_packet};
+
+    fn decide(edit: impl FnOnce(&mut Vec<u8>)) -> Result<Decapsulation, Reason> {
+        let world = World::new();
+        let mut packet = vxlan_packet(&world.host, REMOTE, LOCAL);
+        edit(&mut packet.bytes);
+        from_uplink(&packet, &world.host, &world)
+    }
+
+    #[test]
+    fn a_packet_for_a_container_is_decapsulated() {
+        let plan = decide(|_| ()).expect("a plan");
+        assert_eq!(plan.recipient, Recipient::Endpoint(ENDPOINT));
+        assert_eq!(plan.ipv4.dst_addr, LOCAL);
+    }
+
+    #[test]
+    fn reserved_bits_are_ignored_on_receipt() {
+        assert!(
+            decide(|bytes| {
+                bytes[42] |= 0xf7;
+                bytes[43] = 0xff;
+                bytes[49] = 0xff;
+            })
+            .is_ok()
+        );
+    }
+
+    #[test]
+    fn every_refusal_has_its_name() {
+        let cases: [(Reason, fn(&mut Vec<u8>)); 16] = [
+            (Reason::NotIpv4, |bytes| bytes[13] = 0x06),
+            (Reason::NotVxlan, |bytes| bytes[33] ^= 1),
+            (Reason::NotVxlan, |bytes| bytes[23] = 6),
+            (Reason::NotVxlan, |bytes| bytes[37] ^= 1),
+            (Reason::Fragment, |bytes| bytes[21] = 1),
+            (Reason::IpOptions, |bytes| bytes[14] = 0x46),
+            (Reason::VxlanTruncated, |bytes| bytes.truncate(38)),
+            (Reason::VxlanTruncated, |bytes| bytes.truncate(46)),
+            (Reason::VxlanFlags, |bytes| bytes[42] = 0),
+            (Reason::WrongVni, |bytes| bytes[48] = 2),
+            (Reason::UnknownVtep, |bytes| bytes[29] = 99),
+            (Reason::WrongInnerMac, |bytes| bytes[50] ^= 4),
+            (Reason::InnerNotIpv4, |bytes| bytes[62] = 0x86),
+            (Reason::InnerTruncated, |bytes| bytes.truncate(80)),
+            (Reason::ForeignInnerSource, |bytes| bytes[78] ^= 1),
+            (Reason::ForeignInnerDestination, |bytes| bytes[82] ^= 1),
+        ];
+        for (reason, edit) in cases {
+            assert_eq!(decide(edit).expect_err("refused"), reason);
+        }
+    }
+
+    #[test]
+    fn a_lying_inner_length_is_refused() {
+        assert_eq!(
+            decide(|bytes| bytes[66..68].copy_from_slice(&2000_u16.to_be_bytes()))
+                .expect_err("longer than the packet"),
+            Reason::InnerTruncated
+        );
+        assert_eq!(
+            decide(|bytes| bytes[66..68].copy_from_slice(&19_u16.to_be_bytes()))
+                .expect_err("shorter than its header"),
+            Reason::InnerTruncated
+        );
+    }
+
+    #[test]
+    fn a_wrong_outer_checksum_is_left_to_the_stack() {
+        assert_eq!(decide(|bytes| bytes[24] ^= 1).expect_err("declined"), Reason::BadOuterChecksum);
+    }
+
+    #[test]
+    fn refusals_hold_with_the_fast_path_off() {
+        let mut world = World::new();
+        world.host.flags = 0;
+        let mut packet = vxlan_packet(&world.host, REMOTE, LOCAL);
+        let declined = from_uplink(&packet, &world.host, &world).expect_err("declined");
+        assert_eq!(declined, Reason::FastPathOff);
+        packet.bytes[48] = 2;
+        let refused = from_uplink(&packet, &world.host, &world).expect_err("refused");
+        assert_eq!(refused, Reason::WrongVni);
+    }
+
+    #[test]
+    fn an_aggregate_needs_a_known_container() {
+        let world = World::new();
+        let mut packet = vxlan_packet(&world.host, REMOTE, [10, 1, 15, 77]);
+        let single = from_uplink(&packet, &world.host, &world).expect("a plan");
+        assert_eq!(single.recipient, Recipient::Subnet);
+        packet.segment_size = 1398;
+        let aggregate = from_uplink(&packet, &world.host, &world).expect_err("declined");
+        assert_eq!(aggregate, Reason::Aggregate);
+    }
+}

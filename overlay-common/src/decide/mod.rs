@@ -1,0 +1,124 @@
+//! Every decision of the datapath, one file per hook: pure functions over a [`Packet`] and the
+//! [`Tables`], tested without a kernel. The eBPF programs carry out what they return.
+
+mod from_container;
+mod from_tunnel;
+mod from_uplink;
+mod to_tunnel;
+
+use network_types::ip::Ipv4Hdr;
+
+pub use from_container::{Encapsulation, from_container};
+pub use from_tunnel::{Delivery, TunnelSource, from_tunnel};
+pub use from_uplink::{Decapsulation, from_uplink};
+pub use to_tunnel::{TunnelTarget, to_tunnel};
+
+use crate::{
+    Reason,
+    packet::{ETHERNET_LENGTH, ETHERTYPE_IPV4, Ethernet, IPV4_LENGTH, Packet},
+    prefix::Prefix,
+    tables::{Endpoint, EndpointKey, HostConfig, Peer, PeerKey, Vtep, VtepKey},
+};
+
+/// The maps that decisions look into.
+pub trait Tables {
+    /// The peer that leases exactly this subnet.
+    fn peer(&self, key: &PeerKey) -> Option<Peer>;
+    /// The lease that this outer source may speak for.
+    fn vtep(&self, key: &VtepKey) -> Option<Vtep>;
+    /// The local container that has this address.
+    fn endpoint(&self, key: &EndpointKey) -> Option<Endpoint>;
+}
+
+/// Whom a received packet is for, as far as the maps tell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Recipient {
+    /// A container behind this veth.
+    Endpoint(Endpoint),
+    /// An address of our subnet that the kernel has to look up.
+    Subnet,
+}
+
+/// The peer whose lease covers `destination`.
+#[inline(always)]
+fn lookup_peer(host: &HostConfig, tables: &impl Tables, destination: [u8; 4]) -> Option<Peer> {
+    for length in host.peer_lengths {
+        if length == 0 {
+            return None;
+        }
+        let key = PeerKey::new(Prefix { address: destination, length });
+        if let Some(peer) = tables.peer(&key) {
+            return Some(peer);
+        }
+    }
+    None
+}
+
+#[inline(always)]
+fn recipient(tables: &impl Tables, address: [u8; 4]) -> Recipient {
+    match tables.endpoint(&EndpointKey { address }) {
+        Some(endpoint) => Recipient::Endpoint(endpoint),
+        None => Recipient::Subnet,
+    }
+}
+
+/// The IPv4 header behind the Ethernet header at the packet's start, unless a tag or another protocol
+/// is in the way.
+#[inline(always)]
+fn load_ipv4(packet: &impl Packet) -> Result<Ipv4Hdr, Reason> {
+    let ethernet: Ethernet = packet.load(0).ok_or(Reason::NotIpv4)?;
+    if ethernet.ethertype != ETHERTYPE_IPV4 || packet.has_vlan_tag() {
+        return Err(Reason::NotIpv4);
+    }
+    let ipv4: Ipv4Hdr = packet.load(ETHERNET_LENGTH).ok_or(Reason::NotIpv4)?;
+    if ipv4.vihl >> 4 != 4 { Err(Reason::NotIpv4) } else { Ok(ipv4) }
+}
+
+#[inline(always)]
+const fn has_options(ipv4: &Ipv4Hdr) -> bool {
+    ipv4.vihl != 0x45
+}
+
+/// Whether this is a fragment: an offset, or more to come. Reads the flags and offset field of
+/// RFC 791, section 3.1, whose two upper bits (reserved, don't fragment) do not matter here.
+#[inline(always)]
+const fn is_fragment(ipv4: &Ipv4Hdr) -> bool {
+    u16::from_be_bytes(ipv4.frags) & 0x3fff != 0
+}
+
+/// Checks the inner packet of a VXLAN packet whose sender speaks for `vtep`, and returns its IPv4
+/// header. `offset` is that of the inner Ethernet header.
+#[inline(always)]
+fn check_inner(
+    packet: &impl Packet,
+    offset: usize,
+    host: &HostConfig,
+    vtep: Vtep,
+) -> Result<Ipv4Hdr, Reason> {
+    let ethernet: Ethernet = packet.load(offset).ok_or(Reason::InnerTruncated)?;
+    if ethernet.destination != host.vtep_mac {
+        return Err(Reason::WrongInnerMac);
+    }
+    if ethernet.ethertype != ETHERTYPE_IPV4 {
+        return Err(Reason::InnerNotIpv4);
+    }
+    let start = offset + ETHERNET_LENGTH;
+    let ipv4: Ipv4Hdr = packet.load(start).ok_or(Reason::InnerTruncated)?;
+    if ipv4.vihl >> 4 != 4 {
+        return Err(Reason::InnerNotIpv4);
+    }
+    let length = u32::from(u16::from_be_bytes(ipv4.tot_len));
+    if length < IPV4_LENGTH as u32 || length > packet.length().saturating_sub(start as u32) {
+        return Err(Reason::InnerTruncated);
+    }
+    if !vtep.subnet().contains(ipv4.src_addr) {
+        return Err(Reason::ForeignInnerSource);
+    }
+    if !host.subnet().contains(ipv4.dst_addr) {
+        return Err(Reason::ForeignInnerDestination);
+    }
+    Ok(ipv4)
+}
+
+#[cfg(test)]
+mod test_support;

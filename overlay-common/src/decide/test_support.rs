@@ -1,0 +1,112 @@
+//! A host 10.1.15.0/24 at 192.168.33.10 with one container and one peer 10.1.20.0/24 at
+//! 192.168.33.11.
+
+use network_types::udp::UdpHdr;
+
+use super::Tables;
+use crate::{
+    MacAddr, Prefix, checksum,
+    encap::OuterHeaders,
+    packet::{
+        ETHERTYPE_IPV4, Ethernet,
+        test_support::{Bytes, bytes_of, ipv4},
+    },
+    tables::{Endpoint, EndpointKey, HostConfig, Peer, PeerKey, Vtep, VtepKey},
+};
+
+pub(super) const LOCAL: [u8; 4] = [10, 1, 15, 2];
+pub(super) const REMOTE: [u8; 4] = [10, 1, 20, 2];
+pub(super) const PEER: Peer = Peer {
+    public_address: [192, 168, 33, 11],
+    vtep_mac: MacAddr([2, 0, 0, 0, 0, 11]),
+    reserved: [0; 2],
+};
+pub(super) const ENDPOINT: Endpoint =
+    Endpoint { ifindex: 7, mac: MacAddr([2, 0, 0, 0, 15, 2]), reserved: [0; 2] };
+const PEER_SUBNET: Prefix = Prefix { address: [10, 1, 20, 0], length: 24 };
+
+pub(super) struct World {
+    pub(super) host: HostConfig,
+}
+
+impl World {
+    pub(super) fn new() -> Self {
+        Self {
+            host: HostConfig {
+                flags: HostConfig::FAST_PATH,
+                vni: 1,
+                network: [10, 1, 0, 0],
+                network_length: 16,
+                subnet: [10, 1, 15, 0],
+                subnet_length: 24,
+                public_address: [192, 168, 33, 10],
+                port: 8472,
+                mtu: 1450,
+                vtep_mac: MacAddr([2, 0, 0, 0, 0, 10]),
+                peer_lengths: [24, 0, 0, 0],
+                ..HostConfig::default()
+            },
+        }
+    }
+}
+
+impl Tables for World {
+    fn peer(&self, key: &PeerKey) -> Option<Peer> {
+        (*key == PeerKey::new(PEER_SUBNET)).then_some(PEER)
+    }
+
+    fn vtep(&self, key: &VtepKey) -> Option<Vtep> {
+        (key.public_address == PEER.public_address).then_some(Vtep::new(PEER_SUBNET))
+    }
+
+    fn endpoint(&self, key: &EndpointKey) -> Option<Endpoint> {
+        (key.address == LOCAL).then_some(ENDPOINT)
+    }
+}
+
+fn frame(destination: MacAddr, src: [u8; 4], dst: [u8; 4], payload: usize) -> Bytes {
+    let ethernet =
+        Ethernet { destination, source: MacAddr([2, 0, 0, 0, 0, 1]), ethertype: ETHERTYPE_IPV4 };
+    let length = |bytes: usize| u16::try_from(bytes).unwrap_or(0).to_be_bytes();
+    let mut header = ipv4(src, dst);
+    header.tot_len = length(28 + payload);
+    header.check = checksum::ipv4_header(&header);
+    let udp = UdpHdr { src: [0x12, 0x34], dst: [0, 53], len: length(8 + payload), check: [0, 0] };
+    let mut bytes = [bytes_of(&ethernet), bytes_of(&header), bytes_of(&udp)].concat();
+    bytes.resize(bytes.len() + payload, 0xa5);
+    Bytes { bytes, segment_size: 0 }
+}
+
+/// A UDP packet as a container sends it to its gateway.
+pub(super) fn udp_packet(src: [u8; 4], dst: [u8; 4], payload: usize) -> Bytes {
+    frame(MacAddr([2, 0x42, 0, 0, 0, 1]), src, dst, payload)
+}
+
+/// The inner packet of what the peer sends.
+pub(super) fn inner_packet(host: &HostConfig, src: [u8; 4], dst: [u8; 4]) -> Bytes {
+    frame(host.vtep_mac, src, dst, 10)
+}
+
+/// What the peer sends, on the wire.
+pub(super) fn vxlan_packet(host: &HostConfig, src: [u8; 4], dst: [u8; 4]) -> Bytes {
+    let inner = inner_packet(host, src, dst);
+    let peer = HostConfig { public_address: PEER.public_address, vtep_mac: PEER.vtep_mac, ..*host };
+    let us =
+        Peer { public_address: host.public_address, vtep_mac: host.vtep_mac, reserved: [0; 2] };
+    let length = u16::try_from(inner.bytes.len() - 14).expect("a small packet");
+    let headers = OuterHeaders::new(&peer, &us, 0, length, 40_000, 7);
+    let outer_ethernet = Ethernet {
+        destination: MacAddr([2, 0, 0, 0, 0, 1]),
+        source: MacAddr([2, 0, 0, 0, 0, 2]),
+        ethertype: ETHERTYPE_IPV4,
+    };
+    let bytes = [
+        bytes_of(&outer_ethernet),
+        bytes_of(&headers.ipv4),
+        bytes_of(&headers.udp),
+        &headers.vxlan,
+        &inner.bytes,
+    ]
+    .concat();
+    Bytes { bytes, segment_size: 0 }
+}

@@ -1,0 +1,128 @@
+//! The packet as the decisions see it.
+
+use network_types::{ip::Ipv4Hdr, tcp::TcpHdr, udp::UdpHdr, vxlan::VxlanHdr};
+
+use crate::MacAddr;
+
+/// Length of an Ethernet header.
+pub const ETHERNET_LENGTH: usize = 14;
+/// Length of an IPv4 header without options.
+pub const IPV4_LENGTH: usize = Ipv4Hdr::LEN;
+/// Length of a UDP header.
+pub const UDP_LENGTH: usize = 8;
+
+/// `EtherType` of IPv4, in network order.
+pub const ETHERTYPE_IPV4: [u8; 2] = [0x08, 0x00];
+/// IPv4 protocol number of UDP.
+pub const PROTOCOL_UDP: u8 = 17;
+/// IPv4 protocol number of TCP.
+pub const PROTOCOL_TCP: u8 = 6;
+
+/// A header that can be read from any bytes at any address.
+///
+/// # Safety
+/// Alignment is 1 and every byte pattern is a value.
+pub unsafe trait Header: Copy {}
+
+/// An Ethernet header. `network-types` has one of alignment 2, which the inner header of a VXLAN
+/// packet does not have.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ethernet {
+    /// Destination MAC.
+    pub destination: MacAddr,
+    /// Source MAC.
+    pub source: MacAddr,
+    /// `EtherType`, in network order.
+    pub ethertype: [u8; 2],
+}
+
+// SAFETY: all four consist of integers and byte arrays only; the assertions below hold the alignment.
+unsafe impl Header for Ethernet {}
+// SAFETY: as above.
+unsafe impl Header for Ipv4Hdr {}
+// SAFETY: as above.
+unsafe impl Header for UdpHdr {}
+// SAFETY: as above.
+unsafe impl Header for VxlanHdr {}
+// SAFETY: as above.
+unsafe impl Header for u8 {}
+
+const _: () = {
+    assert!(size_of::<Ethernet>() == ETHERNET_LENGTH && align_of::<Ethernet>() == 1);
+    assert!(size_of::<Ipv4Hdr>() == IPV4_LENGTH && align_of::<Ipv4Hdr>() == 1);
+    assert!(size_of::<UdpHdr>() == UDP_LENGTH && align_of::<UdpHdr>() == 1);
+    assert!(size_of::<VxlanHdr>() == 8 && align_of::<VxlanHdr>() == 1);
+};
+
+/// Offset of the byte in a TCP header whose upper half is the header's length in 32-bit words.
+pub const TCP_DATA_OFFSET: usize = 12;
+const _: () = assert!(size_of::<TcpHdr>() == 20);
+
+/// A packet that starts with its Ethernet header.
+pub trait Packet {
+    /// Copies the header at `offset`, or nothing where the packet ends before the header does.
+    fn load<T: Header>(&self, offset: usize) -> Option<T>;
+
+    /// Length in bytes, Ethernet header included.
+    fn length(&self) -> u32;
+
+    /// Payload of one segment where the packet is an aggregate (GRO, GSO); 0 where it is not.
+    fn segment_size(&self) -> u32;
+
+    /// Whether a VLAN tag is attached.
+    fn has_vlan_tag(&self) -> bool;
+}
+
+#[cfg(test)]
+pub(crate) mod test_support {
+    use super::*;
+
+    /// A packet in memory.
+    pub(crate) struct Bytes {
+        pub(crate) bytes: Vec<u8>,
+        pub(crate) segment_size: u32,
+    }
+
+    impl Packet for Bytes {
+        fn load<T: Header>(&self, offset: usize) -> Option<T> {
+            let bytes = self.bytes.get(offset..)?.get(..size_of::<T>())?;
+            // SAFETY: the slice has the size of `T`, and a `Header` can be read from any bytes.
+            Some(unsafe { bytes.as_ptr().cast::<T>().read() })
+        }
+
+        fn length(&self) -> u32 {
+            u32::try_from(self.bytes.len()).expect("test packets are small")
+        }
+
+        fn segment_size(&self) -> u32 {
+            self.segment_size
+        }
+
+        fn has_vlan_tag(&self) -> bool {
+            false
+        }
+    }
+
+    /// An IPv4 header that carries UDP, its checksum not filled in.
+    pub(crate) fn ipv4(src: [u8; 4], dst: [u8; 4]) -> Ipv4Hdr {
+        Ipv4Hdr {
+            vihl: 0x45,
+            tos: 0,
+            tot_len: [0, 20],
+            id: [0, 0],
+            frags: [0, 0],
+            ttl: 64,
+            proto: PROTOCOL_UDP,
+            check: [0, 0],
+            src_addr: src,
+            dst_addr: dst,
+        }
+    }
+
+    /// The bytes of a header.
+    pub(crate) fn bytes_of<T: Header>(header: &T) -> &[u8] {
+        // SAFETY: a `Header` has alignment 1 and no padding.
+        unsafe { core::slice::from_raw_parts(core::ptr::from_ref(header).cast(), size_of::<T>()) }
+    }
+}

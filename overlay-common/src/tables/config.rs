@@ -1,0 +1,69 @@
+use crate::{MacAddr, Prefix, abi::map_type};
+
+/// Name of the map and of its pin.
+pub const CONFIG_MAP: &str = "config";
+
+/// How many different lease lengths one network may hold at a time. One is the rule; more appear
+/// while leases from before a change of `SubnetLen` are still alive.
+pub const PEER_PREFIX_LENGTHS: usize = 4;
+
+map_type! {
+    /// This host's settings: the only entry of its map.
+    pub struct HostConfig[56] {
+        /// [`ABI_VERSION`](super::ABI_VERSION) of the agent that wrote the maps; 0 until it has.
+        pub abi_version: u32,
+        /// Bits `FAST_PATH`, …
+        pub flags: u32,
+        /// VXLAN network identifier, 24 bits.
+        pub vni: u32,
+        /// Interface that carries the encapsulated packets.
+        pub uplink_ifindex: u32,
+        /// Bridge of the local containers; 0 until one has appeared.
+        pub bridge_ifindex: u32,
+        /// The whole overlay network.
+        pub network: [u8; 4],
+        /// This host's lease in it.
+        pub subnet: [u8; 4],
+        /// Outer source address of what we send, outer destination of what we accept.
+        pub public_address: [u8; 4],
+        /// Prefix length of `network`.
+        pub network_length: u8,
+        /// Prefix length of `subnet`.
+        pub subnet_length: u8,
+        /// UDP destination port of VXLAN.
+        pub port: u16,
+        /// Largest inner IPv4 packet, in bytes.
+        pub mtu: u16,
+        /// Inner MAC that peers address us by: `VtepMAC` of our lease.
+        pub vtep_mac: MacAddr,
+        /// MAC of the bridge: what local containers know as their gateway.
+        pub bridge_mac: MacAddr,
+        /// Padding, zero.
+        pub reserved: [u8; 2],
+        /// Prefix lengths of the leases in `peers`, longest first, 0 where unused.
+        pub peer_lengths: [u8; PEER_PREFIX_LENGTHS],
+    }
+}
+
+impl HostConfig {
+    /// Bit of `flags`: encapsulate and decapsulate in BPF wherever that is possible.
+    pub const FAST_PATH: u32 = 1;
+
+    /// Whether the fast path is on.
+    #[inline(always)]
+    pub const fn fast_path(&self) -> bool {
+        self.flags & Self::FAST_PATH != 0
+    }
+
+    /// The whole overlay network.
+    #[inline(always)]
+    pub const fn network(&self) -> Prefix {
+        Prefix { address: self.network, length: self.network_length }
+    }
+
+    /// This host's lease.
+    #[inline(always)]
+    pub const fn subnet(&self) -> Prefix {
+        Prefix { address: self.subnet, length: self.subnet_length }
+    }
+}

@@ -1,0 +1,17 @@
+//! One file per BPF map: its name, capacity, key and value.
+
+mod config;
+mod counter;
+mod endpoint;
+mod peer;
+mod vtep;
+
+pub use config::{CONFIG_MAP, HostConfig, PEER_PREFIX_LENGTHS};
+pub use counter::{COUNTERS_MAP, Counter, counter_index, counter_slots};
+pub use endpoint::{ENDPOINTS_CAPACITY, ENDPOINTS_MAP, Endpoint, EndpointKey};
+pub use peer::{PEERS_CAPACITY, PEERS_MAP, Peer, PeerKey};
+pub use vtep::{VTEPS_CAPACITY, VTEPS_MAP, Vtep, VtepKey};
+
+/// Version of every layout in this module. A new agent adopts pinned maps only if theirs is the
+/// same; raise it with any change of a key, a value, a capacity or the meaning of a field.
+pub const ABI_VERSION: u32 = 1;

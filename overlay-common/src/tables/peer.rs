@@ -1,0 +1,40 @@
+use crate::{MacAddr, Prefix, abi::map_type};
+
+/// Name of the map and of its pin.
+pub const PEERS_MAP: &str = "peers";
+
+/// 65,536 leases, and room for a second prefix length while a network is being changed.
+pub const PEERS_CAPACITY: usize = 131_072;
+
+map_type! {
+    /// The subnet that another host has leased.
+    ///
+    /// An exact hash over the masked address, tried once per prefix length in use, is cheaper than a
+    /// longest-prefix-match trie, and one length is the rule.
+    pub struct PeerKey[8] {
+        /// Network address of the lease.
+        pub subnet: [u8; 4],
+        /// Its prefix length.
+        pub prefix_length: u32,
+    }
+}
+
+map_type! {
+    /// Where to send packets for a peer's subnet.
+    pub struct Peer[12] {
+        /// Outer destination: `PublicIP` of the lease.
+        pub public_address: [u8; 4],
+        /// Inner destination MAC: `VtepMAC` of the lease. A kernel VTEP drops every other.
+        pub vtep_mac: MacAddr,
+        /// Padding, zero.
+        pub reserved: [u8; 2],
+    }
+}
+
+impl PeerKey {
+    /// The key of lease `subnet`; host bits are masked off.
+    #[inline(always)]
+    pub const fn new(subnet: Prefix) -> Self {
+        Self { subnet: subnet.masked(), prefix_length: subnet.length as u32 }
+    }
+}

@@ -1,0 +1,153 @@
+//! Why a packet left a hook, and what that does to it.
+
+/// The programs, by where they are attached.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Hook {
+    /// TC ingress of the container side: packets that containers send.
+    FromContainer,
+    /// TC ingress of the uplink: packets from the wire.
+    FromUplink,
+    /// TC egress of the tunnel device: packets that the host's stack sends into the overlay.
+    ToTunnel,
+    /// TC ingress of the tunnel device: packets that the kernel has decapsulated.
+    FromTunnel,
+}
+
+impl Hook {
+    /// Every hook, in the order of its number.
+    pub const ALL: [Self; 4] =
+        [Self::FromContainer, Self::FromUplink, Self::ToTunnel, Self::FromTunnel];
+    /// How many there are.
+    pub const COUNT: u32 = Self::ALL.len() as u32;
+
+    /// The program's name in the object file and under the pin path.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::FromContainer => "from_container",
+            Self::FromUplink => "from_uplink",
+            Self::ToTunnel => "to_tunnel",
+            Self::FromTunnel => "from_tunnel",
+        }
+    }
+}
+
+/// What a reason does to its packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Class {
+    /// Sent on by a redirect of ours: the fast path, or delivery past the host's netfilter.
+    Forwarded,
+    /// Checked or prepared by us; the kernel carries it on.
+    Passed,
+    /// Not ours, or not for the fast path: the kernel does what it would have done without us.
+    Declined,
+    /// Refused.
+    Dropped,
+}
+
+macro_rules! reasons {
+    ($($class:ident { $($name:ident = $text:literal, $doc:literal;)+ })+) => {
+        /// Why a packet left a hook. Each reason has one [`Class`], so what became of a packet can be
+        /// read off its counter.
+        #[repr(u8)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        pub enum Reason {
+            $($(#[doc = $doc] $name,)+)+
+        }
+
+        impl Reason {
+            /// Every reason, in the order of its number.
+            pub const ALL: &'static [Self] = &[$($(Self::$name,)+)+];
+            /// How many there are.
+            pub const COUNT: u32 = Self::ALL.len() as u32;
+
+            /// What it does to a packet.
+            #[inline(always)]
+            pub const fn class(self) -> Class {
+                match self { $($(Self::$name)|+ => Class::$class,)+ }
+            }
+
+            /// Its name in counters, metrics and on the command line.
+            pub const fn name(self) -> &'static str {
+                match self { $($(Self::$name => $text,)+)+ }
+            }
+
+            /// One sentence for people.
+            pub const fn describe(self) -> &'static str {
+                match self { $($(Self::$name => $doc,)+)+ }
+            }
+        }
+    };
+}
+
+reasons! {
+    Forwarded {
+        Encapsulated = "encapsulated", "Encapsulated in BPF and sent straight to the peer.";
+        ToEndpoint = "to_endpoint", "Delivered into the container through its veth, past the bridge.";
+        ToBridge = "to_bridge", "Delivered to the containers' bridge, past the host's netfilter.";
+    }
+    Passed {
+        TunnelKeySet = "tunnel_key_set", "Given its peer's address; the kernel encapsulates it.";
+        ToStack = "to_stack", "Checked and handed to the host's stack.";
+    }
+    Declined {
+        NotConfigured = "not_configured", "The agent has not written this host's settings yet.";
+        FastPathOff = "fast_path_off", "The fast path is switched off.";
+        NotIpv4 = "not_ipv4", "Not an untagged IPv4 packet.";
+        NotVxlan = "not_vxlan", "Not a VXLAN packet for this host's address and port.";
+        NotOverlay = "not_overlay", "Its destination is outside the overlay network.";
+        LocalDestination = "local_destination", "Its destination is in this host's own subnet.";
+        ForeignSource = "foreign_source", "Its source is outside this host's subnet: the stack may rewrite it.";
+        NoPeer = "no_peer", "No lease covers its destination: the stack answers.";
+        TtlExpired = "ttl_expired", "Its TTL ends here: the stack answers with time exceeded.";
+        TooBig = "too_big", "Larger than the overlay's MTU: the stack fragments it or answers.";
+        Fragment = "fragment", "A fragment: the stack reassembles.";
+        IpOptions = "ip_options", "Its IPv4 header has options.";
+        BadOuterChecksum = "bad_outer_checksum", "The outer IPv4 header's checksum is wrong: the stack drops it.";
+        Aggregate = "aggregate", "A GRO aggregate that is not for a known container: the kernel device can split it.";
+        HostDestination = "host_destination", "For an address of the host itself, or one the bridge does not carry.";
+        HelperDeclined = "helper_declined", "The kernel could not resize the packet, for one because it is encapsulated already.";
+    }
+    Dropped {
+        VxlanTruncated = "vxlan_truncated", "The packet ends inside its outer or VXLAN header.";
+        VxlanFlags = "vxlan_flags", "The VXLAN header carries no network identifier.";
+        WrongVni = "wrong_vni", "The VXLAN network identifier is another one.";
+        UnknownVtep = "unknown_vtep", "The outer source is not the address of any lease.";
+        WrongInnerMac = "wrong_inner_mac", "The inner destination MAC is not this host's VTEP.";
+        InnerNotIpv4 = "inner_not_ipv4", "The inner packet is not IPv4.";
+        InnerTruncated = "inner_truncated", "The inner packet ends before its header says.";
+        ForeignInnerSource = "foreign_inner_source", "The inner source is outside the sender's lease: forged.";
+        ForeignInnerDestination = "foreign_inner_destination", "The inner destination is outside this host's subnet.";
+        CongestionLost = "congestion_lost", "Congestion was marked on the wire, and the inner packet cannot carry the mark (RFC 6040).";
+        ContainerVxlan = "container_vxlan", "A container sent VXLAN to the underlay: it could forge other hosts' traffic.";
+        SpoofedSource = "spoofed_source", "The host's stack sent a source outside this host's subnet: peers refuse it.";
+        Unreachable = "unreachable", "No lease covers the destination.";
+        HelperFailed = "helper_failed", "The kernel refused to go on with a packet that was already modified.";
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+    use crate::tables::{counter_index, counter_slots};
+
+    #[test]
+    fn names_and_sentences_are_unique() {
+        let names: HashSet<_> = Reason::ALL.iter().map(|reason| reason.name()).collect();
+        let texts: HashSet<_> = Reason::ALL.iter().map(|reason| reason.describe()).collect();
+        assert_eq!(names.len(), Reason::ALL.len());
+        assert_eq!(texts.len(), Reason::ALL.len());
+    }
+
+    #[test]
+    fn every_hook_and_reason_has_a_counter_of_its_own() {
+        let slots: HashSet<_> = Hook::ALL
+            .into_iter()
+            .flat_map(|hook| Reason::ALL.iter().map(move |&reason| counter_index(hook, reason)))
+            .collect();
+        assert_eq!(slots.len(), counter_slots() as usize);
+        assert!(slots.into_iter().all(|slot| slot < counter_slots()));
+    }
+}

@@ -1,0 +1,29 @@
+use aya_ebpf::{macros::classifier, programs::TcContext};
+use overlay_common::{
+    Hook, Reason,
+    decide::{self, Recipient},
+};
+
+use crate::{
+    maps::{Maps, host},
+    packet::Skb,
+    steps::{deliver, on_bridge, tunnel_source},
+    verdict::conclude,
+};
+
+/// Ethernet and IPv4.
+const HEADERS: u32 = 14 + 20;
+
+/// TC ingress of the tunnel device: packets that the kernel has decapsulated.
+#[classifier]
+pub(crate) fn from_tunnel(ctx: TcContext) -> i32 {
+    conclude(Hook::FromTunnel, &ctx, |ctx| {
+        let host = host().ok_or(Reason::NotConfigured)?;
+        let source = tunnel_source(ctx)?;
+        let plan = decide::from_tunnel(&Skb::new(ctx, HEADERS), source, host, &Maps)?;
+        if plan.recipient == Recipient::Subnet && !on_bridge(ctx, host, &plan.ipv4) {
+            return Err(Reason::ToStack);
+        }
+        deliver(ctx, host, plan.recipient)
+    })
+}

@@ -1,0 +1,30 @@
+use aya_ebpf::{macros::classifier, programs::TcContext};
+use overlay_common::{
+    Hook, Reason,
+    decide::{self, Recipient},
+    encap::INNER_IPV4_OFFSET,
+};
+
+use crate::{
+    maps::{Maps, host},
+    packet::Skb,
+    steps::{decap, deliver, on_bridge},
+    verdict::conclude,
+};
+
+/// Everything up to the end of the inner IPv4 header.
+const HEADERS: u32 = INNER_IPV4_OFFSET as u32 + 20;
+
+/// TC ingress of the uplink: packets from the wire.
+#[classifier]
+pub(crate) fn from_uplink(ctx: TcContext) -> i32 {
+    conclude(Hook::FromUplink, &ctx, |ctx| {
+        let host = host().ok_or(Reason::NotConfigured)?;
+        let plan = decide::from_uplink(&Skb::new(ctx, HEADERS), host, &Maps)?;
+        if plan.recipient == Recipient::Subnet && !on_bridge(ctx, host, &plan.ipv4) {
+            return Err(Reason::HostDestination);
+        }
+        decap(ctx, &plan)?;
+        deliver(ctx, host, plan.recipient)
+    })
+}

@@ -1,0 +1,40 @@
+use aya_ebpf::{
+    bindings::{
+        BPF_CSUM_LEVEL_DEC, BPF_F_ADJ_ROOM_FIXED_GSO, BPF_F_ADJ_ROOM_NO_CSUM_RESET,
+        bpf_adj_room_mode::BPF_ADJ_ROOM_MAC,
+    },
+    helpers::bpf_csum_level,
+    programs::TcContext,
+};
+use overlay_common::{
+    Reason, checksum,
+    decide::Decapsulation,
+    encap::OVERHEAD,
+    packet::{ETHERNET_LENGTH, IPV4_LENGTH},
+};
+
+use crate::packet::Skb;
+
+const SHRINK: u64 = (BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_NO_CSUM_RESET) as u64;
+
+/// Takes the outer headers off; the packet's first Ethernet header stays, with the MACs of the wire.
+#[inline(always)]
+pub(crate) fn decap(ctx: &TcContext, plan: &Decapsulation) -> Result<(), Reason> {
+    ctx.adjust_room(-(OVERHEAD as i32), BPF_ADJ_ROOM_MAC, SHRINK)
+        .or(Err(Reason::HelperDeclined))?;
+    // The NIC's verdict on the outer UDP checksum went with the header. The helper refuses where there
+    // is no verdict to take back.
+    // SAFETY: the context is valid for as long as the program runs.
+    let _no_verdict = unsafe { bpf_csum_level(ctx.skb.skb, u64::from(BPF_CSUM_LEVEL_DEC)) };
+
+    if plan.tos != plan.ipv4.tos {
+        let mut ipv4 = plan.ipv4;
+        ipv4.tos = plan.tos;
+        ipv4.check =
+            checksum::update(ipv4.check, [ipv4.vihl, plan.ipv4.tos], [ipv4.vihl, plan.tos]);
+        Skb::new(ctx, (ETHERNET_LENGTH + IPV4_LENGTH) as u32)
+            .store(ETHERNET_LENGTH, ipv4)
+            .ok_or(Reason::HelperFailed)?;
+    }
+    Ok(())
+}

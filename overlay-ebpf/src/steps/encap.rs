@@ -1,0 +1,65 @@
+use aya_ebpf::{
+    bindings::{
+        BPF_F_ADJ_ROOM_ENCAP_L2_ETH, BPF_F_ADJ_ROOM_ENCAP_L3_IPV4, BPF_F_ADJ_ROOM_ENCAP_L4_UDP,
+        BPF_F_ADJ_ROOM_FIXED_GSO, BPF_F_ADJ_ROOM_NO_CSUM_RESET, TC_ACT_REDIRECT,
+        bpf_adj_room_mode::BPF_ADJ_ROOM_MAC,
+    },
+    helpers::{bpf_get_hash_recalc, bpf_get_prandom_u32, bpf_redirect_neigh},
+    programs::TcContext,
+};
+use overlay_common::{
+    Reason, checksum,
+    decide::Encapsulation,
+    encap::{INNER_IPV4_OFFSET, OVERHEAD, OuterHeaders, source_port},
+    packet::ETHERNET_LENGTH,
+    tables::HostConfig,
+};
+
+use crate::packet::Skb;
+
+/// The inner L2 length is that of the Ethernet header alone. Adding the VXLAN header to it passes the
+/// verifier and small packets, and breaks the checksum of every segment of a large one.
+const GROW: u64 = (BPF_F_ADJ_ROOM_FIXED_GSO
+    | BPF_F_ADJ_ROOM_NO_CSUM_RESET
+    | BPF_F_ADJ_ROOM_ENCAP_L3_IPV4
+    | BPF_F_ADJ_ROOM_ENCAP_L4_UDP
+    | BPF_F_ADJ_ROOM_ENCAP_L2_ETH) as u64
+    | ((ETHERNET_LENGTH as u64) << 56);
+
+/// Puts the outer headers in front of the packet and sends it to the peer through the uplink, to
+/// whatever next hop the kernel's routing and neighbour tables give.
+#[inline(always)]
+pub(crate) fn encap(
+    ctx: &TcContext,
+    host: &HostConfig,
+    plan: &Encapsulation,
+) -> Result<Reason, Reason> {
+    // SAFETY: the context is valid for as long as the program runs.
+    let flow_hash = unsafe { bpf_get_hash_recalc(ctx.skb.skb) };
+    ctx.adjust_room(OVERHEAD as i32, BPF_ADJ_ROOM_MAC, GROW).or(Err(Reason::HelperDeclined))?;
+
+    // SAFETY: the helper takes no arguments.
+    let identification = unsafe { bpf_get_prandom_u32() } as u16;
+    let outer = OuterHeaders::new(
+        host,
+        &plan.peer,
+        plan.ipv4.tos,
+        plan.inner_length,
+        source_port(flow_hash),
+        identification,
+    );
+    let skb = Skb::new(ctx, (INNER_IPV4_OFFSET + size_of_val(&plan.ipv4)) as u32);
+    skb.store(ETHERNET_LENGTH, outer).ok_or(Reason::HelperFailed)?;
+
+    let mut inner = plan.ipv4;
+    inner.ttl -= 1;
+    inner.check =
+        checksum::update(inner.check, [plan.ipv4.ttl, plan.ipv4.proto], [inner.ttl, inner.proto]);
+    skb.store(INNER_IPV4_OFFSET, inner).ok_or(Reason::HelperFailed)?;
+
+    // SAFETY: no next hop is given, so no memory is read.
+    match unsafe { bpf_redirect_neigh(host.uplink_ifindex, core::ptr::null_mut(), 0, 0) } as i32 {
+        TC_ACT_REDIRECT => Ok(Reason::Encapsulated),
+        _ => Err(Reason::HelperFailed),
+    }
+}

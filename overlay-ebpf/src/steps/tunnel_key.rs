@@ -1,0 +1,80 @@
+use aya_ebpf::{
+    bindings::{
+        BPF_F_ZERO_CSUM_TX, bpf_tunnel_key, bpf_tunnel_key__bindgen_ty_1,
+        bpf_tunnel_key__bindgen_ty_2, bpf_tunnel_key__bindgen_ty_3,
+    },
+    helpers::{bpf_skb_get_tunnel_key, bpf_skb_set_tunnel_key},
+    programs::TcContext,
+};
+use overlay_common::{
+    Reason,
+    decide::{TunnelSource, TunnelTarget},
+    encap::OUTER_TTL,
+    packet::{ETHERTYPE_IPV4, Ethernet},
+    tables::HostConfig,
+};
+
+use crate::packet::Skb;
+
+/// Addresses the packet to the peer's VTEP and tells the kernel device where that is. The UDP checksum
+/// is left out as on the fast path, so that both look the same on the wire.
+#[inline(always)]
+pub(crate) fn set_tunnel_key(
+    ctx: &TcContext,
+    host: &HostConfig,
+    target: &TunnelTarget,
+) -> Result<Reason, Reason> {
+    let ethernet = Ethernet {
+        destination: target.peer.vtep_mac,
+        source: host.vtep_mac,
+        ethertype: ETHERTYPE_IPV4,
+    };
+    Skb::new(ctx, size_of::<Ethernet>() as u32).store(0, ethernet).ok_or(Reason::HelperFailed)?;
+
+    // The helper takes addresses in host order.
+    let mut key = tunnel_key(
+        host.vni,
+        u32::from_be_bytes(target.peer.public_address),
+        u32::from_be_bytes(host.public_address),
+    );
+    // SAFETY: the kernel reads no more than the size it is told.
+    let set = unsafe {
+        bpf_skb_set_tunnel_key(
+            ctx.skb.skb,
+            &raw mut key,
+            size_of::<bpf_tunnel_key>() as u32,
+            u64::from(BPF_F_ZERO_CSUM_TX),
+        )
+    };
+    if set == 0 { Ok(Reason::TunnelKeySet) } else { Err(Reason::HelperFailed) }
+}
+
+/// Where a packet that the kernel decapsulated came from. Without a key it did not come through a
+/// tunnel, which no VTEP sends.
+#[inline(always)]
+pub(crate) fn tunnel_source(ctx: &TcContext) -> Result<TunnelSource, Reason> {
+    let mut key = tunnel_key(0, 0, 0);
+    // SAFETY: the kernel writes no more than the size it is told.
+    let got = unsafe {
+        bpf_skb_get_tunnel_key(ctx.skb.skb, &raw mut key, size_of::<bpf_tunnel_key>() as u32, 0)
+    };
+    if got != 0 {
+        return Err(Reason::UnknownVtep);
+    }
+    // SAFETY: either member of the union is four integers.
+    let remote = unsafe { key.__bindgen_anon_1.remote_ipv4 };
+    Ok(TunnelSource { remote: remote.to_be_bytes(), vni: key.tunnel_id })
+}
+
+#[inline(always)]
+const fn tunnel_key(tunnel_id: u32, remote: u32, local: u32) -> bpf_tunnel_key {
+    bpf_tunnel_key {
+        tunnel_id,
+        __bindgen_anon_1: bpf_tunnel_key__bindgen_ty_1 { remote_ipv6: [remote, 0, 0, 0] },
+        tunnel_tos: 0,
+        tunnel_ttl: OUTER_TTL,
+        __bindgen_anon_2: bpf_tunnel_key__bindgen_ty_2 { tunnel_ext: 0 },
+        tunnel_label: 0,
+        __bindgen_anon_3: bpf_tunnel_key__bindgen_ty_3 { local_ipv6: [local, 0, 0, 0] },
+    }
+}
