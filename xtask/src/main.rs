@@ -7,11 +7,7 @@ use xtask::{build, check, demo, interrupt, lab::standing, setup, test};
 
 /// Setting up, building, checking, testing and showing the overlay.
 #[derive(Debug, Parser)]
-#[command(
-    name = "cargo xtask",
-    bin_name = "cargo xtask",
-    disable_help_subcommand = true
-)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", disable_help_subcommand = true)]
 struct Cli {
     #[command(subcommand)]
     verb: Verb,

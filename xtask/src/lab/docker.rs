@@ -156,10 +156,7 @@ impl Docker {
 
     /// The same with something on its standard input.
     pub fn exec_with_input(&self, name: &str, input: &[u8], command: &[&str]) -> Result<String> {
-        self.command(["exec", "--interactive", name])
-            .args(command)
-            .input(input)
-            .read()
+        self.command(["exec", "--interactive", name]).args(command).input(input).read()
     }
 
     /// What a container has printed.
@@ -170,9 +167,7 @@ impl Docker {
     /// The address of a container on the default bridge.
     pub fn address(&self, name: &str) -> Result<Ipv4Addr> {
         let address = self.inspect(name, "{{.NetworkSettings.IPAddress}}")?;
-        address
-            .parse()
-            .with_context(|| format!("container {name} has no address, but «{address}»"))
+        address.parse().with_context(|| format!("container {name} has no address, but «{address}»"))
     }
 
     /// The first process of a container, as the machine numbers it.
@@ -193,9 +188,7 @@ impl Docker {
 
     /// Removes a container, running or not.
     pub fn remove(&self, name: &str) -> Result<()> {
-        self.command(["rm", "--force", "--volumes", name])
-            .run()
-            .map(drop)
+        self.command(["rm", "--force", "--volumes", name]).run().map(drop)
     }
 
     /// Ends it as `systemctl stop docker` would, containers included, keeping what it stored.
@@ -229,15 +222,9 @@ impl Drop for Docker {
 
 /// The first of these programs that exists.
 fn installed(programs: [&'static str; 2], package: &str) -> Result<&'static str> {
-    programs
-        .into_iter()
-        .find(|program| Path::new(program).is_file())
-        .with_context(|| {
-            format!(
-                "there is no {}: `cargo xtask setup` installs {package}",
-                programs[0]
-            )
-        })
+    programs.into_iter().find(|program| Path::new(program).is_file()).with_context(|| {
+        format!("there is no {}: `cargo xtask setup` installs {package}", programs[0])
+    })
 }
 
 /// `docker` talking to the daemon behind this socket.
@@ -269,9 +256,7 @@ fn busybox_archive(ledger: &Ledger) -> Result<PathBuf> {
         }
     }
     let mut passwd = fs::File::create(root.path().join("etc/passwd")).with_context(failed)?;
-    passwd
-        .write_all(b"root:x:0:0:root:/root:/bin/sh\n")
-        .with_context(failed)?;
+    passwd.write_all(b"root:x:0:0:root:/root:/bin/sh\n").with_context(failed)?;
     // Two hosts may ask at the same time: whole, or not there.
     let partial = root.path().join("image.tar");
     Cmd::new("tar")

@@ -183,16 +183,8 @@ impl Host {
 }
 
 fn parse_docker_options(text: &str) -> Option<Vec<String>> {
-    let value = text
-        .lines()
-        .find_map(|line| line.strip_prefix("DOCKER_OPTS="))?;
-    Some(
-        value
-            .trim_matches('"')
-            .split_whitespace()
-            .map(str::to_owned)
-            .collect(),
-    )
+    let value = text.lines().find_map(|line| line.strip_prefix("DOCKER_OPTS="))?;
+    Some(value.trim_matches('"').split_whitespace().map(str::to_owned).collect())
 }
 
 #[cfg(test)]
@@ -203,9 +195,6 @@ mod tests {
     fn docker_options_are_read_from_the_combined_line() {
         let options =
             parse_docker_options("DOCKER_OPTS=\" --bip=10.1.5.1/24 --ip-masq=true --mtu=1450\"\n");
-        assert_eq!(
-            options.unwrap(),
-            ["--bip=10.1.5.1/24", "--ip-masq=true", "--mtu=1450"]
-        );
+        assert_eq!(options.unwrap(), ["--bip=10.1.5.1/24", "--ip-masq=true", "--mtu=1450"]);
     }
 }
