@@ -194,14 +194,9 @@ fn prebuilt_core() -> Result<()> {
             bail!("there is no {program}");
         }
     }
-    let sysroot = Cmd::new(DEBIAN_RUSTC)
-        .env_remove("LD_LIBRARY_PATH")
-        .args(["--print", "sysroot"])
-        .read()?;
-    let libraries = Path::new(&sysroot)
-        .join("lib/rustlib")
-        .join(TARGET)
-        .join("lib");
+    let sysroot =
+        Cmd::new(DEBIAN_RUSTC).env_remove("LD_LIBRARY_PATH").args(["--print", "sysroot"]).read()?;
+    let libraries = Path::new(&sysroot).join("lib/rustlib").join(TARGET).join("lib");
     let found = fs::read_dir(&libraries)
         .with_context(|| format!("no core for BPF in {}", libraries.display()))?
         .filter_map(Result::ok)

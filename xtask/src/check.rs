@@ -16,10 +16,7 @@ type Check = fn() -> Result<()>;
 pub fn run() -> Result<()> {
     setup::ensure()?;
     let checks: [(&str, Check); 5] = [
-        (
-            "every crate inherits the workspace's lints",
-            lints_are_inherited,
-        ),
+        ("every crate inherits the workspace's lints", lints_are_inherited),
         ("formatting", formatting),
         ("lints", lints),
         ("lints of the BPF programs", bpf_lints),
@@ -53,10 +50,7 @@ fn lints_are_inherited() -> Result<()> {
         }
     }
     if !deaf.is_empty() {
-        bail!(
-            "no `[lints] workspace = true` in the Cargo.toml of {}",
-            deaf.join(", ")
-        );
+        bail!("no `[lints] workspace = true` in the Cargo.toml of {}", deaf.join(", "));
     }
     Ok(())
 }
@@ -75,20 +69,12 @@ fn inherits_lints(manifest: &str) -> bool {
 }
 
 fn formatting() -> Result<()> {
-    workspace::cargo()
-        .args(["fmt", "--all", "--check"])
-        .stream()
+    workspace::cargo().args(["fmt", "--all", "--check"]).stream()
 }
 
 fn lints() -> Result<()> {
     workspace::cargo()
-        .args([
-            "clippy",
-            "--locked",
-            "--workspace",
-            "--exclude",
-            BPF_PACKAGE,
-        ])
+        .args(["clippy", "--locked", "--workspace", "--exclude", BPF_PACKAGE])
         .args(["--all-targets", "--", "--deny", "warnings"])
         .stream()
 }
@@ -98,14 +84,7 @@ fn lints() -> Result<()> {
 fn bpf_lints() -> Result<()> {
     let target = workspace::target_dir()?.join("bpf-lints");
     workspace::cargo()
-        .args([
-            "clippy",
-            "--locked",
-            "--package",
-            BPF_PACKAGE,
-            "--bin",
-            BPF_PACKAGE,
-        ])
+        .args(["clippy", "--locked", "--package", BPF_PACKAGE, "--bin", BPF_PACKAGE])
         .args(["--config", "profile.dev.panic=\"abort\"", "--target-dir"])
         .arg(target)
         .args(["--", "--deny", "warnings"])
@@ -116,14 +95,7 @@ fn bpf_lints() -> Result<()> {
 fn documentation() -> Result<()> {
     workspace::cargo()
         .env("RUSTDOCFLAGS", "--deny warnings")
-        .args([
-            "doc",
-            "--locked",
-            "--no-deps",
-            "--workspace",
-            "--exclude",
-            BPF_PACKAGE,
-        ])
+        .args(["doc", "--locked", "--no-deps", "--workspace", "--exclude", BPF_PACKAGE])
         .stream()
 }
 
@@ -133,13 +105,9 @@ mod tests {
 
     #[test]
     fn lints_are_found_where_they_are() {
-        assert!(inherits_lints(
-            "[package]\nname = \"a\"\n\n[lints]\nworkspace = true\n"
-        ));
+        assert!(inherits_lints("[package]\nname = \"a\"\n\n[lints]\nworkspace = true\n"));
         assert!(inherits_lints("lints.workspace = true\n"));
         assert!(!inherits_lints("[package]\nversion.workspace = true\n"));
-        assert!(!inherits_lints(
-            "[lints]\n[dependencies]\nworkspace = true\n"
-        ));
+        assert!(!inherits_lints("[lints]\n[dependencies]\nworkspace = true\n"));
     }
 }

@@ -16,6 +16,7 @@ use std::{
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use nix::{
+    errno::Errno,
     sys::signal::{Signal, killpg},
     unistd::Pid,
 };
@@ -78,16 +79,14 @@ impl Cmd {
     /// Adds arguments.
     #[must_use]
     pub fn args<I: IntoIterator<Item = S>, S: AsRef<OsStr>>(mut self, args: I) -> Self {
-        self.args
-            .extend(args.into_iter().map(|arg| arg.as_ref().to_owned()));
+        self.args.extend(args.into_iter().map(|arg| arg.as_ref().to_owned()));
         self
     }
 
     /// Sets a variable of the environment.
     #[must_use]
     pub fn env(mut self, name: impl AsRef<OsStr>, value: impl AsRef<OsStr>) -> Self {
-        self.envs
-            .push((name.as_ref().to_owned(), Some(value.as_ref().to_owned())));
+        self.envs.push((name.as_ref().to_owned(), Some(value.as_ref().to_owned())));
         self
     }
 
@@ -142,10 +141,7 @@ impl Cmd {
     ) -> Self {
         let inner = std::mem::replace(&mut self.program, program.as_ref().to_owned());
         let rest = std::mem::take(&mut self.args);
-        self.args = args
-            .into_iter()
-            .map(|arg| arg.as_ref().to_owned())
-            .collect();
+        self.args = args.into_iter().map(|arg| arg.as_ref().to_owned()).collect();
         self.args.push(inner);
         self.args.extend(rest);
         self
@@ -172,10 +168,8 @@ impl Cmd {
 
     /// Starts it with both outputs going to a file, and returns without waiting.
     pub fn spawn_to(&self, log: &File) -> Result<Child> {
-        let clone = || {
-            log.try_clone()
-                .with_context(|| format!("cannot share the log file of `{self}`"))
-        };
+        let clone =
+            || log.try_clone().with_context(|| format!("cannot share the log file of `{self}`"));
         self.to_std()
             .process_group(0)
             .stdout(clone()?)
@@ -188,11 +182,7 @@ impl Cmd {
     pub fn run(&self) -> Result<Output> {
         let output = self.output()?;
         if !output.status.success() {
-            bail!(
-                "`{self}` failed ({}){}",
-                output.status,
-                said(&output.stderr, &output.stdout)
-            );
+            bail!("`{self}` failed ({}){}", output.status, said(&output.stderr, &output.stdout));
         }
         Ok(output)
     }
@@ -256,10 +246,7 @@ impl Cmd {
         if let Some(stdout) = child.stdout.take() {
             thread::spawn(move || {
                 for line in BufReader::new(stdout).split(b'\n').map_while(Result::ok) {
-                    if sender
-                        .send(String::from_utf8_lossy(&line).into_owned())
-                        .is_err()
-                    {
+                    if sender.send(String::from_utf8_lossy(&line).into_owned()).is_err() {
                         break;
                     }
                 }
@@ -287,9 +274,7 @@ impl Cmd {
         let mut pause = Duration::from_millis(1);
         loop {
             meanwhile();
-            let status = child
-                .try_wait()
-                .with_context(|| format!("cannot wait for `{self}`"))?;
+            let status = child.try_wait().with_context(|| format!("cannot wait for `{self}`"))?;
             if let Some(status) = status {
                 return Ok(status);
             }
@@ -324,21 +309,25 @@ impl fmt::Display for Cmd {
     }
 }
 
-/// Asks a child's whole process group to end, then makes it.
+/// Asks a child's whole process group to end, and makes it when it does not.
+///
+/// The child alone is not enough: cargo ends at once, while the test it runs still cleans up.
 fn end_group(child: &mut Child, within: Duration) {
     let Ok(pid) = i32::try_from(child.id()) else {
         return;
     };
-    for signal in [Signal::SIGTERM, Signal::SIGKILL] {
-        if killpg(Pid::from_raw(pid), signal).is_err() {
-            // Already gone; what is left is to reap it.
-        }
+    let group = Pid::from_raw(pid);
+    for signal in [Some(Signal::SIGTERM), Some(Signal::SIGKILL)] {
+        let mut result = killpg(group, signal);
         let start = Instant::now();
         while start.elapsed() < within {
-            if !matches!(child.try_wait(), Ok(None)) {
+            // A zombie still counts as a member: the child has to be reaped first.
+            let reaped = !matches!(child.try_wait(), Ok(None));
+            if reaped && result == Err(Errno::ESRCH) {
                 return;
             }
             thread::sleep(Duration::from_millis(20));
+            result = killpg(group, None);
         }
     }
 }
@@ -353,24 +342,14 @@ fn collect(pipe: Option<impl Read + Send + 'static>) -> Receiver<String> {
             bytes.extend(format!("\n(output cut: {error})").bytes());
         }
         // Nobody listens any more when the command was ended at its deadline.
-        sender
-            .send(String::from_utf8_lossy(&bytes).into_owned())
-            .ok();
+        sender.send(String::from_utf8_lossy(&bytes).into_owned()).ok();
     });
     receiver
 }
 
 fn said(stderr: &str, stdout: &str) -> String {
-    let text = if stderr.trim().is_empty() {
-        stdout.trim()
-    } else {
-        stderr.trim()
-    };
-    if text.is_empty() {
-        String::new()
-    } else {
-        format!(": {text}")
-    }
+    let text = if stderr.trim().is_empty() { stdout.trim() } else { stderr.trim() };
+    if text.is_empty() { String::new() } else { format!(": {text}") }
 }
 
 #[cfg(test)]
@@ -408,9 +387,7 @@ mod tests {
 
     #[test]
     fn a_wrapper_goes_in_front() {
-        let wrapped = Cmd::new("ip")
-            .args(["link", "show"])
-            .behind("nsenter", ["--net=x"]);
+        let wrapped = Cmd::new("ip").args(["link", "show"]).behind("nsenter", ["--net=x"]);
         assert_eq!(wrapped.to_string(), "nsenter --net=x ip link show");
     }
 }

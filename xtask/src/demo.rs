@@ -42,7 +42,10 @@ const READY_WITHIN: Duration = Duration::from_secs(20);
 const PINGS: u32 = 5;
 
 /// How much of a map or a list is enough to see what it is.
-const LINES: usize = 12;
+const LINES: usize = 8;
+
+/// How wide such lines are.
+const WIDTH: usize = 96;
 
 /// The command line of `demo`.
 #[derive(Debug, Clone, Args)]
@@ -62,10 +65,9 @@ pub struct Options {
 pub fn run(options: &Options) -> Result<()> {
     let agent_binary = standing::agent_binary(options.agent.as_deref())?;
     let steps = Steps::new();
-    let lab = steps.run(
-        "Two hosts on a wire, 192.168.33.10 and 192.168.33.11",
-        || Lab::builder().name(standing::NAME).start(),
-    )?;
+    let lab = steps.run("Two hosts on a wire, 192.168.33.10 and 192.168.33.11", || {
+        Lab::builder().name(standing::NAME).start()
+    })?;
     let told = tell(&steps, &lab, &agent_binary, options);
     if let Err(error) = &told {
         eprintln!("\n{error:#}");
@@ -97,17 +99,14 @@ fn tell(steps: &Steps, lab: &Lab, agent_binary: &Path, options: &Options) -> Res
     Steps::show([format!("{ETCD_PREFIX}/config = {NETWORK_CONFIG}").as_str()]);
 
     let agent_options = AgentOptions::new(agent_binary, &etcd);
-    let mut agents = steps.run("Our agent on both hosts", || {
-        start_agents(lab, &agent_options)
-    })?;
+    let mut agents = steps.run("Our agent on both hosts", || start_agents(lab, &agent_options))?;
     for host in lab.hosts() {
         let line = format!("{} leased {}", host.name(), host.subnet()?.subnet());
         Steps::show([line.as_str()]);
     }
 
-    let daemons = steps.run("Docker on both hosts", || {
-        standing::start_daemons(lab.hosts(), agent_binary)
-    })?;
+    let daemons =
+        steps.run("Docker on both hosts", || standing::start_daemons(lab.hosts(), agent_binary))?;
     for host in lab.hosts() {
         let options = host.docker_options(agent_binary)?.join(" ");
         Steps::show([format!("{}: dockerd {options}", host.name()).as_str()]);
@@ -119,9 +118,7 @@ fn tell(steps: &Steps, lab: &Lab, agent_binary: &Path, options: &Options) -> Res
     greet(steps, one, two)?;
     let leases = steps.run("The leases in etcd", || leases(&etcd))?;
     Steps::show(leases.iter().map(String::as_str));
-    let peers = steps.run("The peers in the kernel, as bpftool reads them", || {
-        peers(lab)
-    })?;
+    let peers = steps.run("The peers in the kernel, as bpftool reads them", || peers(lab))?;
     Steps::show(peers.iter().map(String::as_str));
     show_counters(steps, &agents)?;
 
@@ -131,40 +128,30 @@ fn tell(steps: &Steps, lab: &Lab, agent_binary: &Path, options: &Options) -> Res
             daemon.run("guest", &["tail", "-f", "/dev/null"])?;
         }
         let to = one.address("guest")?;
-        eventually(REACHABLE_WITHIN, "the guests reach each other", || {
-            ping(two, to, 1)
-        })?;
+        eventually(REACHABLE_WITHIN, "the guests reach each other", || ping(two, to, 1))?;
         Ok((two, to))
     })?;
 
-    let taken = steps.run(
-        "The tunnel devices down: the fast path alone carries them",
-        || fast_path_alone(lab, &agents, || ping(from, to, PINGS)),
-    )?;
+    let taken = steps.run("The tunnel devices down: the fast path alone carries them", || {
+        fast_path_alone(lab, &agents, || ping(from, to, PINGS))
+    })?;
     show_ways(lab, &taken);
 
     agents = steps.run("--fast-path off: the kernel's way carries them", || {
         restart_agents(agents, lab, &agent_options.clone().fast_path(false))
     })?;
     let taken = steps.run("  … as the counters show", || {
-        eventually(REACHABLE_WITHIN, "the guests reach each other", || {
-            ping(from, to, 1)
-        })?;
+        eventually(REACHABLE_WITHIN, "the guests reach each other", || ping(from, to, 1))?;
         paths::prove(Way::Slow, &agents, PINGS.into(), || ping(from, to, PINGS))
     })?;
     show_ways(lab, &taken);
 
     agents = steps.run("--fast-path on again", || {
         let agents = restart_agents(agents, lab, &agent_options)?;
-        eventually(REACHABLE_WITHIN, "the guests reach each other", || {
-            ping(from, to, 1)
-        })?;
+        eventually(REACHABLE_WITHIN, "the guests reach each other", || ping(from, to, 1))?;
         Ok(agents)
     })?;
-    let title = format!(
-        "Throughput between the two containers, {} s",
-        options.seconds
-    );
+    let title = format!("Throughput between the two containers, {} s", options.seconds);
     let throughput = steps.run(&title, || measure(lab, one, two, to, options.seconds))?;
     Steps::show([throughput.as_str()]);
 
@@ -176,11 +163,8 @@ fn tell(steps: &Steps, lab: &Lab, agent_binary: &Path, options: &Options) -> Res
 }
 
 fn start_agents(lab: &Lab, options: &AgentOptions) -> Result<Vec<Agent>> {
-    let mut agents = lab
-        .hosts()
-        .iter()
-        .map(|host| host.spawn_agent(options))
-        .collect::<Result<Vec<_>>>()?;
+    let mut agents =
+        lab.hosts().iter().map(|host| host.spawn_agent(options)).collect::<Result<Vec<_>>>()?;
     for agent in &mut agents {
         agent.wait_ready(READY_WITHIN)?;
     }
@@ -219,32 +203,42 @@ fn greet(steps: &Steps, one: &Docker, two: &Docker) -> Result<()> {
 fn leases(etcd: &Etcd) -> Result<Vec<String>> {
     let leases = etcd.list(&format!("{ETCD_PREFIX}/subnets/"))?;
     ensure!(leases.len() == 2, "there should be two leases: {leases:?}");
-    Ok(leases
-        .into_iter()
-        .flat_map(|(key, value)| [key, format!("  {value}")])
-        .collect())
+    Ok(leases.into_iter().flat_map(|(key, value)| [key, format!("  {value}")]).collect())
 }
 
 fn peers(lab: &Lab) -> Result<Vec<String>> {
     let map = lab.host(0).pins().join("peers");
-    let command = Cmd::new("bpftool")
-        .args(["map", "dump", "pinned"])
-        .arg(&map);
-    let dumped = command.read()?;
+    let command = Cmd::new("bpftool").args(["map", "dump", "pinned"]).arg(&map);
     let mut lines = vec![command.to_string()];
-    lines.extend(dumped.lines().take(LINES).map(str::to_owned));
-    if dumped.lines().count() > LINES {
+    lines.extend(wrapped(&command.read()?));
+    if lines.len() > LINES {
+        lines.truncate(LINES);
         lines.push("…".to_owned());
     }
     Ok(lines)
 }
 
+/// The same words in fewer lines: bpftool gives every bracket one of its own.
+fn wrapped(text: &str) -> Vec<String> {
+    let mut lines = Vec::new();
+    let mut line = String::new();
+    for word in text.split_whitespace() {
+        let closes = word.starts_with([']', '}']);
+        if !closes && line.chars().count() + word.chars().count() > WIDTH {
+            lines.push(std::mem::take(&mut line));
+        }
+        if !(line.is_empty() || closes) {
+            line.push(' ');
+        }
+        line.push_str(word);
+    }
+    lines.push(line);
+    lines
+}
+
 fn show_counters(steps: &Steps, agents: &[Agent]) -> Result<()> {
     let counted = steps.run("Packets that went through our programs", || {
-        agents
-            .iter()
-            .map(Agent::counters)
-            .collect::<Result<Vec<_>>>()
+        agents.iter().map(Agent::counters).collect::<Result<Vec<_>>>()
     })?;
     for (name, counters) in ["host-one", "host-two"].into_iter().zip(&counted) {
         for counter in counters.iter().filter(|counter| counter.packets > 0) {
@@ -316,28 +310,15 @@ fn ping(from: &Docker, to: Ipv4Addr, count: u32) -> Result<()> {
 fn measure(lab: &Lab, one: &Docker, two: &Docker, to: Ipv4Addr, seconds: u32) -> Result<String> {
     let server = Cmd::new("iperf3").args(["--server", "--one-off", "--forceflush"]);
     let log = lab.directory().join("iperf3.log");
-    let mut server = Process::spawn(
-        lab.ledger(),
-        "iperf3",
-        &one.in_network_of("guest", server)?,
-        &log,
-    )?;
+    let mut server =
+        Process::spawn(lab.ledger(), "iperf3", &one.in_network_of("guest", server)?, &log)?;
     eventually(Duration::from_secs(5), "iperf3 listens", || {
         server.check_running()?;
-        ensure!(
-            server.log()?.contains("listening"),
-            "it has not said so yet"
-        );
+        ensure!(server.log()?.contains("listening"), "it has not said so yet");
         Ok(())
     })?;
     let client = Cmd::new("iperf3")
-        .args([
-            "--json",
-            "--client",
-            &to.to_string(),
-            "--time",
-            &seconds.to_string(),
-        ])
+        .args(["--json", "--client", &to.to_string(), "--time", &seconds.to_string()])
         .deadline(Duration::from_secs(u64::from(seconds) + 30));
     let report = two.in_network_of("guest", client)?.read()?;
     let report: Value = serde_json::from_str(&report).context("iperf3 printed no JSON")?;
@@ -345,12 +326,20 @@ fn measure(lab: &Lab, one: &Docker, two: &Docker, to: Ipv4Addr, seconds: u32) ->
         .pointer("/end/sum_received/bits_per_second")
         .and_then(Value::as_f64)
         .with_context(|| format!("iperf3 reports no rate: {report}"))?;
-    let retransmits = report
-        .pointer("/end/sum_sent/retransmits")
-        .and_then(Value::as_u64)
-        .unwrap_or(0);
-    Ok(format!(
-        "{:.2} Gbit/s, one TCP stream, {retransmits} segments sent again",
-        rate / 1e9
-    ))
+    let retransmits =
+        report.pointer("/end/sum_sent/retransmits").and_then(Value::as_u64).unwrap_or(0);
+    Ok(format!("{:.2} Gbit/s, one TCP stream, {retransmits} segments sent again", rate / 1e9))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn brackets_do_not_take_lines_of_their_own() {
+        let dumped = "[{\n        \"key\": {\n            \"subnet\": [10,1,78,0\n            ],\n";
+        assert_eq!(wrapped(dumped), ["[{ \"key\": { \"subnet\": [10,1,78,0],"]);
+        let long = wrapped(&"word ".repeat(40));
+        assert!(long.len() > 1 && long.iter().all(|line| line.len() <= WIDTH + 1), "{long:?}");
+    }
 }

@@ -47,11 +47,8 @@ extern "C" fn on_signal(_signal: libc::c_int) {
 pub fn install() {
     static INSTALL: Once = Once::new();
     INSTALL.call_once(|| {
-        let action = SigAction::new(
-            SigHandler::Handler(on_signal),
-            SaFlags::SA_RESTART,
-            SigSet::empty(),
-        );
+        let action =
+            SigAction::new(SigHandler::Handler(on_signal), SaFlags::SA_RESTART, SigSet::empty());
         for signal in [Signal::SIGINT, Signal::SIGTERM] {
             // SAFETY: the handler touches one atomic and calls _exit, both async-signal-safe.
             if let Err(error) = unsafe { sigaction(signal, &action) } {

@@ -7,11 +7,7 @@ use xtask::{build, check, demo, interrupt, lab::standing, setup, test};
 
 /// Setting up, building, checking, testing and showing the overlay.
 #[derive(Debug, Parser)]
-#[command(
-    name = "cargo xtask",
-    bin_name = "cargo xtask",
-    disable_help_subcommand = true
-)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", disable_help_subcommand = true)]
 struct Cli {
     #[command(subcommand)]
     verb: Verb,
@@ -51,6 +47,7 @@ fn main() -> ExitCode {
             eprintln!("interrupted; everything is cleaned up");
             u8::try_from(interrupt::EXIT_CODE).map_or(ExitCode::FAILURE, ExitCode::from)
         }
+        Err(error) if error.is::<test::Failed>() => ExitCode::FAILURE,
         Err(error) => {
             eprintln!("error: {error:#}");
             ExitCode::FAILURE

@@ -49,19 +49,11 @@ struct Package {
 }
 
 const fn package(names: &'static [&'static str], why: &'static str) -> Package {
-    Package {
-        names,
-        why,
-        only_prebuilt: false,
-    }
+    Package { names, why, only_prebuilt: false }
 }
 
 const fn prebuilt(names: &'static [&'static str], why: &'static str) -> Package {
-    Package {
-        names,
-        why,
-        only_prebuilt: true,
-    }
+    Package { names, why, only_prebuilt: true }
 }
 
 /// Everything, in the order people meet it. The BPF toolchain comes from the security archive of
@@ -69,63 +61,27 @@ const fn prebuilt(names: &'static [&'static str], why: &'static str) -> Package 
 const PACKAGES: &[Package] = &[
     package(&["gcc"], "links Rust programs, compiles the C parts of TLS"),
     package(&["g++"], "links bpf-linker with LLVM, which is C++"),
-    package(
-        &["libc6-dev"],
-        "headers and start-up code for every program",
-    ),
-    package(
-        &["protobuf-compiler"],
-        "etcd's client is generated from its protocol",
-    ),
-    package(
-        &["libprotobuf-dev"],
-        "the well-known types that protocol includes",
-    ),
-    prebuilt(
-        &["cargo-web"],
-        "builds the BPF programs, with the compiler below",
-    ),
-    prebuilt(
-        &["rustc-web"],
-        "the compiler that goes with the prebuilt core for BPF",
-    ),
-    prebuilt(
-        &["libstd-rust-web-dev-bpf"],
-        "a prebuilt core for BPF: no nightly, no rust-src",
-    ),
+    package(&["libc6-dev"], "headers and start-up code for every program"),
+    package(&["protobuf-compiler"], "etcd's client is generated from its protocol"),
+    package(&["libprotobuf-dev"], "the well-known types that protocol includes"),
+    prebuilt(&["cargo-web"], "builds the BPF programs, with the compiler below"),
+    prebuilt(&["rustc-web"], "the compiler that goes with the prebuilt core for BPF"),
+    prebuilt(&["libstd-rust-web-dev-bpf"], "a prebuilt core for BPF: no nightly, no rust-src"),
     prebuilt(&["llvm-22-dev"], "bpf-linker is built on it"),
-    prebuilt(
-        &["libpolly-22-dev"],
-        "the part of LLVM that its own libraries ask for",
-    ),
+    prebuilt(&["libpolly-22-dev"], "the part of LLVM that its own libraries ask for"),
     prebuilt(&["zlib1g-dev"], "LLVM links with it"),
     prebuilt(&["libzstd-dev"], "LLVM links with it"),
-    package(
-        &["etcd-server", "etcd"],
-        "the store where hosts take their leases",
-    ),
-    package(
-        &["etcd-client", "etcd"],
-        "etcdctl, to look into the store from outside",
-    ),
-    package(
-        &["docker.io", "docker-ce"],
-        "real containers for the demo and the docker tests",
-    ),
+    package(&["etcd-server", "etcd"], "the store where hosts take their leases"),
+    package(&["etcd-client", "etcd"], "etcdctl, to look into the store from outside"),
+    package(&["docker.io", "docker-ce"], "real containers for the demo and the docker tests"),
     package(&["busybox-static"], "their image: nothing has to be pulled"),
     package(&["iproute2"], "network namespaces, links, routes"),
     package(&["iptables"], "Docker's rules, which our packets must pass"),
     package(&["nftables"], "what these rules are underneath"),
     package(&["ethtool"], "switches offloads, to imitate a wire"),
-    package(
-        &["bpftool", "linux-tools-common"],
-        "looks into maps and programs from outside",
-    ),
+    package(&["bpftool", "linux-tools-common"], "looks into maps and programs from outside"),
     package(&["tcpdump"], "captures the wire"),
-    package(
-        &["tshark"],
-        "reads captures as an independent judge of our frames",
-    ),
+    package(&["tshark"], "reads captures as an independent judge of our frames"),
     package(&["iperf3"], "measures throughput"),
     package(&["iputils-ping"], "ping with every size"),
     package(&["procps"], "sysctl and pgrep"),
@@ -158,11 +114,7 @@ impl Missing {
         }
         missing.linker = !nightly && !linker_is_there()?;
         for (component, command) in [("rustfmt", "fmt"), ("clippy", "clippy")] {
-            let there = workspace::cargo()
-                .args([command, "--version"])
-                .output()?
-                .status
-                .success();
+            let there = workspace::cargo().args([command, "--version"]).output()?.status.success();
             if !there {
                 missing.components.push(component);
             }
@@ -201,11 +153,7 @@ impl Missing {
     fn commands(&self) -> Result<Vec<String>> {
         let mut commands = Vec::new();
         if !self.packages.is_empty() {
-            let names: Vec<&str> = self
-                .packages
-                .iter()
-                .map(|package| package.names[0])
-                .collect();
+            let names: Vec<&str> = self.packages.iter().map(|package| package.names[0]).collect();
             commands.push("apt-get update".to_owned());
             commands.push(apt_install(&names).to_string());
         }
@@ -305,9 +253,7 @@ fn apt(verb: &str) -> Cmd {
 }
 
 fn apt_install(names: &[&str]) -> Cmd {
-    apt("install")
-        .args(["--yes", "--no-install-recommends"])
-        .args(names)
+    apt("install").args(["--yes", "--no-install-recommends"]).args(names)
 }
 
 /// Whether apt could install a package of this name.
@@ -360,13 +306,7 @@ fn install_linker() -> Result<Cmd> {
         .env("LLVM_PREFIX", LLVM_PREFIX)
         // It goes with the tools, wherever our own build goes.
         .env_remove("CARGO_TARGET_DIR")
-        .args([
-            "install",
-            BPF_LINKER,
-            "--version",
-            BPF_LINKER_VERSION,
-            "--locked",
-        ])
+        .args(["install", BPF_LINKER, "--version", BPF_LINKER_VERSION, "--locked"])
         .args(["--no-default-features", "--features", "llvm-22", "--root"])
         .arg(tools_dir()?))
 }
@@ -386,10 +326,7 @@ fn linker_is_there() -> Result<bool> {
 }
 
 fn install_components(components: &[&str]) -> Cmd {
-    Cmd::new("rustup")
-        .args(["component", "add"])
-        .args(components)
-        .no_deadline()
+    Cmd::new("rustup").args(["component", "add"]).args(components).no_deadline()
 }
 
 fn is_debian_like() -> bool {
@@ -398,9 +335,7 @@ fn is_debian_like() -> bool {
 
 fn installed_packages() -> Result<BTreeSet<String>> {
     let format = "${db:Status-Abbrev} ${Package}\n";
-    let listed = Cmd::new("dpkg-query")
-        .args(["--show", "--showformat", format])
-        .read()?;
+    let listed = Cmd::new("dpkg-query").args(["--show", "--showformat", format]).read()?;
     Ok(listed
         .lines()
         .filter_map(|line| {
@@ -419,10 +354,7 @@ fn programs_missing(nightly: bool) -> Vec<String> {
         ("protoc", "etcd's client is generated from its protocol"),
         ("etcd", "the store where hosts take their leases"),
         ("etcdctl", "looks into the store from outside"),
-        (
-            "dockerd",
-            "real containers for the demo and the docker tests",
-        ),
+        ("dockerd", "real containers for the demo and the docker tests"),
         ("docker", "its client"),
         ("ip", "network namespaces, links, routes (iproute2)"),
         ("iptables", "Docker's rules, which our packets must pass"),
@@ -452,10 +384,7 @@ fn programs_missing(nightly: bool) -> Vec<String> {
             "{:<24} builds the BPF programs: `rustup toolchain install nightly --component rust-src`",
             "nightly with rust-src"
         ));
-        sentences.push(format!(
-            "{:<24} links them: from its releases, in PATH",
-            linker_title()
-        ));
+        sentences.push(format!("{:<24} links them: from its releases, in PATH", linker_title()));
     }
     sentences
 }
@@ -474,15 +403,9 @@ mod tests {
 
     #[test]
     fn the_command_for_people_is_the_one_we_run() {
-        let missing = Missing {
-            packages: vec![&PACKAGES[0]],
-            ..Missing::default()
-        };
+        let missing = Missing { packages: vec![&PACKAGES[0]], ..Missing::default() };
         let commands = missing.commands().unwrap();
         assert_eq!(commands[0], "apt-get update");
-        assert!(
-            commands[1].ends_with("install --yes --no-install-recommends gcc"),
-            "{commands:?}"
-        );
+        assert!(commands[1].ends_with("install --yes --no-install-recommends gcc"), "{commands:?}");
     }
 }

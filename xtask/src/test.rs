@@ -1,6 +1,9 @@
 //! `test`: the layers of tests, each really run, and one line that counts them all.
 
-use std::time::{Duration, Instant};
+use std::{
+    fmt,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Result, bail};
 use clap::Args;
@@ -40,22 +43,10 @@ struct Layer {
 /// All layers, from the fastest to the slowest. A new one is one line here.
 const LAYERS: &[Layer] = &[
     layer("unit", "every decision, without a kernel", Runs::Units),
-    layer(
-        "datapath",
-        "the BPF programs, packet by packet",
-        Runs::Integration(Threads::One),
-    ),
+    layer("datapath", "the BPF programs, packet by packet", Runs::Integration(Threads::One)),
     layer("store", "a real etcd", Runs::Integration(Threads::Many)),
-    layer(
-        "network",
-        "hosts and containers in namespaces",
-        Runs::Integration(Threads::One),
-    ),
-    layer(
-        "docker",
-        "real Docker daemons",
-        Runs::Integration(Threads::One),
-    ),
+    layer("network", "hosts and containers in namespaces", Runs::Integration(Threads::One)),
+    layer("docker", "real Docker daemons", Runs::Integration(Threads::One)),
 ];
 
 const fn layer(name: &'static str, about: &'static str, runs: Runs) -> Layer {
@@ -79,10 +70,8 @@ fn layer_names() -> Vec<&'static str> {
 }
 
 fn layers_help() -> String {
-    let lines: Vec<String> = LAYERS
-        .iter()
-        .map(|layer| format!("  {:<10} {}", layer.name, layer.about))
-        .collect();
+    let lines: Vec<String> =
+        LAYERS.iter().map(|layer| format!("  {:<10} {}", layer.name, layer.about)).collect();
     format!("Layers:\n{}", lines.join("\n"))
 }
 
@@ -122,11 +111,8 @@ impl Counts {
     }
 
     fn closing_line(self) -> String {
-        let skipped = if self.skipped > 0 {
-            format!(", {} skipped", self.skipped)
-        } else {
-            String::new()
-        };
+        let skipped =
+            if self.skipped > 0 { format!(", {} skipped", self.skipped) } else { String::new() };
         format!("{} passed, {} failed{skipped}", self.passed, self.failed)
     }
 }
@@ -150,6 +136,18 @@ struct Outcome {
     /// What went wrong apart from failed tests.
     trouble: Option<String>,
 }
+
+/// Tests have failed. There is nothing to add: the closing line has said it, and stays the last.
+#[derive(Debug, Clone, Copy)]
+pub struct Failed;
+
+impl fmt::Display for Failed {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("tests failed")
+    }
+}
+
+impl std::error::Error for Failed {}
 
 /// Runs the layers.
 pub fn run(options: &Options) -> Result<()> {
@@ -177,8 +175,7 @@ pub fn run(options: &Options) -> Result<()> {
     }
     println!("{}", total.closing_line());
     if total.failed > 0 {
-        // The closing line has said it, and stays the last.
-        std::process::exit(1);
+        return Err(Failed.into());
     }
     Ok(())
 }
@@ -203,12 +200,7 @@ fn run_layer(layer: &Layer, arguments: &[String]) -> Outcome {
         // Whatever it is, a layer in trouble must not look as if it had passed.
         counts.failed += 1;
     }
-    Outcome {
-        name: layer.name,
-        counts,
-        time: start.elapsed(),
-        trouble,
-    }
+    Outcome { name: layer.name, counts, time: start.elapsed(), trouble }
 }
 
 /// The arguments of `cargo test`, once for each time it runs.
@@ -228,7 +220,7 @@ fn invocations(layer: &Layer, arguments: &[String]) -> Vec<Vec<String>> {
                 "--bins",
                 "--",
             ]),
-            owned(&["--package", "overlay-common", "--doc", "--"]),
+            owned(&["--package", "overlay-common", "--package", "xtask", "--doc", "--"]),
         ],
         Runs::Integration(threads) => {
             let mut words = owned(&["--package", "overlay-agent", "--test", layer.name, "--"]);
@@ -248,10 +240,7 @@ fn invocations(layer: &Layer, arguments: &[String]) -> Vec<Vec<String>> {
 fn invoke(layer: &Layer, arguments: &[String]) -> Result<(Counts, Option<String>)> {
     if matches!(layer.runs, Runs::Integration(_)) {
         let tests = workspace::root().join("overlay-agent/tests");
-        let [file, folder] = [
-            format!("{}.rs", layer.name),
-            format!("{}/main.rs", layer.name),
-        ];
+        let [file, folder] = [format!("{}.rs", layer.name), format!("{}/main.rs", layer.name)];
         if !tests.join(&file).exists() && !tests.join(&folder).exists() {
             bail!("there is neither overlay-agent/tests/{file} nor overlay-agent/tests/{folder}");
         }
@@ -299,11 +288,7 @@ mod tests {
     fn the_line_that_a_test_program_ends_with_is_counted() {
         let line = "test result: FAILED. 5 passed; 2 failed; 1 ignored; 0 measured; 3 filtered \
                     out; finished in 0.00s";
-        let counts = Counts {
-            passed: 5,
-            failed: 2,
-            skipped: 1,
-        };
+        let counts = Counts { passed: 5, failed: 2, skipped: 1 };
         assert_eq!(Counts::parse(line), Some(counts));
         let coloured = line.replace("FAILED", "\x1b[31mFAILED\x1b[0m");
         assert_eq!(Counts::parse(&coloured), Some(counts));
@@ -312,16 +297,9 @@ mod tests {
 
     #[test]
     fn the_closing_line_counts_everything() {
-        let counts = Counts {
-            passed: 7,
-            failed: 0,
-            skipped: 0,
-        };
+        let counts = Counts { passed: 7, failed: 0, skipped: 0 };
         assert_eq!(counts.closing_line(), "7 passed, 0 failed");
-        let counts = Counts {
-            skipped: 2,
-            ..counts
-        };
+        let counts = Counts { skipped: 2, ..counts };
         assert_eq!(counts.closing_line(), "7 passed, 0 failed, 2 skipped");
     }
 
@@ -331,9 +309,6 @@ mod tests {
         let outcome = run_layer(&missing, &[]);
         assert_eq!(outcome.counts.failed, 1);
         let trouble = outcome.trouble.unwrap();
-        assert!(
-            trouble.contains("overlay-agent/tests/no-such-layer.rs"),
-            "{trouble}"
-        );
+        assert!(trouble.contains("overlay-agent/tests/no-such-layer.rs"), "{trouble}");
     }
 }

@@ -16,10 +16,8 @@ pub(super) enum Way {
 /// Where a way shows, outwards and inwards: a hook, and the reasons that mean this way was taken.
 type Marks = [(&'static str, &'static [&'static str]); 2];
 
-const FAST: Marks = [
-    ("from_container", &["encapsulated"]),
-    ("from_uplink", &["to_endpoint", "to_bridge"]),
-];
+const FAST: Marks =
+    [("from_container", &["encapsulated"]), ("from_uplink", &["to_endpoint", "to_bridge"])];
 
 const SLOW: Marks = [
     ("to_tunnel", &["tunnel_key_set"]),
@@ -75,10 +73,7 @@ pub(super) fn prove(
         Way::Slow => Way::Fast,
     };
     let read = |way| -> Result<Vec<Traffic>> {
-        agents
-            .iter()
-            .map(|agent| Ok(Traffic::of(way, &agent.counters()?)))
-            .collect()
+        agents.iter().map(|agent| Ok(Traffic::of(way, &agent.counters()?))).collect()
     };
     let before = (read(way)?, read(other)?);
     traffic()?;
@@ -86,27 +81,19 @@ pub(super) fn prove(
     let taken = differences(&after.0, &before.0);
     let avoided = differences(&after.1, &before.1);
     ensure!(
-        taken
-            .iter()
-            .all(|traffic| traffic.sent >= least && traffic.received >= least),
+        taken.iter().all(|traffic| traffic.sent >= least && traffic.received >= least),
         "the counters do not show {least} packets by the {way:?} way, out of and into every host: \
          {taken:?}"
     );
     ensure!(
-        avoided
-            .iter()
-            .all(|traffic| traffic.sent == 0 && traffic.received == 0),
+        avoided.iter().all(|traffic| traffic.sent == 0 && traffic.received == 0),
         "some packets took the {other:?} way: {avoided:?}"
     );
     Ok(taken)
 }
 
 fn differences(after: &[Traffic], before: &[Traffic]) -> Vec<Traffic> {
-    after
-        .iter()
-        .zip(before)
-        .map(|(after, before)| after.since(*before))
-        .collect()
+    after.iter().zip(before).map(|(after, before)| after.since(*before)).collect()
 }
 
 #[cfg(test)]
@@ -114,12 +101,7 @@ mod tests {
     use super::*;
 
     fn counter(hook: &str, reason: &str, packets: u64) -> Counter {
-        Counter {
-            hook: hook.to_owned(),
-            reason: reason.to_owned(),
-            packets,
-            bytes: 0,
-        }
+        Counter { hook: hook.to_owned(), reason: reason.to_owned(), packets, bytes: 0 }
     }
 
     #[test]

@@ -18,10 +18,7 @@ pub(super) struct Steps {
 impl Steps {
     /// Starts the clock.
     pub(super) fn new() -> Self {
-        Self {
-            started: Instant::now(),
-            count: Cell::new(0),
-        }
+        Self { started: Instant::now(), count: Cell::new(0) }
     }
 
     /// Runs one step. Where there is no terminal, only the line at its end is shown.
@@ -37,10 +34,7 @@ impl Steps {
         let result = step();
         spinner.finish_and_clear();
         let mark = if result.is_ok() { "✓" } else { "✗" };
-        println!(
-            "{mark} {title:<66} {:>6.1} s",
-            start.elapsed().as_secs_f64()
-        );
+        println!("{mark} {title:<66} {:>6.1} s", start.elapsed().as_secs_f64());
         result
     }
 

@@ -231,9 +231,7 @@ pub struct Counter {
 
 /// The counters in a status.
 pub fn counters(status: &Value) -> Result<Vec<Counter>> {
-    let counters = status
-        .get("counters")
-        .context("the agent's status has no counters")?;
+    let counters = status.get("counters").context("the agent's status has no counters")?;
     serde_json::from_value(counters.clone())
         .with_context(|| format!("these are no counters of hook, reason, packets: {counters}"))
 }

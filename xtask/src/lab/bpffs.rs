@@ -66,9 +66,7 @@ fn source() -> Result<Option<String>> {
 /// Whether there is nothing but the two iterators that the kernel puts into every instance.
 fn is_unused() -> Result<bool> {
     for entry in fs::read_dir(MOUNT_POINT).with_context(|| format!("cannot list {MOUNT_POINT}"))? {
-        let name = entry
-            .with_context(|| format!("cannot list {MOUNT_POINT}"))?
-            .file_name();
+        let name = entry.with_context(|| format!("cannot list {MOUNT_POINT}"))?.file_name();
         if name != "maps.debug" && name != "progs.debug" {
             return Ok(false);
         }

@@ -62,11 +62,7 @@ fn everywhere(group: &str) -> Result<Vec<PathBuf>> {
 fn members(path: &Path, found: &mut Vec<ProcessId>) {
     // A group may go while we look: then it has no members.
     let processes = fs::read_to_string(path.join("cgroup.procs")).unwrap_or_default();
-    found.extend(
-        processes
-            .lines()
-            .filter_map(|line| ProcessId::of(line.parse().ok()?).ok()),
-    );
+    found.extend(processes.lines().filter_map(|line| ProcessId::of(line.parse().ok()?).ok()));
     for child in children(path) {
         members(&child, found);
     }

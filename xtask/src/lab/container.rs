@@ -52,12 +52,7 @@ impl Container {
         namespace.ip(["address", "add", &cidr, "dev", "eth0"])?;
         namespace.ip(["link", "set", "eth0", "up"])?;
         namespace.ip(["route", "add", "default", "via", &gateway])?;
-        Ok(Self {
-            name: name.to_owned(),
-            namespace,
-            address,
-            veth,
-        })
+        Ok(Self { name: name.to_owned(), namespace, address, veth })
     }
 
     /// Its name.
@@ -96,13 +91,8 @@ impl Container {
 
 /// Makes the bridge that Docker would make, unless there is one.
 fn ensure_bridge(host: &Host, subnet: &SubnetEnv) -> Result<()> {
-    let exists = host
-        .namespace()
-        .command("ip")
-        .args(["link", "show", BRIDGE])
-        .output()?
-        .status
-        .success();
+    let exists =
+        host.namespace().command("ip").args(["link", "show", BRIDGE]).output()?.status.success();
     if exists {
         return Ok(());
     }

@@ -20,11 +20,11 @@ pub const IMAGE: &str = "busybox";
 /// Named in full: a machine may carry another client earlier in `PATH`.
 pub(super) const CLIENT: &str = "/usr/bin/docker";
 
-/// The daemon of the same package.
-const DAEMON: &str = "/usr/sbin/dockerd";
+/// The daemon of the same package: Debian's `docker.io`, otherwise `docker-ce`.
+const DAEMONS: [&str; 2] = ["/usr/sbin/dockerd", "/usr/bin/dockerd"];
 
-/// Where Debian and Ubuntu put the static busybox.
-const BUSYBOX: &str = "/bin/busybox";
+/// The static busybox, where packages put it.
+const BUSYBOXES: [&str; 2] = ["/bin/busybox", "/usr/bin/busybox"];
 
 /// How long a daemon may take to start, its containerd included.
 const READY_WITHIN: Duration = Duration::from_mins(1);
@@ -64,7 +64,7 @@ impl Docker {
         let config = directory.join("daemon.json");
         fs::write(&config, "{}\n").with_context(|| format!("cannot write {}", config.display()))?;
 
-        let command = Cmd::new(DAEMON)
+        let command = Cmd::new(installed(DAEMONS, "docker.io")?)
             .arg("--config-file")
             .arg(&config)
             .arg("--data-root")
@@ -156,10 +156,7 @@ impl Docker {
 
     /// The same with something on its standard input.
     pub fn exec_with_input(&self, name: &str, input: &[u8], command: &[&str]) -> Result<String> {
-        self.command(["exec", "--interactive", name])
-            .args(command)
-            .input(input)
-            .read()
+        self.command(["exec", "--interactive", name]).args(command).input(input).read()
     }
 
     /// What a container has printed.
@@ -170,9 +167,7 @@ impl Docker {
     /// The address of a container on the default bridge.
     pub fn address(&self, name: &str) -> Result<Ipv4Addr> {
         let address = self.inspect(name, "{{.NetworkSettings.IPAddress}}")?;
-        address
-            .parse()
-            .with_context(|| format!("container {name} has no address, but «{address}»"))
+        address.parse().with_context(|| format!("container {name} has no address, but «{address}»"))
     }
 
     /// The first process of a container, as the machine numbers it.
@@ -193,9 +188,7 @@ impl Docker {
 
     /// Removes a container, running or not.
     pub fn remove(&self, name: &str) -> Result<()> {
-        self.command(["rm", "--force", "--volumes", name])
-            .run()
-            .map(drop)
+        self.command(["rm", "--force", "--volumes", name]).run().map(drop)
     }
 
     /// Ends it as `systemctl stop docker` would, containers included, keeping what it stored.
@@ -227,6 +220,13 @@ impl Drop for Docker {
     }
 }
 
+/// The first of these programs that exists.
+fn installed(programs: [&'static str; 2], package: &str) -> Result<&'static str> {
+    programs.into_iter().find(|program| Path::new(program).is_file()).with_context(|| {
+        format!("there is no {}: `cargo xtask setup` installs {package}", programs[0])
+    })
+}
+
 /// `docker` talking to the daemon behind this socket.
 pub(super) fn client(socket: &Path) -> Cmd {
     Cmd::new(CLIENT)
@@ -247,17 +247,16 @@ fn busybox_archive(ledger: &Ledger) -> Result<PathBuf> {
     for directory in ["bin", "etc", "proc", "root", "sys", "tmp"] {
         fs::create_dir(root.path().join(directory)).with_context(failed)?;
     }
-    fs::copy(BUSYBOX, root.path().join("bin/busybox"))
-        .with_context(|| format!("cannot copy {BUSYBOX}, from package busybox-static"))?;
-    for name in Cmd::new(BUSYBOX).arg("--list").read()?.lines() {
+    let busybox = installed(BUSYBOXES, "busybox-static")?;
+    fs::copy(busybox, root.path().join("bin/busybox"))
+        .with_context(|| format!("cannot copy {busybox}"))?;
+    for name in Cmd::new(busybox).arg("--list").read()?.lines() {
         if name != "busybox" {
             symlink("busybox", root.path().join("bin").join(name)).with_context(failed)?;
         }
     }
     let mut passwd = fs::File::create(root.path().join("etc/passwd")).with_context(failed)?;
-    passwd
-        .write_all(b"root:x:0:0:root:/root:/bin/sh\n")
-        .with_context(failed)?;
+    passwd.write_all(b"root:x:0:0:root:/root:/bin/sh\n").with_context(failed)?;
     // Two hosts may ask at the same time: whole, or not there.
     let partial = root.path().join("image.tar");
     Cmd::new("tar")

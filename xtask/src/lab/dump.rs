@@ -41,21 +41,11 @@ fn dump_host(host: &HostRecord) {
         &["route"],
         &["neighbour"],
     ] {
-        show(
-            &host.name,
-            &namespace::enter(&inside, Cmd::new("ip").args(args)),
-            usize::MAX,
-        );
+        show(&host.name, &namespace::enter(&inside, Cmd::new("ip").args(args)), usize::MAX);
     }
-    show(
-        &host.name,
-        &namespace::enter(&inside, Cmd::new("bpftool").arg("net")),
-        usize::MAX,
-    );
+    show(&host.name, &namespace::enter(&inside, Cmd::new("bpftool").arg("net")), usize::MAX);
     for pin in pins(&host.pins) {
-        let map = Cmd::new("bpftool")
-            .args(["map", "dump", "pinned"])
-            .arg(&pin);
+        let map = Cmd::new("bpftool").args(["map", "dump", "pinned"]).arg(&pin);
         show(&host.name, &map, MAP_LINES);
     }
 }
@@ -145,12 +135,7 @@ fn show(host: &str, command: &Cmd, most: usize) {
     section(&format!("{host}: {command}"));
     match command.clone().even_if_interrupted().output() {
         Ok(output) => {
-            for line in output
-                .stdout
-                .lines()
-                .chain(output.stderr.lines())
-                .take(most)
-            {
+            for line in output.stdout.lines().chain(output.stderr.lines()).take(most) {
                 eprintln!("{line}");
             }
         }
@@ -168,12 +153,8 @@ mod tests {
 
     #[test]
     fn warnings_and_errors_complain() {
-        assert!(complains(
-            "2026-01-01T00:00:00Z  WARN overlay_agent: etcd is away"
-        ));
+        assert!(complains("2026-01-01T00:00:00Z  WARN overlay_agent: etcd is away"));
         assert!(complains("time=\"…\" level=error msg=\"no bridge\""));
-        assert!(!complains(
-            "2026-01-01T00:00:00Z  INFO overlay_agent: ready"
-        ));
+        assert!(!complains("2026-01-01T00:00:00Z  INFO overlay_agent: ready"));
     }
 }

@@ -115,10 +115,7 @@ impl Etcd {
     pub fn wait_healthy(&mut self) -> Result<()> {
         eventually(HEALTHY_WITHIN, "etcd is healthy", || {
             self.process.check_running()?;
-            self.ctl(["endpoint", "health"])
-                .deadline(Duration::from_secs(10))
-                .run()
-                .map(drop)
+            self.ctl(["endpoint", "health"]).deadline(Duration::from_secs(10)).run().map(drop)
         })
     }
 
@@ -129,10 +126,7 @@ impl Etcd {
 
     /// Starts it again with the same data, and waits until it is healthy.
     pub fn start_again(&mut self) -> Result<()> {
-        ensure!(
-            self.process.exit_status()?.is_some(),
-            "etcd still runs: stop it first"
-        );
+        ensure!(self.process.exit_status()?.is_some(), "etcd still runs: stop it first");
         self.process = Process::spawn(&self.ledger, "etcd", &self.command, &self.log)?;
         self.wait_healthy()
     }
@@ -167,9 +161,7 @@ impl Etcd {
             .chunks(2)
             .map(|pair| match pair {
                 [key, value] => Ok(((*key).to_owned(), (*value).to_owned())),
-                _ => Err(anyhow::anyhow!(
-                    "etcdctl printed a key without a value: {pair:?}"
-                )),
+                _ => Err(anyhow::anyhow!("etcdctl printed a key without a value: {pair:?}")),
             })
             .collect()
     }
@@ -194,8 +186,5 @@ impl Etcd {
 
 fn free_port() -> Result<u16> {
     let listener = TcpListener::bind(("127.0.0.1", 0)).context("there is no free port")?;
-    Ok(listener
-        .local_addr()
-        .context("there is no free port")?
-        .port())
+    Ok(listener.local_addr().context("there is no free port")?.port())
 }

@@ -11,11 +11,11 @@ use std::{
 use anyhow::{Context as _, Result};
 
 use super::{
-    Agent, AgentOptions, Container, Docker,
+    Agent, AgentOptions, Capture, Container, Docker,
     ledger::{HostRecord, Ledger},
     namespace::Namespace,
     subnet::SubnetEnv,
-    wire::Wire,
+    wire::{UPLINK, Wire},
 };
 use crate::command::Cmd;
 
@@ -138,6 +138,11 @@ impl Host {
         Agent::spawn(&self.ledger, self, options)
     }
 
+    /// Captures what goes over its cable, from now on; see [`Capture::start`].
+    pub fn capture(&self, filter: &str) -> Result<Capture> {
+        Capture::start(&self.ledger, &self.namespace, UPLINK, filter)
+    }
+
     /// Adds a plain container: a namespace behind the bridge that Docker would make, with the next
     /// address of the leased subnet. The agent must have written `subnet.env` before.
     pub fn add_container(&self, name: &str) -> Result<Container> {
@@ -178,16 +183,8 @@ impl Host {
 }
 
 fn parse_docker_options(text: &str) -> Option<Vec<String>> {
-    let value = text
-        .lines()
-        .find_map(|line| line.strip_prefix("DOCKER_OPTS="))?;
-    Some(
-        value
-            .trim_matches('"')
-            .split_whitespace()
-            .map(str::to_owned)
-            .collect(),
-    )
+    let value = text.lines().find_map(|line| line.strip_prefix("DOCKER_OPTS="))?;
+    Some(value.trim_matches('"').split_whitespace().map(str::to_owned).collect())
 }
 
 #[cfg(test)]
@@ -198,9 +195,6 @@ mod tests {
     fn docker_options_are_read_from_the_combined_line() {
         let options =
             parse_docker_options("DOCKER_OPTS=\" --bip=10.1.5.1/24 --ip-masq=true --mtu=1450\"\n");
-        assert_eq!(
-            options.unwrap(),
-            ["--bip=10.1.5.1/24", "--ip-masq=true", "--mtu=1450"]
-        );
+        assert_eq!(options.unwrap(), ["--bip=10.1.5.1/24", "--ip-masq=true", "--mtu=1450"]);
     }
 }

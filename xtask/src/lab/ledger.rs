@@ -93,13 +93,9 @@ impl Record {
             .with_context(|| format!("cannot list {}", directory.display()))?;
         let mut records = Vec::new();
         for entry in entries {
-            let path = entry
-                .with_context(|| format!("cannot list {}", directory.display()))?
-                .path();
-            if path
-                .extension()
-                .is_some_and(|extension| extension == "json")
-            {
+            let path =
+                entry.with_context(|| format!("cannot list {}", directory.display()))?.path();
+            if path.extension().is_some_and(|extension| extension == "json") {
                 // Gone between listing and reading: somebody else has taken it down.
                 records.extend(Self::read(&path)?);
             }
@@ -143,10 +139,7 @@ impl Ledger {
     /// Starts the record, and saves it.
     pub fn open(record: Record) -> Result<Self> {
         record.write()?;
-        Ok(Self {
-            record: Arc::new(Mutex::new(record)),
-            dumped: Arc::default(),
-        })
+        Ok(Self { record: Arc::new(Mutex::new(record)), dumped: Arc::default() })
     }
 
     /// A copy of what it says now.

@@ -120,10 +120,7 @@ impl Builder {
 
     /// Makes it: hosts on a wire, nothing running yet.
     pub fn start(self) -> Result<Lab> {
-        ensure!(
-            Uid::effective().is_root(),
-            "a lab needs root, for network namespaces and BPF"
-        );
+        ensure!(Uid::effective().is_root(), "a lab needs root, for network namespaces and BPF");
         ensure!(
             self.hosts <= MOST_HOSTS,
             "{} hosts do not fit on the wire: {MOST_HOSTS} at most",
@@ -179,12 +176,7 @@ pub struct Lab {
 impl Lab {
     /// Two hosts on a wire of 1500 bytes, unless said otherwise.
     pub fn builder() -> Builder {
-        Builder {
-            name: None,
-            hosts: 2,
-            mtu: DEFAULT_MTU,
-            imitate_wire: false,
-        }
+        Builder { name: None, hosts: 2, mtu: DEFAULT_MTU, imitate_wire: false }
     }
 
     /// One of its hosts, counted from 0.
@@ -269,13 +261,9 @@ fn unique_name() -> String {
 
 /// `host-one`, `host-two`, …, and `host-11` after ten.
 pub fn host_name(index: usize) -> String {
-    const WORDS: [&str; 10] = [
-        "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten",
-    ];
-    WORDS.get(index).map_or_else(
-        || format!("host-{}", index + 1),
-        |word| format!("host-{word}"),
-    )
+    const WORDS: [&str; 10] =
+        ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"];
+    WORDS.get(index).map_or_else(|| format!("host-{}", index + 1), |word| format!("host-{word}"))
 }
 
 /// 192.168.33.10, .11, ….
@@ -286,14 +274,10 @@ fn host_address(index: usize) -> Ipv4Addr {
 
 /// The record of the host of this name.
 pub fn find_host<'record>(record: &'record Record, name: &str) -> Result<&'record HostRecord> {
-    record
-        .hosts
-        .iter()
-        .find(|host| host.name == name)
-        .ok_or_else(|| {
-            let names: Vec<&str> = record.hosts.iter().map(|host| host.name.as_str()).collect();
-            anyhow!("there is no {name}; the hosts are {}", names.join(", "))
-        })
+    record.hosts.iter().find(|host| host.name == name).ok_or_else(|| {
+        let names: Vec<&str> = record.hosts.iter().map(|host| host.name.as_str()).collect();
+        anyhow!("there is no {name}; the hosts are {}", names.join(", "))
+    })
 }
 
 #[cfg(test)]

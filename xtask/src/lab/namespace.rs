@@ -31,13 +31,8 @@ impl Namespace {
     pub fn create(ledger: &Ledger, short: &str) -> Result<Self> {
         let name = format!("{}-{short}", ledger.name());
         ledger.change(|record| record.namespaces.push(name.clone()))?;
-        let namespace = Self {
-            name,
-            ledger: ledger.clone(),
-        };
-        Cmd::new("ip")
-            .args(["netns", "add", &namespace.name])
-            .run()?;
+        let namespace = Self { name, ledger: ledger.clone() };
+        Cmd::new("ip").args(["netns", "add", &namespace.name]).run()?;
         namespace.ip(["link", "set", "lo", "up"])?;
         Ok(namespace)
     }
@@ -75,9 +70,7 @@ impl Namespace {
 
     /// Sets a kernel parameter of the network, named as `sysctl` names it.
     pub fn sysctl(&self, name: &str, value: &str) -> Result<()> {
-        self.command("sysctl")
-            .args(["-q", "-w", &format!("{name}={value}")])
-            .run()?;
+        self.command("sysctl").args(["-q", "-w", &format!("{name}={value}")]).run()?;
         Ok(())
     }
 
@@ -94,9 +87,7 @@ impl Namespace {
                 .with_context(|| format!("cannot enter {}", path.display()))?;
             task()
         });
-        worker
-            .join()
-            .map_err(|_panic| anyhow!("the task in namespace {} panicked", self.name))?
+        worker.join().map_err(|_panic| anyhow!("the task in namespace {} panicked", self.name))?
     }
 
     /// The MAC address of one of its devices.
@@ -119,8 +110,7 @@ impl Drop for Namespace {
         if let Err(error) = delete(&self.name) {
             eprintln!("{error:#}");
         }
-        self.ledger
-            .forget(|record| record.namespaces.retain(|name| *name != self.name));
+        self.ledger.forget(|record| record.namespaces.retain(|name| *name != self.name));
     }
 }
 
@@ -131,10 +121,7 @@ pub fn path(name: &str) -> PathBuf {
 
 /// A command that runs in the network namespace behind this file.
 pub fn enter(namespace: &Path, command: Cmd) -> Cmd {
-    command.behind(
-        "nsenter",
-        [format!("--net={}", namespace.display()), "--".into()],
-    )
+    command.behind("nsenter", [format!("--net={}", namespace.display()), "--".into()])
 }
 
 /// Ends what runs in a namespace, and deletes it; does nothing when there is none.
@@ -143,10 +130,7 @@ pub(super) fn delete(name: &str) -> Result<()> {
         return Ok(());
     }
     kill_inside(name)?;
-    Cmd::new("ip")
-        .args(["netns", "delete", name])
-        .even_if_interrupted()
-        .run()?;
+    Cmd::new("ip").args(["netns", "delete", name]).even_if_interrupted().run()?;
     Ok(())
 }
 
@@ -154,10 +138,7 @@ pub(super) fn delete(name: &str) -> Result<()> {
 pub(super) fn kill_inside(name: &str) -> Result<()> {
     // A process may have forked while we were killing: twice is enough, the second finds orphans.
     for _ in 0..2 {
-        let inside = Cmd::new("ip")
-            .args(["netns", "pids", name])
-            .even_if_interrupted()
-            .read()?;
+        let inside = Cmd::new("ip").args(["netns", "pids", name]).even_if_interrupted().read()?;
         let processes: Vec<ProcessId> = inside
             .lines()
             .filter_map(|line| ProcessId::of(line.trim().parse().ok()?).ok())

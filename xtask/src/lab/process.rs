@@ -116,18 +116,11 @@ impl Process {
             .append(true)
             .open(log)
             .with_context(|| format!("cannot open {} for {what}", log.display()))?;
-        let child = command
-            .spawn_to(&file)
-            .with_context(|| format!("cannot start {what}"))?;
+        let child = command.spawn_to(&file).with_context(|| format!("cannot start {what}"))?;
         let pid = i32::try_from(child.id()).context("a process number beyond i32")?;
         let id = ProcessId::of(pid)?;
-        let process = Self {
-            child,
-            id,
-            what: what.to_owned(),
-            log: log.to_owned(),
-            ledger: ledger.clone(),
-        };
+        let process =
+            Self { child, id, what: what.to_owned(), log: log.to_owned(), ledger: ledger.clone() };
         ledger.change(|record| {
             record.processes.push(ProcessRecord {
                 id,
@@ -162,15 +155,12 @@ impl Process {
 
     /// The last lines of its output.
     pub fn log_tail(&self, lines: usize) -> String {
-        self.log()
-            .map_or_else(|error| format!("{error:#}"), |log| tail(&log, lines))
+        self.log().map_or_else(|error| format!("{error:#}"), |log| tail(&log, lines))
     }
 
     /// How it ended, if it has.
     pub fn exit_status(&mut self) -> Result<Option<ExitStatus>> {
-        self.child
-            .try_wait()
-            .with_context(|| format!("cannot wait for {}", self.what))
+        self.child.try_wait().with_context(|| format!("cannot wait for {}", self.what))
     }
 
     /// Fails with [`GiveUp`] and the end of its output when it has ended by itself.
@@ -215,11 +205,7 @@ impl Process {
                 thread::sleep(Duration::from_millis(5));
             }
         }
-        Err(anyhow!(
-            "{} ({}) does not end, not even by SIGKILL",
-            self.what,
-            self.id.pid
-        ))
+        Err(anyhow!("{} ({}) does not end, not even by SIGKILL", self.what, self.id.pid))
     }
 }
 
@@ -234,8 +220,7 @@ impl Drop for Process {
             eprintln!("{error:#}");
         }
         let id = self.id;
-        self.ledger
-            .forget(|record| record.processes.retain(|process| process.id != id));
+        self.ledger.forget(|record| record.processes.retain(|process| process.id != id));
     }
 }
 
@@ -257,10 +242,7 @@ mod tests {
     #[test]
     fn a_number_used_again_is_another_process() {
         let own = ProcessId::own().unwrap();
-        let other = ProcessId {
-            started: own.started + 1,
-            ..own
-        };
+        let other = ProcessId { started: own.started + 1, ..own };
         assert!(!other.is_running());
         // It must not hit us.
         other.signal(Signal::SIGKILL).unwrap();

@@ -180,10 +180,8 @@ pub fn link_tools(lab: &Lab, agent_binary: &Path) -> Result<()> {
     let directory = tools(&lab.directory());
     fs::create_dir_all(&directory)
         .with_context(|| format!("cannot create {}", directory.display()))?;
-    for (name, program) in [
-        ("overlay-agent", agent_binary),
-        ("docker", Path::new(docker::CLIENT)),
-    ] {
+    for (name, program) in [("overlay-agent", agent_binary), ("docker", Path::new(docker::CLIENT))]
+    {
         let link = directory.join(name);
         symlink(program, &link).with_context(|| format!("cannot link {}", link.display()))?;
     }
@@ -250,11 +248,7 @@ fn agent_state(record: &Record, host: &HostRecord) -> String {
     let state = process_state(record, &format!("agent on {}", host.name));
     let binary = tools(&record.directory).join("overlay-agent");
     let answers = agent::status(&binary, &host.directory.join("agent.sock")).is_ok();
-    if state == "running" && !answers {
-        "running, does not answer".to_owned()
-    } else {
-        state
-    }
+    if state == "running" && !answers { "running, does not answer".to_owned() } else { state }
 }
 
 fn process_state(record: &Record, what: &str) -> String {
@@ -262,13 +256,7 @@ fn process_state(record: &Record, what: &str) -> String {
         .processes
         .iter()
         .rfind(|process| process.what == what)
-        .map(|process| {
-            if process.id.is_running() {
-                "running"
-            } else {
-                "ended"
-            }
-        });
+        .map(|process| if process.id.is_running() { "running" } else { "ended" });
     state.unwrap_or("-").to_owned()
 }
 
@@ -278,11 +266,7 @@ fn containers(record: &Record, host: &HostRecord) -> Vec<String> {
     let plain = record
         .namespaces
         .iter()
-        .filter_map(|namespace| {
-            namespace
-                .strip_prefix(&prefix)
-                .map(|name| (name, namespace))
-        })
+        .filter_map(|namespace| namespace.strip_prefix(&prefix).map(|name| (name, namespace)))
         .map(|(name, namespace)| {
             let shown = namespace::enter(
                 &namespace::path(namespace),
@@ -304,9 +288,8 @@ fn containers(record: &Record, host: &HostRecord) -> Vec<String> {
             .lines()
             .map(|name| {
                 let format = "{{.NetworkSettings.IPAddress}}";
-                let address = docker::client(&socket)
-                    .args(["inspect", "--format", format, name])
-                    .read();
+                let address =
+                    docker::client(&socket).args(["inspect", "--format", format, name]).read();
                 format!("{name}={}", address.unwrap_or_else(|_gone| "-".to_owned()))
             })
             .collect();
@@ -336,25 +319,17 @@ fn exec(options: &ExecOptions) -> Result<()> {
         bail!("there is no command to run");
     };
     let mut path = tools(&record.directory).into_os_string();
-    for rest in [
-        ":/usr/sbin:/usr/bin:/sbin:/bin:".into(),
-        env::var_os("PATH").unwrap_or_default(),
-    ] {
+    for rest in [":/usr/sbin:/usr/bin:/sbin:/bin:".into(), env::var_os("PATH").unwrap_or_default()]
+    {
         path.push::<OsString>(rest);
     }
     let command = namespace::enter(&network, Cmd::new(program).args(arguments))
         .env("PATH", path)
-        .env(
-            "DOCKER_HOST",
-            format!("unix://{}", docker_socket(host).display()),
-        )
+        .env("DOCKER_HOST", format!("unix://{}", docker_socket(host).display()))
         .env("OVERLAY_SOCKET", host.directory.join("agent.sock"))
         .env("OVERLAY_PIN_PATH", &host.pins)
         .env("OVERLAY_BRIDGE", BRIDGE);
-    let error = command
-        .to_std()
-        .stdin(std::process::Stdio::inherit())
-        .exec();
+    let error = command.to_std().stdin(std::process::Stdio::inherit()).exec();
     Err(error).with_context(|| format!("cannot run `{command}`"))
 }
 
@@ -367,10 +342,6 @@ fn container_network(host: &HostRecord, container: &str) -> Result<PathBuf> {
         .args(["inspect", "--format", "{{.State.Pid}}", container])
         .read()
         .with_context(|| format!("there is no container {container} on {}", host.name))?;
-    ensure!(
-        pid != "0",
-        "container {container} on {} does not run",
-        host.name
-    );
+    ensure!(pid != "0", "container {container} on {} does not run", host.name);
     Ok(Path::new("/proc").join(pid).join("ns/net"))
 }

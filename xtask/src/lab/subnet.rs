@@ -46,9 +46,7 @@ impl SubnetEnv {
             prefix_length: prefix_length
                 .parse()
                 .with_context(|| format!("FLANNEL_SUBNET={subnet} has no prefix length"))?,
-            mtu: value("FLANNEL_MTU")?
-                .parse()
-                .context("FLANNEL_MTU is no number")?,
+            mtu: value("FLANNEL_MTU")?.parse().context("FLANNEL_MTU is no number")?,
             ip_masq: value("FLANNEL_IPMASQ")? == "true",
         })
     }

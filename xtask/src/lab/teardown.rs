@@ -52,11 +52,7 @@ pub fn teardown(record: &Record) -> Result<()> {
             Ok(()) | Err(_) => Ok(()),
         };
     }
-    bail!(
-        "lab {} could not be taken down completely:\n  {}",
-        record.name,
-        failures.join("\n  ")
-    )
+    bail!("lab {} could not be taken down completely:\n  {}", record.name, failures.join("\n  "))
 }
 
 /// Takes down the labs whose owner was killed before it could.
@@ -71,16 +67,11 @@ pub fn sweep() -> Result<()> {
 }
 
 fn stop(record: &Record) -> Result<()> {
-    let processes: Vec<ProcessId> = record
-        .processes
-        .iter()
-        .rev()
-        .map(|process| process.id)
-        .collect();
-    for (signal, within) in [
-        (Signal::SIGTERM, STOP_WITHIN),
-        (Signal::SIGKILL, Duration::from_secs(5)),
-    ] {
+    let processes: Vec<ProcessId> =
+        record.processes.iter().rev().map(|process| process.id).collect();
+    for (signal, within) in
+        [(Signal::SIGTERM, STOP_WITHIN), (Signal::SIGKILL, Duration::from_secs(5))]
+    {
         for process in &processes {
             process.signal(signal)?;
         }

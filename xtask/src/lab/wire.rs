@@ -43,12 +43,7 @@ impl Wire {
         // Nothing here may answer or learn its way around what the hosts say to each other.
         switch.sysctl("net.ipv6.conf.all.disable_ipv6", "1")?;
         switch.ip(["link", "set", "switch", "up"])?;
-        Ok(Self {
-            switch,
-            mtu,
-            plugged: Mutex::new(Vec::new()),
-            ledger: ledger.clone(),
-        })
+        Ok(Self { switch, mtu, plugged: Mutex::new(Vec::new()), ledger: ledger.clone() })
     }
 
     /// The namespace of the switch: the place to capture what all hosts send.
@@ -82,8 +77,7 @@ impl Wire {
             "netns",
             namespace.name(),
         ])?;
-        self.switch
-            .ip(["link", "set", &port, "master", "switch", "up"])?;
+        self.switch.ip(["link", "set", &port, "master", "switch", "up"])?;
         namespace.ip(["address", "add", &cidr, "dev", UPLINK])?;
         namespace.ip(["link", "set", UPLINK, "up"])?;
         self.plugged().push(namespace.name().to_owned());
@@ -119,14 +113,7 @@ impl Wire {
     fn port(&self, namespace: &Namespace) -> String {
         let lab = format!("{}-", self.ledger.name());
         let short = namespace.name().trim_start_matches(&lab);
-        format!(
-            "p-{}",
-            short
-                .trim_start_matches("host-")
-                .chars()
-                .take(12)
-                .collect::<String>()
-        )
+        format!("p-{}", short.trim_start_matches("host-").chars().take(12).collect::<String>())
     }
 
     fn plugged(&self) -> std::sync::MutexGuard<'_, Vec<String>> {
