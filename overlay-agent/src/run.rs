@@ -3,6 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use anyhow::Context as _;
+use overlay_common::MacAddr;
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::mpsc,
@@ -42,8 +43,10 @@ pub async fn run(config: RunConfig) -> anyhow::Result<()> {
 
 async fn serve(config: Arc<RunConfig>) -> anyhow::Result<()> {
     let store = Etcd::new(&config.etcd).exit(Exit::Usage)?;
+    let mut vtep_mac = None;
     loop {
-        let (network, uplink, acquired) = join(&config, &store).await?;
+        let (network, uplink, acquired) = join(&config, &store, vtep_mac).await?;
+        vtep_mac = Some(acquired.lease.vtep_mac);
         let keeper = Keeper::new(store.clone(), &acquired, config.lease_ttl);
         let follower = Follower::new(store.clone())
             .starting_from(acquired.listing)
@@ -71,6 +74,7 @@ async fn serve(config: Arc<RunConfig>) -> anyhow::Result<()> {
 async fn join(
     config: &RunConfig,
     store: &Etcd,
+    vtep_mac: Option<MacAddr>,
 ) -> anyhow::Result<(NetworkConfig, Uplink, Acquired)> {
     loop {
         let stored = wait_for_config(store).await.exit(Exit::Config)?;
@@ -85,7 +89,7 @@ async fn join(
         let request = Request {
             public_ip: uplink.public_ip,
             previous,
-            vtep_mac: None,
+            vtep_mac,
             ttl: config.lease_ttl,
         };
         match acquire(store, &stored, &request).await {
@@ -108,15 +112,15 @@ async fn serve_lease(
 ) -> anyhow::Result<()> {
     loop {
         tokio::select! {
-            update = updates.recv() => match update.context("the follower of leases has died")? {
-                LeaseUpdate::Snapshot(leases) => {
-                    info!("leases: {}", leases.len());
+            update = updates.recv() => {
+                let update = update.context("the follower of leases has died")?;
+                if let LeaseUpdate::Snapshot(_) = update {
                     // Without systemd there is nobody to tell.
                     drop(sd_notify::notify(&[sd_notify::NotifyState::Ready]));
+                } else {
+                    info!("{update}");
                 }
-                LeaseUpdate::Put(lease) => info!("lease: {lease}"),
-                LeaseUpdate::Removed(subnet) => info!("lease removed: {subnet}"),
-            },
+            }
             event = events.recv() => match event.context("the keeper of our lease has died")? {
                 LeaseEvent::Retaken(lease) => info!("lease taken again: {lease}"),
                 LeaseEvent::TakenByOther { lease, .. } => {

@@ -131,12 +131,12 @@ pub enum UsageError {
         value: String,
     },
     /// A regular expression does not compile.
-    #[error("--iface-regex {value:?} is no regular expression: {source}")]
+    #[error("--iface-regex {value:?} is no regular expression: {error}")]
     Regex {
         /// The text.
         value: String,
         /// What is wrong with it.
-        source: regex::Error,
+        error: regex::Error,
     },
 }
 
@@ -206,7 +206,7 @@ impl TryFrom<&RunArgs> for UplinkConfig {
 
     fn try_from(args: &RunArgs) -> Result<Self, UsageError> {
         let regexes = given(&args.iface_regex)
-            .map(|value| Regex::new(&value).map_err(|source| UsageError::Regex { value, source }))
+            .map(|value| Regex::new(&value).map_err(|error| UsageError::Regex { value, error }))
             .collect::<Result<_, _>>()?;
         Ok(Self {
             ifaces: given(&args.iface).collect(),

@@ -22,12 +22,12 @@ pub struct StoredConfig {
 
 /// A config that is there but malformed.
 #[derive(Debug, thiserror::Error)]
-#[error("the network config at {key} is malformed: {source}")]
+#[error("the network config at {key} is malformed: {error}")]
 pub struct MalformedConfig {
     /// Where it is.
     pub key: String,
     /// The field and the rule.
-    pub source: ConfigError,
+    pub error: ConfigError,
 }
 
 /// Reads the network config; waits for etcd to answer and for the config to be there.
@@ -41,9 +41,9 @@ pub async fn wait_for_config(store: &Etcd) -> Result<StoredConfig, MalformedConf
                 unreachable.over();
                 absent.over();
                 let parsed =
-                    NetworkConfig::parse(&entry.value).map_err(|source| MalformedConfig {
+                    NetworkConfig::parse(&entry.value).map_err(|error| MalformedConfig {
                         key: key.clone(),
-                        source,
+                        error,
                     })?;
                 for note in parsed.notes {
                     warn!("network config: {note}");

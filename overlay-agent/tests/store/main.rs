@@ -9,3 +9,4 @@ mod follow;
 mod keeper;
 mod scale;
 mod support;
+mod wire;
