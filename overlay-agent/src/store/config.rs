@@ -33,7 +33,7 @@ pub struct MalformedConfig {
 /// Reads the network config; waits for etcd to answer and for the config to be there.
 pub async fn wait_for_config(store: &Etcd) -> Result<StoredConfig, MalformedConfig> {
     let key = store.prefix().config_key();
-    let mut unreachable = Outage::new("etcd does not answer");
+    let mut unreachable = Outage::new("cannot read the network config");
     let mut absent = Outage::new("there is no network config yet");
     loop {
         let pause = match store.get(&key).await {

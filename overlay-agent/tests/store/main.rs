@@ -3,6 +3,7 @@
 
 mod acquire;
 mod auth;
+mod cluster;
 mod config;
 mod etcd;
 mod follow;
