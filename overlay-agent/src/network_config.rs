@@ -87,7 +87,8 @@ impl fmt::Display for ConfigNote {
 impl NetworkConfig {
     /// Reads the JSON text of a network config and checks every rule.
     pub fn parse(text: &[u8]) -> Result<ParsedConfig, ConfigError> {
-        let value: Value = serde_json::from_slice(text).map_err(ConfigError::Syntax)?;
+        let value: Value =
+            serde_json::from_slice(text).map_err(|error| ConfigError::Syntax { error })?;
         let Value::Object(fields) = &value else {
             return Err(ConfigError::NotAnObject(json::kind(&value)));
         };
@@ -232,7 +233,7 @@ impl Backend {
         let port = fields::number(fields, "Port", "Backend.Port", u32::from(u16::MAX))?;
         let mtu = fields::number(fields, "MTU", "Backend.MTU", u32::from(u16::MAX))?;
         Ok(Self {
-            vni: Vni::new(vni).map_err(ConfigError::Vni)?,
+            vni: Vni::new(vni).map_err(|error| ConfigError::Vni { error })?,
             port: narrow(port).unwrap_or(DEFAULT_PORT),
             mtu: match narrow(mtu) {
                 Some(mtu) if mtu < MIN_IPV4_MTU + ENCAPSULATION_OVERHEAD => {

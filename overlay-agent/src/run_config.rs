@@ -135,12 +135,12 @@ pub enum UsageError {
         value: String,
     },
     /// A regular expression does not compile.
-    #[error("--iface-regex {value:?} is no regular expression: {source}")]
+    #[error("--iface-regex {value:?} is no regular expression: {error}")]
     Regex {
         /// The text.
         value: String,
         /// What is wrong with it.
-        source: regex::Error,
+        error: regex::Error,
     },
 }
 
@@ -209,7 +209,7 @@ impl TryFrom<&RunArgs> for UplinkConfig {
 
     fn try_from(args: &RunArgs) -> Result<Self, UsageError> {
         let regexes = given(&args.iface_regex)
-            .map(|value| Regex::new(&value).map_err(|source| UsageError::Regex { value, source }))
+            .map(|value| Regex::new(&value).map_err(|error| UsageError::Regex { value, error }))
             .collect::<Result<_, _>>()?;
         Ok(Self {
             ifaces: given(&args.iface).collect(),
@@ -228,6 +228,7 @@ fn without_effect(args: &RunArgs) -> Vec<String> {
             args.subnet_lease_renew_margin != 60,
             "--subnet-lease-renew-margin has no effect: leases are kept alive all the time",
         ),
+        (args.healthz_port != 0, "--healthz-port has no effect yet: no health checks are served"),
         (
             args.ip_masq,
             "--ip-masq is only written to the subnet file yet: no masquerading rules are made",

@@ -68,7 +68,7 @@ fn a_flanneld_command_line_in_gos_style_is_understood() {
     assert_eq!(config.uplink.ifaces, ["eth1", "10.0.0.1"]);
     assert!(config.ip_masq);
     assert_eq!(config.healthz, Some("0.0.0.0:8471".parse().unwrap()));
-    assert_eq!(config.without_effect.len(), 2);
+    assert_eq!(config.without_effect.len(), 3);
 }
 
 #[test]
@@ -192,6 +192,8 @@ fn verbosity_may_come_before_or_after_the_verb() {
         (&["-v", "status"], 1),
         (&["status", "-v=6"], 6),
         (&["status", "--v=6"], 6),
+        (&["-v", "4", "status"], 4),
+        (&["status", "-v", "5"], 5),
     ] {
         assert_eq!(parse(args, &[]).unwrap().verbosity, expected, "{args:?}");
     }

@@ -280,7 +280,10 @@ impl Attempt<'_> {
 
     /// One etcd lease serves all attempts.
     async fn grant(&mut self) -> Result<i64, StoreError> {
-        if let Some(id) = self.granted {
+        // A wait between attempts may have outlasted it.
+        if let Some(id) = self.granted
+            && self.store.keep_alive(id).await?
+        {
             return Ok(id);
         }
         let id = self.store.grant(self.request.ttl).await?;

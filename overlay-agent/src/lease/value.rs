@@ -53,7 +53,8 @@ impl LeaseValue {
 
     /// Reads a value.
     pub fn decode(bytes: &[u8]) -> Result<Self, ValueError> {
-        let value: Value = serde_json::from_slice(bytes).map_err(ValueError::Syntax)?;
+        let value: Value =
+            serde_json::from_slice(bytes).map_err(|error| ValueError::Syntax { error })?;
         let Value::Object(fields) = &value else {
             return Err(ValueError::NotAnObject(json::kind(&value)));
         };
@@ -79,8 +80,11 @@ impl LeaseValue {
 #[derive(Debug, thiserror::Error)]
 pub enum ValueError {
     /// The text is no JSON.
-    #[error("the value is not valid JSON: {0}")]
-    Syntax(#[source] serde_json::Error),
+    #[error("the value is not valid JSON: {error}")]
+    Syntax {
+        /// Where and why.
+        error: serde_json::Error,
+    },
     /// The JSON is something other than an object.
     #[error("the value must be a JSON object, but is {0}")]
     NotAnObject(&'static str),

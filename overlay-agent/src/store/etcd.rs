@@ -4,12 +4,15 @@ use std::{error::Error as StdError, fmt, sync::Arc, time::Duration};
 
 use etcd_client::{
     Compare, CompareOp, Error, GetOptions, KeyValue, LeaseTimeToLiveOptions, PutOptions, Txn,
-    TxnOp, TxnOpResponse, WatchOptions, WatchStream,
+    TxnOp, TxnOpResponse, WatchOptions,
 };
 use ipnetwork::Ipv4Network;
 use tokio::time::timeout;
 
-use super::connect::{Connection, Connector, NoEndpoint, explain, is_connection_trouble};
+use super::{
+    connect::{Connection, Connector, NoEndpoint, explain, is_connection_trouble},
+    watch::Watch,
+};
 use crate::{
     lease::{guard, key::Prefix},
     run_config::EtcdConfig,
@@ -137,7 +140,7 @@ impl Etcd {
     }
 
     /// Watches all leases from `revision` on.
-    pub async fn watch(&self, revision: i64) -> Result<WatchStream, StoreError> {
+    pub async fn watch(&self, revision: i64) -> Result<Watch, StoreError> {
         let dir = self.prefix.subnets_dir();
         let options = WatchOptions::new()
             .with_prefix()
@@ -145,18 +148,12 @@ impl Etcd {
             .with_fragment()
             .with_progress_notify();
         self.request("watch", &dir, async |connection| {
-            let mut watch =
+            let mut client =
                 connection.client.watch_client().max_decoding_message_size(LARGEST_MESSAGE);
-            watch.watch(dir.as_str(), Some(options)).await
+            let stream = client.watch(dir.as_str(), Some(options)).await?;
+            Ok(Watch::new(stream, Arc::clone(&self.connector), connection))
         })
         .await
-    }
-
-    /// Makes the next request use another connection: this one's watch has failed.
-    pub async fn reconnect(&self) {
-        if let Ok(connection) = self.connector.connection().await {
-            self.connector.give_up(&connection).await;
-        }
     }
 
     /// Asks for a new etcd lease.

@@ -14,7 +14,7 @@ use ipnetwork::Ipv4Network;
 use tokio::sync::mpsc;
 use tracing::{debug, info, warn};
 
-use super::{Entry, Etcd, Listing, StoreError, outage::Outage};
+use super::{Entry, Etcd, Listing, StoreError, outage::Outage, watch::WatchEnded};
 use crate::lease::{
     Lease,
     keeper::KeeperHandle,
@@ -33,6 +33,16 @@ pub enum LeaseUpdate {
     Removed(Ipv4Network),
 }
 
+impl fmt::Display for LeaseUpdate {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Snapshot(leases) => write!(out, "leases in all: {}", leases.len()),
+            Self::Put(lease) => write!(out, "lease: {lease}"),
+            Self::Removed(subnet) => write!(out, "no lease any more: {subnet}"),
+        }
+    }
+}
+
 /// Follows the leases of one network, our own included.
 #[derive(Debug)]
 pub struct Follower {
@@ -45,7 +55,7 @@ pub struct Follower {
 /// Why following stopped for the moment.
 enum Doubt {
     Store(StoreError),
-    Stream(String),
+    Watch(WatchEnded),
     /// Nobody wants updates any more.
     Unwanted,
 }
@@ -54,7 +64,7 @@ impl fmt::Display for Doubt {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Store(error) => error.fmt(out),
-            Self::Stream(reason) => out.write_str(reason),
+            Self::Watch(ended) => ended.fmt(out),
             Self::Unwanted => out.write_str("nobody follows any more"),
         }
     }
@@ -115,35 +125,18 @@ impl Follower {
         };
         let revision = listing.revision;
         let snapshot = self.reader.snapshot(listing);
-        info!("{} leases as of revision {revision}", snapshot.len());
-        self.send(updates, LeaseUpdate::Snapshot(snapshot)).await?;
+        let snapshot = LeaseUpdate::Snapshot(snapshot);
+        info!("{snapshot}, as of revision {revision}");
+        self.send(updates, snapshot).await?;
 
         let mut watch = self.store.watch(revision + 1).await.map_err(Doubt::Store)?;
         loop {
-            let message = match watch.message().await {
-                Ok(Some(message)) => message,
-                ended => {
-                    self.store.reconnect().await;
-                    let reason = match ended {
-                        Err(error) => super::connect::explain(&error),
-                        Ok(_) => "etcd ended the watch".to_owned(),
-                    };
-                    return Err(Doubt::Stream(reason));
-                }
-            };
-            if message.compact_revision() != 0 {
-                let reason = format!("etcd has compacted up to {}", message.compact_revision());
-                return Err(Doubt::Stream(reason));
-            }
-            if message.canceled() {
-                let reason = format!("etcd cancelled the watch: {}", message.cancel_reason());
-                return Err(Doubt::Stream(reason));
-            }
+            let events = watch.next().await.map_err(Doubt::Watch)?;
             // Only now is it certain that the watch works.
             outage.over();
-            for event in message.events() {
+            for event in &events {
                 if let Some(update) = self.reader.update(event) {
-                    debug!("{update:?}");
+                    debug!("{update}");
                     self.send(updates, update).await?;
                 }
             }

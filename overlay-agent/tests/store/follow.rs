@@ -2,7 +2,10 @@
 
 use overlay_agent::store::{Follower, LeaseUpdate};
 
-use crate::support::{CONFIG, Followed, World, lease, subnet, until, value, value_with_mac};
+use crate::{
+    support::{CONFIG, Followed, World, lease, subnet, until, value, value_with_mac},
+    wire::Wire,
+};
 
 #[tokio::test]
 async fn a_lease_is_seen_when_it_comes_changes_and_goes() {
@@ -125,4 +128,31 @@ async fn following_ends_when_nobody_wants_updates() {
     receiver.recv().await.unwrap();
     drop(receiver);
     until("the follower ends", async || task.is_finished()).await;
+}
+
+#[tokio::test]
+async fn a_host_that_is_cut_off_while_history_is_dropped_sees_everything_afterwards() {
+    let mut world = World::new(CONFIG).await;
+    for host in 1..=3 {
+        world.put(&format!("10.5.{host}.0-24"), &value(host)).await;
+    }
+    let wire = Wire::to(&world.etcd).await;
+    let mut followed = Followed::new(Follower::new(wire.store()));
+    followed.snapshot().await;
+    // Only a watch that works proves that the cut will end one.
+    world.put("10.5.3.0-24", &value(33)).await;
+    followed.until(&LeaseUpdate::Put(lease("10.5.3.0/24", 33))).await;
+
+    wire.cut();
+    world.put("10.5.1.0-24", &value_with_mac(1, 77)).await;
+    world.delete("10.5.2.0-24").await;
+    world.put("10.5.4.0-24", &value(4)).await;
+    let revision = world.store.list().await.unwrap().revision;
+    world.client.compact(revision, None).await.unwrap();
+    wire.mend();
+
+    let mut changed = lease("10.5.1.0/24", 1);
+    changed.vtep_mac.0[5] = 77;
+    let now = [changed, lease("10.5.3.0/24", 33), lease("10.5.4.0/24", 4)];
+    assert_eq!(followed.snapshot().await, now);
 }

@@ -8,11 +8,14 @@ use overlay_agent::{
         acquire::{Acquired, Request},
         keeper::{Keeper, LeaseEvent},
     },
-    store::Follower,
+    store::{Etcd, Follower},
 };
 use tokio::sync::mpsc;
 
-use crate::support::{CONFIG, Followed, World, key, request, until, value, within};
+use crate::{
+    support::{CONFIG, Followed, World, key, request, until, value, within},
+    wire::Wire,
+};
 
 /// The shortest that etcd grants. Renewed every two thirds of a second.
 const SHORT: Duration = Duration::from_secs(2);
@@ -27,13 +30,16 @@ struct Host {
 
 impl Host {
     async fn new(world: &World, ttl: Duration) -> Self {
+        Self::behind(world, world.store.clone(), ttl).await
+    }
+
+    /// A host that has its own way to etcd.
+    async fn behind(world: &World, store: Etcd, ttl: Duration) -> Self {
         let request = Request { ttl, ..request(1) };
         let acquired = world.acquire(&request).await;
-        let keeper = Keeper::new(world.store.clone(), &acquired, ttl);
+        let keeper = Keeper::new(store.clone(), &acquired, ttl);
         let mut followed = Followed::new(
-            Follower::new(world.store.clone())
-                .starting_from(acquired.listing.clone())
-                .informing(keeper.handle()),
+            Follower::new(store).starting_from(acquired.listing.clone()).informing(keeper.handle()),
         );
         followed.snapshot().await;
         let (sender, events) = mpsc::channel(4);
@@ -166,4 +172,35 @@ async fn an_outage_longer_than_the_ttl_costs_neither_lease_nor_agent() {
     world.client = world.etcd.client().await;
     stays(&mut world, &host, SHORT * 3).await;
     assert!(host.events.try_recv().is_err(), "nothing was lost");
+}
+
+#[tokio::test]
+async fn a_host_that_is_cut_off_until_its_lease_expires_takes_the_same_subnet_again() {
+    let mut world = World::new(CONFIG).await;
+    let wire = Wire::to(&world.etcd).await;
+    let mut host = Host::behind(&world, wire.store(), SHORT).await;
+    wire.cut();
+    until("the lease expires", async || world.get(&host.name).await.is_none()).await;
+    wire.mend();
+    assert_eq!(host.event().await, LeaseEvent::Retaken(host.acquired.lease));
+    stays(&mut world, &host, SHORT * 2).await;
+}
+
+#[tokio::test]
+async fn a_host_that_wakes_up_after_its_subnet_went_to_another_does_not_steal_it() {
+    let mut world = World::new(CONFIG).await;
+    let wire = Wire::to(&world.etcd).await;
+    let mut host = Host::behind(&world, wire.store(), SHORT).await;
+    wire.cut();
+    until("the lease expires", async || world.get(&host.name).await.is_none()).await;
+    let other = Request { previous: Some(host.acquired.lease.subnet), ..request(9) };
+    let theirs = world.acquire(&other).await.lease;
+    assert_eq!(theirs.subnet, host.acquired.lease.subnet);
+    wire.mend();
+    assert!(matches!(
+        host.event().await,
+        LeaseEvent::TakenByOther { owner: Some(owner), .. } if owner == theirs.public_ip
+    ));
+    let kv = world.get(&host.name).await.unwrap();
+    assert_eq!(kv.value(), theirs.value().encode());
 }

@@ -60,7 +60,6 @@ async fn the_only_free_subnet_of_65_535_is_found() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "takes a minute on two cores; run with --ignored"]
 async fn a_thousand_hosts_at_once_get_a_thousand_subnets() {
     let world = World::new(r#"{"Network":"10.0.0.0/8"}"#).await;
     let start = Instant::now();
