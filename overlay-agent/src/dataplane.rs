@@ -5,7 +5,7 @@ use std::{collections::HashMap, net::Ipv4Addr};
 use anyhow::{Context, Result};
 use ipnetwork::Ipv4Network;
 use overlay_common::{
-    Hook, MacAddr,
+    Hook,
     tables::{ABI_VERSION, HostConfig},
 };
 use rtnetlink::Handle;
@@ -139,8 +139,8 @@ impl Dataplane {
             subnet_length: spec.tunnel.subnet.prefix(),
             port: spec.tunnel.port,
             mtu: u16::try_from(spec.tunnel.mtu).unwrap_or(u16::MAX),
-            vtep_mac: spec.tunnel.mac,
-            bridge_mac: bridge.map_or(MacAddr::default(), |link| link.mac),
+            vtep_mac: spec.tunnel.mac.0,
+            bridge_mac: bridge.map_or([0; 6], |link| link.mac.0),
             reserved: [0; 2],
             // Until the leases are listed, an earlier agent's entries stay in use.
             peer_lengths: if self.synced { peer_lengths } else { self.config.peer_lengths },

@@ -1,4 +1,4 @@
-use crate::{MacAddr, Prefix, abi::map_type};
+use crate::{Prefix, abi::map_type};
 
 /// Name of the map and of its pin.
 pub const CONFIG_MAP: &str = "config";
@@ -35,9 +35,9 @@ map_type! {
         /// Largest inner IPv4 packet, in bytes.
         pub mtu: u16,
         /// Inner MAC that peers address us by: `VtepMAC` of our lease.
-        pub vtep_mac: MacAddr,
+        pub vtep_mac: [u8; 6],
         /// MAC of the bridge: what local containers know as their gateway.
-        pub bridge_mac: MacAddr,
+        pub bridge_mac: [u8; 6],
         /// Padding, zero.
         pub reserved: [u8; 2],
         /// Prefix lengths of the leases in `peers`, longest first, 0 where unused.
