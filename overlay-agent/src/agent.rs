@@ -351,6 +351,7 @@ fn dataplane_spec(
             network: network.network,
         },
         uplink: Attachment { ifindex: uplink.ifindex, interface: uplink.name.clone() },
+        uplink_address: uplink.address,
         public_address: uplink.public_ip,
         bridge: config.bridge.clone(),
         fast_path: config.fast_path,

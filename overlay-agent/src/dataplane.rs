@@ -25,7 +25,9 @@ pub struct DataplaneSpec {
     pub tunnel: TunnelSpec,
     /// The interface that carries encapsulated packets.
     pub uplink: Attachment,
-    /// The address that peers send to.
+    /// The uplink's own address.
+    pub uplink_address: Ipv4Addr,
+    /// The address that peers send to; the same, unless the host is behind NAT.
     pub public_address: Ipv4Addr,
     /// The containers' bridge; found by its address where it is not named.
     pub bridge: Option<String>,
@@ -134,7 +136,7 @@ impl Dataplane {
             bridge_ifindex: bridge.map_or(0, |link| link.index),
             network: spec.tunnel.network.network().octets(),
             subnet: spec.tunnel.subnet.network().octets(),
-            public_address: spec.public_address.octets(),
+            uplink_address: spec.uplink_address.octets(),
             network_length: spec.tunnel.network.prefix(),
             subnet_length: spec.tunnel.subnet.prefix(),
             port: spec.tunnel.port,

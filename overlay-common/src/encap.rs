@@ -83,7 +83,7 @@ impl OuterHeaders {
             ttl: OUTER_TTL,
             proto: PROTOCOL_UDP,
             check: [0; 2],
-            src_addr: host.public_address,
+            src_addr: host.uplink_address,
             dst_addr: peer.public_address,
         };
         ipv4.check = checksum::ipv4_header(&ipv4);
@@ -128,7 +128,7 @@ mod tests {
         HostConfig {
             vni: 1,
             port: 8472,
-            public_address: [192, 168, 33, 10],
+            uplink_address: [192, 168, 33, 10],
             vtep_mac: [2, 0, 0, 0, 0, 1],
             ..HostConfig::default()
         }

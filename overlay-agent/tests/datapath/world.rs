@@ -98,7 +98,7 @@ impl World {
             network_length: 16,
             subnet: [10, 1, 15, 0],
             subnet_length: 24,
-            public_address: PUBLIC,
+            uplink_address: PUBLIC,
             port: PORT,
             mtu: 1450,
             vtep_mac: VTEP_MAC.0,

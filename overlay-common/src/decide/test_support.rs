@@ -36,7 +36,7 @@ impl World {
                 network_length: 16,
                 subnet: [10, 1, 15, 0],
                 subnet_length: 24,
-                public_address: [192, 168, 33, 10],
+                uplink_address: [192, 168, 33, 10],
                 port: 8472,
                 mtu: 1450,
                 vtep_mac: [2, 0, 0, 0, 0, 10],
@@ -87,9 +87,9 @@ pub(super) fn inner_packet(host: &HostConfig, src: [u8; 4], dst: [u8; 4]) -> Byt
 /// What the peer sends, on the wire.
 pub(super) fn vxlan_packet(host: &HostConfig, src: [u8; 4], dst: [u8; 4]) -> Bytes {
     let inner = inner_packet(host, src, dst);
-    let peer = HostConfig { public_address: PEER.public_address, vtep_mac: PEER.vtep_mac, ..*host };
+    let peer = HostConfig { uplink_address: PEER.public_address, vtep_mac: PEER.vtep_mac, ..*host };
     let us =
-        Peer { public_address: host.public_address, vtep_mac: host.vtep_mac, reserved: [0; 2] };
+        Peer { public_address: host.uplink_address, vtep_mac: host.vtep_mac, reserved: [0; 2] };
     let length = u16::try_from(inner.bytes.len() - 14).expect("a small packet");
     let headers = OuterHeaders::new(&peer, &us, 0, length, 40_000, 7);
     let outer_ethernet = Ethernet {

@@ -24,8 +24,9 @@ map_type! {
         pub network: [u8; 4],
         /// This host's lease in it.
         pub subnet: [u8; 4],
-        /// Outer source address of what we send, outer destination of what we accept.
-        pub public_address: [u8; 4],
+        /// The uplink's address: outer source of what we send, outer destination of what we accept. Behind
+        /// NAT, peers know us by another.
+        pub uplink_address: [u8; 4],
         /// Prefix length of `network`.
         pub network_length: u8,
         /// Prefix length of `subnet`.

@@ -35,7 +35,7 @@ pub(crate) fn set_tunnel_key(
     let mut key = tunnel_key(
         host.vni,
         u32::from_be_bytes(target.peer.public_address),
-        u32::from_be_bytes(host.public_address),
+        u32::from_be_bytes(host.uplink_address),
     );
     // SAFETY: the kernel reads no more than the size it is told.
     let set = unsafe {
