@@ -34,45 +34,62 @@ pub fn bridge<'a>(
         .find(|link| link.kind == LinkKind::Bridge)
 }
 
+/// The bridge's ports that lead into containers: veths whose other half is in another network namespace,
+/// where packets can be caught and delivered without the bridge.
+pub fn container_ports<'a>(
+    observed: &'a Observed,
+    bridge: &Link,
+) -> impl Iterator<Item = &'a Link> + use<'a> {
+    let bridge = bridge.index;
+    observed.links.values().filter(move |link| {
+        link.master == Some(bridge)
+            && link.up
+            && link.kind == LinkKind::Veth { peer_is_elsewhere: true }
+    })
+}
+
 /// The containers behind `bridge` that can be delivered to directly: their address and MAC are known to
 /// the host, the MAC was seen behind exactly one port, and that port is a veth into another network
-/// namespace. Whatever the kernel is unsure of is left out: the bridge finds it.
+/// namespace. Whatever the kernel is unsure of is left out: the bridge finds it. The host's own addresses
+/// are there too, as its own.
 pub fn endpoints(
     observed: &Observed,
     bridge: &Link,
     subnet: Ipv4Network,
 ) -> HashMap<EndpointKey, Endpoint> {
-    let own: BTreeSet<Ipv4Addr> =
-        observed.addresses.iter().map(|(_, address, _)| *address).collect();
+    let own: BTreeSet<Ipv4Addr> = observed
+        .addresses
+        .iter()
+        .map(|(_, address, _)| *address)
+        .filter(|address| subnet.contains(*address))
+        .collect();
     let ports = ports(observed, bridge);
-    observed
+    let containers = observed
         .neighbours
         .iter()
         .filter(|neighbour| neighbour.ifindex == bridge.index)
         .filter(|neighbour| subnet.contains(neighbour.address) && !own.contains(&neighbour.address))
         .filter_map(|neighbour| {
             let &ifindex = ports.get(&neighbour.mac)?.as_ref()?;
-            let key = EndpointKey { address: neighbour.address.octets() };
-            Some((key, Endpoint { ifindex, mac: neighbour.mac.0, reserved: [0; 2] }))
-        })
+            Some((neighbour.address, Endpoint { ifindex, mac: neighbour.mac.0, reserved: [0; 2] }))
+        });
+    containers
+        .chain(own.iter().map(|address| (*address, Endpoint::HOST)))
+        .map(|(address, endpoint)| (EndpointKey { address: address.octets() }, endpoint))
         .collect()
 }
 
 /// The port each MAC was seen behind; `None` where there is more than one.
 fn ports(observed: &Observed, bridge: &Link) -> HashMap<MacAddr, Option<u32>> {
+    let deliverable: BTreeSet<u32> =
+        container_ports(observed, bridge).map(|link| link.index).collect();
     let mut ports: HashMap<MacAddr, Option<u32>> = HashMap::new();
-    for &(mac, ifindex) in &observed.forwarding {
-        let deliverable = observed.links.get(&ifindex).is_some_and(|link| {
-            link.master == Some(bridge.index)
-                && link.up
-                && link.kind == LinkKind::Veth { peer_is_elsewhere: true }
-        });
-        if deliverable {
-            ports
-                .entry(mac)
-                .and_modify(|port| *port = port.filter(|&known| known == ifindex))
-                .or_insert(Some(ifindex));
-        }
+    for &(mac, ifindex) in observed.forwarding.iter().filter(|(_, port)| deliverable.contains(port))
+    {
+        ports
+            .entry(mac)
+            .and_modify(|port| *port = port.filter(|&known| known == ifindex))
+            .or_insert(Some(ifindex));
     }
     ports
 }
@@ -147,6 +164,12 @@ mod tests {
     }
 
     #[test]
+    fn the_hosts_own_addresses_are_its_own() {
+        let gateway = EndpointKey { address: [10, 1, 15, 1] };
+        assert_eq!(found(&observed()).get(&gateway), Some(&Endpoint::HOST));
+    }
+
+    #[test]
     fn whatever_is_doubtful_is_no_endpoint() {
         let cases: [(&str, fn(&mut Observed)); 7] = [
             ("no forwarding entry", |observed| observed.forwarding.clear()),
@@ -169,7 +192,9 @@ mod tests {
         for (name, edit) in cases {
             let mut observed = observed();
             edit(&mut observed);
-            assert!(found(&observed).is_empty(), "{name}");
+            let containers =
+                found(&observed).into_values().filter(|found| !found.is_host()).count();
+            assert_eq!(containers, 0, "{name}");
         }
     }
 }

@@ -101,7 +101,7 @@ impl Dataplane {
         }
         self.follow_bridge(observed);
         self.write_config()?;
-        self.attach()?;
+        self.attach(observed)?;
         self.converge_endpoints(observed)
     }
 
@@ -154,26 +154,27 @@ impl Dataplane {
         Ok(())
     }
 
-    fn attach(&mut self) -> Result<()> {
+    fn attach(&mut self, observed: &Observed) -> Result<()> {
+        let place = |link: &Link| Attachment { ifindex: link.index, interface: link.name.clone() };
         let tunnel =
             Attachment { ifindex: self.tunnel.ifindex, interface: self.tunnel.name.clone() };
-        let bridge = self
-            .bridge
-            .as_ref()
-            .map(|link| Attachment { ifindex: link.index, interface: link.name.clone() });
+        let ports = self.bridge.as_ref().map_or_else(Vec::new, |bridge| {
+            containers::container_ports(observed, bridge).map(place).collect()
+        });
         let places = [
-            (Hook::FromUplink, Some(self.spec.uplink.clone())),
-            (Hook::ToTunnel, Some(tunnel.clone())),
-            (Hook::FromTunnel, Some(tunnel)),
-            (Hook::FromContainer, bridge),
+            (Hook::FromUplink, vec![self.spec.uplink.clone()]),
+            (Hook::ToTunnel, vec![tunnel.clone()]),
+            (Hook::FromTunnel, vec![tunnel]),
+            (Hook::FromBridge, self.bridge.iter().map(place).collect()),
+            (Hook::FromContainer, ports),
         ];
-        for (hook, place) in places {
+        for (hook, places) in places {
             for ifindex in self.attachments.of(hook) {
-                if place.as_ref().is_none_or(|place| place.ifindex != ifindex) {
+                if !places.iter().any(|place| place.ifindex == ifindex) {
                     self.attachments.detach(&self.pins, hook, ifindex)?;
                 }
             }
-            if let Some(place) = place {
+            for place in places {
                 self.attachments.attach(&mut self.programs, &self.pins, hook, &place)?;
             }
         }
@@ -185,7 +186,7 @@ impl Dataplane {
             Some(bridge) => containers::endpoints(observed, bridge, self.spec.tunnel.subnet),
             None => HashMap::new(),
         };
-        self.endpoints = endpoints.len();
+        self.endpoints = endpoints.values().filter(|endpoint| !endpoint.is_host()).count();
         self.tables.endpoints.converge(&endpoints)?;
         Ok(())
     }

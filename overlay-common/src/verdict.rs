@@ -4,8 +4,10 @@
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Hook {
-    /// TC ingress of the container side: packets that containers send.
+    /// TC ingress of each container's host-side veth: packets that it sends.
     FromContainer,
+    /// TC ingress of the containers' bridge: the same, for ports that have no program of their own.
+    FromBridge,
     /// TC ingress of the uplink: packets from the wire.
     FromUplink,
     /// TC egress of the tunnel device: packets that the host's stack sends into the overlay.
@@ -16,8 +18,8 @@ pub enum Hook {
 
 impl Hook {
     /// Every hook, in the order of its number.
-    pub const ALL: [Self; 4] =
-        [Self::FromContainer, Self::FromUplink, Self::ToTunnel, Self::FromTunnel];
+    pub const ALL: [Self; 5] =
+        [Self::FromContainer, Self::FromBridge, Self::FromUplink, Self::ToTunnel, Self::FromTunnel];
     /// How many there are.
     pub const COUNT: u32 = Self::ALL.len() as u32;
 
@@ -25,6 +27,7 @@ impl Hook {
     pub const fn name(self) -> &'static str {
         match self {
             Self::FromContainer => "from_container",
+            Self::FromBridge => "from_bridge",
             Self::FromUplink => "from_uplink",
             Self::ToTunnel => "to_tunnel",
             Self::FromTunnel => "from_tunnel",
@@ -95,6 +98,7 @@ reasons! {
         FastPathOff = "fast_path_off", "The fast path is switched off.";
         NotIpv4 = "not_ipv4", "Not an untagged IPv4 packet.";
         NotVxlan = "not_vxlan", "Not a VXLAN packet for this host's address and port.";
+        NotForGateway = "not_for_gateway", "Addressed to another container's MAC: the bridge carries it.";
         NotOverlay = "not_overlay", "Its destination is outside the overlay network.";
         LocalDestination = "local_destination", "Its destination is in this host's own subnet.";
         ForeignSource = "foreign_source", "Its source is outside this host's subnet: the stack may rewrite it.";
@@ -120,7 +124,7 @@ reasons! {
         ForeignInnerDestination = "foreign_inner_destination", "The inner destination is outside this host's subnet.";
         CongestionLost = "congestion_lost", "Congestion was marked on the wire, and the inner packet cannot carry the mark (RFC 6040).";
         ContainerVxlan = "container_vxlan", "A container sent VXLAN to the underlay: it could forge other hosts' traffic.";
-        SpoofedSource = "spoofed_source", "The host's stack sent a source outside this host's subnet: peers refuse it.";
+        SpoofedSource = "spoofed_source", "A container used another's address, or the stack one outside this host's subnet.";
         Unreachable = "unreachable", "No lease covers the destination.";
         HelperFailed = "helper_failed", "The kernel refused to go on with a packet that was already modified.";
     }

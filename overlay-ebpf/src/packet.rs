@@ -91,3 +91,10 @@ impl Packet for Skb<'_> {
         unsafe { (*self.ctx.skb.skb).vlan_present != 0 }
     }
 }
+
+/// The interface that the program runs on.
+#[inline(always)]
+pub(crate) fn ifindex(ctx: &TcContext) -> u32 {
+    // SAFETY: the context is valid for as long as the program runs.
+    unsafe { (*ctx.skb.skb).ifindex }
+}

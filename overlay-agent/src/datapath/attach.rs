@@ -98,7 +98,9 @@ fn link_name(hook: Hook, ifindex: u32) -> String {
 const fn direction(hook: Hook) -> TcAttachType {
     match hook {
         Hook::ToTunnel => TcAttachType::Egress,
-        Hook::FromContainer | Hook::FromUplink | Hook::FromTunnel => TcAttachType::Ingress,
+        Hook::FromContainer | Hook::FromBridge | Hook::FromUplink | Hook::FromTunnel => {
+            TcAttachType::Ingress
+        }
     }
 }
 

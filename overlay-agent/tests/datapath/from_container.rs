@@ -2,7 +2,7 @@ use overlay_common::{Hook, Reason, tables::HostConfig};
 
 use crate::{
     packets::{TTL, ipv4_of, parse, patch, tcp, udp},
-    world::{CONTAINER, Context, PEER_MAC, PEER_PUBLIC, PUBLIC, REMOTE, VTEP_MAC, World},
+    world::{CONTAINER, Context, GATEWAY, PEER_MAC, PEER_PUBLIC, PUBLIC, REMOTE, VTEP_MAC, World},
 };
 
 fn reason(world: &mut World, packet: &[u8]) -> Reason {
@@ -146,4 +146,35 @@ fn a_second_lease_length_is_found() {
     world.configure(|host| host.peer_lengths = [26, 24, 0, 0]);
     let packet = udp(CONTAINER, REMOTE, 53, b"hello");
     assert_eq!(reason(&mut world, &packet), Reason::Encapsulated);
+}
+
+#[test]
+fn a_container_can_use_neither_anothers_address_nor_anothers_mac() {
+    let mut world = World::new();
+    let own = udp(CONTAINER, REMOTE, 53, b"");
+    let mut other_mac = own.clone();
+    other_mac[11] ^= 1;
+    let gateways = udp(GATEWAY, REMOTE, 53, b"");
+    for (hook, packet, expected) in [
+        (Hook::FromContainer, &own, Reason::Encapsulated),
+        (Hook::FromBridge, &own, Reason::Encapsulated),
+        (Hook::FromContainer, &other_mac, Reason::SpoofedSource),
+        (Hook::FromBridge, &other_mac, Reason::SpoofedSource),
+        (Hook::FromContainer, &gateways, Reason::SpoofedSource),
+        (Hook::FromBridge, &gateways, Reason::SpoofedSource),
+    ] {
+        assert_eq!(world.run(hook, packet).reason, expected, "{hook:?}");
+    }
+    // The packet of another veth: the program runs on the bridge's number here.
+    let elsewhere = Context { ifindex: world.bridge_ifindex(), segment_size: 0 };
+    let outcome = world.run_with(Hook::FromContainer, &own, elsewhere);
+    assert_eq!(outcome.reason, Reason::SpoofedSource);
+}
+
+#[test]
+fn what_is_for_another_container_is_the_bridges_business() {
+    let mut world = World::new();
+    let mut packet = udp(CONTAINER, REMOTE, 53, b"");
+    packet[5] ^= 8;
+    assert_eq!(reason(&mut world, &packet), Reason::NotForGateway);
 }

@@ -12,6 +12,7 @@ use overlay_common::{
 };
 
 pub(crate) const CONTAINER: [u8; 4] = [10, 1, 15, 2];
+pub(crate) const GATEWAY: [u8; 4] = [10, 1, 15, 1];
 pub(crate) const UNKNOWN_CONTAINER: [u8; 4] = [10, 1, 15, 77];
 pub(crate) const REMOTE: [u8; 4] = [10, 1, 20, 2];
 pub(crate) const PUBLIC: [u8; 4] = [192, 168, 33, 10];
@@ -88,6 +89,8 @@ impl World {
         tables.vteps.insert(&key, &Vtep::new(peer_subnet)).unwrap();
         let endpoint = Endpoint { ifindex: 1, mac: CONTAINER_MAC.0, ..Endpoint::default() };
         tables.endpoints.insert(&EndpointKey { address: CONTAINER }, &endpoint).unwrap();
+        let gateway = EndpointKey { address: GATEWAY };
+        tables.endpoints.insert(&gateway, &Endpoint::HOST).unwrap();
         let host = HostConfig {
             abi_version: ABI_VERSION,
             flags: HostConfig::FAST_PATH,
@@ -115,6 +118,10 @@ impl World {
     pub(crate) fn configure(&mut self, edit: impl FnOnce(&mut HostConfig)) {
         edit(&mut self.host);
         self.tables.config.set(0, self.host, 0).unwrap();
+    }
+
+    pub(crate) const fn bridge_ifindex(&self) -> u32 {
+        self.host.bridge_ifindex
     }
 
     pub(crate) fn run(&mut self, hook: Hook, packet: &[u8]) -> Outcome {

@@ -1,12 +1,12 @@
-use super::{Tables, has_options, is_fragment, load_ipv4, lookup_peer};
+use super::{Tables, has_options, is_fragment, load_headers, lookup_peer};
 use crate::{
     Reason,
     encap::OVERHEAD,
     packet::{
-        ETHERNET_LENGTH, IPV4_LENGTH, PROTOCOL_TCP, PROTOCOL_UDP, Packet, TCP_DATA_OFFSET,
-        UDP_LENGTH,
+        ETHERNET_LENGTH, Ethernet, IPV4_LENGTH, PROTOCOL_TCP, PROTOCOL_UDP, Packet,
+        TCP_DATA_OFFSET, UDP_LENGTH,
     },
-    tables::{HostConfig, Peer, VtepKey},
+    tables::{EndpointKey, HostConfig, Peer, VtepKey},
 };
 use network_types::{ip::Ipv4Hdr, udp::UdpHdr};
 
@@ -21,15 +21,29 @@ pub struct Encapsulation {
     pub inner_length: u16,
 }
 
+/// Where a packet of a container was caught.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Port {
+    /// On this veth.
+    Veth(u32),
+    /// On the bridge, which has forgotten the port.
+    Bridge,
+}
+
 /// Decides about a packet that a container sent: encapsulate it, leave it to the stack, or, where it
 /// tries to forge VXLAN, drop it.
 #[inline(always)]
 pub fn from_container(
     packet: &impl Packet,
+    port: Port,
     host: &HostConfig,
     tables: &impl Tables,
 ) -> Result<Encapsulation, Reason> {
-    let ipv4 = load_ipv4(packet)?;
+    let (ethernet, ipv4) = load_headers(packet)?;
+    if ethernet.destination.0 != host.bridge_mac {
+        return Err(Reason::NotForGateway);
+    }
+    check_source(port, &ethernet, &ipv4, tables)?;
     if !host.network().contains(ipv4.dst_addr) {
         return Err(outside_the_overlay(packet, host, tables, &ipv4));
     }
@@ -54,6 +68,24 @@ pub fn from_container(
     let inner_length = fitting_length(packet, host, &ipv4)?;
     let peer = lookup_peer(host, tables, ipv4.dst_addr).ok_or(Reason::NoPeer)?;
     Ok(Encapsulation { peer, ipv4, inner_length })
+}
+
+/// An address that the host knows a container by is that container's alone.
+#[inline(always)]
+fn check_source(
+    port: Port,
+    ethernet: &Ethernet,
+    ipv4: &Ipv4Hdr,
+    tables: &impl Tables,
+) -> Result<(), Reason> {
+    let Some(owner) = tables.endpoint(&EndpointKey { address: ipv4.src_addr }) else {
+        return Ok(());
+    };
+    let same_port = match port {
+        Port::Veth(ifindex) => owner.ifindex == ifindex,
+        Port::Bridge => !owner.is_host(),
+    };
+    if same_port && owner.mac == ethernet.source.0 { Ok(()) } else { Err(Reason::SpoofedSource) }
 }
 
 /// A container that could send VXLAN to a VTEP would speak for this whole host once masquerading has
@@ -109,12 +141,14 @@ fn transport_header_length(packet: &impl Packet, ipv4: &Ipv4Hdr) -> Result<u32, 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::decide::test_support::{LOCAL, PEER, REMOTE, World, udp_packet};
+    use crate::decide::test_support::{ENDPOINT, HOST, LOCAL, PEER, REMOTE, World, udp_packet};
+
+    const PORT: Port = Port::Veth(ENDPOINT.ifindex);
 
     fn decide(world: &World, edit: impl FnOnce(&mut Vec<u8>)) -> Result<Encapsulation, Reason> {
         let mut packet = udp_packet(LOCAL, REMOTE, 100);
         edit(&mut packet.bytes);
-        from_container(&packet, &world.host, world)
+        from_container(&packet, PORT, &world.host, world)
     }
 
     #[test]
@@ -127,12 +161,13 @@ mod tests {
     #[test]
     fn what_the_fast_path_cannot_carry_is_left_to_the_stack() {
         let world = World::new();
-        let cases: [(Reason, fn(&mut Vec<u8>)); 9] = [
+        let cases: [(Reason, fn(&mut Vec<u8>)); 10] = [
             (Reason::NotIpv4, |bytes| bytes[12] = 0x86),
             (Reason::NotIpv4, |bytes| bytes.truncate(30)),
             (Reason::NotOverlay, |bytes| bytes[30] = 11),
             (Reason::LocalDestination, |bytes| bytes[32] = 15),
             (Reason::ForeignSource, |bytes| bytes[28] = 99),
+            (Reason::NotForGateway, |bytes| bytes[5] ^= 8),
             (Reason::IpOptions, |bytes| bytes[14] = 0x46),
             (Reason::Fragment, |bytes| bytes[20] = 0x20),
             (Reason::TtlExpired, |bytes| bytes[22] = 1),
@@ -155,15 +190,15 @@ mod tests {
         let world = World::new();
         let mut packet = udp_packet(LOCAL, REMOTE, 30_000);
         packet.segment_size = 1422;
-        assert!(from_container(&packet, &world.host, &world).is_ok());
+        assert!(from_container(&packet, PORT, &world.host, &world).is_ok());
         packet.segment_size = 1423;
         assert_eq!(
-            from_container(&packet, &world.host, &world).expect_err("1451 bytes a segment"),
+            from_container(&packet, PORT, &world.host, &world).expect_err("1451 bytes a segment"),
             Reason::TooBig
         );
         let whole = udp_packet(LOCAL, REMOTE, 1423);
         assert_eq!(
-            from_container(&whole, &world.host, &world).expect_err("1451 bytes"),
+            from_container(&whole, PORT, &world.host, &world).expect_err("1451 bytes"),
             Reason::TooBig
         );
     }
@@ -174,7 +209,7 @@ mod tests {
         let mut packet = udp_packet(LOCAL, REMOTE, 65_535 - 50 - 28 + 1);
         packet.segment_size = 1000;
         assert_eq!(
-            from_container(&packet, &world.host, &world).expect_err("65,536 bytes"),
+            from_container(&packet, PORT, &world.host, &world).expect_err("65,536 bytes"),
             Reason::TooBig
         );
     }
@@ -184,10 +219,29 @@ mod tests {
         let world = World::new();
         let mut packet = udp_packet(LOCAL, PEER.public_address, 100);
         packet.bytes[36..38].copy_from_slice(&8472_u16.to_be_bytes());
-        let refused = from_container(&packet, &world.host, &world).expect_err("refused");
+        let refused = from_container(&packet, PORT, &world.host, &world).expect_err("refused");
         assert_eq!(refused, Reason::ContainerVxlan);
         packet.bytes[36..38].copy_from_slice(&53_u16.to_be_bytes());
-        let passed = from_container(&packet, &world.host, &world).expect_err("not ours");
+        let passed = from_container(&packet, PORT, &world.host, &world).expect_err("not ours");
         assert_eq!(passed, Reason::NotOverlay);
+    }
+
+    #[test]
+    fn an_address_belongs_to_one_port_and_one_mac() {
+        let world = World::new();
+        let refused = |src, port, edit: fn(&mut Vec<u8>)| {
+            let mut packet = udp_packet(src, REMOTE, 100);
+            edit(&mut packet.bytes);
+            from_container(&packet, port, &world.host, &world).err()
+        };
+        assert_eq!(refused(LOCAL, PORT, |_| ()), None);
+        assert_eq!(refused(LOCAL, Port::Bridge, |_| ()), None);
+        let spoofed = Some(Reason::SpoofedSource);
+        assert_eq!(refused(LOCAL, Port::Veth(99), |_| ()), spoofed, "another port");
+        assert_eq!(refused(LOCAL, PORT, |bytes| bytes[11] ^= 1), spoofed, "another MAC");
+        assert_eq!(refused(LOCAL, Port::Bridge, |bytes| bytes[11] ^= 1), spoofed, "another MAC");
+        assert_eq!(refused(HOST, PORT, |_| ()), spoofed, "the gateway's address");
+        assert_eq!(refused(HOST, Port::Bridge, |_| ()), spoofed, "the gateway's address");
+        assert_eq!(refused([10, 1, 15, 77], PORT, |_| ()), None, "nobody's address");
     }
 }

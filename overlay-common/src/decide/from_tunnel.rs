@@ -44,7 +44,10 @@ pub fn from_tunnel(
     if !host.fast_path() {
         return Err(Reason::ToStack);
     }
-    Ok(Delivery { recipient: recipient(tables, ipv4.dst_addr), ipv4 })
+    match recipient(tables, ipv4.dst_addr) {
+        Recipient::Host => Err(Reason::ToStack),
+        recipient => Ok(Delivery { recipient, ipv4 }),
+    }
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 use network_types::{ip::Ipv4Hdr, udp::UdpHdr, vxlan::VxlanHdr};
 
-use super::{Recipient, Tables, check_inner, has_options, is_fragment, load_ipv4, recipient};
+use super::{Recipient, Tables, check_inner, has_options, is_fragment, load_headers, recipient};
 use crate::{
     Reason, checksum, ecn,
     encap::{INNER_ETHERNET_OFFSET, VXLAN_OFFSET},
@@ -29,7 +29,7 @@ pub fn from_uplink(
     host: &HostConfig,
     tables: &impl Tables,
 ) -> Result<Decapsulation, Reason> {
-    let outer = load_ipv4(packet)?;
+    let (_, outer) = load_headers(packet)?;
     if outer.dst_addr != host.uplink_address || outer.proto != PROTOCOL_UDP {
         return Err(Reason::NotVxlan);
     }
@@ -61,8 +61,10 @@ pub fn from_uplink(
         return Err(Reason::IpOptions);
     }
     let recipient = recipient(tables, ipv4.dst_addr);
-    if packet.segment_size() != 0 && recipient == Recipient::Subnet {
-        return Err(Reason::Aggregate);
+    match recipient {
+        Recipient::Host => return Err(Reason::HostDestination),
+        Recipient::Subnet if packet.segment_size() != 0 => return Err(Reason::Aggregate),
+        Recipient::Subnet | Recipient::Endpoint(_) => {}
     }
     Ok(Decapsulation { recipient, ipv4, tos })
 }

@@ -8,7 +8,7 @@ mod to_tunnel;
 
 use network_types::ip::Ipv4Hdr;
 
-pub use from_container::{Encapsulation, from_container};
+pub use from_container::{Encapsulation, Port, from_container};
 pub use from_tunnel::{Delivery, TunnelSource, from_tunnel};
 pub use from_uplink::{Decapsulation, from_uplink};
 pub use to_tunnel::{TunnelTarget, to_tunnel};
@@ -35,6 +35,8 @@ pub trait Tables {
 pub enum Recipient {
     /// A container behind this veth.
     Endpoint(Endpoint),
+    /// The host itself.
+    Host,
     /// An address of our subnet that the kernel has to look up.
     Subnet,
 }
@@ -57,21 +59,22 @@ fn lookup_peer(host: &HostConfig, tables: &impl Tables, destination: [u8; 4]) ->
 #[inline(always)]
 fn recipient(tables: &impl Tables, address: [u8; 4]) -> Recipient {
     match tables.endpoint(&EndpointKey { address }) {
+        Some(endpoint) if endpoint.is_host() => Recipient::Host,
         Some(endpoint) => Recipient::Endpoint(endpoint),
         None => Recipient::Subnet,
     }
 }
 
-/// The IPv4 header behind the Ethernet header at the packet's start, unless a tag or another protocol
-/// is in the way.
+/// The Ethernet header at the packet's start and the IPv4 header behind it, unless a tag or another
+/// protocol is in the way.
 #[inline(always)]
-fn load_ipv4(packet: &impl Packet) -> Result<Ipv4Hdr, Reason> {
+fn load_headers(packet: &impl Packet) -> Result<(Ethernet, Ipv4Hdr), Reason> {
     let ethernet: Ethernet = packet.load(0).ok_or(Reason::NotIpv4)?;
     if ethernet.ethertype != ETHERTYPE_IPV4 || packet.has_vlan_tag() {
         return Err(Reason::NotIpv4);
     }
     let ipv4: Ipv4Hdr = packet.load(ETHERNET_LENGTH).ok_or(Reason::NotIpv4)?;
-    if ipv4.vihl >> 4 != 4 { Err(Reason::NotIpv4) } else { Ok(ipv4) }
+    if ipv4.vihl >> 4 != 4 { Err(Reason::NotIpv4) } else { Ok((ethernet, ipv4)) }
 }
 
 #[inline(always)]

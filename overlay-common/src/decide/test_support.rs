@@ -15,11 +15,13 @@ use crate::{
 };
 
 pub(super) const LOCAL: [u8; 4] = [10, 1, 15, 2];
+pub(super) const HOST: [u8; 4] = [10, 1, 15, 1];
 pub(super) const REMOTE: [u8; 4] = [10, 1, 20, 2];
 pub(super) const PEER: Peer =
     Peer { public_address: [192, 168, 33, 11], vtep_mac: [2, 0, 0, 0, 0, 11], reserved: [0; 2] };
 pub(super) const ENDPOINT: Endpoint =
     Endpoint { ifindex: 7, mac: [2, 0, 0, 0, 15, 2], reserved: [0; 2] };
+const GATEWAY_MAC: MacAddr = MacAddr([2, 0x42, 0, 0, 0, 1]);
 const PEER_SUBNET: Prefix = Prefix { address: [10, 1, 20, 0], length: 24 };
 
 pub(super) struct World {
@@ -40,6 +42,7 @@ impl World {
                 port: 8472,
                 mtu: 1450,
                 vtep_mac: [2, 0, 0, 0, 0, 10],
+                bridge_mac: GATEWAY_MAC.0,
                 peer_lengths: [24, 0, 0, 0],
                 ..HostConfig::default()
             },
@@ -57,13 +60,17 @@ impl Tables for World {
     }
 
     fn endpoint(&self, key: &EndpointKey) -> Option<Endpoint> {
-        (key.address == LOCAL).then_some(ENDPOINT)
+        match key.address {
+            LOCAL => Some(ENDPOINT),
+            HOST => Some(Endpoint::HOST),
+            _ => None,
+        }
     }
 }
 
 fn frame(destination: MacAddr, src: [u8; 4], dst: [u8; 4], payload: usize) -> Bytes {
     let ethernet =
-        Ethernet { destination, source: MacAddr([2, 0, 0, 0, 0, 1]), ethertype: ETHERTYPE_IPV4 };
+        Ethernet { destination, source: MacAddr(ENDPOINT.mac), ethertype: ETHERTYPE_IPV4 };
     let length = |bytes: usize| u16::try_from(bytes).unwrap_or(0).to_be_bytes();
     let mut header = ipv4(src, dst);
     header.tot_len = length(28 + payload);
@@ -76,7 +83,7 @@ fn frame(destination: MacAddr, src: [u8; 4], dst: [u8; 4], payload: usize) -> By
 
 /// A UDP packet as a container sends it to its gateway.
 pub(super) fn udp_packet(src: [u8; 4], dst: [u8; 4], payload: usize) -> Bytes {
-    frame(MacAddr([2, 0x42, 0, 0, 0, 1]), src, dst, payload)
+    frame(GATEWAY_MAC, src, dst, payload)
 }
 
 /// The inner packet of what the peer sends.

@@ -1,4 +1,4 @@
-use super::{Tables, load_ipv4, lookup_peer};
+use super::{Tables, load_headers, lookup_peer};
 use crate::{
     Reason,
     packet::Packet,
@@ -20,7 +20,7 @@ pub fn to_tunnel(
     host: &HostConfig,
     tables: &impl Tables,
 ) -> Result<TunnelTarget, Reason> {
-    let ipv4 = load_ipv4(packet).or(Err(Reason::InnerNotIpv4))?;
+    let (_, ipv4) = load_headers(packet).or(Err(Reason::InnerNotIpv4))?;
     if !host.subnet().contains(ipv4.src_addr) {
         return Err(Reason::SpoofedSource);
     }

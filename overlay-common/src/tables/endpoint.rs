@@ -7,7 +7,7 @@ pub const ENDPOINTS_MAP: &str = "endpoints";
 pub const ENDPOINTS_CAPACITY: usize = 4096;
 
 map_type! {
-    /// Address of a local container.
+    /// Address of a local container, or of the host.
     pub struct EndpointKey[4] {
         /// IPv4 address.
         pub address: [u8; 4],
@@ -17,11 +17,22 @@ map_type! {
 map_type! {
     /// How to reach a local container without the bridge: through the host's half of its veth pair.
     pub struct Endpoint[12] {
-        /// Host-side veth; packets are delivered to its peer.
+        /// Host-side veth; packets are delivered to its peer. 0 where the address is the host's own.
         pub ifindex: u32,
         /// MAC of the container's interface.
         pub mac: [u8; 6],
         /// Padding, zero.
         pub reserved: [u8; 2],
+    }
+}
+
+impl Endpoint {
+    /// Stands for the host itself: no container may use its addresses.
+    pub const HOST: Self = Self { ifindex: 0, mac: [0; 6], reserved: [0; 2] };
+
+    /// Whether the address is the host's own.
+    #[inline(always)]
+    pub const fn is_host(&self) -> bool {
+        self.ifindex == 0
     }
 }

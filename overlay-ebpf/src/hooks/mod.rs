@@ -1,5 +1,6 @@
 //! One file per attach point, each a list of steps.
 
+mod from_bridge;
 mod from_container;
 mod from_tunnel;
 mod from_uplink;

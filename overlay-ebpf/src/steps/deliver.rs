@@ -13,7 +13,7 @@ use overlay_common::{
     tables::{Endpoint, HostConfig},
 };
 
-use crate::packet::Skb;
+use crate::packet::{Skb, ifindex};
 
 const AF_INET: u8 = 2;
 
@@ -27,7 +27,7 @@ pub(crate) fn deliver(
 ) -> Result<Reason, Reason> {
     match recipient {
         Recipient::Endpoint(endpoint) => to_endpoint(ctx, host, endpoint),
-        Recipient::Subnet => to_bridge(host),
+        Recipient::Subnet | Recipient::Host => to_bridge(host),
     }
 }
 
@@ -65,8 +65,7 @@ pub(crate) fn on_bridge(ctx: &TcContext, host: &HostConfig, inner: &Ipv4Hdr) -> 
     // SAFETY: all fields are integers.
     let mut lookup: bpf_fib_lookup = unsafe { core::mem::zeroed() };
     lookup.family = AF_INET;
-    // SAFETY: the context is valid for as long as the program runs.
-    lookup.ifindex = unsafe { (*ctx.skb.skb).ifindex };
+    lookup.ifindex = ifindex(ctx);
     lookup.__bindgen_anon_3.ipv4_src = u32::from_ne_bytes(inner.src_addr);
     lookup.__bindgen_anon_4.ipv4_dst = u32::from_ne_bytes(inner.dst_addr);
     // SAFETY: the kernel writes no more than the size it is told.
