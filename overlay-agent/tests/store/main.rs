@@ -8,6 +8,7 @@ mod config;
 mod etcd;
 mod follow;
 mod keeper;
+mod requests;
 mod scale;
 mod support;
 mod wire;
