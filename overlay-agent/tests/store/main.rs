@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod acquire;
+mod agent;
 mod auth;
 mod cluster;
 mod config;
