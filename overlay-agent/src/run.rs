@@ -124,7 +124,8 @@ async fn serve_lease(
             event = events.recv() => match event.context("the keeper of our lease has died")? {
                 LeaseEvent::Retaken(lease) => info!("lease taken again: {lease}"),
                 LeaseEvent::TakenByOther { lease, .. } => {
-                    warn!("giving {} up; Docker must be restarted with the new subnet", lease.subnet);
+                    let subnet = lease.subnet;
+                    warn!("giving {subnet} up: restart Docker with the subnet that comes next");
                     tokio::time::sleep(Duration::from_secs(1)).await;
                     return Ok(());
                 }
