@@ -1,8 +1,8 @@
 //! From `subnet.env` to options for dockerd: what flannel's `mk-docker-opts.sh` does.
 //!
 //! The shell script reads its input by sourcing it, and takes options of other origin from the
-//! environment, so here too the variables of the environment and of the file are one set, in which the
-//! file counts more.
+//! environment, so here too the variables of the environment and of the file are one set, in which
+//! the file counts more.
 
 use std::{collections::BTreeMap, net::Ipv4Addr};
 

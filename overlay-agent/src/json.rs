@@ -5,7 +5,8 @@
 
 use serde_json::{Map, Value};
 
-/// The member called `name`: exactly if there is one, otherwise in any case. `null` counts as absent.
+/// The member called `name`: exactly if there is one, otherwise in any case. `null` counts as
+/// absent.
 pub(crate) fn member<'a>(object: &'a Map<String, Value>, name: &str) -> Option<&'a Value> {
     raw_member(object, name).filter(|value| !value.is_null())
 }

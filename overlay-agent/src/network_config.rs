@@ -131,8 +131,8 @@ impl NetworkConfig {
 
     /// The MTU inside the overlay, on an uplink that carries `uplink_mtu` bytes.
     ///
-    /// A configured MTU wider than the uplink would only produce packets that the uplink refuses, so
-    /// the smaller of the two counts.
+    /// A configured MTU wider than the uplink would only produce packets that the uplink refuses,
+    /// so the smaller of the two counts.
     pub fn overlay_mtu(&self, uplink_mtu: u16) -> u16 {
         let underlay = self.mtu.map_or(uplink_mtu, |mtu| mtu.min(uplink_mtu));
         underlay.saturating_sub(ENCAPSULATION_OVERHEAD)

@@ -100,8 +100,8 @@ pub enum UplinkError {
     },
 }
 
-/// Chooses as flannel does: by name or address in the order given, by expression, by what is reached;
-/// otherwise the owner of the public address; otherwise the way out.
+/// Chooses as flannel does: by name or address in the order given, by expression, by what is
+/// reached; otherwise the owner of the public address; otherwise the way out.
 pub fn choose(config: &UplinkConfig, observed: &Observed) -> Result<Uplink, UplinkError> {
     let there_are = || describe(&observed.interfaces);
     let asked = asked(config);

@@ -1,4 +1,5 @@
-//! `overlay-agent docker-opts`: options for dockerd, for those who start it from a file of variables.
+//! `overlay-agent docker-opts`: options for dockerd, for those who start it from a file of
+//! variables.
 
 use std::{io, path::PathBuf};
 

@@ -10,9 +10,13 @@ use clap::{Command, error::ErrorKind, parser::ValueSource};
 /// The prefixes of the variables' names, the first one first.
 const PREFIXES: [&str; 2] = ["OVERLAY_", "FLANNELD_"];
 
-/// Verbs whose flags have no variables: what mk-docker-opts.sh reads from the environment has its own
-/// rules.
+/// Verbs whose flags have no variables: what mk-docker-opts.sh reads from the environment has its
+/// own rules.
 const WITHOUT: [&str; 1] = ["docker-opts"];
+
+/// What is typed at a prompt and has no place in a service's environment, where `FLANNELD_VERSION`
+/// may well mean something else.
+const NOT_FLAGS: [&str; 3] = ["help", "version", "v"];
 
 /// Where variables are looked up; a trait so that tests need not change the process's.
 pub trait Environment {
@@ -60,7 +64,7 @@ pub(super) fn append(
         return Ok(args);
     };
     for arg in verb.get_arguments() {
-        let Some(long) = arg.get_long().filter(|long| *long != "v") else {
+        let Some(long) = arg.get_long().filter(|long| !NOT_FLAGS.contains(long)) else {
             continue;
         };
         let id = arg.get_id().as_str();

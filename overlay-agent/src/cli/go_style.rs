@@ -4,8 +4,9 @@ use std::ffi::{OsStr, OsString};
 
 use clap::Command;
 
-/// Gives every `-name` and `-name=value` its second dash, where `name` is a long flag of `command`'s
-/// verbs, and `-v 4` its equals sign. Everything else, bundles of short flags included, stays as it is.
+/// Gives every `-name` and `-name=value` its second dash, where `name` is a long flag of
+/// `command`'s verbs, and `-v 4` its equals sign. Everything else, bundles of short flags included,
+/// stays as it is.
 pub(super) fn to_double_dashes(
     command: &Command,
     args: impl IntoIterator<Item = OsString>,

@@ -54,7 +54,8 @@ pub enum Command {
 }
 
 impl Cli {
-    /// Reads a command line, flannel's way of writing it included, with the environment as fallback.
+    /// Reads a command line, flannel's way of writing it included, with the environment as
+    /// fallback.
     pub fn from_command_line(
         args: impl IntoIterator<Item = OsString>,
         environment: &impl env::Environment,

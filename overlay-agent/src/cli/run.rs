@@ -35,23 +35,38 @@ pub struct RunArgs {
     pub etcd_prefix: String,
 
     /// The client's private key, in PEM; goes with --etcd-certfile
-    #[arg(long, value_name = "FILE", default_value = "", hide_default_value = true, help_heading = ETCD)]
+    #[arg(
+        long, value_name = "FILE", default_value = "", hide_default_value = true,
+        help_heading = ETCD
+    )]
     pub etcd_keyfile: String,
 
     /// The client's certificate, in PEM; goes with --etcd-keyfile
-    #[arg(long, value_name = "FILE", default_value = "", hide_default_value = true, help_heading = ETCD)]
+    #[arg(
+        long, value_name = "FILE", default_value = "", hide_default_value = true,
+        help_heading = ETCD
+    )]
     pub etcd_certfile: String,
 
     /// The authority that signed etcd's certificate, in PEM; alone is enough for TLS
-    #[arg(long, value_name = "FILE", default_value = "", hide_default_value = true, help_heading = ETCD)]
+    #[arg(
+        long, value_name = "FILE", default_value = "", hide_default_value = true,
+        help_heading = ETCD
+    )]
     pub etcd_cafile: String,
 
     /// The user to be in etcd
-    #[arg(long, value_name = "NAME", default_value = "", hide_default_value = true, help_heading = ETCD)]
+    #[arg(
+        long, value_name = "NAME", default_value = "", hide_default_value = true,
+        help_heading = ETCD
+    )]
     pub etcd_username: String,
 
     /// The user's password
-    #[arg(long, value_name = "PASSWORD", default_value = "", hide_default_value = true, help_heading = ETCD)]
+    #[arg(
+        long, value_name = "PASSWORD", default_value = "", hide_default_value = true,
+        help_heading = ETCD
+    )]
     pub etcd_password: Secret,
 
     /// The interface that reaches the other hosts, by name or address; the first that exists counts
@@ -63,15 +78,24 @@ pub struct RunArgs {
     pub iface_regex: Vec<String>,
 
     /// Use the interface that the kernel would reach this address by, tried after --iface-regex
-    #[arg(long, value_name = "IP", default_value = "", hide_default_value = true, help_heading = UPLINK)]
+    #[arg(
+        long, value_name = "IP", default_value = "", hide_default_value = true,
+        help_heading = UPLINK
+    )]
     pub iface_can_reach: String,
 
     /// The address that the other hosts send to; by default the interface's own
-    #[arg(long, value_name = "IP", default_value = "", hide_default_value = true, help_heading = UPLINK)]
+    #[arg(
+        long, value_name = "IP", default_value = "", hide_default_value = true,
+        help_heading = UPLINK
+    )]
     pub public_ip: String,
 
     /// No effect yet: only IPv4 is carried
-    #[arg(long, value_name = "IP", default_value = "", hide_default_value = true, help_heading = UPLINK)]
+    #[arg(
+        long, value_name = "IP", default_value = "", hide_default_value = true,
+        help_heading = UPLINK
+    )]
     pub public_ipv6: String,
 
     /// Where to write the subnet and the MTU for Docker
@@ -79,7 +103,10 @@ pub struct RunArgs {
     pub subnet_file: PathBuf,
 
     /// No effect: leases are kept alive all the time, not renewed at the end. Minutes, 1 to 1439
-    #[arg(long, value_name = "MINUTES", default_value_t = 60, value_parser = clap::value_parser!(u16).range(1..=1439))]
+    #[arg(
+        long, value_name = "MINUTES", default_value_t = 60,
+        value_parser = clap::value_parser!(u16).range(1..=1439)
+    )]
     pub subnet_lease_renew_margin: u16,
 
     /// No effect yet: the address to serve health checks at
@@ -91,11 +118,19 @@ pub struct RunArgs {
     pub healthz_port: u16,
 
     /// Masquerade what leaves the overlay. Only written to subnet.env as yet; no rules are made
-    #[arg(long, num_args = 0..=1, require_equals = true, default_value_t = false, default_missing_value = "true", value_parser = go_bool, action = ArgAction::Set, value_name = "BOOL", help_heading = FIREWALL)]
+    #[arg(
+        long, num_args = 0..=1, require_equals = true, default_value_t = false,
+        default_missing_value = "true", value_parser = go_bool, action = ArgAction::Set,
+        value_name = "BOOL", help_heading = FIREWALL
+    )]
     pub ip_masq: bool,
 
     /// Do not choose source ports at random when masquerading
-    #[arg(long, num_args = 0..=1, require_equals = true, default_value_t = false, default_missing_value = "true", value_parser = go_bool, action = ArgAction::Set, value_name = "BOOL", help_heading = FIREWALL)]
+    #[arg(
+        long, num_args = 0..=1, require_equals = true, default_value_t = false,
+        default_missing_value = "true", value_parser = go_bool, action = ArgAction::Set,
+        value_name = "BOOL", help_heading = FIREWALL
+    )]
     pub ip_masq_fully_random_disable: bool,
 
     /// How often to look after the firewall rules
@@ -103,11 +138,19 @@ pub struct RunArgs {
     pub iptables_resync: u32,
 
     /// Add rules that accept forwarding to and from the overlay
-    #[arg(long, num_args = 0..=1, require_equals = true, default_value_t = true, default_missing_value = "true", value_parser = go_bool, action = ArgAction::Set, value_name = "BOOL", help_heading = FIREWALL)]
+    #[arg(
+        long, num_args = 0..=1, require_equals = true, default_value_t = true,
+        default_missing_value = "true", value_parser = go_bool, action = ArgAction::Set,
+        value_name = "BOOL", help_heading = FIREWALL
+    )]
     pub iptables_forward_rules: bool,
 
     /// Add a blackhole route for this host's own subnet
-    #[arg(long, num_args = 0..=1, require_equals = true, default_value_t = false, default_missing_value = "true", value_parser = go_bool, action = ArgAction::Set, value_name = "BOOL", help_heading = FIREWALL)]
+    #[arg(
+        long, num_args = 0..=1, require_equals = true, default_value_t = false,
+        default_missing_value = "true", value_parser = go_bool, action = ArgAction::Set,
+        value_name = "BOOL", help_heading = FIREWALL
+    )]
     pub ip_blackhole_route: bool,
 
     /// The containers' bridge; by default whichever has an address in this host's subnet
@@ -127,7 +170,10 @@ pub struct RunArgs {
     pub socket: PathBuf,
 
     /// How long the subnet stays ours when this host is cut off from etcd
-    #[arg(long, value_name = "SECONDS", default_value_t = 86_400, value_parser = clap::value_parser!(u32).range(10..=31_536_000), help_heading = OURS)]
+    #[arg(
+        long, value_name = "SECONDS", default_value_t = 86_400,
+        value_parser = clap::value_parser!(u32).range(10..=31_536_000), help_heading = OURS
+    )]
     pub lease_ttl: u32,
 }
 

@@ -124,6 +124,12 @@ fn a_repeatable_flag_on_the_command_line_hides_its_variable() {
 }
 
 #[test]
+fn a_version_in_the_environment_is_nobodys_flag() {
+    let variables = [("FLANNELD_VERSION", "0.28"), ("OVERLAY_HELP", "1")];
+    assert!(run(&[], &variables).fast_path);
+}
+
+#[test]
 fn a_bad_variable_is_named() {
     let error = parse(&["run"], &[("FLANNELD_HEALTHZ_PORT", "many")]).unwrap_err();
     let text = error.to_string();

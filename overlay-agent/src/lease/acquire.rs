@@ -1,7 +1,8 @@
 //! Taking a subnet: the one this host has, the one it had, or a free one, in this order.
 //!
-//! Every attempt reads all leases at one revision, decides, and writes under the condition that what
-//! the decision rests on still holds. A refused write means that somebody was faster: read again.
+//! Every attempt reads all leases at one revision, decides, and writes under the condition that
+//! what the decision rests on still holds. A refused write means that somebody was faster: read
+//! again.
 
 use std::{net::Ipv4Addr, time::Duration};
 
@@ -269,8 +270,8 @@ impl Attempt<'_> {
         }
     }
 
-    /// A MAC for a lease that has none: the wanted one, unless another host has it, as clones of one
-    /// machine do.
+    /// A MAC for a lease that has none: the wanted one, unless another host has it, as clones of
+    /// one machine do.
     fn new_mac(&self, survey: &Survey) -> MacAddr {
         self.request
             .vtep_mac

@@ -12,8 +12,8 @@ pub const CANDIDATES: usize = 100;
 
 /// Picks one of the first `limit` free subnets of `config` at random, or `None` if there is none.
 ///
-/// Free means that it overlaps nothing in `taken`, of whatever length that is. Picking at random keeps
-/// hosts that start together from all wanting the same subnet.
+/// Free means that it overlaps nothing in `taken`, of whatever length that is. Picking at random
+/// keeps hosts that start together from all wanting the same subnet.
 pub fn choose(
     config: &NetworkConfig,
     taken: impl IntoIterator<Item = Ipv4Network>,
@@ -30,8 +30,8 @@ pub fn overlap(a: Ipv4Network, b: Ipv4Network) -> bool {
     a.contains(b.network()) || b.contains(a.network())
 }
 
-/// The first `limit` free subnets, in order. Works in 64 bits, where the end of the address space is
-/// no special case.
+/// The first `limit` free subnets, in order. Works in 64 bits, where the end of the address space
+/// is no special case.
 fn free(
     config: &NetworkConfig,
     taken: impl IntoIterator<Item = Ipv4Network>,
@@ -143,7 +143,10 @@ mod tests {
             let config = config(&format!(r#"{{"Network":"10.3.0.0/16","SubnetLen":{len}}}"#));
             let taken: Vec<_> = taken
                 .into_iter()
-                .map(|(low, len)| Ipv4Network::new((0x0a03_0000 | u32::from(low)).into(), len).unwrap())
+                .map(|(low, len)| {
+                    let address = 0x0a03_0000 | u32::from(low);
+                    Ipv4Network::new(address.into(), len).unwrap()
+                })
                 .collect();
             let mut rng = StdRng::seed_from_u64(seed);
             let choice = choose(&config, taken.clone(), CANDIDATES, &mut rng);

@@ -1,8 +1,8 @@
 //! The keys that must not exist when a subnet is taken.
 //!
-//! Checking a listing for overlaps and then creating a key leaves a gap in which another host can take
-//! an overlapping subnet under a different key, for example when the network config has just changed.
-//! With these guards as conditions of the creating transaction there is no gap.
+//! Checking a listing for overlaps and then creating a key leaves a gap in which another host can
+//! take an overlapping subnet under a different key, for example when the network config has just
+//! changed. With these guards as conditions of the creating transaction there is no gap.
 
 use ipnetwork::Ipv4Network;
 
@@ -45,8 +45,8 @@ pub fn guards(prefix: &Prefix, subnet: Ipv4Network) -> Vec<KeyRange> {
 /// The ranges of all keys whose address is inside `subnet`.
 ///
 /// Keys sort as text, so the addresses of a subnet that does not end at a dot are not neighbours: 2
-/// comes after 19. Of the octet in which the subnet ends we therefore take the values in text order, and
-/// make one range of each run of values that are inside.
+/// comes after 19. Of the octet in which the subnet ends we therefore take the values in text
+/// order, and make one range of each run of values that are inside.
 fn within(prefix: &Prefix, subnet: Ipv4Network) -> Vec<KeyRange> {
     let octets = subnet.network().octets();
     let index = usize::from((subnet.prefix().max(1) - 1) / 8);

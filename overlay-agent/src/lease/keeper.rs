@@ -20,7 +20,8 @@ use super::{
 };
 use crate::store::{Entry, Etcd, LeaseUpdate, StoreError, etcd::Created, outage::Outage};
 
-/// The least time between two looks at our key, so that no quarrel with another writer becomes a storm.
+/// The least time between two looks at our key, so that no quarrel with another writer becomes a
+/// storm.
 const LOOK: Duration = Duration::from_secs(1);
 
 /// Something that happened to our lease and that the rest of the agent must know.
@@ -99,8 +100,8 @@ impl Keeper {
         KeeperHandle { lease: self.lease, nudge: Arc::clone(&self.nudge) }
     }
 
-    /// Keeps the lease until somebody else has it, or `events` is closed. The lease itself outlives this:
-    /// a stopped agent finds it again.
+    /// Keeps the lease until somebody else has it, or `events` is closed. The lease itself outlives
+    /// this: a stopped agent finds it again.
     pub async fn run(mut self, events: mpsc::Sender<LeaseEvent>) {
         tokio::select! {
             () = self.keep(&events) => {}
@@ -131,8 +132,8 @@ impl Keeper {
         }
     }
 
-    /// Renews the etcd lease, however long etcd is away. Returns the key of the subnet's new owner, if
-    /// there is one by then.
+    /// Renews the etcd lease, however long etcd is away. Returns the key of the subnet's new owner,
+    /// if there is one by then.
     async fn renew(
         &mut self,
         events: &mpsc::Sender<LeaseEvent>,
@@ -241,7 +242,7 @@ impl Keeper {
         let owner = LeaseValue::decode(&entry.value).ok().map(|value| value.public_ip);
         let whose = owner.map_or_else(|| "another host".to_owned(), |ip| ip.to_string());
         error!(
-            "our subnet {} now belongs to {whose} ({key}): it is not ours any more, and must be given up",
+            "our subnet {} now belongs to {whose} ({key}) and must be given up",
             self.lease.subnet
         );
         if let Some(id) = self.etcd_lease {

@@ -2,8 +2,8 @@
 //!
 //! A lease is one key in etcd. The key names the subnet, the value says how to reach the host that
 //! has it, and the etcd lease that the key hangs on (a different thing, unluckily of the same name)
-//! says for how long. [`key`] and [`value`] own the bytes, which are flannel's; [`allocate`] owns the
-//! choice of a free subnet, [`guard`] what must not exist when it is taken. All of that is
+//! says for how long. [`key`] and [`value`] own the bytes, which are flannel's; [`allocate`] owns
+//! the choice of a free subnet, [`guard`] what must not exist when it is taken. All of that is
 //! pure; [`acquire`](mod@acquire) and [`keeper`] do it against a store.
 
 pub mod acquire;

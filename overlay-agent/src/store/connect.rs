@@ -1,8 +1,8 @@
 //! One connection at a time, to whichever endpoint answers.
 //!
 //! The client library can balance over several endpoints, but then hands a share of the requests to
-//! those that are down; and one of flannel's two default endpoints is down on nearly every host. So we
-//! connect to one, stay with it while it works, and go on to the next when it does not.
+//! those that are down; and one of flannel's two default endpoints is down on nearly every host. So
+//! we connect to one, stay with it while it works, and go on to the next when it does not.
 
 use std::{
     error::Error as StdError,

@@ -195,8 +195,8 @@ impl Etcd {
         .await
     }
 
-    /// Gives back an etcd lease that no key hangs on, so that it does not linger. Keys that hang on it
-    /// keep it.
+    /// Gives back an etcd lease that no key hangs on, so that it does not linger. Keys that hang on
+    /// it keep it.
     pub async fn retire(&self, id: i64) -> Result<(), StoreError> {
         match self.etcd_lease(id).await? {
             Some(EtcdLease { keys: 0, .. }) => {
@@ -209,8 +209,8 @@ impl Etcd {
         }
     }
 
-    /// Creates the lease of `subnet`, if no lease overlaps it and, where given, the network config is
-    /// still that of `config_revision`.
+    /// Creates the lease of `subnet`, if no lease overlaps it and, where given, the network config
+    /// is still that of `config_revision`.
     pub async fn create(
         &self,
         subnet: Ipv4Network,
@@ -254,8 +254,8 @@ impl Etcd {
         .await
     }
 
-    /// Replaces a key, if it is still as it was at `mod_revision`. Returns the new revision, or `None` if
-    /// it is not.
+    /// Replaces a key, if it is still as it was at `mod_revision`. Returns the new revision, or
+    /// `None` if it is not.
     pub async fn replace(
         &self,
         key: &[u8],
@@ -270,8 +270,8 @@ impl Etcd {
         self.conditional("replace", &name, txn).await
     }
 
-    /// Deletes a key, if it is still as it was at `mod_revision`. Returns the new revision, or `None` if
-    /// it is not.
+    /// Deletes a key, if it is still as it was at `mod_revision`. Returns the new revision, or
+    /// `None` if it is not.
     pub async fn delete(&self, key: &[u8], mod_revision: i64) -> Result<Option<i64>, StoreError> {
         let txn = Txn::new()
             .when([Compare::mod_revision(key, CompareOp::Equal, mod_revision)])
@@ -292,8 +292,8 @@ impl Etcd {
         .await
     }
 
-    /// Sends one request over the connection there is, in the time there is, and drops the connection if
-    /// it is at fault.
+    /// Sends one request over the connection there is, in the time there is, and drops the
+    /// connection if it is at fault.
     async fn request<T>(
         &self,
         doing: &'static str,

@@ -1,8 +1,8 @@
 //! Everybody's leases, as they are and as they change.
 //!
-//! List at a revision, watch from the next one, follow. Whatever casts doubt on the watch (compaction, an
-//! error, the end of the stream) leads to a new listing, which replaces all that was said before. No
-//! event costs a request.
+//! List at a revision, watch from the next one, follow. Whatever casts doubt on the watch
+//! (compaction, an error, the end of the stream) leads to a new listing, which replaces all that
+//! was said before. No event costs a request.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -77,8 +77,8 @@ impl Follower {
         Self { store, listing: None, keeper: None, reader }
     }
 
-    /// Starts from a listing that is already there, for example from acquiring our own lease, instead of
-    /// asking etcd for all leases once more.
+    /// Starts from a listing that is already there, for example from acquiring our own lease,
+    /// instead of asking etcd for all leases once more.
     #[must_use]
     pub fn starting_from(mut self, listing: Listing) -> Self {
         self.listing = Some(listing);

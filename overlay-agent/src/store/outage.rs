@@ -10,13 +10,14 @@ use tracing::{info, warn};
 
 /// The first pause. Doubles with every failure.
 const SHORTEST: Duration = Duration::from_millis(100);
-/// The longest pause: soon enough for a host that waits, rarely enough for a store with thousands of them.
+/// The longest pause: soon enough for a host that waits, rarely enough for a store with thousands
+/// of them.
 const LONGEST: Duration = Duration::from_secs(5);
 /// How often a lasting failure is logged.
 const REMINDER: Duration = Duration::from_mins(1);
 
-/// A pause for the `attempt`-th failure in a row, counted from zero: exponential, with jitter, so that
-/// hosts that failed together do not try again together.
+/// A pause for the `attempt`-th failure in a row, counted from zero: exponential, with jitter, so
+/// that hosts that failed together do not try again together.
 pub fn pause(attempt: u32, rng: &mut impl Rng) -> Duration {
     let full = SHORTEST.saturating_mul(1 << attempt.min(16)).min(LONGEST);
     full.mul_f64(rng.random_range(0.5..=1.0))
@@ -37,8 +38,8 @@ impl Outage {
         Self { what, attempts: 0, since: None, said: None }
     }
 
-    /// Notes a failure, logs it if it is the first or the last line is a minute old, and returns how long
-    /// to wait before the next try.
+    /// Notes a failure, logs it if it is the first or the last line is a minute old, and returns
+    /// how long to wait before the next try.
     pub fn failed(&mut self, error: &dyn fmt::Display) -> Duration {
         let now = Instant::now();
         if self.is_worth_a_line(now) {

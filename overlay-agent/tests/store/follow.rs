@@ -40,7 +40,8 @@ async fn after_a_compacted_gap_everything_is_listed_again() {
     }
     let before = world.store.list().await.unwrap();
 
-    // While nobody looks, one host changes its MAC, one goes and one comes; then history is dropped.
+    // While nobody looks, one host changes its MAC, one goes and one comes; then history is
+    // dropped.
     world.put("10.5.1.0-24", &value_with_mac(1, 77)).await;
     world.delete("10.5.2.0-24").await;
     world.put("10.5.4.0-24", &value(4)).await;

@@ -158,6 +158,14 @@ async fn a_lease_that_an_admin_makes_a_reservation_stays_one() {
     world.put(&host.name, &value).await;
     stays(&mut world, &host, SHORT * 2).await;
     assert_eq!(world.get(&host.name).await.unwrap().lease(), 0);
+
+    // Putting it right does not give it a TTL either.
+    world.put(&host.name, &crate::support::value_with_mac(1, 99)).await;
+    until("the value is ours again", async || {
+        world.get(&host.name).await.unwrap().value() == host.value()
+    })
+    .await;
+    assert_eq!(world.get(&host.name).await.unwrap().lease(), 0);
     let again = world.acquire(&request(1)).await;
     assert_eq!((again.lease, again.etcd_lease), (host.acquired.lease, None));
 }

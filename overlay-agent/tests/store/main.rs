@@ -2,12 +2,14 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod acquire;
+mod agent;
 mod auth;
 mod cluster;
 mod config;
 mod etcd;
 mod follow;
 mod keeper;
+mod requests;
 mod scale;
 mod support;
 mod wire;
