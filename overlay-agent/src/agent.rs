@@ -173,7 +173,8 @@ impl Agent {
                 Ok(())
             }
             LeaseEvent::TakenByOther { lease, key, owner } => {
-                let owner = owner.map_or_else(|| "another host".to_owned(), |owner| owner.to_string());
+                let owner =
+                    owner.map_or_else(|| "another host".to_owned(), |owner| owner.to_string());
                 tracing::error!(subnet = %lease.subnet, key, owner, "our subnet was taken");
                 self.move_to_another_subnet().await
             }
@@ -186,8 +187,7 @@ impl Agent {
             take_lease(&self.config, &self.store, &mut self.network, &self.uplink, mac).await?;
         let old = self.lease.subnet;
         self.lease = acquired.lease;
-        let spec =
-            dataplane_spec(&self.config, &self.network.config, &self.uplink, acquired.lease);
+        let spec = dataplane_spec(&self.config, &self.network.config, &self.uplink, acquired.lease);
         self.dataplane.move_to(spec).await?;
         self.following = follow(&self.config, &self.store, acquired);
         self.write_subnet_env()?;
@@ -351,6 +351,7 @@ fn dataplane_spec(
             network: network.network,
         },
         uplink: Attachment { ifindex: uplink.ifindex, interface: uplink.name.clone() },
+        uplink_address: uplink.address,
         public_address: uplink.public_ip,
         bridge: config.bridge.clone(),
         fast_path: config.fast_path,

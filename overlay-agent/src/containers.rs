@@ -53,7 +53,7 @@ pub fn endpoints(
         .filter_map(|neighbour| {
             let &ifindex = ports.get(&neighbour.mac)?.as_ref()?;
             let key = EndpointKey { address: neighbour.address.octets() };
-            Some((key, Endpoint { ifindex, mac: neighbour.mac, reserved: [0; 2] }))
+            Some((key, Endpoint { ifindex, mac: neighbour.mac.0, reserved: [0; 2] }))
         })
         .collect()
 }
@@ -143,7 +143,7 @@ mod tests {
     fn a_known_container_is_an_endpoint() {
         let endpoints = found(&observed());
         let endpoint = endpoints[&EndpointKey { address: CONTAINER.octets() }];
-        assert_eq!((endpoint.ifindex, endpoint.mac), (VETH, MAC));
+        assert_eq!((endpoint.ifindex, endpoint.mac), (VETH, MAC.0));
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::{collections::HashMap, net::Ipv4Addr};
 use anyhow::{Context, Result};
 use ipnetwork::Ipv4Network;
 use overlay_common::{
-    Hook, MacAddr,
+    Hook,
     tables::{ABI_VERSION, HostConfig},
 };
 use rtnetlink::Handle;
@@ -25,7 +25,9 @@ pub struct DataplaneSpec {
     pub tunnel: TunnelSpec,
     /// The interface that carries encapsulated packets.
     pub uplink: Attachment,
-    /// The address that peers send to.
+    /// The uplink's own address.
+    pub uplink_address: Ipv4Addr,
+    /// The address that peers send to; the same, unless the host is behind NAT.
     pub public_address: Ipv4Addr,
     /// The containers' bridge; found by its address where it is not named.
     pub bridge: Option<String>,
@@ -134,13 +136,13 @@ impl Dataplane {
             bridge_ifindex: bridge.map_or(0, |link| link.index),
             network: spec.tunnel.network.network().octets(),
             subnet: spec.tunnel.subnet.network().octets(),
-            public_address: spec.public_address.octets(),
+            uplink_address: spec.uplink_address.octets(),
             network_length: spec.tunnel.network.prefix(),
             subnet_length: spec.tunnel.subnet.prefix(),
             port: spec.tunnel.port,
             mtu: u16::try_from(spec.tunnel.mtu).unwrap_or(u16::MAX),
-            vtep_mac: spec.tunnel.mac,
-            bridge_mac: bridge.map_or(MacAddr::default(), |link| link.mac),
+            vtep_mac: spec.tunnel.mac.0,
+            bridge_mac: bridge.map_or([0; 6], |link| link.mac.0),
             reserved: [0; 2],
             // Until the leases are listed, an earlier agent's entries stay in use.
             peer_lengths: if self.synced { peer_lengths } else { self.config.peer_lengths },

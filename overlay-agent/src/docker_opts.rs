@@ -47,11 +47,7 @@ pub fn render(
     let options = options(variables, wanted.ip_masq)?;
     let mut text = String::new();
     if wanted.individual {
-        text.extend(
-            options
-                .iter()
-                .map(|(name, value)| format!("{name}=\"{value}\"\n")),
-        );
+        text.extend(options.iter().map(|(name, value)| format!("{name}=\"{value}\"\n")));
     }
     if let Some(key) = &wanted.combined {
         // The script puts a space behind what is there already, and one before each option.
@@ -129,18 +125,11 @@ mod tests {
                               FLANNEL_MTU=1472\nFLANNEL_IPMASQ=false\n";
 
     fn wanted(individual: bool, combined: Option<&str>) -> Wanted {
-        Wanted {
-            individual,
-            combined: combined.map(str::to_owned),
-            ip_masq: true,
-        }
+        Wanted { individual, combined: combined.map(str::to_owned), ip_masq: true }
     }
 
     fn environment(pairs: &[(&str, &str)]) -> Vec<(String, String)> {
-        pairs
-            .iter()
-            .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
-            .collect()
+        pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
     }
 
     fn render(wanted: &Wanted) -> String {
@@ -189,10 +178,7 @@ mod tests {
 
     #[test]
     fn with_m_masquerading_is_left_out() {
-        let wanted = Wanted {
-            ip_masq: false,
-            ..wanted(true, Some("DOCKER_OPTS"))
-        };
+        let wanted = Wanted { ip_masq: false, ..wanted(true, Some("DOCKER_OPTS")) };
         assert_eq!(
             render(&wanted),
             "DOCKER_OPT_BIP=\"--bip=10.1.74.1/24\"\n\
@@ -233,10 +219,7 @@ mod tests {
             let variables = variables([], &format!("FLANNEL_IPMASQ={value}\n"));
             super::render(&variables, &wanted(true, None))
         };
-        assert_eq!(
-            masq("true").unwrap(),
-            "DOCKER_OPT_IPMASQ=\"--ip-masq=false\"\n"
-        );
+        assert_eq!(masq("true").unwrap(), "DOCKER_OPT_IPMASQ=\"--ip-masq=false\"\n");
         assert_eq!(masq("yes"), Err(InvalidIpMasq("yes".to_owned())));
         assert_eq!(
             masq("yes").unwrap_err().to_string(),

@@ -12,8 +12,7 @@ pub(crate) fn assignments(text: &str) -> impl Iterator<Item = (&str, &str)> {
 }
 
 fn is_name(text: &str) -> bool {
-    text.bytes()
-        .all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
+    text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
         && !text.starts_with(|first: char| first.is_ascii_digit())
         && !text.is_empty()
 }
@@ -25,10 +24,7 @@ fn unquote(value: &str) -> &str {
             return rest.split_once(quote).map_or(rest, |(inner, _)| inner);
         }
     }
-    value
-        .split_once(" #")
-        .map_or(value, |(value, _)| value)
-        .trim_end()
+    value.split_once(" #").map_or(value, |(value, _)| value).trim_end()
 }
 
 #[cfg(test)]
@@ -44,16 +40,7 @@ mod tests {
                     export C='3#4'\r\n\
                     D=5 # five\nE=\nnot an assignment\n7=8\n=9\n";
         let found: Vec<_> = assignments(text).collect();
-        assert_eq!(
-            found,
-            [
-                ("A", "1"),
-                ("B", "two words"),
-                ("C", "3#4"),
-                ("D", "5"),
-                ("E", "")
-            ]
-        );
+        assert_eq!(found, [("A", "1"), ("B", "two words"), ("C", "3#4"), ("D", "5"), ("E", "")]);
     }
 
     proptest! {

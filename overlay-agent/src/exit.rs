@@ -65,9 +65,8 @@ impl Exit {
 
     /// The table of all codes, for `--help`.
     pub fn help() -> String {
-        let rows = Self::ALL
-            .map(|exit| format!("  {:>2}  {}", exit.code(), exit.meaning()))
-            .join("\n");
+        let rows =
+            Self::ALL.map(|exit| format!("  {:>2}  {}", exit.code(), exit.meaning())).join("\n");
         format!("Exit codes:\n{rows}")
     }
 }
@@ -126,10 +125,7 @@ mod tests {
             .context("starting");
         let error = result.unwrap_err();
         assert_eq!(Exit::of(&error), Exit::Usage);
-        assert_eq!(
-            format!("{error:#}"),
-            "starting: choosing the uplink: no such interface"
-        );
+        assert_eq!(format!("{error:#}"), "starting: choosing the uplink: no such interface");
     }
 
     #[test]

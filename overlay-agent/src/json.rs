@@ -13,9 +13,7 @@ pub(crate) fn member<'a>(object: &'a Map<String, Value>, name: &str) -> Option<&
 /// As [`member`], but `null` is returned, for the fields where flannel tells the two apart.
 pub(crate) fn raw_member<'a>(object: &'a Map<String, Value>, name: &str) -> Option<&'a Value> {
     object.get(name).or_else(|| {
-        object
-            .iter()
-            .find_map(|(key, value)| key.eq_ignore_ascii_case(name).then_some(value))
+        object.iter().find_map(|(key, value)| key.eq_ignore_ascii_case(name).then_some(value))
     })
 }
 

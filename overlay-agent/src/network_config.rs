@@ -87,7 +87,8 @@ impl fmt::Display for ConfigNote {
 impl NetworkConfig {
     /// Reads the JSON text of a network config and checks every rule.
     pub fn parse(text: &[u8]) -> Result<ParsedConfig, ConfigError> {
-        let value: Value = serde_json::from_slice(text).map_err(ConfigError::Syntax)?;
+        let value: Value =
+            serde_json::from_slice(text).map_err(|error| ConfigError::Syntax { error })?;
         let Value::Object(fields) = &value else {
             return Err(ConfigError::NotAnObject(json::kind(&value)));
         };
@@ -180,11 +181,7 @@ fn subnet_range(
             return Ok(Ipv4Addr::from(default));
         };
         if !network.contains(address) {
-            return Err(ConfigError::OutsideNetwork {
-                name,
-                address,
-                network,
-            });
+            return Err(ConfigError::OutsideNetwork { name, address, network });
         }
         if u32::from(address) & (step - 1) != 0 {
             return Err(ConfigError::Unaligned { name, address, len });
@@ -236,7 +233,7 @@ impl Backend {
         let port = fields::number(fields, "Port", "Backend.Port", u32::from(u16::MAX))?;
         let mtu = fields::number(fields, "MTU", "Backend.MTU", u32::from(u16::MAX))?;
         Ok(Self {
-            vni: Vni::new(vni).map_err(ConfigError::Vni)?,
+            vni: Vni::new(vni).map_err(|error| ConfigError::Vni { error })?,
             port: narrow(port).unwrap_or(DEFAULT_PORT),
             mtu: match narrow(mtu) {
                 Some(mtu) if mtu < MIN_IPV4_MTU + ENCAPSULATION_OVERHEAD => {
@@ -252,9 +249,7 @@ impl Backend {
 
 /// Zero counts as unset, as in Go.
 fn narrow(value: Option<u32>) -> Option<u16> {
-    value
-        .and_then(|value| u16::try_from(value).ok())
-        .filter(|value| *value != 0)
+    value.and_then(|value| u16::try_from(value).ok()).filter(|value| *value != 0)
 }
 
 fn check_backend_type(fields: &Map<String, Value>) -> Result<(), ConfigError> {

@@ -120,7 +120,7 @@ pub const fn vtep_key(address: Ipv4Addr) -> VtepKey {
 }
 
 fn peer(lease: &Lease) -> Peer {
-    Peer { public_address: lease.public_ip.octets(), vtep_mac: lease.vtep_mac, reserved: [0; 2] }
+    Peer { public_address: lease.public_ip.octets(), vtep_mac: lease.vtep_mac.0, reserved: [0; 2] }
 }
 
 fn prefix(subnet: Ipv4Network) -> Prefix {

@@ -44,14 +44,17 @@ async fn start_and_run(config: RunConfig, stop: CancellationToken) -> Result<()>
     let network = network.exit(Exit::Config)?;
     let handle = netlink::connect()?;
     let uplink = uplink::discover(&config.uplink).await.context("cannot choose an uplink")?;
-    netlink::check_port(&netlink::observe(&handle).await?, network.config.vni, network.config.port)?;
+    netlink::check_port(
+        &netlink::observe(&handle).await?,
+        network.config.vni,
+        network.config.port,
+    )?;
 
     let (asker, requests) = mpsc::channel(16);
     let socket = config.socket.clone();
     let healthz = config.healthz;
-    let Some(agent) = stop
-        .run_until_cancelled(Agent::start(config, pins, store, network, uplink))
-        .await
+    let Some(agent) =
+        stop.run_until_cancelled(Agent::start(config, pins, store, network, uplink)).await
     else {
         return Ok(());
     };

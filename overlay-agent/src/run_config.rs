@@ -135,12 +135,12 @@ pub enum UsageError {
         value: String,
     },
     /// A regular expression does not compile.
-    #[error("--iface-regex {value:?} is no regular expression: {source}")]
+    #[error("--iface-regex {value:?} is no regular expression: {error}")]
     Regex {
         /// The text.
         value: String,
         /// What is wrong with it.
-        source: regex::Error,
+        error: regex::Error,
     },
 }
 
@@ -184,10 +184,7 @@ impl TryFrom<&RunArgs> for EtcdConfig {
         let (cert, key) = (path(&args.etcd_certfile), path(&args.etcd_keyfile));
         let half = |given, missing| Err(UsageError::HalfIdentity { given, missing });
         let identity = match (cert, key) {
-            (Some(cert_file), Some(key_file)) => Some(Identity {
-                cert_file,
-                key_file,
-            }),
+            (Some(cert_file), Some(key_file)) => Some(Identity { cert_file, key_file }),
             (None, None) => None,
             (Some(_), None) => return half("--etcd-certfile", "--etcd-keyfile"),
             (None, Some(_)) => return half("--etcd-keyfile", "--etcd-certfile"),
@@ -212,7 +209,7 @@ impl TryFrom<&RunArgs> for UplinkConfig {
 
     fn try_from(args: &RunArgs) -> Result<Self, UsageError> {
         let regexes = given(&args.iface_regex)
-            .map(|value| Regex::new(&value).map_err(|source| UsageError::Regex { value, source }))
+            .map(|value| Regex::new(&value).map_err(|error| UsageError::Regex { value, error }))
             .collect::<Result<_, _>>()?;
         Ok(Self {
             ifaces: given(&args.iface).collect(),
@@ -226,14 +223,12 @@ impl TryFrom<&RunArgs> for UplinkConfig {
 /// What is accepted only so that flannel's command lines keep working.
 fn without_effect(args: &RunArgs) -> Vec<String> {
     [
-        (
-            !args.public_ipv6.is_empty(),
-            "--public-ipv6 has no effect yet: only IPv4 is carried",
-        ),
+        (!args.public_ipv6.is_empty(), "--public-ipv6 has no effect yet: only IPv4 is carried"),
         (
             args.subnet_lease_renew_margin != 60,
             "--subnet-lease-renew-margin has no effect: leases are kept alive all the time",
         ),
+        (args.healthz_port != 0, "--healthz-port has no effect yet: no health checks are served"),
         (
             args.ip_masq,
             "--ip-masq is only written to the subnet file yet: no masquerading rules are made",
@@ -242,10 +237,7 @@ fn without_effect(args: &RunArgs) -> Vec<String> {
             args.ip_masq_fully_random_disable,
             "--ip-masq-fully-random-disable has no effect yet: no masquerading rules are made",
         ),
-        (
-            args.ip_blackhole_route,
-            "--ip-blackhole-route has no effect yet: no such route is made",
-        ),
+        (args.ip_blackhole_route, "--ip-blackhole-route has no effect yet: no such route is made"),
     ]
     .into_iter()
     .filter(|(given, _)| *given)
@@ -268,9 +260,6 @@ fn address(flag: &'static str, value: &str) -> Result<Option<Ipv4Addr>, UsageErr
     }
     match value.parse() {
         Ok(address) => Ok(Some(address)),
-        Err(_) => Err(UsageError::Address {
-            flag,
-            value: value.to_owned(),
-        }),
+        Err(_) => Err(UsageError::Address { flag, value: value.to_owned() }),
     }
 }

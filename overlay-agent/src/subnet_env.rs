@@ -29,12 +29,7 @@ pub struct SubnetEnv {
 impl SubnetEnv {
     /// The text of the file, byte for byte as flannel writes it.
     pub fn encode(&self) -> String {
-        let Self {
-            network,
-            subnet,
-            mtu,
-            ip_masq,
-        } = self;
+        let Self { network, subnet, mtu, ip_masq } = self;
         let bridge = bridge_address(*subnet);
         let len = subnet.prefix();
         format!(
@@ -74,9 +69,8 @@ pub fn read_subnet(path: &Path) -> anyhow::Result<Option<Ipv4Network>> {
 /// The subnet in the text of a subnet file.
 fn parse_subnet(text: &str) -> Option<Ipv4Network> {
     // As in a shell, the last assignment counts.
-    let (_, value) = dotenv::assignments(text)
-        .filter(|(name, _)| *name == "FLANNEL_SUBNET")
-        .last()?;
+    let (_, value) =
+        dotenv::assignments(text).filter(|(name, _)| *name == "FLANNEL_SUBNET").last()?;
     let (address, len) = value.split_once('/')?;
     let bridge = Ipv4Network::new(address.parse().ok()?, len.parse().ok()?).ok()?;
     Ipv4Network::new(bridge.network(), bridge.prefix()).ok()
@@ -157,10 +151,7 @@ mod tests {
         let path = dir.path().join("subnet.env");
         std::fs::create_dir(&path).unwrap();
         let error = format!("{:#}", example().write(&path).unwrap_err());
-        assert!(
-            error.starts_with("cannot write the subnet file "),
-            "{error}"
-        );
+        assert!(error.starts_with("cannot write the subnet file "), "{error}");
         assert_eq!(dir.path().read_dir().unwrap().count(), 1);
     }
 
@@ -176,14 +167,8 @@ mod tests {
     #[test]
     fn only_one_subnet_is_of_use() {
         for (text, expected) in [
-            (
-                "FLANNEL_SUBNET=\"10.5.52.1/24\" # mine\n",
-                Some("10.5.52.0/24"),
-            ),
-            (
-                "FLANNEL_SUBNET=10.5.1.1/24\nFLANNEL_SUBNET=10.5.2.1/24\n",
-                Some("10.5.2.0/24"),
-            ),
+            ("FLANNEL_SUBNET=\"10.5.52.1/24\" # mine\n", Some("10.5.52.0/24")),
+            ("FLANNEL_SUBNET=10.5.1.1/24\nFLANNEL_SUBNET=10.5.2.1/24\n", Some("10.5.2.0/24")),
             ("FLANNEL_SUBNET=10.5.1.1/24,10.5.2.1/24\n", None),
             ("FLANNEL_SUBNET=10.5.1.1\n", None),
             ("FLANNEL_SUBNET=fd00::1/64\n", None),

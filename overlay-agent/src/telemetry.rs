@@ -26,11 +26,7 @@ pub fn start(verbosity: u8) {
 pub fn print_usage(error: &clap::Error) -> Exit {
     // A reader that has gone away is nobody to complain to.
     drop(error.print());
-    if error.use_stderr() {
-        Exit::Usage
-    } else {
-        Exit::Ok
-    }
+    if error.use_stderr() { Exit::Usage } else { Exit::Ok }
 }
 
 /// Prints why the program ends, and says with which code. A reader of ours that went away, such as

@@ -111,14 +111,10 @@ pub fn choose(config: &UplinkConfig, observed: &Observed) -> Result<Uplink, Upli
             there_are: there_are(),
         })?
     } else if let Some(public_ip) = config.public_ip {
-        owner(observed, public_ip).ok_or_else(|| UplinkError::NoOwner {
-            public_ip,
-            there_are: there_are(),
-        })?
+        owner(observed, public_ip)
+            .ok_or_else(|| UplinkError::NoOwner { public_ip, there_are: there_are() })?
     } else {
-        way_out(observed).ok_or_else(|| UplinkError::NoDefaultRoute {
-            there_are: there_are(),
-        })?
+        way_out(observed).ok_or_else(|| UplinkError::NoDefaultRoute { there_are: there_are() })?
     };
     let (interface, address) = found;
     Ok(Uplink {
@@ -134,17 +130,14 @@ pub fn choose(config: &UplinkConfig, observed: &Observed) -> Result<Uplink, Upli
 type Found<'a> = (&'a Interface, Ipv4Addr);
 
 fn named<'a>(config: &UplinkConfig, observed: &'a Observed) -> Option<Found<'a>> {
-    let by_name_or_address = config
-        .ifaces
-        .iter()
-        .find_map(|wanted| match wanted.parse() {
-            Ok(address) => owner(observed, address),
-            Err(_) => observed
-                .interfaces
-                .iter()
-                .filter(|interface| interface.name == *wanted)
-                .find_map(with_best_address),
-        });
+    let by_name_or_address = config.ifaces.iter().find_map(|wanted| match wanted.parse() {
+        Ok(address) => owner(observed, address),
+        Err(_) => observed
+            .interfaces
+            .iter()
+            .filter(|interface| interface.name == *wanted)
+            .find_map(with_best_address),
+    });
     let by_regex = || {
         config.regexes.iter().find_map(|regex| {
             let by_address = observed.interfaces.iter().find_map(|interface| {
@@ -152,10 +145,8 @@ fn named<'a>(config: &UplinkConfig, observed: &'a Observed) -> Option<Found<'a>>
                 let address = interface.addresses.iter().find(matching)?;
                 Some((interface, address.ip))
             });
-            let mut by_name = observed
-                .interfaces
-                .iter()
-                .filter(|interface| regex.is_match(&interface.name));
+            let mut by_name =
+                observed.interfaces.iter().filter(|interface| regex.is_match(&interface.name));
             by_address.or_else(|| by_name.find_map(with_best_address))
         })
     };
@@ -176,9 +167,7 @@ fn way_out(observed: &Observed) -> Option<Found<'_>> {
     let mut routes = observed.default_routes.clone();
     // Stable: among equals the kernel's order counts.
     routes.sort_by_key(|(metric, _)| *metric);
-    routes
-        .into_iter()
-        .find_map(|(_, ifindex)| by_index(observed, ifindex))
+    routes.into_iter().find_map(|(_, ifindex)| by_index(observed, ifindex))
 }
 
 fn by_index(observed: &Observed, ifindex: u32) -> Option<Found<'_>> {
@@ -203,14 +192,8 @@ fn with_best_address(interface: &Interface) -> Option<Found<'_>> {
 /// The flags that name an interface, as they were given.
 fn asked(config: &UplinkConfig) -> Vec<String> {
     let ifaces = config.ifaces.iter().map(|value| format!("--iface {value}"));
-    let regexes = config
-        .regexes
-        .iter()
-        .map(|value| format!("--iface-regex {value}"));
-    let reach = config
-        .can_reach
-        .iter()
-        .map(|value| format!("--iface-can-reach {value}"));
+    let regexes = config.regexes.iter().map(|value| format!("--iface-regex {value}"));
+    let reach = config.can_reach.iter().map(|value| format!("--iface-can-reach {value}"));
     ifaces.chain(regexes).chain(reach).collect()
 }
 
@@ -233,10 +216,7 @@ fn describe(interfaces: &[Interface]) -> String {
     if interfaces.is_empty() {
         return "none".to_owned();
     }
-    let all: Vec<_> = interfaces
-        .iter()
-        .map(|interface| One(interface).to_string())
-        .collect();
+    let all: Vec<_> = interfaces.iter().map(|interface| One(interface).to_string()).collect();
     all.join(", ")
 }
 

@@ -16,7 +16,7 @@ use network_types::{
 };
 
 use crate::{
-    checksum, ecn,
+    MacAddr, checksum, ecn,
     packet::{
         ETHERNET_LENGTH, ETHERTYPE_IPV4, Ethernet, Header, IPV4_LENGTH, PROTOCOL_UDP, UDP_LENGTH,
     },
@@ -83,7 +83,7 @@ impl OuterHeaders {
             ttl: OUTER_TTL,
             proto: PROTOCOL_UDP,
             check: [0; 2],
-            src_addr: host.public_address,
+            src_addr: host.uplink_address,
             dst_addr: peer.public_address,
         };
         ipv4.check = checksum::ipv4_header(&ipv4);
@@ -99,8 +99,8 @@ impl OuterHeaders {
             },
             vxlan: vxlan.to_be_bytes(),
             ethernet: Ethernet {
-                destination: peer.vtep_mac,
-                source: host.vtep_mac,
+                destination: MacAddr(peer.vtep_mac),
+                source: MacAddr(host.vtep_mac),
                 ethertype: ETHERTYPE_IPV4,
             },
         }
@@ -122,14 +122,14 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::{MacAddr, packet::test_support::bytes_of};
+    use crate::packet::test_support::bytes_of;
 
     fn host() -> HostConfig {
         HostConfig {
             vni: 1,
             port: 8472,
-            public_address: [192, 168, 33, 10],
-            vtep_mac: MacAddr([2, 0, 0, 0, 0, 1]),
+            uplink_address: [192, 168, 33, 10],
+            vtep_mac: [2, 0, 0, 0, 0, 1],
             ..HostConfig::default()
         }
     }
@@ -138,7 +138,7 @@ mod tests {
     fn golden_headers() {
         let peer = Peer {
             public_address: [192, 168, 33, 11],
-            vtep_mac: MacAddr([2, 0, 0, 0, 0, 2]),
+            vtep_mac: [2, 0, 0, 0, 0, 2],
             ..Peer::default()
         };
         let headers = OuterHeaders::new(&host(), &peer, 0, 84, 40_000, 0x1234);

@@ -14,19 +14,11 @@ use crate::{
 #[derive(Debug, Args)]
 pub struct DockerOptsArgs {
     /// The subnet file to read
-    #[arg(
-        short = 'f',
-        value_name = "FILE",
-        default_value = "/run/flannel/subnet.env"
-    )]
+    #[arg(short = 'f', value_name = "FILE", default_value = "/run/flannel/subnet.env")]
     pub subnet_file: PathBuf,
 
     /// The file to write
-    #[arg(
-        short = 'd',
-        value_name = "FILE",
-        default_value = "/run/docker_opts.env"
-    )]
+    #[arg(short = 'd', value_name = "FILE", default_value = "/run/docker_opts.env")]
     pub output: PathBuf,
 
     /// Write each option in a variable of its own; without -i and -c, both are done

@@ -54,9 +54,8 @@ pub(super) fn append(
     let Some((verb, matches)) = matches.subcommand() else {
         return Ok(args);
     };
-    let Some(verb) = command
-        .find_subcommand(verb)
-        .filter(|verb| !WITHOUT.contains(&verb.get_name()))
+    let Some(verb) =
+        command.find_subcommand(verb).filter(|verb| !WITHOUT.contains(&verb.get_name()))
     else {
         return Ok(args);
     };
@@ -83,13 +82,10 @@ pub(super) fn append(
 /// The first of a flag's variables that is set and not empty.
 fn lookup(long: &str, environment: &impl Environment) -> Option<(String, OsString)> {
     let suffix = long.to_ascii_uppercase().replace('-', "_");
-    PREFIXES
-        .into_iter()
-        .map(|prefix| format!("{prefix}{suffix}"))
-        .find_map(|name| {
-            let value = environment.get(&name).filter(|value| !value.is_empty())?;
-            Some((name, value))
-        })
+    PREFIXES.into_iter().map(|prefix| format!("{prefix}{suffix}")).find_map(|name| {
+        let value = environment.get(&name).filter(|value| !value.is_empty())?;
+        Some((name, value))
+    })
 }
 
 fn argument(long: &str, value: &OsStr) -> OsString {

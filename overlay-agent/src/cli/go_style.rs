@@ -5,25 +5,33 @@ use std::ffi::{OsStr, OsString};
 use clap::Command;
 
 /// Gives every `-name` and `-name=value` its second dash, where `name` is a long flag of `command`'s
-/// verbs. Everything else, bundles of short flags included, stays as it is.
+/// verbs, and `-v 4` its equals sign. Everything else, bundles of short flags included, stays as it is.
 pub(super) fn to_double_dashes(
     command: &Command,
     args: impl IntoIterator<Item = OsString>,
 ) -> Vec<OsString> {
     let mut flags_ended = false;
-    args.into_iter()
-        .map(|arg| {
-            flags_ended |= arg == "--";
-            match arg.to_str() {
-                Some(text) if !flags_ended && is_long_with_one_dash(command, text) => {
-                    let mut longer = OsString::from("-");
-                    longer.push(&arg);
-                    longer
-                }
-                _ => arg,
+    let mut rewritten: Vec<OsString> = Vec::new();
+    for arg in args {
+        flags_ended |= arg == "--";
+        match (rewritten.last_mut(), arg.to_str()) {
+            _ if flags_ended => rewritten.push(arg),
+            // Without a number it counts as one, so that no verb can be taken for its value.
+            (Some(last), Some(level)) if last == "-v" && is_number(level) => {
+                last.push("=");
+                last.push(level);
             }
-        })
-        .collect()
+            (_, Some(text)) if is_long_with_one_dash(command, text) => {
+                rewritten.push(format!("-{text}").into());
+            }
+            _ => rewritten.push(arg),
+        }
+    }
+    rewritten
+}
+
+fn is_number(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit())
 }
 
 fn is_long_with_one_dash(command: &Command, arg: &str) -> bool {

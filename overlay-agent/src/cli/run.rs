@@ -19,10 +19,7 @@ const FIREWALL: &str = "Firewall (accepted for flannel's sake, no effect yet)";
 
 /// Arguments of `run`, as typed.
 #[derive(Debug, Args)]
-#[expect(
-    clippy::struct_excessive_bools,
-    reason = "flannel has as many flags of that kind"
-)]
+#[expect(clippy::struct_excessive_bools, reason = "flannel has as many flags of that kind")]
 pub struct RunArgs {
     /// Where etcd is: a list separated by commas
     #[arg(
@@ -85,11 +82,11 @@ pub struct RunArgs {
     #[arg(long, value_name = "MINUTES", default_value_t = 60, value_parser = clap::value_parser!(u16).range(1..=1439))]
     pub subnet_lease_renew_margin: u16,
 
-    /// The address to serve health checks at
+    /// No effect yet: the address to serve health checks at
     #[arg(long, value_name = "IP", default_value = "0.0.0.0")]
     pub healthz_ip: std::net::IpAddr,
 
-    /// The port to serve health checks at; 0 serves none
+    /// No effect yet: the port to serve health checks at; 0 serves none
     #[arg(long, value_name = "PORT", default_value_t = 0)]
     pub healthz_port: u16,
 

@@ -3,14 +3,10 @@ use std::{collections::HashMap, net::Ipv4Addr, path::Path};
 use super::{run::RunConfig, *};
 
 fn parse(args: &[&str], variables: &[(&str, &str)]) -> Result<Cli, clap::Error> {
-    let variables: HashMap<String, OsString> = variables
-        .iter()
-        .map(|(name, value)| ((*name).to_owned(), OsString::from(value)))
-        .collect();
+    let variables: HashMap<String, OsString> =
+        variables.iter().map(|(name, value)| ((*name).to_owned(), OsString::from(value))).collect();
     let args = std::iter::once("overlay-agent").chain(args.iter().copied());
-    Cli::from_command_line(args.map(OsString::from), &|name: &str| {
-        variables.get(name).cloned()
-    })
+    Cli::from_command_line(args.map(OsString::from), &|name: &str| variables.get(name).cloned())
 }
 
 fn run(args: &[&str], variables: &[(&str, &str)]) -> RunConfig {
@@ -38,14 +34,8 @@ fn the_definition_of_the_command_line_is_sound() {
 #[test]
 fn defaults_are_flannels() {
     let config = run(&[], &[]);
-    assert_eq!(
-        config.etcd.endpoints,
-        ["http://127.0.0.1:4001", "http://127.0.0.1:2379"]
-    );
-    assert_eq!(
-        config.etcd.prefix.config_key(),
-        "/coreos.com/network/config"
-    );
+    assert_eq!(config.etcd.endpoints, ["http://127.0.0.1:4001", "http://127.0.0.1:2379"]);
+    assert_eq!(config.etcd.prefix.config_key(), "/coreos.com/network/config");
     assert_eq!(config.subnet_file, Path::new("/run/flannel/subnet.env"));
     assert_eq!(config.lease_ttl.as_secs(), 86_400);
     assert_eq!(config.pin_path, Path::new("/sys/fs/bpf/overlay"));
@@ -78,7 +68,7 @@ fn a_flanneld_command_line_in_gos_style_is_understood() {
     assert_eq!(config.uplink.ifaces, ["eth1", "10.0.0.1"]);
     assert!(config.ip_masq);
     assert_eq!(config.healthz, Some("0.0.0.0:8471".parse().unwrap()));
-    assert_eq!(config.without_effect.len(), 2);
+    assert_eq!(config.without_effect.len(), 3);
 }
 
 #[test]
@@ -98,19 +88,13 @@ fn booleans_are_written_as_in_go() {
 
 #[test]
 fn the_command_line_counts_before_our_variables_and_those_before_flannels() {
-    let variables = [
-        ("OVERLAY_ETCD_PREFIX", "/ours"),
-        ("FLANNELD_ETCD_PREFIX", "/theirs"),
-    ];
+    let variables = [("OVERLAY_ETCD_PREFIX", "/ours"), ("FLANNELD_ETCD_PREFIX", "/theirs")];
     let prefix =
         |args: &[&str], variables: &[(&str, &str)]| run(args, variables).etcd.prefix.to_string();
     assert_eq!(prefix(&["--etcd-prefix=/typed"], &variables), "/typed");
     assert_eq!(prefix(&[], &variables), "/ours");
     assert_eq!(prefix(&[], &variables[1..]), "/theirs");
-    assert_eq!(
-        prefix(&[], &[("OVERLAY_ETCD_PREFIX", ""), variables[1]]),
-        "/theirs"
-    );
+    assert_eq!(prefix(&[], &[("OVERLAY_ETCD_PREFIX", ""), variables[1]]), "/theirs");
 }
 
 #[test]
@@ -152,10 +136,7 @@ fn a_bad_variable_is_named() {
 #[test]
 fn what_cannot_be_followed_is_refused_with_the_flag_and_the_rule() {
     for (args, expected) in [
-        (
-            &["--etcd-endpoints=,"][..],
-            "--etcd-endpoints names no endpoint",
-        ),
+        (&["--etcd-endpoints=,"][..], "--etcd-endpoints names no endpoint"),
         (
             &["--etcd-certfile=c.pem"],
             "--etcd-certfile needs --etcd-keyfile: a certificate and its key go together",
@@ -164,14 +145,8 @@ fn what_cannot_be_followed_is_refused_with_the_flag_and_the_rule() {
             &["--etcd-keyfile=k.pem"],
             "--etcd-keyfile needs --etcd-certfile: a certificate and its key go together",
         ),
-        (
-            &["--etcd-password=x"],
-            "--etcd-password needs --etcd-username",
-        ),
-        (
-            &["--public-ip=fe80::1"],
-            r#"--public-ip must be an IPv4 address, but is "fe80::1""#,
-        ),
+        (&["--etcd-password=x"], "--etcd-password needs --etcd-username"),
+        (&["--public-ip=fe80::1"], r#"--public-ip must be an IPv4 address, but is "fe80::1""#),
         (
             &["--iface-can-reach=host"],
             r#"--iface-can-reach must be an IPv4 address, but is "host""#,
@@ -217,6 +192,8 @@ fn verbosity_may_come_before_or_after_the_verb() {
         (&["-v", "status"], 1),
         (&["status", "-v=6"], 6),
         (&["status", "--v=6"], 6),
+        (&["-v", "4", "status"], 4),
+        (&["status", "-v", "5"], 5),
     ] {
         assert_eq!(parse(args, &[]).unwrap().verbosity, expected, "{args:?}");
     }
@@ -234,10 +211,7 @@ fn status_reads_the_socket_from_the_environment_too() {
 #[test]
 fn the_help_lists_exit_codes_and_variables() {
     let help = parse(&["--help"], &[]).unwrap_err().to_string();
-    assert!(
-        help.contains("78  the network config in etcd is malformed"),
-        "{help}"
-    );
+    assert!(help.contains("78  the network config in etcd is malformed"), "{help}");
     let help = parse(&["run", "--help"], &[]).unwrap_err().to_string();
     assert!(help.contains("FLANNELD_<NAME>"), "{help}");
 }

@@ -93,13 +93,7 @@ pub async fn acquire(
     config: &StoredConfig,
     request: &Request,
 ) -> Result<Acquired, AcquireError> {
-    let mut attempt = Attempt {
-        store,
-        config,
-        request,
-        granted: None,
-        limit: CANDIDATES,
-    };
+    let mut attempt = Attempt { store, config, request, granted: None, limit: CANDIDATES };
     let mut outage = Outage::new("cannot take a subnet yet");
     let mut races = 0;
     let result = loop {
@@ -118,14 +112,7 @@ pub async fn acquire(
         };
         tokio::time::sleep(wait).await;
     };
-    attempt
-        .give_back(
-            result
-                .as_ref()
-                .ok()
-                .and_then(|acquired| acquired.etcd_lease),
-        )
-        .await;
+    attempt.give_back(result.as_ref().ok().and_then(|acquired| acquired.etcd_lease)).await;
     result
 }
 
@@ -158,12 +145,7 @@ struct Attempt<'a> {
 impl Attempt<'_> {
     async fn make(&mut self) -> Result<Step, Stop> {
         let listing = self.store.list().await?;
-        let survey = Survey::new(
-            self.store,
-            &listing,
-            &self.config.config,
-            self.request.public_ip,
-        );
+        let survey = Survey::new(self.store, &listing, &self.config.config, self.request.public_ip);
         if let Some(own) = survey.own {
             return self.reuse(listing, own).await;
         }
@@ -194,25 +176,14 @@ impl Attempt<'_> {
         };
         if !unchanged || etcd_lease != old {
             let (key, revision) = (&own.entry.key, own.entry.mod_revision);
-            let written = self
-                .store
-                .replace(key, revision, &value, etcd_lease)
-                .await?;
+            let written = self.store.replace(key, revision, &value, etcd_lease).await?;
             let Some(mod_revision) = written else {
                 return Ok(Step::Again);
             };
             if let Some(old) = old.filter(|old| etcd_lease != Some(*old)) {
                 retire(self.store, old).await;
             }
-            upsert(
-                &mut listing,
-                Entry {
-                    value,
-                    mod_revision,
-                    etcd_lease,
-                    ..own.entry
-                },
-            );
+            upsert(&mut listing, Entry { value, mod_revision, etcd_lease, ..own.entry });
         }
         Ok(done(lease, etcd_lease, Origin::PublicIp, listing))
     }
@@ -230,11 +201,7 @@ impl Attempt<'_> {
     async fn discard(&self, stale: &Entry) -> Result<Step, Stop> {
         let key = String::from_utf8_lossy(&stale.key);
         warn!("deleting our own lease {key}: the network config does not allow it any more");
-        if self
-            .store
-            .delete(&stale.key, stale.mod_revision)
-            .await?
-            .is_some()
+        if self.store.delete(&stale.key, stale.mod_revision).await?.is_some()
             && let Some(id) = stale.etcd_lease
         {
             retire(self.store, id).await;
@@ -249,11 +216,7 @@ impl Attempt<'_> {
             if config.admits(previous) && free {
                 return Ok((previous, Origin::SubnetFile));
             }
-            let reason = if free {
-                "the network config does not allow it"
-            } else {
-                "it is taken"
-            };
+            let reason = if free { "the network config does not allow it" } else { "it is taken" };
             info!("not taking {previous} of the subnet file again: {reason}");
         }
         let mut taken = survey.taken.clone();
@@ -284,22 +247,10 @@ impl Attempt<'_> {
         let value = lease.value().encode();
         let etcd_lease = Some(self.grant().await?);
         let condition = Some(self.config.mod_revision);
-        match self
-            .store
-            .create(subnet, &value, etcd_lease, condition)
-            .await?
-        {
+        match self.store.create(subnet, &value, etcd_lease, condition).await? {
             Created::At(mod_revision) => {
                 let key = self.store.prefix().subnet_key(subnet).into_bytes();
-                upsert(
-                    &mut listing,
-                    Entry {
-                        key,
-                        value,
-                        mod_revision,
-                        etcd_lease,
-                    },
-                );
+                upsert(&mut listing, Entry { key, value, mod_revision, etcd_lease });
                 Ok(done(lease, etcd_lease, origin, listing))
             }
             Created::Refused(obstacles) if obstacles.is_empty() => {
@@ -329,7 +280,10 @@ impl Attempt<'_> {
 
     /// One etcd lease serves all attempts.
     async fn grant(&mut self) -> Result<i64, StoreError> {
-        if let Some(id) = self.granted {
+        // A wait between attempts may have outlasted it.
+        if let Some(id) = self.granted
+            && self.store.keep_alive(id).await?
+        {
             return Ok(id);
         }
         let id = self.store.grant(self.request.ttl).await?;
@@ -388,11 +342,7 @@ impl Survey {
             } else if !config.admits(key.subnet) || key.ipv6.is_some() {
                 survey.note_stale(entry);
             } else if survey.own.is_none() {
-                survey.own = Some(Own {
-                    entry: entry.clone(),
-                    subnet: key.subnet,
-                    value,
-                });
+                survey.own = Some(Own { entry: entry.clone(), subnet: key.subnet, value });
             }
         }
         survey
@@ -420,20 +370,12 @@ impl Survey {
 }
 
 fn done(lease: Lease, etcd_lease: Option<i64>, origin: Origin, listing: Listing) -> Step {
-    Step::Done(Box::new(Acquired {
-        lease,
-        etcd_lease,
-        origin,
-        listing,
-    }))
+    Step::Done(Box::new(Acquired { lease, etcd_lease, origin, listing }))
 }
 
 /// Puts what we wrote into the listing it rests on.
 fn upsert(listing: &mut Listing, entry: Entry) {
-    match listing
-        .entries
-        .binary_search_by(|other| other.key.cmp(&entry.key))
-    {
+    match listing.entries.binary_search_by(|other| other.key.cmp(&entry.key)) {
         Ok(index) => listing.entries[index] = entry,
         Err(index) => listing.entries.insert(index, entry),
     }

@@ -125,10 +125,7 @@ mod tests {
     fn a_full_network_has_nothing_to_choose() {
         let config = config(r#"{"Network":"10.3.0.0/16"}"#);
         let mut rng = StdRng::seed_from_u64(1);
-        assert_eq!(
-            choose(&config, [subnet("10.0.0.0/8")], CANDIDATES, &mut rng),
-            None
-        );
+        assert_eq!(choose(&config, [subnet("10.0.0.0/8")], CANDIDATES, &mut rng), None);
     }
 
     #[test]

@@ -55,21 +55,17 @@ fn within(prefix: &Prefix, subnet: Ipv4Network) -> Vec<KeyRange> {
     let separator = if index == 3 { '-' } else { '.' };
     let start = octets[..index]
         .iter()
-        .fold(prefix.subnets_dir(), |start, octet| {
-            format!("{start}{octet}.")
-        });
+        .fold(prefix.subnets_dir(), |start, octet| format!("{start}{octet}."));
 
-    let mut names: Vec<(String, u8)> = (0..=u8::MAX)
-        .map(|value| (format!("{start}{value}{separator}"), value))
-        .collect();
+    let mut names: Vec<(String, u8)> =
+        (0..=u8::MAX).map(|value| (format!("{start}{value}{separator}"), value)).collect();
     names.sort_unstable();
     names
         .chunk_by(|(_, a), (_, b)| (first..=last).contains(a) == (first..=last).contains(b))
         .filter_map(|run| match run {
-            [(start, value), ..] if (first..=last).contains(value) => Some(KeyRange {
-                start: start.clone(),
-                end: successor(&run.last()?.0),
-            }),
+            [(start, value), ..] if (first..=last).contains(value) => {
+                Some(KeyRange { start: start.clone(), end: successor(&run.last()?.0) })
+            }
             _ => None,
         })
         .collect()

@@ -96,10 +96,7 @@ impl Keeper {
 
     /// The end to give to whoever follows the leases.
     pub fn handle(&self) -> KeeperHandle {
-        KeeperHandle {
-            lease: self.lease,
-            nudge: Arc::clone(&self.nudge),
-        }
+        KeeperHandle { lease: self.lease, nudge: Arc::clone(&self.nudge) }
     }
 
     /// Keeps the lease until somebody else has it, or `events` is closed. The lease itself outlives this:
@@ -168,10 +165,7 @@ impl Keeper {
                 Ok(Look::Ours) => return None,
                 Ok(Look::Taken(entry)) => return Some(entry),
                 Ok(Look::Retaken) => {
-                    warn!(
-                        "the lease of {} was lost, and is ours again",
-                        self.lease.subnet
-                    );
+                    warn!("the lease of {} was lost, and is ours again", self.lease.subnet);
                     // Closed means that the agent is stopping.
                     drop(events.send(LeaseEvent::Retaken(self.lease)).await);
                     tokio::time::sleep(LOOK).await;
@@ -207,26 +201,16 @@ impl Keeper {
             None => None,
             Some(_) => Some(self.etcd_lease().await?),
         };
-        let written = self
-            .store
-            .replace(&entry.key, entry.mod_revision, &value, etcd_lease)
-            .await?;
-        Ok(if written.is_some() {
-            Look::Ours
-        } else {
-            Look::Again
-        })
+        let written =
+            self.store.replace(&entry.key, entry.mod_revision, &value, etcd_lease).await?;
+        Ok(if written.is_some() { Look::Ours } else { Look::Again })
     }
 
     /// Our key is gone: creates it again, under the conditions that any host has to meet.
     async fn retake(&mut self, value: &[u8]) -> Result<Look, StoreError> {
         let subnet = self.lease.subnet;
         let etcd_lease = self.etcd_lease().await?;
-        match self
-            .store
-            .create(subnet, value, Some(etcd_lease), None)
-            .await?
-        {
+        match self.store.create(subnet, value, Some(etcd_lease), None).await? {
             Created::At(_) => Ok(Look::Retaken),
             Created::Refused(obstacles) => {
                 let prefix = self.store.prefix();
@@ -254,9 +238,7 @@ impl Keeper {
 
     async fn report_loss(&self, events: &mpsc::Sender<LeaseEvent>, entry: &Entry) {
         let key = String::from_utf8_lossy(&entry.key).into_owned();
-        let owner = LeaseValue::decode(&entry.value)
-            .ok()
-            .map(|value| value.public_ip);
+        let owner = LeaseValue::decode(&entry.value).ok().map(|value| value.public_ip);
         let whose = owner.map_or_else(|| "another host".to_owned(), |ip| ip.to_string());
         error!(
             "our subnet {} now belongs to {whose} ({key}): it is not ours any more, and must be given up",
@@ -265,11 +247,7 @@ impl Keeper {
         if let Some(id) = self.etcd_lease {
             retire(&self.store, id).await;
         }
-        let event = LeaseEvent::TakenByOther {
-            lease: self.lease,
-            key,
-            owner,
-        };
+        let event = LeaseEvent::TakenByOther { lease: self.lease, key, owner };
         // Closed means that the agent is stopping.
         drop(events.send(event).await);
     }
@@ -296,10 +274,7 @@ mod tests {
     /// Whether the keeper of `ours` would look after `update`.
     async fn looks(ours: Lease, update: LeaseUpdate) -> bool {
         let nudge = Arc::new(Notify::new());
-        let handle = KeeperHandle {
-            lease: ours,
-            nudge: Arc::clone(&nudge),
-        };
+        let handle = KeeperHandle { lease: ours, nudge: Arc::clone(&nudge) };
         handle.observe(&update);
         tokio::select! {
             biased;

@@ -54,9 +54,7 @@ impl Prefix {
     /// Reads a key below [`subnets_dir`](Self::subnets_dir).
     pub fn parse_subnet_key(&self, key: &[u8]) -> Result<SubnetKey, KeyError> {
         let text = str::from_utf8(key).or(Err(KeyError::NotUtf8))?;
-        text.strip_prefix(&self.subnets_dir())
-            .ok_or(KeyError::Elsewhere)
-            .and_then(SubnetKey::parse)
+        text.strip_prefix(&self.subnets_dir()).ok_or(KeyError::Elsewhere).and_then(SubnetKey::parse)
     }
 
     fn join(&self, child: &str) -> String {
@@ -135,11 +133,7 @@ fn parse_v4(text: &str) -> Result<Ipv4Network, KeyError> {
         return Err(KeyError::Length);
     }
     let subnet = Ipv4Network::new(address, len).or(Err(KeyError::Length))?;
-    if subnet.network() == address {
-        Ok(subnet)
-    } else {
-        Err(KeyError::HostBits)
-    }
+    if subnet.network() == address { Ok(subnet) } else { Err(KeyError::HostBits) }
 }
 
 fn parse_v6(text: &str) -> Result<(Ipv6Addr, u8), KeyError> {
@@ -193,10 +187,7 @@ mod tests {
     #[test]
     fn a_subnets_key_is_flannels_byte_for_byte() {
         let subnet = "10.5.52.0/24".parse().unwrap();
-        assert_eq!(
-            prefix().subnet_key(subnet),
-            "/coreos.com/network/subnets/10.5.52.0-24"
-        );
+        assert_eq!(prefix().subnet_key(subnet), "/coreos.com/network/subnets/10.5.52.0-24");
         assert_eq!(parse("10.5.52.0-24").unwrap().subnet, subnet);
     }
 

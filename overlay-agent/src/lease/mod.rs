@@ -37,12 +37,9 @@ impl Lease {
     /// Puts together what a key and its value say; `None` if the value is another backend's.
     pub const fn from_parts(subnet: Ipv4Network, value: &LeaseValue) -> Option<Self> {
         match value.backend {
-            Backend::Vxlan { vni, vtep_mac } => Some(Self {
-                subnet,
-                public_ip: value.public_ip,
-                vtep_mac,
-                vni,
-            }),
+            Backend::Vxlan { vni, vtep_mac } => {
+                Some(Self { subnet, public_ip: value.public_ip, vtep_mac, vni })
+            }
             Backend::Other(_) => None,
         }
     }
@@ -51,22 +48,14 @@ impl Lease {
     pub const fn value(&self) -> LeaseValue {
         LeaseValue {
             public_ip: self.public_ip,
-            backend: Backend::Vxlan {
-                vni: self.vni,
-                vtep_mac: self.vtep_mac,
-            },
+            backend: Backend::Vxlan { vni: self.vni, vtep_mac: self.vtep_mac },
         }
     }
 }
 
 impl fmt::Display for Lease {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self {
-            subnet,
-            public_ip,
-            vtep_mac,
-            ..
-        } = self;
+        let Self { subnet, public_ip, vtep_mac, .. } = self;
         write!(out, "{subnet} of {public_ip} ({vtep_mac})")
     }
 }

@@ -41,26 +41,20 @@ impl LeaseValue {
         let (backend_type, backend_data) = match &self.backend {
             Backend::Vxlan { vni, vtep_mac } => (
                 "vxlan",
-                Some(VxlanData {
-                    vni: vni.map_or(0, Vni::get),
-                    vtep_mac: vtep_mac.to_string(),
-                }),
+                Some(VxlanData { vni: vni.map_or(0, Vni::get), vtep_mac: vtep_mac.to_string() }),
             ),
             Backend::Other(name) => (name.as_str(), None),
         };
-        let attributes = Attributes {
-            public_ip: self.public_ip,
-            public_ipv6: (),
-            backend_type,
-            backend_data,
-        };
+        let attributes =
+            Attributes { public_ip: self.public_ip, public_ipv6: (), backend_type, backend_data };
         // Strings and numbers alone always serialise.
         serde_json::to_vec(&attributes).unwrap_or_default()
     }
 
     /// Reads a value.
     pub fn decode(bytes: &[u8]) -> Result<Self, ValueError> {
-        let value: Value = serde_json::from_slice(bytes).map_err(ValueError::Syntax)?;
+        let value: Value =
+            serde_json::from_slice(bytes).map_err(|error| ValueError::Syntax { error })?;
         let Value::Object(fields) = &value else {
             return Err(ValueError::NotAnObject(json::kind(&value)));
         };
@@ -86,8 +80,11 @@ impl LeaseValue {
 #[derive(Debug, thiserror::Error)]
 pub enum ValueError {
     /// The text is no JSON.
-    #[error("the value is not valid JSON: {0}")]
-    Syntax(#[source] serde_json::Error),
+    #[error("the value is not valid JSON: {error}")]
+    Syntax {
+        /// Where and why.
+        error: serde_json::Error,
+    },
     /// The JSON is something other than an object.
     #[error("the value must be a JSON object, but is {0}")]
     NotAnObject(&'static str),
@@ -236,14 +233,8 @@ mod tests {
     #[test]
     fn other_backends_are_told_from_garbage() {
         for (text, name) in [
-            (
-                r#"{"PublicIP":"10.0.0.1","BackendType":"host-gw"}"#,
-                "host-gw",
-            ),
-            (
-                r#"{"PublicIP":"10.0.0.1","BackendType":"VXLAN","BackendData":null}"#,
-                "VXLAN",
-            ),
+            (r#"{"PublicIP":"10.0.0.1","BackendType":"host-gw"}"#, "host-gw"),
+            (r#"{"PublicIP":"10.0.0.1","BackendType":"VXLAN","BackendData":null}"#, "VXLAN"),
             (r#"{"PublicIP":"10.0.0.1"}"#, ""),
         ] {
             let value = LeaseValue::decode(text.as_bytes()).unwrap();
@@ -257,16 +248,10 @@ mod tests {
             format!(r#"{{"PublicIP":"10.0.0.1","BackendType":"vxlan","BackendData":{data}}}"#)
         };
         for (text, expected) in [
-            (
-                "nonsense",
-                "the value is not valid JSON: expected ident at line 1 column 2",
-            ),
+            ("nonsense", "the value is not valid JSON: expected ident at line 1 column 2"),
             ("7", "the value must be a JSON object, but is a number"),
             ("{}", "PublicIP is missing"),
-            (
-                r#"{"PublicIP":null}"#,
-                "PublicIP must be a string, but is null",
-            ),
+            (r#"{"PublicIP":null}"#, "PublicIP must be a string, but is null"),
             (
                 r#"{"PublicIP":"0.0.0.0"}"#,
                 r#"PublicIP must be the IPv4 address of a host, but is "0.0.0.0""#,
@@ -280,15 +265,9 @@ mod tests {
                 "BackendType must be a string, but is a number",
             ),
             (&vxlan("null"), "BackendData is missing"),
-            (
-                &vxlan("\"x\""),
-                "BackendData must be an object, but is a string",
-            ),
+            (&vxlan("\"x\""), "BackendData must be an object, but is a string"),
             (&vxlan("{}"), "BackendData.VtepMAC is missing"),
-            (
-                &vxlan(r#"{"VtepMAC":7}"#),
-                "BackendData.VtepMAC must be a string, but is a number",
-            ),
+            (&vxlan(r#"{"VtepMAC":7}"#), "BackendData.VtepMAC must be a string, but is a number"),
             (
                 &vxlan(r#"{"VtepMAC":"01:00:5e:00:00:01"}"#),
                 r#"BackendData.VtepMAC must be a unicast MAC address, but is "01:00:5e:00:00:01""#,

@@ -70,7 +70,8 @@ pub fn tunnel_name(vni: Vni) -> String {
 pub fn check_port(observed: &Observed, vni: Vni, port: u16) -> Result<()> {
     let own = tunnel_name(vni);
     let holder = observed.links.values().find(|link| {
-        matches!(link.kind, LinkKind::Vxlan { port: taken, .. } if taken == port) && link.name != own
+        matches!(link.kind, LinkKind::Vxlan { port: taken, .. } if taken == port)
+            && link.name != own
     });
     match holder {
         None => Ok(()),
@@ -181,16 +182,15 @@ async fn set_up(handle: &Handle, ifindex: u32, spec: &TunnelSpec) -> Result<()> 
 }
 
 async fn index_of(handle: &Handle, name: &str) -> Result<u32> {
-    handle
+    let links: Vec<_> = handle
         .link()
         .get()
         .match_name(name.to_owned())
         .execute()
-        .try_next()
+        .try_collect()
         .await
-        .with_context(|| format!("looking for {name}"))?
-        .map(|link| link.header.index)
-        .with_context(|| format!("{name} is not there"))
+        .with_context(|| format!("looking for {name}"))?;
+    links.first().map(|link| link.header.index).with_context(|| format!("{name} is not there"))
 }
 
 /// The lease's first address, as a /32 so that no broadcast route comes with it: flannel's peers reach
@@ -264,19 +264,17 @@ async fn ensure_route(handle: &Handle, ifindex: u32, spec: &TunnelSpec) -> Resul
 
 async fn has_route(handle: &Handle, ifindex: u32, spec: &TunnelSpec) -> Result<bool> {
     let filter = RouteMessageBuilder::<Ipv4Addr>::new().build();
-    let mut routes = handle.route().get(filter).execute();
-    while let Some(route) = routes.try_next().await.context("listing routes")? {
+    // The whole answer: the connection complains about one that nobody reads to its end.
+    let routes: Vec<_> =
+        handle.route().get(filter).execute().try_collect().await.context("listing routes")?;
+    Ok(routes.iter().any(|route| {
         let has = |wanted: RouteAttribute| route.attributes.contains(&wanted);
-        if route.header.destination_prefix_length == spec.network.prefix()
+        route.header.destination_prefix_length == spec.network.prefix()
             && has(RouteAttribute::Destination(RouteAddress::Inet(spec.network.network())))
             && has(RouteAttribute::Oif(ifindex))
             && has(RouteAttribute::Gateway(RouteAddress::Inet(GATEWAY)))
             && has(RouteAttribute::PrefSource(RouteAddress::Inet(spec.subnet.network())))
-        {
-            return Ok(true);
-        }
-    }
-    Ok(false)
+    }))
 }
 
 /// The host forwards between the device and the bridge.

@@ -6,11 +6,16 @@ use overlay_common::InvalidVni;
 use super::{ENCAPSULATION_OVERHEAD, MIN_IPV4_MTU};
 
 /// The first rule that a network config violates: which field, which rule.
+///
+/// The text is complete; there is no source to add to it.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// The text is no JSON.
-    #[error("not valid JSON: {0}")]
-    Syntax(#[source] serde_json::Error),
+    #[error("not valid JSON: {error}")]
+    Syntax {
+        /// Where and why.
+        error: serde_json::Error,
+    },
 
     /// The JSON is something other than an object.
     #[error("the network config must be a JSON object, but is {0}")]
@@ -120,18 +125,18 @@ pub enum ConfigError {
     NoBackendType,
 
     /// `Backend.Type` is not vxlan.
-    #[error(
-        "Backend.Type is {name:?}, {}: it must be \"vxlan\"",
-        reason_against(name)
-    )]
+    #[error("Backend.Type is {name:?}, {}: it must be \"vxlan\"", reason_against(name))]
     BackendType {
         /// The type as given.
         name: String,
     },
 
     /// `Backend.VNI` does not fit.
-    #[error("Backend.VNI: {0}")]
-    Vni(#[source] InvalidVni),
+    #[error("Backend.VNI: {error}")]
+    Vni {
+        /// The rule.
+        error: InvalidVni,
+    },
 
     /// `Backend.MTU` leaves no room for a packet.
     #[error(

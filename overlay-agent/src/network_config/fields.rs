@@ -15,11 +15,7 @@ pub(super) fn wrong_kind(
     expected: &'static str,
     found: &Value,
 ) -> ConfigError {
-    ConfigError::WrongKind {
-        field,
-        expected,
-        found: json::kind(found),
-    }
+    ConfigError::WrongKind { field, expected, found: json::kind(found) }
 }
 
 pub(super) fn boolean(
@@ -76,10 +72,7 @@ pub(super) fn address(
         None => Ok(None),
         Some(Value::String(text)) => match text.parse::<Ipv4Addr>() {
             Ok(address) => Ok(Some(address).filter(|address| !address.is_unspecified())),
-            Err(_) => Err(ConfigError::BadAddress {
-                field: name,
-                found: text.clone(),
-            }),
+            Err(_) => Err(ConfigError::BadAddress { field: name, found: text.clone() }),
         },
         Some(other) => Err(wrong_kind(name, "a string", other)),
     }

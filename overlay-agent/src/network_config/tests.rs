@@ -93,31 +93,16 @@ fn an_absent_backend_is_vxlan_and_said() {
 fn what_has_no_effect_here_is_said() {
     let text = r#"{"Network":"10.3.0.0/16","EnableNFTables":true,
                    "Backend":{"Type":"vxlan","Learning":true}}"#;
-    assert_eq!(
-        parse(text).notes,
-        [ConfigNote::NfTablesIgnored, ConfigNote::LearningIgnored]
-    );
+    assert_eq!(parse(text).notes, [ConfigNote::NfTablesIgnored, ConfigNote::LearningIgnored]);
 }
 
 #[test]
 fn every_violated_rule_names_the_field_and_the_rule() {
     for (text, expected) in [
-        (
-            "{",
-            "not valid JSON: EOF while parsing an object at line 1 column 1",
-        ),
-        (
-            "[]",
-            "the network config must be a JSON object, but is an array",
-        ),
-        (
-            "{}",
-            r#"Network is missing: it must be an IPv4 range such as "10.5.0.0/16""#,
-        ),
-        (
-            r#"{"Network":7}"#,
-            "Network must be a string, but is a number",
-        ),
+        ("{", "not valid JSON: EOF while parsing an object at line 1 column 1"),
+        ("[]", "the network config must be a JSON object, but is an array"),
+        ("{}", r#"Network is missing: it must be an IPv4 range such as "10.5.0.0/16""#),
+        (r#"{"Network":7}"#, "Network must be a string, but is a number"),
         (
             r#"{"Network":"10.3.0.0"}"#,
             r#"Network must be an IPv4 range such as "10.5.0.0/16", but is "10.3.0.0""#,
@@ -138,10 +123,7 @@ fn every_violated_rule_names_the_field_and_the_rule() {
             &with(r#","EnableIPv4":false"#),
             "EnableIPv4 is false, which leaves no address family to carry: set it to true",
         ),
-        (
-            &with(r#","EnableIPv4":1"#),
-            "EnableIPv4 must be true or false, but is a number",
-        ),
+        (&with(r#","EnableIPv4":1"#), "EnableIPv4 must be true or false, but is a number"),
         (
             &with(r#","SubnetLen":31"#),
             "SubnetLen must be at most 30, so that a host has room for containers, but is 31",
@@ -151,18 +133,9 @@ fn every_violated_rule_names_the_field_and_the_rule() {
             "SubnetLen must be at least 18 for Network 10.3.0.0/16, so that there are at least four \
              subnets, but is 17",
         ),
-        (
-            &with(r#","SubnetLen":-1"#),
-            "SubnetLen must be a whole number from 0 to 32, but is -1",
-        ),
-        (
-            &with(r#","SubnetLen":"24""#),
-            "SubnetLen must be a number, but is a string",
-        ),
-        (
-            &with(r#","SubnetMin":"10.4.0.0""#),
-            "SubnetMin 10.4.0.0 is outside Network 10.3.0.0/16",
-        ),
+        (&with(r#","SubnetLen":-1"#), "SubnetLen must be a whole number from 0 to 32, but is -1"),
+        (&with(r#","SubnetLen":"24""#), "SubnetLen must be a number, but is a string"),
+        (&with(r#","SubnetMin":"10.4.0.0""#), "SubnetMin 10.4.0.0 is outside Network 10.3.0.0/16"),
         (
             &with(r#","SubnetMax":"10.3.9.8""#),
             "SubnetMax 10.3.9.8 is not the first address of a /24 subnet (SubnetLen is 24)",

@@ -22,29 +22,26 @@ pub struct StoredConfig {
 
 /// A config that is there but malformed.
 #[derive(Debug, thiserror::Error)]
-#[error("the network config at {key} is malformed: {source}")]
+#[error("the network config at {key} is malformed: {error}")]
 pub struct MalformedConfig {
     /// Where it is.
     pub key: String,
     /// The field and the rule.
-    pub source: ConfigError,
+    pub error: ConfigError,
 }
 
 /// Reads the network config; waits for etcd to answer and for the config to be there.
 pub async fn wait_for_config(store: &Etcd) -> Result<StoredConfig, MalformedConfig> {
     let key = store.prefix().config_key();
-    let mut unreachable = Outage::new("etcd does not answer");
+    let mut unreachable = Outage::new("cannot read the network config");
     let mut absent = Outage::new("there is no network config yet");
     loop {
         let pause = match store.get(&key).await {
             Ok(Some(entry)) => {
                 unreachable.over();
                 absent.over();
-                let parsed =
-                    NetworkConfig::parse(&entry.value).map_err(|source| MalformedConfig {
-                        key: key.clone(),
-                        source,
-                    })?;
+                let parsed = NetworkConfig::parse(&entry.value)
+                    .map_err(|error| MalformedConfig { key: key.clone(), error })?;
                 for note in parsed.notes {
                     warn!("network config: {note}");
                 }

@@ -67,11 +67,7 @@ impl Connector {
             options,
             tls: tls(config)?,
             probe: config.prefix.config_key(),
-            state: Mutex::new(State {
-                next,
-                generation: 0,
-                client: None,
-            }),
+            state: Mutex::new(State { next, generation: 0, client: None }),
         })
     }
 
@@ -86,11 +82,9 @@ impl Connector {
         }
         let endpoint = self.endpoints[state.next].clone();
         match &state.client {
-            Some(client) => Ok(Connection {
-                client: client.clone(),
-                endpoint,
-                generation: state.generation,
-            }),
+            Some(client) => {
+                Ok(Connection { client: client.clone(), endpoint, generation: state.generation })
+            }
             None => Err(NoEndpoint(Vec::new())),
         }
     }
@@ -121,11 +115,7 @@ impl Connector {
     /// Connecting alone says little, it happens on first use: so something is asked for.
     async fn dial_one(&self, endpoint: &str) -> Result<Client, Error> {
         let mut options = self.options.clone();
-        if let Some(tls) = self
-            .tls
-            .clone()
-            .filter(|_| !endpoint.starts_with("http://"))
-        {
+        if let Some(tls) = self.tls.clone().filter(|_| !endpoint.starts_with("http://")) {
             options = options.with_tls(tls);
         }
         let mut client = Client::connect([endpoint], Some(options)).await?;

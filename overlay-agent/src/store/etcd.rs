@@ -4,12 +4,15 @@ use std::{error::Error as StdError, fmt, sync::Arc, time::Duration};
 
 use etcd_client::{
     Compare, CompareOp, Error, GetOptions, KeyValue, LeaseTimeToLiveOptions, PutOptions, Txn,
-    TxnOp, TxnOpResponse, WatchOptions, WatchStream,
+    TxnOp, TxnOpResponse, WatchOptions,
 };
 use ipnetwork::Ipv4Network;
 use tokio::time::timeout;
 
-use super::connect::{Connection, Connector, NoEndpoint, explain, is_connection_trouble};
+use super::{
+    connect::{Connection, Connector, NoEndpoint, explain, is_connection_trouble},
+    watch::Watch,
+};
 use crate::{
     lease::{guard, key::Prefix},
     run_config::EtcdConfig,
@@ -49,12 +52,7 @@ impl From<KeyValue> for Entry {
         let mod_revision = kv.mod_revision();
         let etcd_lease = Some(kv.lease()).filter(|id| *id != 0);
         let (key, value) = kv.into_key_value();
-        Self {
-            key,
-            value,
-            mod_revision,
-            etcd_lease,
-        }
+        Self { key, value, mod_revision, etcd_lease }
     }
 }
 
@@ -90,10 +88,7 @@ pub enum Created {
 impl Etcd {
     /// Reads the files that `config` names. Connects on first use.
     pub fn new(config: &EtcdConfig) -> anyhow::Result<Self> {
-        Ok(Self {
-            connector: Arc::new(Connector::new(config)?),
-            prefix: config.prefix.clone(),
-        })
+        Ok(Self { connector: Arc::new(Connector::new(config)?), prefix: config.prefix.clone() })
     }
 
     /// Where in etcd this network is.
@@ -124,22 +119,16 @@ impl Etcd {
                 .with_limit(PAGE);
             let mut page = self
                 .request("list", &dir, async |connection| {
-                    let mut kv = connection
-                        .client
-                        .kv_client()
-                        .max_decoding_message_size(LARGEST_MESSAGE);
+                    let mut kv =
+                        connection.client.kv_client().max_decoding_message_size(LARGEST_MESSAGE);
                     kv.get(start.clone(), Some(options.clone())).await
                 })
                 .await?;
             if listing.revision == 0 {
-                listing.revision = page
-                    .header()
-                    .map_or(0, etcd_client::ResponseHeader::revision);
+                listing.revision = page.header().map_or(0, etcd_client::ResponseHeader::revision);
             }
             let more = page.more();
-            listing
-                .entries
-                .extend(page.take_kvs().into_iter().map(Entry::from));
+            listing.entries.extend(page.take_kvs().into_iter().map(Entry::from));
             match listing.entries.last() {
                 Some(last) if more => {
                     start.clone_from(&last.key);
@@ -151,7 +140,7 @@ impl Etcd {
     }
 
     /// Watches all leases from `revision` on.
-    pub async fn watch(&self, revision: i64) -> Result<WatchStream, StoreError> {
+    pub async fn watch(&self, revision: i64) -> Result<Watch, StoreError> {
         let dir = self.prefix.subnets_dir();
         let options = WatchOptions::new()
             .with_prefix()
@@ -159,20 +148,12 @@ impl Etcd {
             .with_fragment()
             .with_progress_notify();
         self.request("watch", &dir, async |connection| {
-            let mut watch = connection
-                .client
-                .watch_client()
-                .max_decoding_message_size(LARGEST_MESSAGE);
-            watch.watch(dir.as_str(), Some(options)).await
+            let mut client =
+                connection.client.watch_client().max_decoding_message_size(LARGEST_MESSAGE);
+            let stream = client.watch(dir.as_str(), Some(options)).await?;
+            Ok(Watch::new(stream, Arc::clone(&self.connector), connection))
         })
         .await
-    }
-
-    /// Makes the next request use another connection: this one's watch has failed.
-    pub async fn reconnect(&self) {
-        if let Ok(connection) = self.connector.connection().await {
-            self.connector.give_up(&connection).await;
-        }
     }
 
     /// Asks for a new etcd lease.
@@ -203,21 +184,14 @@ impl Etcd {
     /// What is left of an etcd lease; `None` if it is gone.
     pub async fn etcd_lease(&self, id: i64) -> Result<Option<EtcdLease>, StoreError> {
         let options = LeaseTimeToLiveOptions::new().with_keys();
-        self.request(
-            "look at lease",
-            &format!("{id:x}"),
-            async |mut connection| {
-                let answer = connection
-                    .client
-                    .lease_time_to_live(id, Some(options))
-                    .await?;
-                Ok((answer.ttl() > 0).then(|| EtcdLease {
-                    granted: answer.granted_ttl(),
-                    left: answer.ttl(),
-                    keys: answer.keys().len(),
-                }))
-            },
-        )
+        self.request("look at lease", &format!("{id:x}"), async |mut connection| {
+            let answer = connection.client.lease_time_to_live(id, Some(options)).await?;
+            Ok((answer.ttl() > 0).then(|| EtcdLease {
+                granted: answer.granted_ttl(),
+                left: answer.ttl(),
+                keys: answer.keys().len(),
+            }))
+        })
         .await
     }
 
@@ -226,11 +200,9 @@ impl Etcd {
     pub async fn retire(&self, id: i64) -> Result<(), StoreError> {
         match self.etcd_lease(id).await? {
             Some(EtcdLease { keys: 0, .. }) => {
-                self.request(
-                    "give back lease",
-                    &format!("{id:x}"),
-                    async |mut connection| connection.client.lease_revoke(id).await.map(drop),
-                )
+                self.request("give back lease", &format!("{id:x}"), async |mut connection| {
+                    connection.client.lease_revoke(id).await.map(drop)
+                })
                 .await
             }
             _ => Ok(()),
@@ -261,28 +233,22 @@ impl Etcd {
         let obstacles: Vec<_> = guards
             .iter()
             .map(|range| {
-                let options = GetOptions::new()
-                    .with_range(range.end.as_str())
-                    .with_limit(OBSTACLES);
+                let options =
+                    GetOptions::new().with_range(range.end.as_str()).with_limit(OBSTACLES);
                 TxnOp::get(range.start.as_str(), Some(options))
             })
             .collect();
-        let txn = Txn::new()
-            .when(conditions)
-            .and_then([put(&key, value, etcd_lease)])
-            .or_else(obstacles);
+        let txn =
+            Txn::new().when(conditions).and_then([put(&key, value, etcd_lease)]).or_else(obstacles);
         self.request("create", &key, async |mut connection| {
             let answer = connection.client.txn(txn).await?;
             if answer.succeeded() {
                 return Ok(Created::At(revision(&answer)));
             }
-            let obstacles = answer
-                .op_responses()
-                .into_iter()
-                .filter_map(|answer| match answer {
-                    TxnOpResponse::Get(mut found) => found.take_kvs().pop().map(Entry::from),
-                    _ => None,
-                });
+            let obstacles = answer.op_responses().into_iter().filter_map(|answer| match answer {
+                TxnOpResponse::Get(mut found) => found.take_kvs().pop().map(Entry::from),
+                _ => None,
+            });
             Ok(Created::Refused(obstacles.collect()))
         })
         .await
@@ -310,8 +276,7 @@ impl Etcd {
         let txn = Txn::new()
             .when([Compare::mod_revision(key, CompareOp::Equal, mod_revision)])
             .and_then([TxnOp::delete(key, None)]);
-        self.conditional("delete", &String::from_utf8_lossy(key), txn)
-            .await
+        self.conditional("delete", &String::from_utf8_lossy(key), txn).await
     }
 
     async fn conditional(
@@ -335,11 +300,7 @@ impl Etcd {
         what: &str,
         send: impl AsyncFnOnce(Connection) -> Result<T, Error>,
     ) -> Result<T, StoreError> {
-        let failed = |reason| StoreError {
-            doing,
-            what: what.to_owned(),
-            reason,
-        };
+        let failed = |reason| StoreError { doing, what: what.to_owned(), reason };
         let connection = self
             .connector
             .connection()
@@ -355,10 +316,7 @@ impl Etcd {
         if trouble {
             self.connector.give_up(&connection).await;
         }
-        Err(failed(Reason::Refused {
-            endpoint: connection.endpoint,
-            error,
-        }))
+        Err(failed(Reason::Refused { endpoint: connection.endpoint, error }))
     }
 }
 
@@ -374,9 +332,7 @@ fn put(key: &str, value: &[u8], etcd_lease: Option<i64>) -> TxnOp {
 }
 
 fn revision(answer: &etcd_client::TxnResponse) -> i64 {
-    answer
-        .header()
-        .map_or(0, etcd_client::ResponseHeader::revision)
+    answer.header().map_or(0, etcd_client::ResponseHeader::revision)
 }
 
 /// A request that etcd did not answer, or refused.
@@ -395,11 +351,7 @@ enum Reason {
 
 impl fmt::Display for StoreError {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self {
-            doing,
-            what,
-            reason,
-        } = self;
+        let Self { doing, what, reason } = self;
         match reason {
             Reason::Unreachable(error) => write!(out, "cannot {doing} {what}: {error}"),
             Reason::Refused { endpoint, error } => {

@@ -14,7 +14,7 @@ use ipnetwork::Ipv4Network;
 use tokio::sync::mpsc;
 use tracing::{debug, info, warn};
 
-use super::{Entry, Etcd, Listing, StoreError, outage::Outage};
+use super::{Entry, Etcd, Listing, StoreError, outage::Outage, watch::WatchEnded};
 use crate::lease::{
     Lease,
     keeper::KeeperHandle,
@@ -33,6 +33,16 @@ pub enum LeaseUpdate {
     Removed(Ipv4Network),
 }
 
+impl fmt::Display for LeaseUpdate {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Snapshot(leases) => write!(out, "leases in all: {}", leases.len()),
+            Self::Put(lease) => write!(out, "lease: {lease}"),
+            Self::Removed(subnet) => write!(out, "no lease any more: {subnet}"),
+        }
+    }
+}
+
 /// Follows the leases of one network, our own included.
 #[derive(Debug)]
 pub struct Follower {
@@ -45,7 +55,7 @@ pub struct Follower {
 /// Why following stopped for the moment.
 enum Doubt {
     Store(StoreError),
-    Stream(String),
+    Watch(WatchEnded),
     /// Nobody wants updates any more.
     Unwanted,
 }
@@ -54,7 +64,7 @@ impl fmt::Display for Doubt {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Store(error) => error.fmt(out),
-            Self::Stream(reason) => out.write_str(reason),
+            Self::Watch(ended) => ended.fmt(out),
             Self::Unwanted => out.write_str("nobody follows any more"),
         }
     }
@@ -64,12 +74,7 @@ impl Follower {
     /// Follows the leases in `store`.
     pub fn new(store: Etcd) -> Self {
         let reader = Reader::new(store.prefix().clone());
-        Self {
-            store,
-            listing: None,
-            keeper: None,
-            reader,
-        }
+        Self { store, listing: None, keeper: None, reader }
     }
 
     /// Starts from a listing that is already there, for example from acquiring our own lease, instead of
@@ -120,35 +125,18 @@ impl Follower {
         };
         let revision = listing.revision;
         let snapshot = self.reader.snapshot(listing);
-        info!("{} leases as of revision {revision}", snapshot.len());
-        self.send(updates, LeaseUpdate::Snapshot(snapshot)).await?;
+        let snapshot = LeaseUpdate::Snapshot(snapshot);
+        info!("{snapshot}, as of revision {revision}");
+        self.send(updates, snapshot).await?;
 
         let mut watch = self.store.watch(revision + 1).await.map_err(Doubt::Store)?;
         loop {
-            let message = match watch.message().await {
-                Ok(Some(message)) => message,
-                ended => {
-                    self.store.reconnect().await;
-                    let reason = match ended {
-                        Err(error) => super::connect::explain(&error),
-                        Ok(_) => "etcd ended the watch".to_owned(),
-                    };
-                    return Err(Doubt::Stream(reason));
-                }
-            };
-            if message.compact_revision() != 0 {
-                let reason = format!("etcd has compacted up to {}", message.compact_revision());
-                return Err(Doubt::Stream(reason));
-            }
-            if message.canceled() {
-                let reason = format!("etcd cancelled the watch: {}", message.cancel_reason());
-                return Err(Doubt::Stream(reason));
-            }
+            let events = watch.next().await.map_err(Doubt::Watch)?;
             // Only now is it certain that the watch works.
             outage.over();
-            for event in message.events() {
+            for event in &events {
                 if let Some(update) = self.reader.update(event) {
-                    debug!("{update:?}");
+                    debug!("{update}");
                     self.send(updates, update).await?;
                 }
             }
@@ -185,10 +173,7 @@ enum Read {
 
 impl Reader {
     fn new(prefix: Prefix) -> Self {
-        Self {
-            prefix,
-            reported: HashMap::new(),
-        }
+        Self { prefix, reported: HashMap::new() }
     }
 
     fn snapshot(&mut self, listing: Listing) -> Vec<Lease> {
@@ -240,10 +225,7 @@ impl Reader {
             return Read::Lease(lease);
         }
         if let Backend::Other(name) = &value.backend {
-            self.report(
-                entry,
-                &format_args!("its backend is {name:?}, not \"vxlan\""),
-            );
+            self.report(entry, &format_args!("its backend is {name:?}, not \"vxlan\""));
         }
         Read::Foreign(subnet)
     }
@@ -285,20 +267,10 @@ mod tests {
             entry("10.5.1.0-24&fd00::-64", &vxlan("192.0.2.1"), 2),
             entry("nonsense", &vxlan("192.0.2.3"), 3),
             entry("10.5.3.0-24", "nonsense", 4),
-            entry(
-                "10.5.4.0-24",
-                r#"{"PublicIP":"192.0.2.4","BackendType":"host-gw"}"#,
-                5,
-            ),
+            entry("10.5.4.0-24", r#"{"PublicIP":"192.0.2.4","BackendType":"host-gw"}"#, 5),
         ];
-        let snapshot = reader.snapshot(Listing {
-            revision: 5,
-            entries,
-        });
-        let subnets: Vec<_> = snapshot
-            .iter()
-            .map(|lease| lease.subnet.to_string())
-            .collect();
+        let snapshot = reader.snapshot(Listing { revision: 5, entries });
+        let subnets: Vec<_> = snapshot.iter().map(|lease| lease.subnet.to_string()).collect();
         assert_eq!(subnets, ["10.5.1.0/24", "10.5.2.0/24"]);
         assert_eq!(reader.reported.len(), 3);
     }
@@ -307,10 +279,7 @@ mod tests {
     fn complaints_are_kept_for_as_long_as_their_keys() {
         let mut reader = Reader::new(Prefix::new("/n"));
         let bad = |name: &str| entry(name, "nonsense", 7);
-        let listing = |entries| Listing {
-            revision: 9,
-            entries,
-        };
+        let listing = |entries| Listing { revision: 9, entries };
         reader.snapshot(listing(vec![bad("10.5.1.0-24"), bad("10.5.2.0-24")]));
         assert_eq!(reader.reported.len(), 2);
         reader.snapshot(listing(vec![bad("10.5.2.0-24")]));

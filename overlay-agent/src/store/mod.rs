@@ -9,6 +9,7 @@ mod connect;
 pub mod etcd;
 pub mod follow;
 pub mod outage;
+pub mod watch;
 
 pub use self::{
     etcd::{Entry, Etcd, Listing, StoreError},

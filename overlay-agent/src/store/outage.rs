@@ -34,12 +34,7 @@ pub struct Outage {
 impl Outage {
     /// Nothing has failed yet. `what` completes the sentence «… : *error*; trying again».
     pub const fn new(what: &'static str) -> Self {
-        Self {
-            what,
-            attempts: 0,
-            since: None,
-            said: None,
-        }
+        Self { what, attempts: 0, since: None, said: None }
     }
 
     /// Notes a failure, logs it if it is the first or the last line is a minute old, and returns how long
@@ -69,9 +64,7 @@ impl Outage {
     }
 
     fn is_worth_a_line(&mut self, now: Instant) -> bool {
-        let due = self
-            .said
-            .is_none_or(|said| now.duration_since(said) >= REMINDER);
+        let due = self.said.is_none_or(|said| now.duration_since(said) >= REMINDER);
         if due {
             self.said = Some(now);
         }
@@ -91,11 +84,7 @@ mod tests {
         for attempt in [0, 1, 5, 6, 40, u32::MAX] {
             let full = SHORTEST.saturating_mul(1 << attempt.min(16)).min(LONGEST);
             let pauses: Vec<_> = (0..100).map(|_| pause(attempt, &mut rng)).collect();
-            assert!(
-                pauses
-                    .iter()
-                    .all(|pause| *pause <= full && *pause >= full / 2)
-            );
+            assert!(pauses.iter().all(|pause| *pause <= full && *pause >= full / 2));
             assert!(pauses.windows(2).any(|pair| pair[0] != pair[1]));
         }
     }

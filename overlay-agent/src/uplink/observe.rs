@@ -31,13 +31,8 @@ pub async fn discover(config: &UplinkConfig) -> anyhow::Result<Uplink> {
 
 /// What there is to choose from.
 pub async fn observe(handle: &Handle, can_reach: Option<Ipv4Addr>) -> anyhow::Result<Observed> {
-    let links: Vec<_> = handle
-        .link()
-        .get()
-        .execute()
-        .try_collect()
-        .await
-        .context("cannot list the interfaces")?;
+    let links: Vec<_> =
+        handle.link().get().execute().try_collect().await.context("cannot list the interfaces")?;
     let addresses: Vec<_> = handle
         .address()
         .get()
@@ -46,20 +41,14 @@ pub async fn observe(handle: &Handle, can_reach: Option<Ipv4Addr>) -> anyhow::Re
         .await
         .context("cannot list the addresses")?;
     let all = RouteMessageBuilder::<Ipv4Addr>::new().build();
-    let routes: Vec<_> = handle
-        .route()
-        .get(all)
-        .execute()
-        .try_collect()
-        .await
-        .context("cannot list the routes")?;
+    let routes: Vec<_> =
+        handle.route().get(all).execute().try_collect().await.context("cannot list the routes")?;
 
     let mut interfaces: Vec<_> = links.iter().map(interface).collect();
     interfaces.sort_by_key(|interface| interface.ifindex);
     for message in &addresses {
-        let owner = interfaces
-            .iter_mut()
-            .find(|interface| interface.ifindex == message.header.index);
+        let owner =
+            interfaces.iter_mut().find(|interface| interface.ifindex == message.header.index);
         if let (Some(owner), Some(address)) = (owner, address(message)) {
             owner.addresses.push(address);
         }
@@ -76,19 +65,14 @@ pub async fn observe(handle: &Handle, can_reach: Option<Ipv4Addr>) -> anyhow::Re
 
 /// The interface by which the kernel would send to `ip`; `None` if it would not.
 async fn reaching(handle: &Handle, ip: Ipv4Addr) -> Option<u32> {
-    let to = RouteMessageBuilder::<Ipv4Addr>::new()
-        .destination_prefix(ip, 32)
-        .build();
+    let to = RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(ip, 32).build();
     // «Unreachable» is an error in netlink and an answer to us.
     let route = handle.route().get(to).execute().try_next().await.ok()??;
     output(&route)
 }
 
 fn interface(message: &LinkMessage) -> Interface {
-    let mut interface = Interface {
-        ifindex: message.header.index,
-        ..Interface::default()
-    };
+    let mut interface = Interface { ifindex: message.header.index, ..Interface::default() };
     for attribute in &message.attributes {
         match attribute {
             LinkAttribute::IfName(name) => interface.name.clone_from(name),
@@ -133,23 +117,17 @@ fn default_route(message: &RouteMessage) -> Option<(u32, u32)> {
     if header.destination_prefix_length != 0 || header.table != RouteHeader::RT_TABLE_MAIN {
         return None;
     }
-    let metric = message
-        .attributes
-        .iter()
-        .find_map(|attribute| match attribute {
-            RouteAttribute::Priority(metric) => Some(*metric),
-            _ => None,
-        });
+    let metric = message.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Priority(metric) => Some(*metric),
+        _ => None,
+    });
     Some((metric.unwrap_or(0), output(message)?))
 }
 
 fn output(message: &RouteMessage) -> Option<u32> {
-    message
-        .attributes
-        .iter()
-        .find_map(|attribute| match attribute {
-            RouteAttribute::Oif(ifindex) => Some(*ifindex),
-            RouteAttribute::MultiPath(hops) => hops.first().map(|hop| hop.interface_index),
-            _ => None,
-        })
+    message.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Oif(ifindex) => Some(*ifindex),
+        RouteAttribute::MultiPath(hops) => hops.first().map(|hop| hop.interface_index),
+        _ => None,
+    })
 }

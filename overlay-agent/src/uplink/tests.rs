@@ -3,12 +3,7 @@ use regex::Regex;
 use super::*;
 
 fn address(text: &str) -> Address {
-    Address {
-        ip: text.parse().unwrap(),
-        global: true,
-        permanent: true,
-        deprecated: false,
-    }
+    Address { ip: text.parse().unwrap(), global: true, permanent: true, deprecated: false }
 }
 
 fn interface(ifindex: u32, name: &str, addresses: &[&str]) -> Interface {
@@ -24,11 +19,7 @@ fn interface(ifindex: u32, name: &str, addresses: &[&str]) -> Interface {
 fn host() -> Observed {
     Observed {
         interfaces: vec![
-            Interface {
-                mtu: 65_536,
-                mac: None,
-                ..interface(1, "lo", &["127.0.0.1"])
-            },
+            Interface { mtu: 65_536, mac: None, ..interface(1, "lo", &["127.0.0.1"]) },
             interface(2, "eth0", &["192.0.2.1", "192.0.2.2"]),
             interface(3, "eth1", &["198.51.100.1"]),
             interface(4, "eth2", &[]),
@@ -70,10 +61,8 @@ fn an_expression_is_held_against_addresses_first_then_names() {
         ("2\\.2$", ("eth0", "192.0.2.2")),
         ("^eth", ("eth0", "192.0.2.1")),
     ] {
-        let config = UplinkConfig {
-            regexes: vec![Regex::new(regex).unwrap()],
-            ..ifaces(&["eth9"])
-        };
+        let config =
+            UplinkConfig { regexes: vec![Regex::new(regex).unwrap()], ..ifaces(&["eth9"]) };
         let (name, address) = chosen(&config);
         assert_eq!((name.as_str(), address.as_str()), expected, "{regex}");
     }
@@ -81,33 +70,24 @@ fn an_expression_is_held_against_addresses_first_then_names() {
 
 #[test]
 fn what_reaches_an_address_is_tried_last() {
-    let config = UplinkConfig {
-        can_reach: Some(Ipv4Addr::new(203, 0, 113, 1)),
-        ..ifaces(&["eth9"])
-    };
-    let observed = Observed {
-        reaching: Some(3),
-        ..host()
-    };
+    let config =
+        UplinkConfig { can_reach: Some(Ipv4Addr::new(203, 0, 113, 1)), ..ifaces(&["eth9"]) };
+    let observed = Observed { reaching: Some(3), ..host() };
     assert_eq!(choose(&config, &observed).unwrap().name, "eth1");
     choose(&config, &host()).unwrap_err();
 }
 
 #[test]
 fn a_public_address_alone_chooses_its_owner() {
-    let config = UplinkConfig {
-        public_ip: Some(Ipv4Addr::new(192, 0, 2, 2)),
-        ..UplinkConfig::default()
-    };
+    let config =
+        UplinkConfig { public_ip: Some(Ipv4Addr::new(192, 0, 2, 2)), ..UplinkConfig::default() };
     assert_eq!(chosen(&config), ("eth0".to_owned(), "192.0.2.2".to_owned()));
 }
 
 #[test]
 fn a_public_address_with_an_iface_is_published_and_not_sent_from() {
-    let config = UplinkConfig {
-        public_ip: Some(Ipv4Addr::new(203, 0, 113, 9)),
-        ..ifaces(&["eth1"])
-    };
+    let config =
+        UplinkConfig { public_ip: Some(Ipv4Addr::new(203, 0, 113, 9)), ..ifaces(&["eth1"]) };
     let uplink = choose(&config, &host()).unwrap();
     assert_eq!(uplink.public_ip, Ipv4Addr::new(203, 0, 113, 9));
     assert_eq!(uplink.address, Ipv4Addr::new(198, 51, 100, 1));
@@ -122,18 +102,9 @@ fn without_flags_the_usable_default_route_of_lowest_metric_counts() {
 fn the_best_address_is_global_permanent_and_not_deprecated() {
     let mut observed = host();
     observed.interfaces[1].addresses = vec![
-        Address {
-            deprecated: true,
-            ..address("192.0.2.1")
-        },
-        Address {
-            global: false,
-            ..address("169.254.1.1")
-        },
-        Address {
-            permanent: false,
-            ..address("192.0.2.3")
-        },
+        Address { deprecated: true, ..address("192.0.2.1") },
+        Address { global: false, ..address("169.254.1.1") },
+        Address { permanent: false, ..address("192.0.2.3") },
         address("192.0.2.4"),
         address("192.0.2.5"),
     ];
@@ -158,22 +129,12 @@ fn errors_name_what_was_given_and_what_there_is() {
             "no interface is usable for --iface eth9, --iface 203.0.113.1; there are {there_are}"
         )
     );
-    let config = UplinkConfig {
-        public_ip: Some(Ipv4Addr::new(203, 0, 113, 9)),
-        ..UplinkConfig::default()
-    };
+    let config =
+        UplinkConfig { public_ip: Some(Ipv4Addr::new(203, 0, 113, 9)), ..UplinkConfig::default() };
     let error = choose(&config, &host()).unwrap_err().to_string();
-    assert!(
-        error.starts_with("no interface has --public-ip 203.0.113.9; there are lo"),
-        "{error}"
-    );
+    assert!(error.starts_with("no interface has --public-ip 203.0.113.9; there are lo"), "{error}");
     let error = choose(&UplinkConfig::default(), &Observed::default()).unwrap_err();
-    assert!(
-        error
-            .to_string()
-            .contains("there are none; name one with --iface"),
-        "{error}"
-    );
+    assert!(error.to_string().contains("there are none; name one with --iface"), "{error}");
 }
 
 #[tokio::test]

@@ -82,11 +82,11 @@ impl World {
         let mut programs = Programs::load_unpinned().unwrap();
         let mut tables = programs.take_tables().unwrap();
         let peer_subnet = Prefix { address: [10, 1, 20, 0], length: 24 };
-        let peer = Peer { public_address: PEER_PUBLIC, vtep_mac: PEER_MAC, ..Peer::default() };
+        let peer = Peer { public_address: PEER_PUBLIC, vtep_mac: PEER_MAC.0, ..Peer::default() };
         tables.peers.insert(&PeerKey::new(peer_subnet), &peer).unwrap();
         let key = VtepKey { public_address: PEER_PUBLIC };
         tables.vteps.insert(&key, &Vtep::new(peer_subnet)).unwrap();
-        let endpoint = Endpoint { ifindex: 1, mac: CONTAINER_MAC, ..Endpoint::default() };
+        let endpoint = Endpoint { ifindex: 1, mac: CONTAINER_MAC.0, ..Endpoint::default() };
         tables.endpoints.insert(&EndpointKey { address: CONTAINER }, &endpoint).unwrap();
         let host = HostConfig {
             abi_version: ABI_VERSION,
@@ -98,11 +98,11 @@ impl World {
             network_length: 16,
             subnet: [10, 1, 15, 0],
             subnet_length: 24,
-            public_address: PUBLIC,
+            uplink_address: PUBLIC,
             port: PORT,
             mtu: 1450,
-            vtep_mac: VTEP_MAC,
-            bridge_mac: BRIDGE_MAC,
+            vtep_mac: VTEP_MAC.0,
+            bridge_mac: BRIDGE_MAC.0,
             peer_lengths: [24, 0, 0, 0],
             reserved: [0; 2],
         };

@@ -1,7 +1,10 @@
 //! Hosts and containers as network namespaces, with real devices, a real etcd and the real agent.
 #![expect(clippy::unwrap_used, reason = "a test that panics has failed")]
 
+mod bad_input;
+mod flannel;
 mod overlay;
 mod paths;
 mod throughput;
+mod trust;
 mod wire;

@@ -79,14 +79,14 @@ impl Overlay {
         Rise { hook, reason, start: self.packets(hook, reason) }
     }
 
-    /// Bits per second of a TCP stream from the first container to the second, or as `iperf3`'s
-    /// arguments say.
-    pub(crate) fn iperf(&self, seconds: u64, arguments: &[&str]) -> f64 {
-        let report = self.iperf_report(seconds, arguments);
+    /// Bits per second of a TCP stream from the first container to the second.
+    pub(crate) fn tcp_throughput(&self, seconds: u64) -> f64 {
+        let report = self.iperf(&["-t", &seconds.to_string()]);
         report["end"]["sum_received"]["bits_per_second"].as_f64().unwrap()
     }
 
-    pub(crate) fn iperf_report(&self, seconds: u64, arguments: &[&str]) -> serde_json::Value {
+    /// What `iperf3` reports, run with these arguments from the first container to the second.
+    pub(crate) fn iperf(&self, arguments: &[&str]) -> serde_json::Value {
         let [client, server] = self.pair();
         let log = self.lab.directory().join("iperf3-server.log");
         let command = server.command("iperf3").args(["-s", "-1", "--forceflush"]);
@@ -100,9 +100,9 @@ impl Overlay {
         .unwrap();
         let json = client
             .command("iperf3")
-            .args(["-J", "-c", &server.address().to_string(), "-t", &seconds.to_string()])
+            .args(["-J", "-c", &server.address().to_string()])
             .args(arguments)
-            .deadline(Duration::from_secs(seconds + 15))
+            .deadline(Duration::from_secs(60))
             .read()
             .unwrap();
         listening.stop().ok();

@@ -31,7 +31,7 @@ fn the_fast_path_carries_containers_without_the_tunnel_device() {
     }
     let [client, server] = overlay.pair();
     client.ping(server.address()).unwrap();
-    let moved = overlay.iperf(2, &[]);
+    let moved = overlay.tcp_throughput(2);
     assert!(moved > 0.1e9, "TCP moves only {moved:.2e} bit/s");
 }
 
@@ -48,7 +48,7 @@ fn the_slow_path_carries_containers_with_the_fast_path_off() {
     assert_eq!((sent.of(&overlay), received.of(&overlay)), ([10, 10], [10, 10]));
     let fast = overlay.rise("from_container", "encapsulated").start;
     assert_eq!(fast, [0, 0]);
-    let moved = overlay.iperf(2, &[]);
+    let moved = overlay.tcp_throughput(2);
     assert!(moved > 0.1e9, "TCP moves only {moved:.2e} bit/s");
 }
 
@@ -92,7 +92,16 @@ fn a_container_that_moves_to_another_veth_is_followed() {
         host.ip(["link", "del", if round == 0 { server.veth() } else { "again" }]).unwrap();
         let inside = server.namespace();
         host.ip([
-            "link", "add", "again", "type", "veth", "peer", "name", &name, "netns", inside.name(),
+            "link",
+            "add",
+            "again",
+            "type",
+            "veth",
+            "peer",
+            "name",
+            &name,
+            "netns",
+            inside.name(),
         ])
         .unwrap();
         host.ip(["link", "set", "again", "master", "docker0", "up"]).unwrap();

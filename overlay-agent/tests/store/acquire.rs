@@ -22,23 +22,22 @@ fn config_for(hosts: usize) -> String {
     format!(r#"{{"Network":"10.0.0.0/8","SubnetMax":"10.{second}.{third}.0"}}"#)
 }
 
-/// That many hosts, each with a connection of its own, take subnets at the same time.
+/// How many connections hosts share, where there are more hosts than a test may have open files.
+const CONNECTIONS: u32 = 100;
+
+/// That many hosts take subnets at the same time.
 pub(crate) async fn take_at_once(world: &World, hosts: u32) -> HashSet<String> {
     let mut tasks = JoinSet::new();
-    for host in 0..hosts {
-        let (store, config) = (world.etcd.store(), world.config.clone());
-        let request = Request {
-            public_ip: (0xc633_6400 + host).into(),
-            vtep_mac: None,
-            ..request(0)
-        };
+    let stores: Vec<_> = (0..hosts.min(CONNECTIONS)).map(|_| world.etcd.store()).collect();
+    for (host, store) in (0..hosts).zip(stores.iter().cycle().cloned()) {
+        let config = world.config.clone();
+        let request =
+            Request { public_ip: (0xc633_6400 + host).into(), vtep_mac: None, ..request(0) };
         tasks.spawn(async move { acquire(&store, &config, &request).await });
     }
     let mut subnets = HashSet::new();
     while let Some(result) = tasks.join_next().await {
-        let acquired = result
-            .expect("no task panics")
-            .unwrap_or_else(|error| panic!("{error}"));
+        let acquired = result.expect("no task panics").unwrap_or_else(|error| panic!("{error}"));
         assert!(subnets.insert(acquired.lease.subnet.to_string()));
     }
     subnets
@@ -58,21 +57,14 @@ async fn the_key_and_the_value_are_flannels_byte_for_byte() {
     let all = etcd_client::GetOptions::new().with_all_keys();
     let found = world.client.get("", Some(all)).await.unwrap();
     let keys: Vec<_> = found.kvs().iter().map(|kv| kv.key_str().unwrap()).collect();
-    assert_eq!(
-        keys,
-        [CONFIG_KEY, "/coreos.com/network/subnets/10.5.52.0-24"]
-    );
+    assert_eq!(keys, [CONFIG_KEY, "/coreos.com/network/subnets/10.5.52.0-24"]);
     let kv = world.get("10.5.52.0-24").await.unwrap();
     assert_eq!(
         kv.value_str().unwrap(),
         r#"{"PublicIP":"192.168.64.3","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"c6:d2:32:6f:8f:44"}}"#
     );
     assert_eq!(Some(kv.lease()), acquired.etcd_lease);
-    let ttl = world
-        .client
-        .lease_time_to_live(kv.lease(), None)
-        .await
-        .unwrap();
+    let ttl = world.client.lease_time_to_live(kv.lease(), None).await.unwrap();
     assert_eq!(ttl.granted_ttl(), 86_400);
 }
 
@@ -86,11 +78,7 @@ async fn two_hosts_at_once_get_two_subnets() {
 async fn fifty_hosts_at_once_fill_a_network_of_fifty_subnets() {
     let mut world = World::new(&config_for(50)).await;
     assert_eq!(within(take_at_once(&world, 50)).await.len(), 50);
-    assert_eq!(
-        world.etcd_leases().await.len(),
-        50,
-        "no etcd lease is left over"
-    );
+    assert_eq!(world.etcd_leases().await.len(), 50, "no etcd lease is left over");
 }
 
 #[tokio::test]
@@ -99,20 +87,11 @@ async fn a_host_that_comes_back_finds_its_lease_and_writes_nothing() {
     let first = world.acquire(&request(1)).await;
     let name = first.lease.subnet.to_string().replace('/', "-");
     let before = world.get(&name).await.unwrap();
-    let other_mac = Request {
-        vtep_mac: Some("02:ff:ff:ff:ff:ff".parse().unwrap()),
-        ..request(1)
-    };
+    let other_mac = Request { vtep_mac: Some("02:ff:ff:ff:ff:ff".parse().unwrap()), ..request(1) };
     let second = world.acquire(&other_mac).await;
     assert_eq!(second.origin, Origin::PublicIp);
-    assert_eq!(
-        (second.lease, second.etcd_lease),
-        (first.lease, first.etcd_lease)
-    );
-    assert_eq!(
-        world.get(&name).await.unwrap().mod_revision(),
-        before.mod_revision()
-    );
+    assert_eq!((second.lease, second.etcd_lease), (first.lease, first.etcd_lease));
+    assert_eq!(world.get(&name).await.unwrap().mod_revision(), before.mod_revision());
     assert_eq!(world.etcd_leases().await.len(), 1);
 }
 
@@ -120,10 +99,7 @@ async fn a_host_that_comes_back_finds_its_lease_and_writes_nothing() {
 async fn a_flannel_hosts_lease_is_taken_over_with_its_mac_and_our_ttl() {
     let mut world = World::new(CONFIG).await;
     let old = world.put_with_ttl("10.5.7.0-24", &value(1), 1000).await;
-    let request = Request {
-        vtep_mac: None,
-        ..request(1)
-    };
+    let request = Request { vtep_mac: None, ..request(1) };
     let acquired = world.acquire(&request).await;
     assert_eq!(acquired.lease, lease("10.5.7.0/24", 1));
     assert_ne!(acquired.etcd_lease, Some(old));
@@ -133,27 +109,19 @@ async fn a_flannel_hosts_lease_is_taken_over_with_its_mac_and_our_ttl() {
 #[tokio::test]
 async fn a_reservation_stays_without_a_ttl() {
     let mut world = World::new(CONFIG).await;
-    world
-        .put("10.5.7.0-24", r#"{"PublicIP":"192.0.2.1"}"#)
-        .await;
+    world.put("10.5.7.0-24", r#"{"PublicIP":"192.0.2.1"}"#).await;
     let acquired = world.acquire(&request(1)).await;
     assert_eq!(acquired.lease, lease("10.5.7.0/24", 1));
     assert_eq!(acquired.etcd_lease, None);
     let kv = world.get("10.5.7.0-24").await.unwrap();
-    assert_eq!(
-        (kv.lease(), kv.value_str().unwrap()),
-        (0, value(1).as_str())
-    );
+    assert_eq!((kv.lease(), kv.value_str().unwrap()), (0, value(1).as_str()));
     assert!(world.etcd_leases().await.is_empty());
 }
 
 #[tokio::test]
 async fn the_subnet_of_the_file_is_taken_again_if_nobody_has_it() {
     let world = World::new(CONFIG).await;
-    let request = Request {
-        previous: Some(subnet("10.5.99.0/24")),
-        ..request(1)
-    };
+    let request = Request { previous: Some(subnet("10.5.99.0/24")), ..request(1) };
     let acquired = world.acquire(&request).await;
     assert_eq!(acquired.lease, lease("10.5.99.0/24", 1));
     assert_eq!(acquired.origin, Origin::SubnetFile);
@@ -166,35 +134,19 @@ async fn the_subnet_of_the_file_is_not_stolen() {
         world.put(taken, &value(9)).await;
     }
     for previous in ["10.5.99.0/24", "10.5.98.0/24", "10.5.97.0/24"] {
-        let request = Request {
-            previous: Some(subnet(previous)),
-            ..request(1)
-        };
+        let request = Request { previous: Some(subnet(previous)), ..request(1) };
         let acquired = world.acquire(&request).await;
         assert_eq!(acquired.origin, Origin::Free, "{previous}");
-        world
-            .delete(&acquired.lease.subnet.to_string().replace('/', "-"))
-            .await;
+        world.delete(&acquired.lease.subnet.to_string().replace('/', "-")).await;
     }
-    assert_eq!(
-        world
-            .get("10.5.99.0-24")
-            .await
-            .unwrap()
-            .value_str()
-            .unwrap(),
-        value(9)
-    );
+    assert_eq!(world.get("10.5.99.0-24").await.unwrap().value_str().unwrap(), value(9));
 }
 
 #[tokio::test]
 async fn a_subnet_of_the_file_outside_the_config_is_not_taken() {
     let world = World::new(CONFIG).await;
     for previous in ["10.6.1.0/24", "10.5.1.0/25", "10.5.0.0/24"] {
-        let request = Request {
-            previous: Some(subnet(previous)),
-            ..request(1)
-        };
+        let request = Request { previous: Some(subnet(previous)), ..request(1) };
         assert_ne!(world.acquire(&request).await.origin, Origin::SubnetFile);
     }
 }
@@ -221,9 +173,7 @@ async fn an_operators_reservation_is_not_deleted_even_if_it_does_not_fit() {
 async fn out_of_subnets_is_said_plainly_and_leaves_nothing() {
     let mut world = World::new(ONE_SUBNET).await;
     world.put("10.5.52.0-24", &value(9)).await;
-    let error = within(acquire(&world.store, &world.config, &request(1)))
-        .await
-        .unwrap_err();
+    let error = within(acquire(&world.store, &world.config, &request(1))).await.unwrap_err();
     assert_eq!(
         error.to_string(),
         "out of subnets: all 1 from 10.5.52.0 to 10.5.52.0 (/24) are taken; widen SubnetMin and \
@@ -235,14 +185,8 @@ async fn out_of_subnets_is_said_plainly_and_leaves_nothing() {
 #[tokio::test]
 async fn no_subnet_of_an_outdated_config_is_taken() {
     let mut world = World::new(CONFIG).await;
-    world
-        .client
-        .put(CONFIG_KEY, ONE_SUBNET, None)
-        .await
-        .unwrap();
-    let error = within(acquire(&world.store, &world.config, &request(1)))
-        .await
-        .unwrap_err();
+    world.client.put(CONFIG_KEY, ONE_SUBNET, None).await.unwrap();
+    let error = within(acquire(&world.store, &world.config, &request(1))).await.unwrap_err();
     assert!(matches!(error, AcquireError::ConfigChanged), "{error}");
     assert!(world.etcd_leases().await.is_empty());
 }
@@ -260,9 +204,7 @@ async fn malformed_keys_are_worked_around() {
 #[tokio::test]
 async fn a_mac_that_another_host_has_is_not_taken() {
     let mut world = World::new(CONFIG).await;
-    world
-        .put("10.5.7.0-24", &crate::support::value_with_mac(9, 1))
-        .await;
+    world.put("10.5.7.0-24", &crate::support::value_with_mac(9, 1)).await;
     let acquired = world.acquire(&request(1)).await;
     assert_ne!(acquired.lease.vtep_mac, request(1).vtep_mac.unwrap());
     assert!(acquired.lease.vtep_mac.is_unicast());
@@ -296,20 +238,12 @@ async fn etcd_itself_refuses_what_overlaps() {
         ("10.5.0.0/16", Some("10.5.16.0-20")),
         ("10.5.33.0/24", None),
     ] {
-        let created = world
-            .store
-            .create(subnet(wanted), value(1).as_bytes(), None, None)
-            .await
-            .unwrap();
+        let created =
+            world.store.create(subnet(wanted), value(1).as_bytes(), None, None).await.unwrap();
         match (created, obstacle) {
             (Created::At(_), None) => {}
             (Created::Refused(entries), Some(name)) => {
-                assert!(
-                    entries
-                        .iter()
-                        .any(|entry| entry.key == key(name).as_bytes()),
-                    "{wanted}"
-                );
+                assert!(entries.iter().any(|entry| entry.key == key(name).as_bytes()), "{wanted}");
             }
             (created, _) => panic!("{wanted}: {created:?}"),
         }

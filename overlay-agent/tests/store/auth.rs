@@ -26,21 +26,13 @@ fn make_certificates(dir: &Path) -> Tls {
     };
     std::fs::write(dir.join("san"), "subjectAltName=IP:127.0.0.1\n").unwrap();
     let new_key = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes";
-    openssl(&format!(
-        "req -x509 {new_key} -keyout ca.key -out ca.pem -days 2 -subj /CN=test-ca"
-    ));
-    openssl(&format!(
-        "req {new_key} -keyout server.key -out server.csr -subj /CN=test-etcd"
-    ));
+    openssl(&format!("req -x509 {new_key} -keyout ca.key -out ca.pem -days 2 -subj /CN=test-ca"));
+    openssl(&format!("req {new_key} -keyout server.key -out server.csr -subj /CN=test-etcd"));
     openssl(
         "x509 -req -in server.csr -CA ca.pem -CAkey ca.key -CAcreateserial -out server.pem -days 2 \
          -extfile san",
     );
-    Tls {
-        ca: dir.join("ca.pem"),
-        cert: dir.join("server.pem"),
-        key: dir.join("server.key"),
-    }
+    Tls { ca: dir.join("ca.pem"), cert: dir.join("server.pem"), key: dir.join("server.key") }
 }
 
 #[tokio::test]
@@ -53,17 +45,11 @@ async fn the_authoritys_certificate_alone_is_enough_for_tls() {
     config.ca_file = Some(tls.ca);
     let store = Etcd::new(&config).unwrap();
     assert_eq!(store.get(CONFIG_KEY).await.unwrap(), None);
-    let created = store
-        .create("10.5.1.0/24".parse().unwrap(), b"{}", None, None)
-        .await;
+    let created = store.create("10.5.1.0/24".parse().unwrap(), b"{}", None, None).await;
     created.unwrap();
 
     // Without it, etcd's certificate is nobody's that this host trusts.
-    let error = Etcd::new(&etcd.config())
-        .unwrap()
-        .get(CONFIG_KEY)
-        .await
-        .unwrap_err();
+    let error = Etcd::new(&etcd.config()).unwrap().get(CONFIG_KEY).await.unwrap_err();
     assert!(error.to_string().contains("certificate"), "{error}");
 }
 
@@ -79,23 +65,11 @@ async fn a_user_who_may_only_touch_the_prefix_can_do_everything() {
     let acquired = within(acquire(&store, &stored, &request(1))).await.unwrap();
     let mut followed = Followed::new(Follower::new(store.clone()));
     assert_eq!(followed.snapshot().await, [acquired.lease]);
-    assert!(
-        store
-            .keep_alive(acquired.etcd_lease.unwrap())
-            .await
-            .unwrap()
-    );
+    assert!(store.keep_alive(acquired.etcd_lease.unwrap()).await.unwrap());
     let key = store.prefix().subnet_key(acquired.lease.subnet);
     let entry = store.get(&key).await.unwrap().unwrap();
-    store
-        .delete(&entry.key, entry.mod_revision)
-        .await
-        .unwrap()
-        .unwrap();
-    assert_eq!(
-        followed.next().await,
-        LeaseUpdate::Removed(acquired.lease.subnet)
-    );
+    store.delete(&entry.key, entry.mod_revision).await.unwrap().unwrap();
+    assert_eq!(followed.next().await, LeaseUpdate::Removed(acquired.lease.subnet));
 
     let error = world.store.get(CONFIG_KEY).await.unwrap_err().to_string();
     assert!(error.contains("user name is empty"), "{error}");

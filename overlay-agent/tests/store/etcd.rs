@@ -29,9 +29,41 @@ pub(crate) struct Tls {
 pub(crate) struct TestEtcd {
     child: Child,
     dir: TempDir,
+    member: Member,
+}
+
+/// What a member of a cluster is started with.
+struct Member {
+    name: String,
     client_port: u16,
     peer_port: u16,
+    /// All members and their peer URLs.
+    cluster: String,
     tls: Option<Tls>,
+}
+
+impl Member {
+    fn alone(tls: Option<Tls>) -> Self {
+        let mut members = Self::together(1);
+        Self { tls, ..members.remove(0) }
+    }
+
+    fn together(count: usize) -> Vec<Self> {
+        let ports: Vec<_> = (0..count).map(|_| (free_port(), free_port())).collect();
+        let cluster: Vec<_> = ports
+            .iter()
+            .enumerate()
+            .map(|(index, (_, peer_port))| format!("test-{index}=http://127.0.0.1:{peer_port}"))
+            .collect();
+        let member = |(index, (client_port, peer_port))| Self {
+            name: format!("test-{index}"),
+            client_port,
+            peer_port,
+            cluster: cluster.join(","),
+            tls: None,
+        };
+        ports.into_iter().enumerate().map(member).collect()
+    }
 }
 
 impl TestEtcd {
@@ -42,17 +74,24 @@ impl TestEtcd {
 
     /// As [`TestEtcd::start`], over TLS.
     pub(crate) async fn start_with(dir: TempDir, tls: Option<Tls>) -> Self {
-        let (client_port, peer_port) = (free_port(), free_port());
-        let child = spawn(dir.path(), client_port, peer_port, tls.as_ref());
-        let mut etcd = Self {
-            child,
-            dir,
-            client_port,
-            peer_port,
-            tls,
-        };
+        let mut etcd = Self::spawn(dir, Member::alone(tls));
         etcd.wait_until_it_answers().await;
         etcd
+    }
+
+    /// Starts a cluster of `count` members.
+    pub(crate) async fn start_cluster(count: usize) -> Vec<Self> {
+        let start = |member| Self::spawn(tempfile::tempdir().unwrap(), member);
+        let mut cluster: Vec<_> = Member::together(count).into_iter().map(start).collect();
+        for etcd in &mut cluster {
+            etcd.wait_until_it_answers().await;
+        }
+        cluster
+    }
+
+    fn spawn(dir: TempDir, member: Member) -> Self {
+        let child = spawn(dir.path(), &member);
+        Self { child, dir, member }
     }
 
     /// Kills etcd as a crash would.
@@ -63,19 +102,13 @@ impl TestEtcd {
 
     /// Starts it again, on the same data and ports.
     pub(crate) async fn restart(&mut self) {
-        self.child = spawn(
-            self.dir.path(),
-            self.client_port,
-            self.peer_port,
-            self.tls.as_ref(),
-        );
+        self.child = spawn(self.dir.path(), &self.member);
         self.wait_until_it_answers().await;
     }
 
     /// Where clients connect.
     pub(crate) fn endpoint(&self) -> String {
-        let scheme = if self.tls.is_some() { "https" } else { "http" };
-        format!("{scheme}://127.0.0.1:{}", self.client_port)
+        client_url(&self.member)
     }
 
     /// A client that is not the one under test.
@@ -106,7 +139,7 @@ impl TestEtcd {
                 panic!("etcd has ended with {status}:\n{}", self.log());
             }
             let mut options = ConnectOptions::new().with_timeout(Duration::from_secs(1));
-            if let Some(tls) = &self.tls {
+            if let Some(tls) = &self.member.tls {
                 let ca = etcd_client::Certificate::from_pem(std::fs::read(&tls.ca).unwrap());
                 options = options.with_tls(etcd_client::TlsOptions::new().ca_certificate(ca));
             }
@@ -115,11 +148,7 @@ impl TestEtcd {
             {
                 return;
             }
-            assert!(
-                started.elapsed() < START,
-                "etcd does not answer:\n{}",
-                self.log()
-            );
+            assert!(started.elapsed() < START, "etcd does not answer:\n{}", self.log());
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
@@ -137,53 +166,34 @@ impl Drop for TestEtcd {
     }
 }
 
-fn spawn(dir: &Path, client_port: u16, peer_port: u16, tls: Option<&Tls>) -> Child {
-    let scheme = if tls.is_some() { "https" } else { "http" };
-    let client = format!("{scheme}://127.0.0.1:{client_port}");
-    let peer = format!("http://127.0.0.1:{peer_port}");
-    let log = std::fs::File::options()
-        .create(true)
-        .append(true)
-        .open(dir.join("log"))
-        .unwrap();
+fn client_url(member: &Member) -> String {
+    let scheme = if member.tls.is_some() { "https" } else { "http" };
+    format!("{scheme}://127.0.0.1:{}", member.client_port)
+}
+
+fn spawn(dir: &Path, member: &Member) -> Child {
+    let client = client_url(member);
+    let peer = format!("http://127.0.0.1:{}", member.peer_port);
+    let log = std::fs::File::options().create(true).append(true).open(dir.join("log")).unwrap();
     let mut command = Command::new("etcd");
     command
-        .args(["--name", "test", "--logger", "zap", "--log-level", "error"])
+        .args(["--name", &member.name, "--logger", "zap", "--log-level", "error"])
         .arg("--data-dir")
         .arg(dir.join("data"))
-        .args([
-            "--listen-client-urls",
-            &client,
-            "--advertise-client-urls",
-            &client,
-        ])
-        .args([
-            "--listen-peer-urls",
-            &peer,
-            "--initial-advertise-peer-urls",
-            &peer,
-        ])
-        .args(["--initial-cluster", &format!("test={peer}")])
+        .args(["--listen-client-urls", &client, "--advertise-client-urls", &client])
+        .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
+        .args(["--initial-cluster", &member.cluster])
         .stdin(Stdio::null())
         .stdout(log.try_clone().unwrap())
         .stderr(log);
-    if let Some(tls) = tls {
-        command
-            .arg("--cert-file")
-            .arg(&tls.cert)
-            .arg("--key-file")
-            .arg(&tls.key);
+    if let Some(tls) = &member.tls {
+        command.arg("--cert-file").arg(&tls.cert).arg("--key-file").arg(&tls.key);
     }
-    command
-        .spawn()
-        .unwrap_or_else(|error| panic!("cannot start etcd, is it installed? {error}"))
+    command.spawn().unwrap_or_else(|error| panic!("cannot start etcd, is it installed? {error}"))
 }
 
 /// A port that nobody listens on. Somebody could before etcd does, but only by bad luck: the kernel
 /// hands ports out in turn.
 fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0")
-        .and_then(|listener| listener.local_addr())
-        .unwrap()
-        .port()
+    TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).unwrap().port()
 }

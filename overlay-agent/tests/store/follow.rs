@@ -2,7 +2,10 @@
 
 use overlay_agent::store::{Follower, LeaseUpdate};
 
-use crate::support::{CONFIG, Followed, World, lease, subnet, until, value, value_with_mac};
+use crate::{
+    support::{CONFIG, Followed, World, lease, subnet, until, value, value_with_mac},
+    wire::Wire,
+};
 
 #[tokio::test]
 async fn a_lease_is_seen_when_it_comes_changes_and_goes() {
@@ -12,20 +15,11 @@ async fn a_lease_is_seen_when_it_comes_changes_and_goes() {
     assert_eq!(followed.snapshot().await, [lease("10.5.1.0/24", 1)]);
 
     world.put("10.5.2.0-24", &value(2)).await;
-    assert_eq!(
-        followed.next().await,
-        LeaseUpdate::Put(lease("10.5.2.0/24", 2))
-    );
+    assert_eq!(followed.next().await, LeaseUpdate::Put(lease("10.5.2.0/24", 2)));
     world.put("10.5.2.0-24", &value(3)).await;
-    assert_eq!(
-        followed.next().await,
-        LeaseUpdate::Put(lease("10.5.2.0/24", 3))
-    );
+    assert_eq!(followed.next().await, LeaseUpdate::Put(lease("10.5.2.0/24", 3)));
     world.delete("10.5.2.0-24").await;
-    assert_eq!(
-        followed.next().await,
-        LeaseUpdate::Removed(subnet("10.5.2.0/24"))
-    );
+    assert_eq!(followed.next().await, LeaseUpdate::Removed(subnet("10.5.2.0/24")));
 }
 
 #[tokio::test]
@@ -35,10 +29,7 @@ async fn an_expired_lease_is_removed() {
     let mut followed = Followed::new(Follower::new(world.store.clone()));
     assert_eq!(followed.snapshot().await.len(), 1);
     world.client.lease_revoke(id).await.unwrap();
-    assert_eq!(
-        followed.next().await,
-        LeaseUpdate::Removed(subnet("10.5.1.0/24"))
-    );
+    assert_eq!(followed.next().await, LeaseUpdate::Removed(subnet("10.5.1.0/24")));
 }
 
 #[tokio::test]
@@ -63,10 +54,7 @@ async fn after_a_compacted_gap_everything_is_listed_again() {
     let now = [changed, lease("10.5.3.0/24", 3), lease("10.5.4.0/24", 4)];
     assert_eq!(followed.snapshot().await, now);
     world.delete("10.5.4.0-24").await;
-    assert_eq!(
-        followed.next().await,
-        LeaseUpdate::Removed(subnet("10.5.4.0/24"))
-    );
+    assert_eq!(followed.next().await, LeaseUpdate::Removed(subnet("10.5.4.0/24")));
 }
 
 #[tokio::test]
@@ -89,9 +77,7 @@ async fn a_restart_of_etcd_is_survived_and_nothing_is_missed() {
         }
     }
     world.put("10.5.3.0-24", &value(3)).await;
-    followed
-        .until(&LeaseUpdate::Put(lease("10.5.3.0/24", 3)))
-        .await;
+    followed.until(&LeaseUpdate::Put(lease("10.5.3.0/24", 3))).await;
 }
 
 #[tokio::test]
@@ -100,11 +86,7 @@ async fn malformed_and_foreign_keys_disturb_nobody() {
     world.put("10.5.1.0-24", &value(1)).await;
     world.put("nonsense", "nonsense").await;
     world.put("10.5.9.0-24", "nonsense").await;
-    world
-        .client
-        .put("/coreos.com/network/subnetsX", "nonsense", None)
-        .await
-        .unwrap();
+    world.client.put("/coreos.com/network/subnetsX", "nonsense", None).await.unwrap();
     let mut followed = Followed::new(Follower::new(world.store.clone()));
     assert_eq!(followed.snapshot().await, [lease("10.5.1.0/24", 1)]);
 
@@ -114,10 +96,7 @@ async fn malformed_and_foreign_keys_disturb_nobody() {
     }
     world.delete("nonsense").await;
     world.put("10.5.2.0-24", &value(2)).await;
-    assert_eq!(
-        followed.next().await,
-        LeaseUpdate::Put(lease("10.5.2.0/24", 2))
-    );
+    assert_eq!(followed.next().await, LeaseUpdate::Put(lease("10.5.2.0/24", 2)));
 }
 
 #[tokio::test]
@@ -126,16 +105,8 @@ async fn a_host_that_changes_to_another_backend_is_removed() {
     world.put("10.5.1.0-24", &value(1)).await;
     let mut followed = Followed::new(Follower::new(world.store.clone()));
     followed.snapshot().await;
-    world
-        .put(
-            "10.5.1.0-24",
-            r#"{"PublicIP":"192.0.2.1","BackendType":"host-gw"}"#,
-        )
-        .await;
-    assert_eq!(
-        followed.next().await,
-        LeaseUpdate::Removed(subnet("10.5.1.0/24"))
-    );
+    world.put("10.5.1.0-24", r#"{"PublicIP":"192.0.2.1","BackendType":"host-gw"}"#).await;
+    assert_eq!(followed.next().await, LeaseUpdate::Removed(subnet("10.5.1.0/24")));
 }
 
 #[tokio::test]
@@ -144,15 +115,9 @@ async fn a_host_of_both_families_is_followed_by_its_ipv4_subnet() {
     let mut followed = Followed::new(Follower::new(world.store.clone()));
     followed.snapshot().await;
     world.put("10.5.1.0-24&fd00:12:13::-56", &value(1)).await;
-    assert_eq!(
-        followed.next().await,
-        LeaseUpdate::Put(lease("10.5.1.0/24", 1))
-    );
+    assert_eq!(followed.next().await, LeaseUpdate::Put(lease("10.5.1.0/24", 1)));
     world.delete("10.5.1.0-24&fd00:12:13::-56").await;
-    assert_eq!(
-        followed.next().await,
-        LeaseUpdate::Removed(subnet("10.5.1.0/24"))
-    );
+    assert_eq!(followed.next().await, LeaseUpdate::Removed(subnet("10.5.1.0/24")));
 }
 
 #[tokio::test]
@@ -163,4 +128,31 @@ async fn following_ends_when_nobody_wants_updates() {
     receiver.recv().await.unwrap();
     drop(receiver);
     until("the follower ends", async || task.is_finished()).await;
+}
+
+#[tokio::test]
+async fn a_host_that_is_cut_off_while_history_is_dropped_sees_everything_afterwards() {
+    let mut world = World::new(CONFIG).await;
+    for host in 1..=3 {
+        world.put(&format!("10.5.{host}.0-24"), &value(host)).await;
+    }
+    let wire = Wire::to(&world.etcd).await;
+    let mut followed = Followed::new(Follower::new(wire.store()));
+    followed.snapshot().await;
+    // Only a watch that works proves that the cut will end one.
+    world.put("10.5.3.0-24", &value(33)).await;
+    followed.until(&LeaseUpdate::Put(lease("10.5.3.0/24", 33))).await;
+
+    wire.cut();
+    world.put("10.5.1.0-24", &value_with_mac(1, 77)).await;
+    world.delete("10.5.2.0-24").await;
+    world.put("10.5.4.0-24", &value(4)).await;
+    let revision = world.store.list().await.unwrap().revision;
+    world.client.compact(revision, None).await.unwrap();
+    wire.mend();
+
+    let mut changed = lease("10.5.1.0/24", 1);
+    changed.vtep_mac.0[5] = 77;
+    let now = [changed, lease("10.5.3.0/24", 33), lease("10.5.4.0/24", 4)];
+    assert_eq!(followed.snapshot().await, now);
 }

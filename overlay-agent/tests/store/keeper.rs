@@ -8,11 +8,14 @@ use overlay_agent::{
         acquire::{Acquired, Request},
         keeper::{Keeper, LeaseEvent},
     },
-    store::Follower,
+    store::{Etcd, Follower},
 };
 use tokio::sync::mpsc;
 
-use crate::support::{CONFIG, Followed, World, key, request, until, value, within};
+use crate::{
+    support::{CONFIG, Followed, World, key, request, until, value, within},
+    wire::Wire,
+};
 
 /// The shortest that etcd grants. Renewed every two thirds of a second.
 const SHORT: Duration = Duration::from_secs(2);
@@ -27,31 +30,27 @@ struct Host {
 
 impl Host {
     async fn new(world: &World, ttl: Duration) -> Self {
+        Self::behind(world, world.store.clone(), ttl).await
+    }
+
+    /// A host that has its own way to etcd.
+    async fn behind(world: &World, store: Etcd, ttl: Duration) -> Self {
         let request = Request { ttl, ..request(1) };
         let acquired = world.acquire(&request).await;
-        let keeper = Keeper::new(world.store.clone(), &acquired, ttl);
+        let keeper = Keeper::new(store.clone(), &acquired, ttl);
         let mut followed = Followed::new(
-            Follower::new(world.store.clone())
-                .starting_from(acquired.listing.clone())
-                .informing(keeper.handle()),
+            Follower::new(store).starting_from(acquired.listing.clone()).informing(keeper.handle()),
         );
         followed.snapshot().await;
         let (sender, events) = mpsc::channel(4);
         tokio::spawn(keeper.run(sender));
         let name = acquired.lease.subnet.to_string().replace('/', "-");
         // Nobody reads on, so the channel must be able to hold what a test causes: few updates.
-        Self {
-            acquired,
-            name,
-            events,
-            _followed: followed,
-        }
+        Self { acquired, name, events, _followed: followed }
     }
 
     async fn event(&mut self) -> LeaseEvent {
-        within(self.events.recv())
-            .await
-            .expect("the keeper has ended")
+        within(self.events.recv()).await.expect("the keeper has ended")
     }
 
     fn value(&self) -> Vec<u8> {
@@ -86,11 +85,7 @@ async fn a_lease_that_an_admin_deletes_is_taken_again() {
     assert_eq!(host.event().await, LeaseEvent::Retaken(host.acquired.lease));
     let kv = world.get(&host.name).await.unwrap();
     assert_eq!(kv.value(), host.value());
-    assert_eq!(
-        Some(kv.lease()),
-        host.acquired.etcd_lease,
-        "the etcd lease was still good"
-    );
+    assert_eq!(Some(kv.lease()), host.acquired.etcd_lease, "the etcd lease was still good");
 }
 
 #[tokio::test]
@@ -117,14 +112,8 @@ async fn a_subnet_that_another_host_has_taken_is_not_stolen_back() {
             owner: Some([192, 0, 2, 9].into()),
         }
     );
-    assert!(
-        within(host.events.recv()).await.is_none(),
-        "the keeper has ended"
-    );
-    assert_eq!(
-        world.get(&host.name).await.unwrap().value_str().unwrap(),
-        value(9)
-    );
+    assert!(within(host.events.recv()).await.is_none(), "the keeper has ended");
+    assert_eq!(world.get(&host.name).await.unwrap().value_str().unwrap(), value(9));
     assert!(world.etcd_leases().await.is_empty());
 }
 
@@ -133,10 +122,8 @@ async fn a_part_of_our_subnet_that_another_host_has_taken_is_not_stolen_back() {
     let mut world = World::new(CONFIG).await;
     let mut host = Host::new(&world, Duration::from_hours(24)).await;
     let half = host.name.replace("-24", "-25");
-    let swap = Txn::new().and_then([
-        TxnOp::delete(key(&host.name), None),
-        TxnOp::put(key(&half), value(9), None),
-    ]);
+    let swap = Txn::new()
+        .and_then([TxnOp::delete(key(&host.name), None), TxnOp::put(key(&half), value(9), None)]);
     world.client.txn(swap).await.unwrap();
     let LeaseEvent::TakenByOther { key: taken, .. } = host.event().await else {
         panic!("our lease was taken again");
@@ -151,19 +138,11 @@ async fn a_value_that_somebody_spoils_is_put_right() {
     let host = Host::new(&world, Duration::from_hours(24)).await;
     let id = host.acquired.etcd_lease.unwrap();
     let options = etcd_client::PutOptions::new().with_lease(id);
-    world
-        .client
-        .put(key(&host.name), "nonsense", Some(options))
-        .await
-        .unwrap();
+    world.client.put(key(&host.name), "nonsense", Some(options)).await.unwrap();
     // Nonsense says nothing to a follower, so it is seen with the next event about the subnet.
     let wrong_mac = crate::support::value_with_mac(1, 99);
     let options = etcd_client::PutOptions::new().with_lease(id);
-    world
-        .client
-        .put(key(&host.name), wrong_mac, Some(options))
-        .await
-        .unwrap();
+    world.client.put(key(&host.name), wrong_mac, Some(options)).await.unwrap();
     until("the value is ours again", async || {
         world.get(&host.name).await.unwrap().value() == host.value()
     })
@@ -193,4 +172,35 @@ async fn an_outage_longer_than_the_ttl_costs_neither_lease_nor_agent() {
     world.client = world.etcd.client().await;
     stays(&mut world, &host, SHORT * 3).await;
     assert!(host.events.try_recv().is_err(), "nothing was lost");
+}
+
+#[tokio::test]
+async fn a_host_that_is_cut_off_until_its_lease_expires_takes_the_same_subnet_again() {
+    let mut world = World::new(CONFIG).await;
+    let wire = Wire::to(&world.etcd).await;
+    let mut host = Host::behind(&world, wire.store(), SHORT).await;
+    wire.cut();
+    until("the lease expires", async || world.get(&host.name).await.is_none()).await;
+    wire.mend();
+    assert_eq!(host.event().await, LeaseEvent::Retaken(host.acquired.lease));
+    stays(&mut world, &host, SHORT * 2).await;
+}
+
+#[tokio::test]
+async fn a_host_that_wakes_up_after_its_subnet_went_to_another_does_not_steal_it() {
+    let mut world = World::new(CONFIG).await;
+    let wire = Wire::to(&world.etcd).await;
+    let mut host = Host::behind(&world, wire.store(), SHORT).await;
+    wire.cut();
+    until("the lease expires", async || world.get(&host.name).await.is_none()).await;
+    let other = Request { previous: Some(host.acquired.lease.subnet), ..request(9) };
+    let theirs = world.acquire(&other).await.lease;
+    assert_eq!(theirs.subnet, host.acquired.lease.subnet);
+    wire.mend();
+    assert!(matches!(
+        host.event().await,
+        LeaseEvent::TakenByOther { owner: Some(owner), .. } if owner == theirs.public_ip
+    ));
+    let kv = world.get(&host.name).await.unwrap();
+    assert_eq!(kv.value(), theirs.value().encode());
 }

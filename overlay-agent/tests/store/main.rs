@@ -3,9 +3,11 @@
 
 mod acquire;
 mod auth;
+mod cluster;
 mod config;
 mod etcd;
 mod follow;
 mod keeper;
 mod scale;
 mod support;
+mod wire;

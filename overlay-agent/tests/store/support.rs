@@ -81,20 +81,13 @@ impl World {
             client.put(CONFIG_KEY, config, None).await.unwrap();
             let store = etcd.store();
             let config = wait_for_config(&store).await.unwrap();
-            Self {
-                etcd,
-                client,
-                store,
-                config,
-            }
+            Self { etcd, client, store, config }
         })
         .await
     }
 
     pub(crate) async fn acquire(&self, request: &Request) -> Acquired {
-        within(acquire(&self.store, &self.config, request))
-            .await
-            .unwrap()
+        within(acquire(&self.store, &self.config, request)).await.unwrap()
     }
 
     /// Writes a key that stays.
@@ -106,10 +99,7 @@ impl World {
     pub(crate) async fn put_with_ttl(&mut self, subnet: &str, value: &str, ttl: i64) -> i64 {
         let id = self.client.lease_grant(ttl, None).await.unwrap().id();
         let options = PutOptions::new().with_lease(id);
-        self.client
-            .put(key(subnet), value, Some(options))
-            .await
-            .unwrap();
+        self.client.put(key(subnet), value, Some(options)).await.unwrap();
         id
     }
 
@@ -125,19 +115,13 @@ impl World {
     /// The ids of all etcd leases there are.
     pub(crate) async fn etcd_leases(&mut self) -> Vec<i64> {
         let leases = self.client.leases().await.unwrap();
-        leases
-            .leases()
-            .iter()
-            .map(etcd_client::LeaseStatus::id)
-            .collect()
+        leases.leases().iter().map(etcd_client::LeaseStatus::id).collect()
     }
 }
 
 /// `future`, or a failed test.
 pub(crate) async fn within<T>(future: impl Future<Output = T>) -> T {
-    timeout(DEADLINE, future)
-        .await
-        .expect("this should not have taken so long")
+    timeout(DEADLINE, future).await.expect("this should not have taken so long")
 }
 
 /// Polls until `condition` holds.
@@ -147,10 +131,7 @@ pub(crate) async fn until(what: &str, mut condition: impl AsyncFnMut() -> bool) 
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
-    assert!(
-        timeout(DEADLINE, poll).await.is_ok(),
-        "never happened: {what}"
-    );
+    assert!(timeout(DEADLINE, poll).await.is_ok(), "never happened: {what}");
 }
 
 /// A follower under test, from the consumer's side.

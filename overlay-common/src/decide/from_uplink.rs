@@ -30,7 +30,7 @@ pub fn from_uplink(
     tables: &impl Tables,
 ) -> Result<Decapsulation, Reason> {
     let outer = load_ipv4(packet)?;
-    if outer.dst_addr != host.public_address || outer.proto != PROTOCOL_UDP {
+    if outer.dst_addr != host.uplink_address || outer.proto != PROTOCOL_UDP {
         return Err(Reason::NotVxlan);
     }
     // A fragment shows no port; from_tunnel checks what the stack reassembles.

@@ -96,7 +96,7 @@ fn check_inner(
     vtep: Vtep,
 ) -> Result<Ipv4Hdr, Reason> {
     let ethernet: Ethernet = packet.load(offset).ok_or(Reason::InnerTruncated)?;
-    if ethernet.destination != host.vtep_mac {
+    if ethernet.destination.0 != host.vtep_mac {
         return Err(Reason::WrongInnerMac);
     }
     if ethernet.ethertype != ETHERTYPE_IPV4 {

@@ -16,13 +16,10 @@ use crate::{
 
 pub(super) const LOCAL: [u8; 4] = [10, 1, 15, 2];
 pub(super) const REMOTE: [u8; 4] = [10, 1, 20, 2];
-pub(super) const PEER: Peer = Peer {
-    public_address: [192, 168, 33, 11],
-    vtep_mac: MacAddr([2, 0, 0, 0, 0, 11]),
-    reserved: [0; 2],
-};
+pub(super) const PEER: Peer =
+    Peer { public_address: [192, 168, 33, 11], vtep_mac: [2, 0, 0, 0, 0, 11], reserved: [0; 2] };
 pub(super) const ENDPOINT: Endpoint =
-    Endpoint { ifindex: 7, mac: MacAddr([2, 0, 0, 0, 15, 2]), reserved: [0; 2] };
+    Endpoint { ifindex: 7, mac: [2, 0, 0, 0, 15, 2], reserved: [0; 2] };
 const PEER_SUBNET: Prefix = Prefix { address: [10, 1, 20, 0], length: 24 };
 
 pub(super) struct World {
@@ -39,10 +36,10 @@ impl World {
                 network_length: 16,
                 subnet: [10, 1, 15, 0],
                 subnet_length: 24,
-                public_address: [192, 168, 33, 10],
+                uplink_address: [192, 168, 33, 10],
                 port: 8472,
                 mtu: 1450,
-                vtep_mac: MacAddr([2, 0, 0, 0, 0, 10]),
+                vtep_mac: [2, 0, 0, 0, 0, 10],
                 peer_lengths: [24, 0, 0, 0],
                 ..HostConfig::default()
             },
@@ -84,15 +81,15 @@ pub(super) fn udp_packet(src: [u8; 4], dst: [u8; 4], payload: usize) -> Bytes {
 
 /// The inner packet of what the peer sends.
 pub(super) fn inner_packet(host: &HostConfig, src: [u8; 4], dst: [u8; 4]) -> Bytes {
-    frame(host.vtep_mac, src, dst, 10)
+    frame(MacAddr(host.vtep_mac), src, dst, 10)
 }
 
 /// What the peer sends, on the wire.
 pub(super) fn vxlan_packet(host: &HostConfig, src: [u8; 4], dst: [u8; 4]) -> Bytes {
     let inner = inner_packet(host, src, dst);
-    let peer = HostConfig { public_address: PEER.public_address, vtep_mac: PEER.vtep_mac, ..*host };
+    let peer = HostConfig { uplink_address: PEER.public_address, vtep_mac: PEER.vtep_mac, ..*host };
     let us =
-        Peer { public_address: host.public_address, vtep_mac: host.vtep_mac, reserved: [0; 2] };
+        Peer { public_address: host.uplink_address, vtep_mac: host.vtep_mac, reserved: [0; 2] };
     let length = u16::try_from(inner.bytes.len() - 14).expect("a small packet");
     let headers = OuterHeaders::new(&peer, &us, 0, length, 40_000, 7);
     let outer_ethernet = Ethernet {

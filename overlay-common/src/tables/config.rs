@@ -1,4 +1,4 @@
-use crate::{MacAddr, Prefix, abi::map_type};
+use crate::{Prefix, abi::map_type};
 
 /// Name of the map and of its pin.
 pub const CONFIG_MAP: &str = "config";
@@ -24,8 +24,9 @@ map_type! {
         pub network: [u8; 4],
         /// This host's lease in it.
         pub subnet: [u8; 4],
-        /// Outer source address of what we send, outer destination of what we accept.
-        pub public_address: [u8; 4],
+        /// The uplink's address: outer source of what we send, outer destination of what we accept. Behind
+        /// NAT, peers know us by another.
+        pub uplink_address: [u8; 4],
         /// Prefix length of `network`.
         pub network_length: u8,
         /// Prefix length of `subnet`.
@@ -35,9 +36,9 @@ map_type! {
         /// Largest inner IPv4 packet, in bytes.
         pub mtu: u16,
         /// Inner MAC that peers address us by: `VtepMAC` of our lease.
-        pub vtep_mac: MacAddr,
+        pub vtep_mac: [u8; 6],
         /// MAC of the bridge: what local containers know as their gateway.
-        pub bridge_mac: MacAddr,
+        pub bridge_mac: [u8; 6],
         /// Padding, zero.
         pub reserved: [u8; 2],
         /// Prefix lengths of the leases in `peers`, longest first, 0 where unused.

@@ -1,4 +1,4 @@
-use crate::{MacAddr, abi::map_type};
+use crate::abi::map_type;
 
 /// Name of the map and of its pin.
 pub const ENDPOINTS_MAP: &str = "endpoints";
@@ -20,7 +20,7 @@ map_type! {
         /// Host-side veth; packets are delivered to its peer.
         pub ifindex: u32,
         /// MAC of the container's interface.
-        pub mac: MacAddr,
+        pub mac: [u8; 6],
         /// Padding, zero.
         pub reserved: [u8; 2],
     }

@@ -1,4 +1,5 @@
-//! One file per BPF map: its name, capacity, key and value.
+//! One file per BPF map: its name, capacity, key and value. MACs are plain byte arrays here, so that a
+//! dump of `bpftool` shows them as one.
 
 mod config;
 mod counter;

@@ -1,4 +1,4 @@
-use crate::{MacAddr, Prefix, abi::map_type};
+use crate::{Prefix, abi::map_type};
 
 /// Name of the map and of its pin.
 pub const PEERS_MAP: &str = "peers";
@@ -25,7 +25,7 @@ map_type! {
         /// Outer destination: `PublicIP` of the lease.
         pub public_address: [u8; 4],
         /// Inner destination MAC: `VtepMAC` of the lease. A kernel VTEP drops every other.
-        pub vtep_mac: MacAddr,
+        pub vtep_mac: [u8; 6],
         /// Padding, zero.
         pub reserved: [u8; 2],
     }

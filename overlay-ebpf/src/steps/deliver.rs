@@ -7,7 +7,7 @@ use aya_ebpf::{
 };
 use network_types::ip::Ipv4Hdr;
 use overlay_common::{
-    Reason,
+    MacAddr, Reason,
     decide::Recipient,
     packet::{ETHERTYPE_IPV4, Ethernet},
     tables::{Endpoint, HostConfig},
@@ -33,8 +33,11 @@ pub(crate) fn deliver(
 
 #[inline(always)]
 fn to_endpoint(ctx: &TcContext, host: &HostConfig, endpoint: Endpoint) -> Result<Reason, Reason> {
-    let ethernet =
-        Ethernet { destination: endpoint.mac, source: host.bridge_mac, ethertype: ETHERTYPE_IPV4 };
+    let ethernet = Ethernet {
+        destination: MacAddr(endpoint.mac),
+        source: MacAddr(host.bridge_mac),
+        ethertype: ETHERTYPE_IPV4,
+    };
     Skb::new(ctx, size_of::<Ethernet>() as u32).store(0, ethernet).ok_or(Reason::HelperFailed)?;
     // SAFETY: the helper only reads its arguments.
     match unsafe { bpf_redirect_peer(endpoint.ifindex, 0) } as i32 {

@@ -7,7 +7,7 @@ use aya_ebpf::{
     programs::TcContext,
 };
 use overlay_common::{
-    Reason,
+    MacAddr, Reason,
     decide::{TunnelSource, TunnelTarget},
     encap::OUTER_TTL,
     packet::{ETHERTYPE_IPV4, Ethernet},
@@ -25,8 +25,8 @@ pub(crate) fn set_tunnel_key(
     target: &TunnelTarget,
 ) -> Result<Reason, Reason> {
     let ethernet = Ethernet {
-        destination: target.peer.vtep_mac,
-        source: host.vtep_mac,
+        destination: MacAddr(target.peer.vtep_mac),
+        source: MacAddr(host.vtep_mac),
         ethertype: ETHERTYPE_IPV4,
     };
     Skb::new(ctx, size_of::<Ethernet>() as u32).store(0, ethernet).ok_or(Reason::HelperFailed)?;
@@ -35,7 +35,7 @@ pub(crate) fn set_tunnel_key(
     let mut key = tunnel_key(
         host.vni,
         u32::from_be_bytes(target.peer.public_address),
-        u32::from_be_bytes(host.public_address),
+        u32::from_be_bytes(host.uplink_address),
     );
     // SAFETY: the kernel reads no more than the size it is told.
     let set = unsafe {

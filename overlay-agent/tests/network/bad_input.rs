@@ -1,0 +1,129 @@
+//! One clear line, the documented exit code, and nothing half-made left behind.
+
+use std::{os::unix::fs::PermissionsExt as _, time::Duration};
+
+use xtask::lab::{AgentOptions, ETCD_PREFIX, Host, Lab, NETWORK_CONFIG, UPLINK, eventually};
+
+use crate::overlay::{Overlay, SOON};
+
+fn options(etcd: &xtask::lab::Etcd) -> AgentOptions {
+    AgentOptions::new(env!("CARGO_BIN_EXE_overlay-agent"), etcd)
+}
+
+/// Runs the agent, which must end with `code` and one line of error that has every one of `words`, and
+/// leave no device, pin or subnet file.
+fn ends(host: &Host, options: &AgentOptions, code: i32, words: &[&str]) {
+    let output = options.command(host).deadline(Duration::from_secs(20)).output().unwrap();
+    assert_eq!(output.status.code(), Some(code), "{}", output.stderr);
+    let errors: Vec<_> = output.stderr.lines().filter(|line| line.starts_with("error:")).collect();
+    let [error] = errors[..] else { panic!("not one line of error: {}", output.stderr) };
+    for word in words {
+        assert!(error.contains(word), "{error:?} does not say {word:?}");
+    }
+    nothing_is_left(host);
+}
+
+fn nothing_is_left(host: &Host) {
+    assert!(!host.ip(["-brief", "link"]).unwrap().contains("overlay."), "a device is left");
+    assert!(!host.subnet_file().exists(), "a subnet file is left");
+    let pins = host.pins().join("peers");
+    assert!(!pins.exists(), "{} is left", pins.display());
+}
+
+#[test]
+fn a_malformed_config_is_named_by_field_and_rule() {
+    let lab = Lab::builder().hosts(1).start().unwrap();
+    let etcd = lab.start_etcd(r#"{"Network":"10.1.0.0/16","SubnetLen":31}"#).unwrap();
+    ends(lab.host(0), &options(&etcd), 78, &["SubnetLen", "31"]);
+    etcd.put(&format!("{ETCD_PREFIX}/config"), "{").unwrap();
+    ends(lab.host(0), &options(&etcd), 78, &["config"]);
+}
+
+#[test]
+fn an_interface_that_does_not_exist_is_named_with_those_that_do() {
+    let lab = Lab::builder().hosts(1).start().unwrap();
+    let etcd = lab.start_etcd(NETWORK_CONFIG).unwrap();
+    let host = lab.host(0);
+    let output = host
+        .command(env!("CARGO_BIN_EXE_overlay-agent"))
+        .args(["run", "--iface=nowhere7", "--etcd-endpoints", &etcd.endpoint(), "--pin-path"])
+        .arg(host.pins())
+        .arg("--subnet-file")
+        .arg(host.subnet_file())
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(64), "{}", output.stderr);
+    assert!(output.stderr.contains("nowhere7") && output.stderr.contains(UPLINK));
+    nothing_is_left(host);
+}
+
+#[test]
+fn a_port_that_another_vxlan_device_has_is_refused_by_its_name() {
+    let lab = Lab::builder().hosts(1).start().unwrap();
+    let etcd = lab.start_etcd(NETWORK_CONFIG).unwrap();
+    let host = lab.host(0);
+    let add = "link add foreign7 type vxlan id 7 dstport 8472 dev";
+    host.ip(add.split(' ').chain([UPLINK])).unwrap();
+    ends(host, &options(&etcd), 69, &["8472", "foreign7"]);
+    let links = host.ip(["-brief", "link"]).unwrap();
+    assert!(links.contains("foreign7"), "somebody else's device is left alone");
+}
+
+#[test]
+fn a_second_agent_on_a_pin_path_names_the_first() {
+    let overlay = Overlay::new();
+    let host = overlay.lab.host(0);
+    let output = overlay.options.command(host).deadline(Duration::from_secs(20)).output().unwrap();
+    assert_eq!(output.status.code(), Some(75), "{}", output.stderr);
+    let holder = overlay.agents[0].status().unwrap();
+    assert_eq!(holder["ready"], true, "the first agent runs on");
+    assert!(output.stderr.contains("process "), "{}", output.stderr);
+    overlay.ping();
+}
+
+#[test]
+fn without_root_it_says_so() {
+    let lab = Lab::builder().hosts(1).start().unwrap();
+    let host = lab.host(0);
+    // Where the user `nobody` may run it.
+    let agent = tempfile::NamedTempFile::new().unwrap();
+    std::fs::copy(env!("CARGO_BIN_EXE_overlay-agent"), agent.path()).unwrap();
+    let agent = agent.into_temp_path();
+    std::fs::set_permissions(&agent, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let output = host
+        .command("setpriv")
+        .args(["--reuid=65534", "--regid=65534", "--clear-groups", "--"])
+        .arg(&agent)
+        .arg("run")
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(77), "{}", output.stderr);
+    assert!(output.stderr.contains("root"), "{}", output.stderr);
+    nothing_is_left(host);
+}
+
+#[test]
+fn a_missing_etcd_and_a_missing_config_are_waited_for_and_said_once() {
+    const SAID: &str = "WARN etcd does not answer";
+    let lab = Lab::builder().hosts(1).start().unwrap();
+    let mut etcd = xtask::lab::Etcd::on_host(lab.host(0)).unwrap();
+    etcd.stop().unwrap();
+    let mut agent = lab.host(0).spawn_agent(&options(&etcd)).unwrap();
+    eventually(SOON, "the agent to say that etcd does not answer", || {
+        let log = agent.log()?;
+        anyhow::ensure!(log.matches(SAID).count() == 1, "{log}");
+        Ok(())
+    })
+    .unwrap();
+    etcd.start_again().unwrap();
+    eventually(SOON, "the agent to say that there is no config", || {
+        let log = agent.log()?;
+        anyhow::ensure!(log.contains("there is no network config yet"), "{log}");
+        Ok(())
+    })
+    .unwrap();
+    etcd.put(&format!("{ETCD_PREFIX}/config"), NETWORK_CONFIG).unwrap();
+    agent.wait_ready(SOON).unwrap();
+    assert_eq!(agent.log().unwrap().matches(SAID).count(), 1);
+    assert!(lab.host(0).subnet_file().exists());
+}

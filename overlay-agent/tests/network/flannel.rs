@@ -1,0 +1,107 @@
+//! A host that runs flannel: a kernel VXLAN device, neighbour, forwarding and route entries for every
+//! lease, set up as flannel does, its own lease put into etcd.
+
+use std::{fs, net::Ipv4Addr, time::Duration};
+
+use xtask::lab::{Container, ETCD_PREFIX, Host, Lab, UPLINK, eventually};
+
+use crate::overlay::{Overlay, SOON, network_of};
+
+const SUBNET: &str = "10.1.200.0";
+const MAC: &str = "c6:d2:32:6f:8f:44";
+
+fn become_flannel(overlay: &Overlay, host: &Host) -> Container {
+    let address = host.address().to_string();
+    let ip = |command: &str| {
+        host.ip(command.split(' ')).unwrap();
+    };
+    ip(&format!(
+        "link add flannel.1 address {MAC} mtu 1450 type vxlan id 1 dev {UPLINK} local {address} dstport 8472 nolearning"
+    ));
+    ip(&format!("address add {SUBNET}/32 dev flannel.1"));
+    ip("link set flannel.1 up");
+    for (agent, peer) in overlay.agents.iter().zip(overlay.lab.hosts()) {
+        let status = agent.status().unwrap();
+        let mac = status["lease"]["vtep_mac"].as_str().unwrap();
+        let subnet = status["lease"]["subnet"].as_str().unwrap();
+        let gateway = subnet.trim_end_matches("/24");
+        ip(&format!("neighbour add {gateway} lladdr {mac} dev flannel.1 nud permanent"));
+        ip(&format!("route add {subnet} via {gateway} dev flannel.1 onlink"));
+        host.command("bridge")
+            .args(["fdb", "add", mac, "dev", "flannel.1", "dst", &peer.address().to_string()])
+            .run()
+            .unwrap();
+    }
+    fs::write(
+        host.subnet_file(),
+        "FLANNEL_NETWORK=10.1.0.0/16\nFLANNEL_SUBNET=10.1.200.1/24\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=false\n",
+    )
+    .unwrap();
+    let value = format!(
+        r#"{{"PublicIP":"{address}","PublicIPv6":null,"BackendType":"vxlan","BackendData":{{"VNI":1,"VtepMAC":"{MAC}"}}}}"#
+    );
+    overlay.etcd.put(&format!("{ETCD_PREFIX}/subnets/{SUBNET}-24"), &value).unwrap();
+    host.add_container("c").unwrap()
+}
+
+#[test]
+fn a_flannel_host_and_ours_exchange_pings_and_tcp() {
+    for fast_path in [true, false] {
+        let overlay =
+            Overlay::with(Lab::builder().hosts(3), |options| options.fast_path(fast_path));
+        let theirs = become_flannel(&overlay, overlay.lab.host(2));
+        for agent in &overlay.agents {
+            eventually(SOON, "flannel's lease to be known", || {
+                let known = agent.status()?["peers"].as_array().map_or(0, Vec::len);
+                anyhow::ensure!(known == 2, "{known} peers");
+                Ok(())
+            })
+            .unwrap();
+        }
+        for (index, ours) in overlay.containers.iter().enumerate() {
+            let host = overlay.lab.host(index);
+            ours.ping(theirs.address()).unwrap();
+            theirs.ping(ours.address()).unwrap();
+            // flannel's hosts themselves, by the first address of their lease, and ours by its.
+            ours.ping(SUBNET.parse().unwrap()).unwrap();
+            theirs.ping(network_of(ours.address())).unwrap();
+            let ping_from_their_host = |address: Ipv4Addr| {
+                overlay
+                    .lab
+                    .host(2)
+                    .command("ping")
+                    .args(["-n", "-c1", "-W2", &address.to_string()])
+                    .run()
+                    .unwrap();
+            };
+            ping_from_their_host(ours.address());
+            ping_from_their_host(network_of(ours.address()));
+            for (client, server) in [(ours, &theirs), (&theirs, ours)] {
+                let moved = tcp(client, server);
+                assert!(moved > 50_000_000, "{moved} bytes in a second, to {}", host.name());
+            }
+        }
+        let path = if fast_path {
+            overlay.packets("from_container", "encapsulated")
+        } else {
+            overlay.packets("to_tunnel", "tunnel_key_set")
+        };
+        assert!(path[0] > 100 && path[1] > 100, "fast path {fast_path}: {path:?}");
+    }
+}
+
+/// Bytes that one second of TCP moves.
+fn tcp(client: &Container, server: &Container) -> u64 {
+    let server_command = server.command("iperf3").args(["-s", "-1", "-D"]);
+    server_command.run().unwrap();
+    let report = eventually(SOON, "iperf3 to connect", || {
+        client
+            .command("iperf3")
+            .args(["-J", "-t1", "-c", &server.address().to_string()])
+            .deadline(Duration::from_secs(20))
+            .read()
+    })
+    .unwrap();
+    let report: serde_json::Value = serde_json::from_str(&report).unwrap();
+    report["end"]["sum_received"]["bytes"].as_u64().unwrap()
+}
