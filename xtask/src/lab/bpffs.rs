@@ -3,10 +3,13 @@
 use std::{
     fs::{self, File},
     path::Path,
+    thread,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, anyhow};
 use nix::{
+    errno::Errno,
     fcntl::{Flock, FlockArg},
     mount::{MntFlags, MsFlags, mount, umount2},
 };
@@ -16,6 +19,9 @@ pub const MOUNT_POINT: &str = "/sys/fs/bpf";
 
 /// The source we mount it with: tells our mount from the machine's own, without a file of ours.
 const SOURCE: &str = "overlay-lab";
+
+/// How long the kernel may take to close the files of a process that has just ended.
+const UNMOUNT_WITHIN: Duration = Duration::from_secs(2);
 
 /// Makes a lab's folder in the BPF file system, mounting it first if need be.
 pub(super) fn enter(pins: &Path) -> Result<()> {
@@ -43,10 +49,26 @@ pub(super) fn leave(pins: &Path) -> Result<()> {
         Ok(()) | Err(_) => {}
     }
     if source()?.as_deref() == Some(SOURCE) && is_unused()? {
-        umount2(MOUNT_POINT, MntFlags::empty())
-            .with_context(|| format!("cannot unmount {MOUNT_POINT}"))?;
+        unmount()?;
     }
     Ok(())
+}
+
+/// Unmounts it, once the last process of the lab has let go of it. When somebody else is inside, with
+/// nothing pinned yet, it has become theirs.
+fn unmount() -> Result<()> {
+    let start = Instant::now();
+    loop {
+        match umount2(MOUNT_POINT, MntFlags::empty()) {
+            Err(Errno::EBUSY) if start.elapsed() < UNMOUNT_WITHIN => {
+                thread::sleep(Duration::from_millis(20));
+            }
+            Ok(()) | Err(Errno::EBUSY) => return Ok(()),
+            Err(error) => {
+                return Err(error).with_context(|| format!("cannot unmount {MOUNT_POINT}"));
+            }
+        }
+    }
 }
 
 /// The source of what is mounted on the mount point.

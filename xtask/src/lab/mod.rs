@@ -140,10 +140,12 @@ impl Builder {
             .tempdir()
             .context("cannot create a folder for the lab")?
             .keep();
-        let pins = Path::new(bpffs::MOUNT_POINT).join(format!("overlay-lab-{name}"));
+        // A name may be used by two checkouts; what is ours on this machine must still be only ours.
+        let unique = format!("overlay-lab-{name}-{}", Pid::this());
+        let pins = Path::new(bpffs::MOUNT_POINT).join(&unique);
         let ledger = Ledger::open(Record {
             owner: Some(ProcessId::own()?),
-            cgroup: format!("/overlay-lab-{name}"),
+            cgroup: format!("/{unique}"),
             name,
             directory,
             pins: pins.clone(),

@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, Result, anyhow};
+use anyhow::{Context as _, Result, anyhow, ensure};
 use nix::{
     sched::{CloneFlags, setns},
     sys::signal::Signal,
@@ -30,6 +30,12 @@ impl Namespace {
     /// Creates `<lab>-<short>`, with its loopback up.
     pub fn create(ledger: &Ledger, short: &str) -> Result<Self> {
         let name = format!("{}-{short}", ledger.name());
+        // Before it is on record: what is on record is deleted in the end, and this one is not ours.
+        ensure!(
+            !path(&name).exists(),
+            "there is a network namespace {name} already, which is not this lab's: `ip netns delete \
+             {name}` if nobody uses it, `cargo xtask lab down` where it was made"
+        );
         ledger.change(|record| record.namespaces.push(name.clone()))?;
         let namespace = Self { name, ledger: ledger.clone() };
         Cmd::new("ip").args(["netns", "add", &namespace.name]).run()?;

@@ -108,11 +108,24 @@ fn up(options: &UpOptions) -> Result<()> {
     }
     started?;
     status()?;
-    println!(
-        "\ncargo xtask lab exec host-one -- overlay-agent status\ncargo xtask lab exec \
-         host-one/c1 -- ping 10.1.x.y\ncargo xtask lab down"
-    );
+    println!("\ncargo xtask lab exec host-one -- overlay-agent status");
+    if let Some(ping) = suggested_ping(&lab.ledger().record()) {
+        println!("{ping}");
+    }
+    println!("cargo xtask lab down");
     Ok(())
+}
+
+/// The first thing to try: from the first container to the last.
+fn suggested_ping(record: &Record) -> Option<String> {
+    let [first, .., last] = record.hosts.as_slice() else {
+        return None;
+    };
+    let from = containers(record, first);
+    let to = containers(record, last);
+    let (from, _) = from.first()?.split_once('=')?;
+    let (_, to) = to.last()?.split_once('=')?;
+    Some(format!("cargo xtask lab exec {}/{from} -- ping {to}", first.name))
 }
 
 /// The agent to run: the one that was asked for, otherwise the one that is built now.
