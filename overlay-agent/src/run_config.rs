@@ -228,7 +228,6 @@ fn without_effect(args: &RunArgs) -> Vec<String> {
             args.subnet_lease_renew_margin != 60,
             "--subnet-lease-renew-margin has no effect: leases are kept alive all the time",
         ),
-        (args.healthz_port != 0, "--healthz-port has no effect yet: no health checks are served"),
         (
             args.ip_masq,
             "--ip-masq is only written to the subnet file yet: no masquerading rules are made",
