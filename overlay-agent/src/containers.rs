@@ -171,7 +171,8 @@ mod tests {
 
     #[test]
     fn whatever_is_doubtful_is_no_endpoint() {
-        let cases: [(&str, fn(&mut Observed)); 7] = [
+        type Edit = fn(&mut Observed);
+        let cases: [(&str, Edit); 7] = [
             ("no forwarding entry", |observed| observed.forwarding.clear()),
             ("a MAC behind two ports", |observed| observed.forwarding.push((MAC, 10))),
             ("a port that is down", |observed| {

@@ -110,9 +110,10 @@ impl Dataplane {
         let bridge = containers::bridge(observed, subnet, self.spec.bridge.as_deref()).cloned();
         let name = |bridge: &Option<Link>| bridge.as_ref().map(|link| link.name.clone());
         if name(&bridge) != name(&self.bridge) {
-            match &bridge {
-                Some(link) => tracing::info!(bridge = link.name, %subnet, "containers are behind"),
-                None => tracing::warn!(%subnet, "the containers' bridge is gone"),
+            if let Some(link) = &bridge {
+                tracing::info!(bridge = link.name, %subnet, "containers are behind");
+            } else if self.bridge.is_some() {
+                tracing::warn!(%subnet, "the containers' bridge is gone");
             }
         }
         self.bridge = bridge;

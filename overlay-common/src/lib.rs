@@ -4,11 +4,11 @@
 //! Addresses and MACs are byte arrays in network order; every other integer is in host order unless
 //! its name or its docs say otherwise.
 #![cfg_attr(not(test), no_std)]
-#![allow(
+#![expect(
     clippy::inline_always,
     reason = "a BPF program is one function: calls cost stack and registers"
 )]
-#![allow(
+#![expect(
     clippy::cast_possible_truncation,
     reason = "lengths are bounded by the packet; `try_from` would cost a branch per packet"
 )]

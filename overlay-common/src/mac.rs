@@ -31,15 +31,23 @@ impl MacAddr {
 
     /// Whether the group bit is clear and the address is not all zeros.
     pub const fn is_unicast(self) -> bool {
-        let [a, b, c, d, e, f] = self.0;
-        a & 1 == 0 && (a | b | c | d | e | f) != 0
+        let mut index = 0;
+        let mut bits = 0;
+        while index < self.0.len() {
+            bits |= self.0[index];
+            index += 1;
+        }
+        self.0[0] & 1 == 0 && bits != 0
     }
 }
 
 impl fmt::Display for MacAddr {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let [a, b, c, d, e, f] = self.0;
-        write!(out, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}")
+        for (index, byte) in self.0.into_iter().enumerate() {
+            let separator = if index == 0 { "" } else { ":" };
+            write!(out, "{separator}{byte:02x}")?;
+        }
+        Ok(())
     }
 }
 

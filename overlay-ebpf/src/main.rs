@@ -1,6 +1,20 @@
 //! The overlay's TC programs: thin hands around `overlay_common::decide`.
 #![no_std]
 #![no_main]
+#![expect(
+    clippy::inline_always,
+    reason = "a BPF program is one function: calls cost stack and registers"
+)]
+#![expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
+    clippy::cast_sign_loss,
+    reason = "helpers take and return numbers of other widths than they need"
+)]
+#![expect(
+    clippy::needless_pass_by_value,
+    reason = "the kernel hands a program its context by value"
+)]
 
 mod hooks;
 mod maps;

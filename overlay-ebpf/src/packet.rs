@@ -10,6 +10,7 @@ struct Aligned<T>(T);
 
 /// Copies a `T` word by word. Headers have alignment 1, for which the compiler would move single bytes;
 /// the kernel's verifier accepts wide accesses to packets at any address where the processor does.
+#[expect(clippy::cast_ptr_alignment, reason = "BPF moves words to and from any address")]
 #[inline(always)]
 unsafe fn copy_words<T>(from: *const u8, to: *mut u8) {
     let mut offset = 0;

@@ -35,12 +35,16 @@ pub fn root() -> &'static Path {
 /// The cargo that runs us, otherwise whichever is in `PATH`.
 pub fn cargo() -> Cmd {
     let program = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    // Cargo tells its children about itself and about us; a child cargo for another toolchain must
-    // not take these for its own.
-    Cmd::new(program)
+    // Cargo tells its children about the package that it runs. A build script that looks at such a
+    // variable would be run again whenever the door to it changes.
+    env::vars_os()
+        .map(|(name, _)| name)
+        .filter(|name| {
+            let name = name.to_string_lossy();
+            name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_")
+        })
+        .fold(Cmd::new(program), Cmd::env_remove)
         .directory(root())
-        .env_remove("CARGO_MANIFEST_DIR")
-        .env_remove("CARGO_PKG_NAME")
         .no_deadline()
 }
 

@@ -102,7 +102,7 @@ impl Overlay {
             .command("iperf3")
             .args(["-J", "-c", &server.address().to_string()])
             .args(arguments)
-            .deadline(Duration::from_secs(60))
+            .deadline(Duration::from_mins(1))
             .read()
             .unwrap();
         listening.stop().ok();

@@ -145,6 +145,8 @@ mod tests {
 
     const PORT: Port = Port::Veth(ENDPOINT.ifindex);
 
+    type Edit = fn(&mut Vec<u8>);
+
     fn decide(world: &World, edit: impl FnOnce(&mut Vec<u8>)) -> Result<Encapsulation, Reason> {
         let mut packet = udp_packet(LOCAL, REMOTE, 100);
         edit(&mut packet.bytes);
@@ -161,7 +163,7 @@ mod tests {
     #[test]
     fn what_the_fast_path_cannot_carry_is_left_to_the_stack() {
         let world = World::new();
-        let cases: [(Reason, fn(&mut Vec<u8>)); 10] = [
+        let cases: [(Reason, Edit); 10] = [
             (Reason::NotIpv4, |bytes| bytes[12] = 0x86),
             (Reason::NotIpv4, |bytes| bytes.truncate(30)),
             (Reason::NotOverlay, |bytes| bytes[30] = 11),

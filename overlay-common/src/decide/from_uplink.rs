@@ -115,7 +115,8 @@ mod tests {
 
     #[test]
     fn every_refusal_has_its_name() {
-        let cases: [(Reason, fn(&mut Vec<u8>)); 16] = [
+        type Edit = fn(&mut Vec<u8>);
+        let cases: [(Reason, Edit); 16] = [
             (Reason::NotIpv4, |bytes| bytes[13] = 0x06),
             (Reason::NotVxlan, |bytes| bytes[33] ^= 1),
             (Reason::NotVxlan, |bytes| bytes[23] = 6),

@@ -74,7 +74,7 @@ fn load_headers(packet: &impl Packet) -> Result<(Ethernet, Ipv4Hdr), Reason> {
         return Err(Reason::NotIpv4);
     }
     let ipv4: Ipv4Hdr = packet.load(ETHERNET_LENGTH).ok_or(Reason::NotIpv4)?;
-    if ipv4.vihl >> 4 != 4 { Err(Reason::NotIpv4) } else { Ok((ethernet, ipv4)) }
+    if ipv4.vihl >> 4 == 4 { Ok((ethernet, ipv4)) } else { Err(Reason::NotIpv4) }
 }
 
 #[inline(always)]
