@@ -47,6 +47,8 @@ unsafe impl Header for UdpHdr {}
 unsafe impl Header for VxlanHdr {}
 // SAFETY: as above.
 unsafe impl Header for u8 {}
+// SAFETY: as above.
+unsafe impl Header for [u8; 8] {}
 
 const _: () = {
     assert!(size_of::<Ethernet>() == ETHERNET_LENGTH && align_of::<Ethernet>() == 1);

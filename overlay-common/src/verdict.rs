@@ -110,6 +110,7 @@ reasons! {
         BadOuterChecksum = "bad_outer_checksum", "The outer IPv4 header's checksum is wrong: the stack drops it.";
         Aggregate = "aggregate", "A GRO aggregate that is not for a known container: the kernel device can split it.";
         HostDestination = "host_destination", "For an address of the host itself, or one the bridge does not carry.";
+        StackFlow = "stack_flow", "An answer to a flow that left through the stack, which may have to be rewritten there.";
         HelperDeclined = "helper_declined", "The kernel could not resize the packet, for one because it is encapsulated already.";
     }
     Dropped {

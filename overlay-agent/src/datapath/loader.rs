@@ -8,7 +8,8 @@ use aya::{
 use overlay_common::{
     Hook,
     tables::{
-        ABI_VERSION, CONFIG_MAP, COUNTERS_MAP, ENDPOINTS_MAP, HostConfig, PEERS_MAP, VTEPS_MAP,
+        ABI_VERSION, CONFIG_MAP, COUNTERS_MAP, ENDPOINTS_MAP, HostConfig, PEERS_MAP,
+        STACK_FLOWS_MAP, STACK_STATE_MAP, VTEPS_MAP,
     },
 };
 
@@ -16,7 +17,15 @@ use super::{PinPath, Tables};
 use crate::exit::{Exit, WithExit};
 
 /// Every pinned map.
-pub(super) const MAPS: [&str; 5] = [CONFIG_MAP, PEERS_MAP, VTEPS_MAP, ENDPOINTS_MAP, COUNTERS_MAP];
+const MAPS: [&str; 7] = [
+    CONFIG_MAP,
+    PEERS_MAP,
+    VTEPS_MAP,
+    ENDPOINTS_MAP,
+    STACK_FLOWS_MAP,
+    STACK_STATE_MAP,
+    COUNTERS_MAP,
+];
 
 /// TCX, which our links build on, came with Linux 6.6 (commit e420bed02507).
 const FIRST_KERNEL: KernelVersion = KernelVersion::new(6, 6, 0);

@@ -1,9 +1,9 @@
 use network_types::ip::Ipv4Hdr;
 
-use super::{Recipient, Tables, check_inner, recipient};
+use super::{Recipient, Tables, check_inner, recipient, stack_flow::answers_a_stack_flow};
 use crate::{
     Reason,
-    packet::Packet,
+    packet::{ETHERNET_LENGTH, Packet},
     tables::{HostConfig, VtepKey},
 };
 
@@ -42,6 +42,9 @@ pub fn from_tunnel(
         tables.vtep(&VtepKey { public_address: source.remote }).ok_or(Reason::UnknownVtep)?;
     let ipv4 = check_inner(packet, 0, host, vtep)?;
     if !host.fast_path() {
+        return Err(Reason::ToStack);
+    }
+    if answers_a_stack_flow(packet, ETHERNET_LENGTH, &ipv4, tables) {
         return Err(Reason::ToStack);
     }
     match recipient(tables, ipv4.dst_addr) {

@@ -1,9 +1,12 @@
 use network_types::{ip::Ipv4Hdr, udp::UdpHdr, vxlan::VxlanHdr};
 
-use super::{Recipient, Tables, check_inner, has_options, is_fragment, load_headers, recipient};
+use super::{
+    Recipient, Tables, check_inner, has_options, is_fragment, load_headers, recipient,
+    stack_flow::answers_a_stack_flow,
+};
 use crate::{
     Reason, checksum, ecn,
-    encap::{INNER_ETHERNET_OFFSET, VXLAN_OFFSET},
+    encap::{INNER_ETHERNET_OFFSET, INNER_IPV4_OFFSET, VXLAN_OFFSET},
     packet::{ETHERNET_LENGTH, IPV4_LENGTH, PROTOCOL_UDP, Packet},
     tables::{HostConfig, VtepKey},
 };
@@ -61,6 +64,9 @@ pub fn from_uplink(
         return Err(Reason::IpOptions);
     }
     let recipient = recipient(tables, ipv4.dst_addr);
+    if answers_a_stack_flow(packet, INNER_IPV4_OFFSET, &ipv4, tables) {
+        return Err(Reason::StackFlow);
+    }
     match recipient {
         Recipient::Host => return Err(Reason::HostDestination),
         Recipient::Subnet if packet.segment_size() != 0 => return Err(Reason::Aggregate),

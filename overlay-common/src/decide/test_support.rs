@@ -11,7 +11,7 @@ use crate::{
         ETHERTYPE_IPV4, Ethernet,
         test_support::{Bytes, bytes_of, ipv4},
     },
-    tables::{Endpoint, EndpointKey, HostConfig, Peer, PeerKey, Vtep, VtepKey},
+    tables::{Endpoint, EndpointKey, HostConfig, Peer, PeerKey, StackFlowKey, Vtep, VtepKey},
 };
 
 pub(super) const LOCAL: [u8; 4] = [10, 1, 15, 2];
@@ -26,11 +26,13 @@ const PEER_SUBNET: Prefix = Prefix { address: [10, 1, 20, 0], length: 24 };
 
 pub(super) struct World {
     pub(super) host: HostConfig,
+    pub(super) stack_flows: Vec<StackFlowKey>,
 }
 
 impl World {
     pub(super) fn new() -> Self {
         Self {
+            stack_flows: Vec::new(),
             host: HostConfig {
                 flags: HostConfig::FAST_PATH,
                 vni: 1,
@@ -65,6 +67,14 @@ impl Tables for World {
             HOST => Some(Endpoint::HOST),
             _ => None,
         }
+    }
+
+    fn any_stack_flow(&self) -> bool {
+        !self.stack_flows.is_empty()
+    }
+
+    fn is_stack_flow(&self, key: &StackFlowKey) -> bool {
+        self.stack_flows.contains(key)
     }
 }
 

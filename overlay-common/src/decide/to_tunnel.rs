@@ -36,8 +36,8 @@ mod tests {
     #[test]
     fn the_peer_is_found_or_the_reason_named() {
         let world = World::new();
-        let to = |packet| to_tunnel(&packet, &world.host, &world);
-        assert_eq!(to(udp_packet(LOCAL, REMOTE, 10)), Ok(TunnelTarget { peer: PEER }));
+        let to = |packet| to_tunnel(&packet, &world.host, &world).map(|target| target.peer);
+        assert_eq!(to(udp_packet(LOCAL, REMOTE, 10)), Ok(PEER));
         assert_eq!(to(udp_packet([10, 9, 9, 9], REMOTE, 10)), Err(Reason::SpoofedSource));
         assert_eq!(to(udp_packet(LOCAL, [10, 1, 200, 1], 10)), Err(Reason::Unreachable));
         let mut garbage = udp_packet(LOCAL, REMOTE, 10);

@@ -11,8 +11,8 @@ use crate::{
     verdict::conclude,
 };
 
-/// Ethernet and IPv4.
-const HEADERS: u32 = 14 + 20;
+/// Ethernet, IPv4 and the ports.
+const HEADERS: u32 = 14 + 20 + 8;
 
 /// TC ingress of the tunnel device: packets that the kernel has decapsulated.
 #[classifier]

@@ -12,8 +12,8 @@ use crate::{
     verdict::conclude,
 };
 
-/// Everything up to the end of the inner IPv4 header.
-const HEADERS: u32 = INNER_IPV4_OFFSET as u32 + 20;
+/// Everything up to the inner packet's ports.
+const HEADERS: u32 = INNER_IPV4_OFFSET as u32 + 20 + 8;
 
 /// TC ingress of the uplink: packets from the wire.
 #[classifier]
