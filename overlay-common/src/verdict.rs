@@ -6,7 +6,7 @@
 pub enum Hook {
     /// TC ingress of each container's host-side veth: packets that it sends.
     FromContainer,
-    /// TC ingress of the containers' bridge: the same, for ports that have no program of their own.
+    /// TC ingress of the containers' bridge: checks what comes from ports that have no program of their own.
     FromBridge,
     /// TC ingress of the uplink: packets from the wire.
     FromUplink,
@@ -108,7 +108,7 @@ reasons! {
         Fragment = "fragment", "A fragment: the stack reassembles.";
         IpOptions = "ip_options", "Its IPv4 header has options.";
         BadOuterChecksum = "bad_outer_checksum", "The outer IPv4 header's checksum is wrong: the stack drops it.";
-        Aggregate = "aggregate", "A GRO aggregate that is not for a known container: the kernel device can split it.";
+        Aggregate = "aggregate", "An aggregate that is not TCP for a known container: the kernel device can take it apart.";
         HostDestination = "host_destination", "For an address of the host itself, or one the bridge does not carry.";
         StackFlow = "stack_flow", "An answer to a flow that left through the stack, which may have to be rewritten there.";
         HelperDeclined = "helper_declined", "The kernel could not resize the packet, for one because it is encapsulated already.";

@@ -5,6 +5,9 @@ use core::mem::MaybeUninit;
 use aya_ebpf::programs::TcContext;
 use overlay_common::packet::{Header, Packet};
 
+/// Ethernet, IPv4 and TCP up to the data offset.
+pub(crate) const TCP_HEADERS: u32 = 14 + 20 + 13;
+
 #[repr(C, align(8))]
 struct Aligned<T>(T);
 

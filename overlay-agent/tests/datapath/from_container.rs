@@ -157,7 +157,7 @@ fn a_container_can_use_neither_anothers_address_nor_anothers_mac() {
     let gateways = udp(GATEWAY, REMOTE, 53, b"");
     for (hook, packet, expected) in [
         (Hook::FromContainer, &own, Reason::Encapsulated),
-        (Hook::FromBridge, &own, Reason::Encapsulated),
+        (Hook::FromBridge, &own, Reason::ToStack),
         (Hook::FromContainer, &other_mac, Reason::SpoofedSource),
         (Hook::FromBridge, &other_mac, Reason::SpoofedSource),
         (Hook::FromContainer, &gateways, Reason::SpoofedSource),

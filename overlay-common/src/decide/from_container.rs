@@ -21,21 +21,12 @@ pub struct Encapsulation {
     pub inner_length: u16,
 }
 
-/// Where a packet of a container was caught.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Port {
-    /// On this veth.
-    Veth(u32),
-    /// On the bridge, which has forgotten the port.
-    Bridge,
-}
-
-/// Decides about a packet that a container sent: encapsulate it, leave it to the stack, or, where it
-/// tries to forge VXLAN, drop it.
+/// Decides about a packet that a container sent into its veth `ifindex`: encapsulate it, leave it to the
+/// stack, or, where it forges VXLAN or another's address, drop it.
 #[inline(always)]
 pub fn from_container(
     packet: &impl Packet,
-    port: Port,
+    ifindex: u32,
     host: &HostConfig,
     tables: &impl Tables,
 ) -> Result<Encapsulation, Reason> {
@@ -43,7 +34,7 @@ pub fn from_container(
     if ethernet.destination.0 != host.bridge_mac {
         return Err(Reason::NotForGateway);
     }
-    check_source(port, &ethernet, &ipv4, tables)?;
+    check_source(Some(ifindex), &ethernet, &ipv4, tables)?;
     if !host.network().contains(ipv4.dst_addr) {
         return Err(outside_the_overlay(packet, host, tables, &ipv4));
     }
@@ -70,10 +61,30 @@ pub fn from_container(
     Ok(Encapsulation { peer, ipv4, inner_length })
 }
 
+/// Checks a packet that a container sent and that the bridge, which has forgotten the port, hands to the
+/// stack. Not for the fast path: bridges let netfilter rewrite packets before this hook (`br_netfilter`),
+/// and what it rewrote has to come back through it.
+#[inline(always)]
+pub fn from_bridge(
+    packet: &impl Packet,
+    host: &HostConfig,
+    tables: &impl Tables,
+) -> Result<(), Reason> {
+    let (ethernet, ipv4) = load_headers(packet)?;
+    check_source(None, &ethernet, &ipv4, tables)?;
+    if host.network().contains(ipv4.dst_addr) {
+        return Ok(());
+    }
+    match outside_the_overlay(packet, host, tables, &ipv4) {
+        Reason::ContainerVxlan => Err(Reason::ContainerVxlan),
+        _ => Ok(()),
+    }
+}
+
 /// An address that the host knows a container by is that container's alone.
 #[inline(always)]
 fn check_source(
-    port: Port,
+    ifindex: Option<u32>,
     ethernet: &Ethernet,
     ipv4: &Ipv4Hdr,
     tables: &impl Tables,
@@ -81,9 +92,9 @@ fn check_source(
     let Some(owner) = tables.endpoint(&EndpointKey { address: ipv4.src_addr }) else {
         return Ok(());
     };
-    let same_port = match port {
-        Port::Veth(ifindex) => owner.ifindex == ifindex,
-        Port::Bridge => !owner.is_host(),
+    let same_port = match ifindex {
+        Some(ifindex) => owner.ifindex == ifindex,
+        None => !owner.is_host(),
     };
     if same_port && owner.mac == ethernet.source.0 { Ok(()) } else { Err(Reason::SpoofedSource) }
 }
@@ -143,7 +154,7 @@ mod tests {
     use super::*;
     use crate::decide::test_support::{ENDPOINT, HOST, LOCAL, PEER, REMOTE, World, udp_packet};
 
-    const PORT: Port = Port::Veth(ENDPOINT.ifindex);
+    const PORT: u32 = ENDPOINT.ifindex;
 
     type Edit = fn(&mut Vec<u8>);
 
@@ -223,6 +234,8 @@ mod tests {
         packet.bytes[36..38].copy_from_slice(&8472_u16.to_be_bytes());
         let refused = from_container(&packet, PORT, &world.host, &world).expect_err("refused");
         assert_eq!(refused, Reason::ContainerVxlan);
+        let refused = from_bridge(&packet, &world.host, &world).expect_err("refused");
+        assert_eq!(refused, Reason::ContainerVxlan);
         packet.bytes[36..38].copy_from_slice(&53_u16.to_be_bytes());
         let passed = from_container(&packet, PORT, &world.host, &world).expect_err("not ours");
         assert_eq!(passed, Reason::NotOverlay);
@@ -231,19 +244,24 @@ mod tests {
     #[test]
     fn an_address_belongs_to_one_port_and_one_mac() {
         let world = World::new();
-        let refused = |src, port, edit: fn(&mut Vec<u8>)| {
+        let refused = |src, ifindex, edit: Edit| {
             let mut packet = udp_packet(src, REMOTE, 100);
             edit(&mut packet.bytes);
-            from_container(&packet, port, &world.host, &world).err()
+            from_container(&packet, ifindex, &world.host, &world).err()
+        };
+        let refused_on_bridge = |src, edit: Edit| {
+            let mut packet = udp_packet(src, REMOTE, 100);
+            edit(&mut packet.bytes);
+            from_bridge(&packet, &world.host, &world).err()
         };
         assert_eq!(refused(LOCAL, PORT, |_| ()), None);
-        assert_eq!(refused(LOCAL, Port::Bridge, |_| ()), None);
+        assert_eq!(refused_on_bridge(LOCAL, |_| ()), None);
         let spoofed = Some(Reason::SpoofedSource);
-        assert_eq!(refused(LOCAL, Port::Veth(99), |_| ()), spoofed, "another port");
+        assert_eq!(refused(LOCAL, 99, |_| ()), spoofed, "another port");
         assert_eq!(refused(LOCAL, PORT, |bytes| bytes[11] ^= 1), spoofed, "another MAC");
-        assert_eq!(refused(LOCAL, Port::Bridge, |bytes| bytes[11] ^= 1), spoofed, "another MAC");
+        assert_eq!(refused_on_bridge(LOCAL, |bytes| bytes[11] ^= 1), spoofed, "another MAC");
         assert_eq!(refused(HOST, PORT, |_| ()), spoofed, "the gateway's address");
-        assert_eq!(refused(HOST, Port::Bridge, |_| ()), spoofed, "the gateway's address");
+        assert_eq!(refused_on_bridge(HOST, |_| ()), spoofed, "the gateway's address");
         assert_eq!(refused([10, 1, 15, 77], PORT, |_| ()), None, "nobody's address");
     }
 }

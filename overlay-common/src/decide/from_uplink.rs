@@ -7,7 +7,7 @@ use super::{
 use crate::{
     Reason, checksum, ecn,
     encap::{INNER_ETHERNET_OFFSET, INNER_IPV4_OFFSET, VXLAN_OFFSET},
-    packet::{ETHERNET_LENGTH, IPV4_LENGTH, PROTOCOL_UDP, Packet},
+    packet::{ETHERNET_LENGTH, IPV4_LENGTH, PROTOCOL_TCP, PROTOCOL_UDP, Packet},
     tables::{HostConfig, VtepKey},
 };
 
@@ -67,9 +67,14 @@ pub fn from_uplink(
     if answers_a_stack_flow(packet, INNER_IPV4_OFFSET, &ipv4, tables) {
         return Err(Reason::StackFlow);
     }
+    let is_aggregate = packet.segment_size() != 0;
     match recipient {
         Recipient::Host => return Err(Reason::HostDestination),
-        Recipient::Subnet if packet.segment_size() != 0 => return Err(Reason::Aggregate),
+        Recipient::Subnet if is_aggregate => return Err(Reason::Aggregate),
+        // A UDP socket cuts an aggregate up again, and stumbles over the tunnel state that is left on it.
+        Recipient::Endpoint(_) if is_aggregate && ipv4.proto != PROTOCOL_TCP => {
+            return Err(Reason::Aggregate);
+        }
         Recipient::Subnet | Recipient::Endpoint(_) => {}
     }
     Ok(Decapsulation { recipient, ipv4, tos })
@@ -180,10 +185,17 @@ mod tests {
     fn an_aggregate_needs_a_known_container() {
         let world = World::new();
         let mut packet = vxlan_packet(&world.host, REMOTE, [10, 1, 15, 77]);
+        packet.bytes[73] = PROTOCOL_TCP;
         let single = from_uplink(&packet, &world.host, &world).expect("a plan");
         assert_eq!(single.recipient, Recipient::Subnet);
         packet.segment_size = 1398;
         let aggregate = from_uplink(&packet, &world.host, &world).expect_err("declined");
         assert_eq!(aggregate, Reason::Aggregate);
+        let mut packet = vxlan_packet(&world.host, REMOTE, LOCAL);
+        packet.segment_size = 1398;
+        let udp = from_uplink(&packet, &world.host, &world).expect_err("declined");
+        assert_eq!(udp, Reason::Aggregate);
+        packet.bytes[73] = PROTOCOL_TCP;
+        assert!(from_uplink(&packet, &world.host, &world).is_ok());
     }
 }

@@ -9,7 +9,7 @@ mod to_tunnel;
 
 use network_types::ip::Ipv4Hdr;
 
-pub use from_container::{Encapsulation, Port, from_container};
+pub use from_container::{Encapsulation, from_bridge, from_container};
 pub use from_tunnel::{Delivery, TunnelSource, from_tunnel};
 pub use from_uplink::{Decapsulation, from_uplink};
 pub use stack_flow::remember_leaving;

@@ -1,10 +1,18 @@
 use aya_ebpf::{macros::classifier, programs::TcContext};
-use overlay_common::{Hook, decide::Port};
+use overlay_common::{Hook, Reason, decide};
 
-use crate::{steps::leave_container, verdict::conclude};
+use crate::{
+    maps::{Maps, host},
+    packet::{Skb, TCP_HEADERS},
+    verdict::conclude,
+};
 
-/// TC ingress of the containers' bridge: packets of containers whose veth has no program yet.
+/// TC ingress of the containers' bridge: packets of ports that have no program of their own.
 #[classifier]
 pub(crate) fn from_bridge(ctx: TcContext) -> i32 {
-    conclude(Hook::FromBridge, &ctx, |ctx| leave_container(ctx, Port::Bridge))
+    conclude(Hook::FromBridge, &ctx, |ctx| {
+        let host = host().ok_or(Reason::NotConfigured)?;
+        decide::from_bridge(&Skb::new(ctx, TCP_HEADERS), host, &Maps)?;
+        Ok(Reason::ToStack)
+    })
 }

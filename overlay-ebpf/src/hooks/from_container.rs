@@ -1,10 +1,19 @@
 use aya_ebpf::{macros::classifier, programs::TcContext};
-use overlay_common::{Hook, decide::Port};
+use overlay_common::{Hook, Reason, decide};
 
-use crate::{packet::ifindex, steps::leave_container, verdict::conclude};
+use crate::{
+    maps::{Maps, host},
+    packet::{Skb, TCP_HEADERS, ifindex},
+    steps::encap,
+    verdict::conclude,
+};
 
 /// TC ingress of a container's host-side veth: packets that it sends.
 #[classifier]
 pub(crate) fn from_container(ctx: TcContext) -> i32 {
-    conclude(Hook::FromContainer, &ctx, |ctx| leave_container(ctx, Port::Veth(ifindex(ctx))))
+    conclude(Hook::FromContainer, &ctx, |ctx| {
+        let host = host().ok_or(Reason::NotConfigured)?;
+        let plan = decide::from_container(&Skb::new(ctx, TCP_HEADERS), ifindex(ctx), host, &Maps)?;
+        encap(ctx, host, &plan)
+    })
 }

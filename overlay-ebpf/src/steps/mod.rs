@@ -3,11 +3,9 @@
 mod decap;
 mod deliver;
 mod encap;
-mod leave_container;
 mod tunnel_key;
 
 pub(crate) use decap::decap;
 pub(crate) use deliver::{deliver, on_bridge};
 pub(crate) use encap::encap;
-pub(crate) use leave_container::leave_container;
 pub(crate) use tunnel_key::{set_tunnel_key, tunnel_source};
