@@ -19,13 +19,13 @@ use crate::{
     datapath::{Attachment, PinPath, read_counters},
     dataplane::{Dataplane, DataplaneSpec},
     exit::{Exit, WithExit},
-    firewall,
+    firewall::{Firewall, Masquerade},
     lease::{
         Lease,
         acquire::{AcquireError, Acquired, Request, acquire},
         keeper::{Keeper, LeaseEvent},
     },
-    netlink::{self, TunnelSpec},
+    netlink::{self, Tunnel, TunnelSpec},
     network_config::NetworkConfig,
     run_config::RunConfig,
     store::{
@@ -54,6 +54,7 @@ pub struct Agent {
     dataplane: Dataplane,
     lease: Lease,
     following: Following,
+    firewall: Firewall,
     faults: Faults,
 }
 
@@ -91,6 +92,7 @@ impl Agent {
         let spec = dataplane_spec(&config, &network.config, &uplink, lease);
         let dataplane = Dataplane::start(spec, pins).await?;
         let following = follow(&config, &store, acquired);
+        let firewall = firewall(&config, &network.config, lease, dataplane.tunnel());
         let agent = Self {
             config,
             network,
@@ -99,6 +101,7 @@ impl Agent {
             dataplane,
             lease,
             following,
+            firewall,
             faults: Faults::default(),
         };
         agent.write_subnet_env()?;
@@ -141,7 +144,7 @@ impl Agent {
                     earliest = Instant::now() + PAUSE;
                 }
                 _ = resync.tick() => self.reconcile().await,
-                _ = firewall_check.tick(), if self.config.forward_rules => self.firewall().await,
+                _ = firewall_check.tick() => self.ensure_firewall().await,
                 Some(answer) = requests.recv() => self.answer(answer)?,
             }
         }
@@ -161,9 +164,9 @@ impl Agent {
         self.faults.reconcile = report("bringing the kernel in step", outcome);
     }
 
-    async fn firewall(&mut self) {
-        let outcome = firewall::ensure_forwarding(&self.dataplane.tunnel().name).await;
-        self.faults.firewall = report("letting the firewall forward", outcome.map(|_added| ()));
+    async fn ensure_firewall(&mut self) {
+        let outcome = self.firewall.ensure().await;
+        self.faults.firewall = report("bringing the firewall in step", outcome);
     }
 
     async fn lease_event(&mut self, event: LeaseEvent) -> Result<()> {
@@ -190,6 +193,8 @@ impl Agent {
         let spec = dataplane_spec(&self.config, &self.network.config, &self.uplink, acquired.lease);
         self.dataplane.move_to(spec).await?;
         self.following = follow(&self.config, &self.store, acquired);
+        let tunnel = self.dataplane.tunnel();
+        self.firewall = firewall(&self.config, &self.network.config, self.lease, tunnel);
         self.write_subnet_env()?;
         tracing::error!(
             %old,
@@ -329,6 +334,20 @@ fn follow(config: &RunConfig, store: &Etcd, acquired: Acquired) -> Following {
         AbortOnDropHandle::new(tokio::spawn(keeper.run(events_sender))),
     ];
     Following { updates, events, _tasks: tasks }
+}
+
+fn firewall(
+    config: &RunConfig,
+    network: &NetworkConfig,
+    lease: Lease,
+    tunnel: &Tunnel,
+) -> Firewall {
+    let masquerade = config.ip_masq.then_some(Masquerade {
+        network: network.network,
+        subnet: lease.subnet,
+        random: config.masquerade_random,
+    });
+    Firewall::new(tunnel.name.clone(), config.forward_rules, masquerade)
 }
 
 fn overlay_mtu(network: &NetworkConfig, uplink: &Uplink) -> u16 {

@@ -9,7 +9,7 @@ pub mod dataplane;
 pub mod docker_opts;
 mod dotenv;
 pub mod exit;
-mod firewall;
+pub mod firewall;
 mod json;
 pub mod lease;
 pub mod netlink;

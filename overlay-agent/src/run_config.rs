@@ -29,7 +29,9 @@ pub struct RunConfig {
     pub ip_masq: bool,
     /// Whether the host's firewall is to forward what goes through the tunnel device.
     pub forward_rules: bool,
-    /// How often that is checked.
+    /// Whether masquerading chooses source ports at random.
+    pub masquerade_random: bool,
+    /// How often the rules are checked.
     pub iptables_resync: Duration,
     /// Where to serve health checks, if anywhere.
     pub healthz: Option<SocketAddr>,
@@ -155,6 +157,7 @@ impl TryFrom<RunArgs> for RunConfig {
             subnet_file: args.subnet_file,
             ip_masq: args.ip_masq,
             forward_rules: args.iptables_forward_rules,
+            masquerade_random: !args.ip_masq_fully_random_disable,
             iptables_resync: Duration::from_secs(args.iptables_resync.max(1).into()),
             healthz: (args.healthz_port != 0)
                 .then(|| SocketAddr::new(args.healthz_ip, args.healthz_port)),
@@ -227,14 +230,6 @@ fn without_effect(args: &RunArgs) -> Vec<String> {
         (
             args.subnet_lease_renew_margin != 60,
             "--subnet-lease-renew-margin has no effect: leases are kept alive all the time",
-        ),
-        (
-            args.ip_masq,
-            "--ip-masq is only written to the subnet file yet: no masquerading rules are made",
-        ),
-        (
-            args.ip_masq_fully_random_disable,
-            "--ip-masq-fully-random-disable has no effect yet: no masquerading rules are made",
         ),
         (args.ip_blackhole_route, "--ip-blackhole-route has no effect yet: no such route is made"),
     ]

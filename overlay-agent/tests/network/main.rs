@@ -4,6 +4,7 @@
 mod bad_input;
 mod corners;
 mod flannel;
+mod masquerade;
 mod overlay;
 mod paths;
 mod throughput;

@@ -1,6 +1,3 @@
-//! Lets the host's firewall forward what goes through the tunnel device: Docker sets the policy of
-//! FORWARD to DROP, and the rule that makes an exception has to stand in the same chain.
-
 use std::{ffi::OsStr, process::Output};
 
 use anyhow::{Context, Result, bail};
@@ -15,12 +12,12 @@ fn rules(device: &str) -> [[String; 8]; 2] {
 }
 
 /// Adds the rules that are missing to the end of FORWARD, after everything that Docker puts in front.
-/// Returns how many were; on a host without `iptables` nothing filters, and nothing is done.
-pub(crate) async fn ensure_forwarding(device: &str) -> Result<usize> {
-    let mut added = 0;
+/// Docker sets that chain's policy to DROP, so the exception has to stand in the same chain. On a host
+/// without `iptables` nothing filters, and nothing is done.
+pub(super) async fn ensure(device: &str) -> Result<()> {
     for rule in rules(device) {
         let Some(found) = iptables("-C", &rule).await? else {
-            return Ok(0);
+            return Ok(());
         };
         if found.status.success() {
             continue;
@@ -33,9 +30,8 @@ pub(crate) async fn ensure_forwarding(device: &str) -> Result<usize> {
                 String::from_utf8_lossy(&output.stderr).trim()
             );
         }
-        added += 1;
     }
-    Ok(added)
+    Ok(())
 }
 
 async fn iptables<S: AsRef<OsStr>>(action: &str, rule: &[S]) -> Result<Option<Output>> {
