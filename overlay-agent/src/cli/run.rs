@@ -15,7 +15,7 @@ pub(super) const DEFAULT_SOCKET: &str = "/run/overlay/agent.sock";
 const ETCD: &str = "etcd";
 const UPLINK: &str = "Uplink";
 const OURS: &str = "Overlay";
-const FIREWALL: &str = "Firewall (accepted for flannel's sake, no effect yet)";
+const FIREWALL: &str = "Firewall";
 
 /// Arguments of `run`, as typed.
 #[derive(Debug, Args)]
@@ -109,11 +109,11 @@ pub struct RunArgs {
     )]
     pub subnet_lease_renew_margin: u16,
 
-    /// No effect yet: the address to serve health checks at
+    /// The address to serve health checks at
     #[arg(long, value_name = "IP", default_value = "0.0.0.0")]
     pub healthz_ip: std::net::IpAddr,
 
-    /// No effect yet: the port to serve health checks at; 0 serves none
+    /// The port to serve /healthz and /readyz at; 0 serves none
     #[arg(long, value_name = "PORT", default_value_t = 0)]
     pub healthz_port: u16,
 
@@ -125,7 +125,7 @@ pub struct RunArgs {
     )]
     pub ip_masq: bool,
 
-    /// Do not choose source ports at random when masquerading
+    /// No effect yet: do not choose source ports at random when masquerading
     #[arg(
         long, num_args = 0..=1, require_equals = true, default_value_t = false,
         default_missing_value = "true", value_parser = go_bool, action = ArgAction::Set,
@@ -145,7 +145,7 @@ pub struct RunArgs {
     )]
     pub iptables_forward_rules: bool,
 
-    /// Add a blackhole route for this host's own subnet
+    /// No effect yet: add a blackhole route for this host's own subnet
     #[arg(
         long, num_args = 0..=1, require_equals = true, default_value_t = false,
         default_missing_value = "true", value_parser = go_bool, action = ArgAction::Set,

@@ -36,7 +36,7 @@ pub async fn wait_for_config(store: &Etcd) -> Result<StoredConfig, MalformedConf
     let mut unreachable = Outage::new("cannot read the network config");
     let mut absent = Outage::new("there is no network config yet");
     loop {
-        let pause = match store.get(&key).await {
+        let pause = match unreachable.attempt(store.get(&key)).await {
             Ok(Some(entry)) => {
                 unreachable.over();
                 absent.over();

@@ -2,6 +2,7 @@
 
 use std::{
     fmt,
+    future::Future,
     time::{Duration, Instant},
 };
 
@@ -13,6 +14,9 @@ const SHORTEST: Duration = Duration::from_millis(100);
 /// The longest pause: soon enough for a host that waits, rarely enough for a store with thousands
 /// of them.
 const LONGEST: Duration = Duration::from_secs(5);
+/// How long a first try may go on in silence. An endpoint that swallows packets fails late, and whoever
+/// looks at the log meanwhile should find out what is going on.
+const SILENCE: Duration = Duration::from_secs(2);
 /// How often a lasting failure is logged.
 const REMINDER: Duration = Duration::from_mins(1);
 
@@ -36,6 +40,23 @@ impl Outage {
     /// Nothing has failed yet. `what` completes the sentence «… : *error*; trying again».
     pub const fn new(what: &'static str) -> Self {
         Self { what, attempts: 0, since: None, said: None }
+    }
+
+    /// Makes one try, and says so if the first one takes long. Its failure is for
+    /// [`failed`](Self::failed) to say, with the reason.
+    pub async fn attempt<T>(&self, attempt: impl Future<Output = T>) -> T {
+        if self.since.is_some() {
+            return attempt.await;
+        }
+        tokio::pin!(attempt);
+        match tokio::time::timeout(SILENCE, &mut attempt).await {
+            Ok(outcome) => outcome,
+            Err(_) => {
+                let seconds = SILENCE.as_secs();
+                info!("{}: no answer for {seconds} s, still waiting", self.what);
+                attempt.await
+            }
+        }
     }
 
     /// Notes a failure, logs it if it is the first or the last line is a minute old, and returns

@@ -104,7 +104,7 @@ fn without_root_it_says_so() {
 
 #[test]
 fn a_missing_etcd_and_a_missing_config_are_waited_for_and_said_once() {
-    const SAID: &str = "WARN etcd does not answer";
+    const SAID: &str = "WARN cannot read the network config";
     let lab = Lab::builder().hosts(1).start().unwrap();
     let mut etcd = xtask::lab::Etcd::on_host(lab.host(0)).unwrap();
     etcd.stop().unwrap();
