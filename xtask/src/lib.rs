@@ -1,8 +1,9 @@
-//! The one door to the project: setting a machine up, building, checking, testing, showing.
+//! The one door to the project: setting a machine up, building, checking, testing, showing, measuring.
 //!
 //! The binary is a thin command line over these modules. [`lab`] is also what the agent's
 //! integration tests stand on: hosts, wires, etcd and Docker in network namespaces.
 
+pub mod bench;
 pub mod build;
 pub mod check;
 pub mod command;

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use xtask::{build, check, demo, interrupt, lab::standing, setup, test};
+use xtask::{bench, build, check, demo, interrupt, lab::standing, setup, test};
 
 /// Setting up, building, checking, testing and showing the overlay.
 #[derive(Debug, Parser)]
@@ -28,6 +28,8 @@ enum Verb {
     /// Hosts left standing to explore
     #[command(subcommand)]
     Lab(standing::Verb),
+    /// Measure us beside flannel, Cilium's way and no overlay at all
+    Bench(bench::Options),
 }
 
 fn main() -> ExitCode {
@@ -39,6 +41,7 @@ fn main() -> ExitCode {
         Verb::Check => check::run(),
         Verb::Test(options) => test::run(&options),
         Verb::Demo(options) => demo::run(&options),
+        Verb::Bench(options) => bench::run(&options),
         Verb::Lab(verb) => standing::run(verb),
     };
     match result {

@@ -1,0 +1,165 @@
+//! `bench`: what our overlay costs, beside flannel, Cilium's way, plain routing and no overlay at all.
+//!
+//! All contenders stand at once, on the same wire, and are measured round by round, so that a machine
+//! that is not quiet disturbs all of them alike. What is compared are ratios within a round.
+
+mod analysis;
+mod contenders;
+mod goals;
+mod packets;
+mod processor;
+mod report;
+mod rounds;
+mod statistics;
+mod work;
+mod worker;
+
+use std::{fs, path::PathBuf};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use clap::{Args, Subcommand, ValueEnum};
+
+use self::{
+    contenders::Contender,
+    report::{Machine, Report},
+    rounds::{Cores, Plan, Wire},
+    work::Work,
+};
+use crate::{build, setup};
+
+/// Rounds of a full run, and of a quick one: from six on, an interval of 95 % exists.
+const ROUNDS: [u32; 2] = [10, 6];
+
+/// Length of a run in ms, except where iperf3 counts in seconds.
+const MILLISECONDS: [u64; 2] = [1000, 250];
+
+/// The command line of `bench`.
+#[derive(Debug, Clone, Args)]
+#[command(args_conflicts_with_subcommands = true, after_help = contenders_help())]
+pub struct Options {
+    #[command(subcommand)]
+    only: Option<Only>,
+    /// Fewer and shorter runs, about five minutes in all
+    #[arg(long)]
+    quick: bool,
+    /// Rounds; every contender does all the work once in each
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
+    rounds: Option<u32>,
+    /// Measure only these
+    #[arg(long = "contender", value_name = "NAME", num_args = 1.., value_parser = contenders::names())]
+    contenders: Vec<String>,
+    /// Which wire
+    #[arg(long, value_enum, default_value_t = Wires::Both)]
+    wire: Wires,
+    /// Do only this work
+    #[arg(long = "work", value_name = "NAME", num_args = 1.., value_enum)]
+    works: Vec<Work>,
+    /// One core for everything, or one for each side
+    #[arg(long, value_enum, default_value_t = Cores::One)]
+    cores: Cores,
+    /// Measure this agent instead of building one
+    #[arg(long, value_name = "FILE")]
+    agent: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, Subcommand)]
+enum Only {
+    /// Nanoseconds per packet of each BPF program, at 2, 1,000 and 65,536 leases
+    Packets(packets::Options),
+    /// One end of a measurement
+    #[command(hide = true)]
+    Worker(worker::Options),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Wires {
+    On,
+    Imitated,
+    Both,
+}
+
+fn contenders_help() -> String {
+    let lines: Vec<String> = contenders::ALL
+        .iter()
+        .map(|contender| format!("  {:<17} {}", contender.name, contender.about))
+        .collect();
+    format!("Contenders:\n{}", lines.join("\n"))
+}
+
+/// Measures, prints the table, and keeps the report.
+pub fn run(options: &Options) -> Result<()> {
+    match &options.only {
+        Some(Only::Packets(options)) => return packets::run(options),
+        Some(Only::Worker(options)) => return worker::run(options),
+        None => {}
+    }
+    let plan = options.plan()?;
+    let agent = options.agent()?;
+    let machine = Machine::read(rounds::pinned(plan.cores)?)?;
+    println!("{}", report::opening(&plan, &machine));
+    let samples = rounds::run(&plan, &agent)?;
+    let report = Report::new(plan, machine, samples);
+    println!("{}", report::table(&report));
+    let directory = report::write(&report)?;
+    println!("{}", directory.join("index.html").display());
+    Ok(())
+}
+
+impl Options {
+    fn plan(&self) -> Result<Plan> {
+        let quick = usize::from(self.quick);
+        let contenders = if self.contenders.is_empty() {
+            contenders::ALL.to_vec()
+        } else {
+            // In the order of the report, each once.
+            for name in &self.contenders {
+                Contender::find(name)?;
+            }
+            let chosen =
+                |contender: &Contender| self.contenders.iter().any(|name| name == contender.name);
+            contenders::ALL.into_iter().filter(chosen).collect()
+        };
+        let mut works = self.works.clone();
+        if works.is_empty() {
+            works = Work::value_variants().to_vec();
+        }
+        works.sort_unstable();
+        works.dedup();
+        let wires = match self.wire {
+            Wires::On => vec![Wire::On],
+            Wires::Imitated => vec![Wire::Imitated],
+            Wires::Both => vec![Wire::On, Wire::Imitated],
+        };
+        Ok(Plan {
+            contenders,
+            wires,
+            works,
+            rounds: self.rounds.unwrap_or(ROUNDS[quick]),
+            milliseconds: MILLISECONDS[quick],
+            cores: self.cores,
+        })
+    }
+
+    fn agent(&self) -> Result<PathBuf> {
+        for (program, package) in
+            [("iperf3", "iperf3"), ("taskset", "util-linux"), ("tc", "iproute2")]
+        {
+            ensure!(
+                build::in_path(program).is_some(),
+                "there is no {program}, which the benchmark needs: `apt-get install {package}`"
+            );
+        }
+        if let Some(agent) = &self.agent {
+            let path = fs::canonicalize(agent)
+                .with_context(|| format!("there is no agent at {}", agent.display()))?;
+            if path.is_dir() {
+                bail!("{} is a folder, not an agent", path.display());
+            }
+            return Ok(path);
+        }
+        setup::ensure()?;
+        build::object()?;
+        // A debug build would measure as well, for its programs are optimised; but it is not what runs.
+        build::agent(true)
+    }
+}

@@ -1,0 +1,195 @@
+//! What is measured side by side: each contender is a file that says how it is set up. It is torn down
+//! by dropping what it returns, and by the lab, which knows everything that was made on it.
+
+mod collect_metadata;
+mod flannel;
+mod host;
+mod ours;
+mod ours_slow;
+mod program;
+mod route;
+
+use std::{fmt, fs, net::Ipv4Addr, path::Path, time::Duration};
+
+use anyhow::{Context as _, Result, anyhow, bail};
+
+use crate::lab::{Agent, Container, Etcd, Host, Lab, Namespace, eventually};
+
+/// How long packets may take to find their way once everything runs.
+const REACHABLE_WITHIN: Duration = Duration::from_secs(15);
+
+/// The room that VXLAN over IPv4 takes.
+const OVERHEAD: u32 = 50;
+
+/// All of them, in the order of a report's columns. A new one is a file and a line here.
+pub(super) const ALL: [Contender; 6] = [
+    host::CONTENDER,
+    route::CONTENDER,
+    flannel::CONTENDER,
+    collect_metadata::CONTENDER,
+    ours_slow::CONTENDER,
+    ours::CONTENDER,
+];
+
+/// Against these every other one is compared.
+pub(super) const HOST: &str = "host";
+/// See [`HOST`].
+pub(super) const FLANNEL: &str = "flannel";
+/// The one that has goals to reach.
+pub(super) const OURS: &str = "ours";
+
+/// A way for packets to go from host to host.
+#[derive(Clone, Copy)]
+pub(super) struct Contender {
+    /// Its name, also on the command line.
+    pub(super) name: &'static str,
+    /// What it is, in a line.
+    pub(super) about: &'static str,
+    set_up: fn(&Site<'_>) -> Result<Standing>,
+}
+
+/// Where a contender is set up: two hosts of its own, on the wire that all share.
+pub(super) struct Site<'lab> {
+    /// The client's host and the server's.
+    pub(super) hosts: [&'lab Host; 2],
+    /// The wire's MTU.
+    pub(super) mtu: u32,
+    /// For contenders that take leases.
+    pub(super) etcd: &'lab Etcd,
+    /// Our agent.
+    pub(super) agent: &'lab Path,
+}
+
+/// A contender that is set up: traffic can flow as long as this value lives.
+pub(super) struct Standing {
+    places: [Place; 2],
+    /// Dropped in this order: agents stop before their containers go.
+    _agents: Vec<Agent>,
+    _containers: Vec<Container>,
+}
+
+/// Where one end of the traffic runs.
+#[derive(Clone)]
+pub(super) struct Place {
+    /// Its network namespace.
+    pub(super) namespace: String,
+    /// Its address.
+    pub(super) address: Ipv4Addr,
+}
+
+impl Contender {
+    /// The contender of this name.
+    pub(super) fn find(name: &str) -> Result<Self> {
+        ALL.into_iter()
+            .find(|contender| contender.name == name)
+            .ok_or_else(|| anyhow!("there is no contender {name}; they are {}", names().join(", ")))
+    }
+
+    /// Sets it up on the hosts with these numbers, and proves that the client reaches the server.
+    pub(super) fn set_up(
+        &self,
+        lab: &Lab,
+        first: usize,
+        etcd: &Etcd,
+        agent: &Path,
+    ) -> Result<Standing> {
+        let hosts = [lab.host(first), lab.host(first + 1)];
+        let site = Site { hosts, mtu: lab.wire().mtu(), etcd, agent };
+        (self.set_up)(&site)
+            .and_then(|standing| standing.prove().map(|()| standing))
+            .with_context(|| format!("cannot set up contender {}", self.name))
+    }
+}
+
+impl fmt::Debug for Contender {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(self.name)
+    }
+}
+
+impl Standing {
+    fn between(places: [Place; 2], agents: Vec<Agent>, containers: Vec<Container>) -> Self {
+        Self { places, _agents: agents, _containers: containers }
+    }
+
+    /// The traffic runs between containers.
+    fn of_containers(agents: Vec<Agent>, containers: Vec<Container>) -> Result<Self> {
+        let [client, server] = containers.as_slice() else {
+            bail!("there are {} containers instead of two", containers.len());
+        };
+        let place = |container: &Container| Place {
+            namespace: container.namespace().name().to_owned(),
+            address: container.address(),
+        };
+        Ok(Self::between([place(client), place(server)], agents, containers))
+    }
+
+    /// Where requests come from.
+    pub(super) fn client(&self) -> &Place {
+        &self.places[0]
+    }
+
+    /// Where they go.
+    pub(super) fn server(&self) -> &Place {
+        &self.places[1]
+    }
+
+    fn prove(&self) -> Result<()> {
+        let to = self.server().address.to_string();
+        eventually(REACHABLE_WITHIN, "the client reaches the server", || {
+            let ping = crate::command::Cmd::new("ping").args(["-n", "-c", "1", "-W", "1", &to]);
+            let namespace = crate::lab::namespace_path(&self.client().namespace);
+            crate::lab::enter(&namespace, ping).run().map(drop)
+        })
+    }
+}
+
+/// Every contender's name.
+pub(super) fn names() -> Vec<&'static str> {
+    ALL.iter().map(|contender| contender.name).collect()
+}
+
+/// A container on each host, in 10.`network`.1.0/24 and 10.`network`.2.0/24.
+fn add_containers(site: &Site<'_>, network: u8, mtu: u32) -> Result<Vec<Container>> {
+    site.hosts
+        .iter()
+        .zip([1, 2])
+        .map(|(host, number)| {
+            let env = format!(
+                "FLANNEL_NETWORK=10.{network}.0.0/16\nFLANNEL_SUBNET=10.{network}.{number}.1/24\n\
+                 FLANNEL_MTU={mtu}\nFLANNEL_IPMASQ=false\n"
+            );
+            let file = host.subnet_file();
+            fs::write(&file, env).with_context(|| format!("cannot write {}", file.display()))?;
+            host.add_container("c")
+        })
+        .collect()
+}
+
+/// `ip` in words: `ip(host, "link set x up")`.
+fn ip(host: &Host, command: &str) -> Result<String> {
+    host.ip(command.split_whitespace())
+}
+
+/// The number of a device.
+fn index_of(namespace: &Namespace, device: &str) -> Result<u32> {
+    let shown = namespace.ip(["-o", "link", "show", "dev", device])?;
+    shown
+        .split_once(':')
+        .and_then(|(number, _)| number.parse().ok())
+        .with_context(|| format!("`ip` shows no number of {device}: {shown}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn those_that_others_are_compared_with_exist() {
+        for name in [HOST, FLANNEL, OURS] {
+            assert_eq!(Contender::find(name).unwrap().name, name);
+        }
+        let error = Contender::find("weave").unwrap_err().to_string();
+        assert!(error.starts_with("there is no contender weave; they are host, route"), "{error}");
+    }
+}

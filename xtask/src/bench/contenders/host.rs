@@ -1,0 +1,16 @@
+//! Host to host, without containers and without any overlay: as fast as it can get.
+
+use anyhow::Result;
+
+use super::{Contender, Place, Site, Standing};
+
+pub(super) const CONTENDER: Contender =
+    Contender { name: super::HOST, about: "host to host, no overlay, no container", set_up };
+
+fn set_up(site: &Site<'_>) -> Result<Standing> {
+    let places = site.hosts.map(|host| Place {
+        namespace: host.namespace().name().to_owned(),
+        address: host.address(),
+    });
+    Ok(Standing::between(places, Vec::new(), Vec::new()))
+}

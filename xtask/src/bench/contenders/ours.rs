@@ -1,0 +1,50 @@
+//! Our agent, as users have it.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+
+use super::{Contender, Site, Standing};
+use crate::lab::{Agent, AgentOptions, eventually};
+
+pub(super) const CONTENDER: Contender = Contender { name: super::OURS, about: "ours", set_up };
+
+const NETWORK: u8 = 60;
+
+/// How long the agents may take to know each other and their containers.
+const SETTLED_WITHIN: Duration = Duration::from_secs(15);
+
+fn set_up(site: &Site<'_>) -> Result<Standing> {
+    with_fast_path(site, NETWORK, true)
+}
+
+/// An agent on each host, in a network of its own, and a container that it knows.
+pub(super) fn with_fast_path(site: &Site<'_>, network: u8, fast_path: bool) -> Result<Standing> {
+    let prefix = format!("/bench/{network}");
+    let config = format!(r#"{{"Network":"10.{network}.0.0/16","Backend":{{"Type":"vxlan"}}}}"#);
+    site.etcd.put(&format!("{prefix}/config"), &config)?;
+    let options =
+        AgentOptions::new(site.agent, site.etcd).etcd_prefix(&prefix).fast_path(fast_path);
+    let agents =
+        site.hosts.iter().map(|host| host.start_agent(&options)).collect::<Result<Vec<_>>>()?;
+    let containers =
+        site.hosts.iter().map(|host| host.add_container("c")).collect::<Result<Vec<_>>>()?;
+    for (host, container) in site.hosts.iter().zip(&containers) {
+        // The host learns of a container by its first packet.
+        container.ping(host.subnet()?.gateway)?;
+    }
+    for agent in &agents {
+        eventually(SETTLED_WITHIN, "the agents know each other and their containers", || {
+            settled(agent)
+        })?;
+    }
+    Standing::of_containers(agents, containers)
+}
+
+fn settled(agent: &Agent) -> Result<()> {
+    let status = agent.status()?;
+    let peers = status["peers"].as_array().map_or(0, Vec::len);
+    ensure!(peers == 1, "the agent knows {peers} peers instead of one: {status}");
+    ensure!(status["endpoints"] != 0, "the agent knows no container yet: {status}");
+    Ok(())
+}
