@@ -1,6 +1,10 @@
 //! Two hosts with an agent and a container each.
 
-use std::{net::Ipv4Addr, time::Duration};
+use std::{
+    net::Ipv4Addr,
+    sync::atomic::{AtomicUsize, Ordering},
+    time::Duration,
+};
 
 use xtask::lab::{
     Agent, AgentOptions, Builder, Container, Etcd, Lab, NETWORK_CONFIG, Process, eventually,
@@ -88,7 +92,9 @@ impl Overlay {
     /// What `iperf3` reports, run with these arguments from the first container to the second.
     pub(crate) fn iperf(&self, arguments: &[&str]) -> serde_json::Value {
         let [client, server] = self.pair();
-        let log = self.lab.directory().join("iperf3-server.log");
+        static RUNS: AtomicUsize = AtomicUsize::new(0);
+        let run = RUNS.fetch_add(1, Ordering::Relaxed);
+        let log = self.lab.directory().join(format!("iperf3-server-{run}.log"));
         let command = server.command("iperf3").args(["-s", "-1", "--forceflush"]);
         let mut listening =
             Process::spawn(self.lab.ledger(), "iperf3 server", &command, &log).unwrap();
