@@ -42,8 +42,8 @@ const SETTLE: Duration = Duration::from_millis(3);
 /// However many events there are, the kernel is not looked at more often.
 const PAUSE: Duration = Duration::from_millis(20);
 
-/// Without any event: events can be lost.
-const RESYNC: Duration = Duration::from_secs(10);
+/// Without any event, because some damage makes none.
+const VERIFY: Duration = Duration::from_millis(500);
 
 /// What the agent works with, once etcd and the host have told.
 pub struct Agent {
@@ -116,8 +116,8 @@ impl Agent {
         ready: impl FnOnce(),
     ) -> Result<()> {
         let mut changes = netlink::changes()?;
-        let mut resync = interval(RESYNC);
-        resync.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut verification = interval(VERIFY);
+        verification.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut firewall_check = interval(self.config.iptables_resync);
         firewall_check.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut due: Option<Instant> = None;
@@ -129,7 +129,7 @@ impl Agent {
                 () = stop.cancelled() => return Ok(()),
                 Some(event) = self.following.events.recv() => self.lease_event(event).await?,
                 update = self.following.updates.recv() => {
-                    self.lease_update(update.context("the task that follows leases has ended")?);
+                    self.lease_update(update.context("the task that follows leases has ended")?).await;
                     if self.dataplane.synced() && let Some(ready) = ready.take() {
                         ready();
                     }
@@ -143,16 +143,20 @@ impl Agent {
                     due = None;
                     earliest = Instant::now() + PAUSE;
                 }
-                _ = resync.tick() => self.reconcile().await,
+                _ = verification.tick() => self.verify().await,
                 _ = firewall_check.tick() => self.ensure_firewall().await,
                 Some(answer) = requests.recv() => self.answer(answer)?,
             }
         }
     }
 
-    fn lease_update(&mut self, update: LeaseUpdate) {
+    async fn lease_update(&mut self, update: LeaseUpdate) {
         let outcome = match update {
-            LeaseUpdate::Snapshot(leases) => self.dataplane.replace_leases(leases),
+            LeaseUpdate::Snapshot(leases) => match self.dataplane.replace_leases(leases) {
+                // Programs over new maps are attached as soon as these are filled.
+                Ok(()) => self.dataplane.reconcile().await,
+                failed => failed,
+            },
             LeaseUpdate::Put(lease) => self.dataplane.put_lease(lease),
             LeaseUpdate::Removed(subnet) => self.dataplane.remove_lease(subnet),
         };
@@ -161,6 +165,11 @@ impl Agent {
 
     async fn reconcile(&mut self) {
         let outcome = self.dataplane.reconcile().await;
+        self.faults.reconcile = report("bringing the kernel in step", outcome);
+    }
+
+    async fn verify(&mut self) {
+        let outcome = self.dataplane.verify().await;
         self.faults.reconcile = report("bringing the kernel in step", outcome);
     }
 

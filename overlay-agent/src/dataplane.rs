@@ -12,11 +12,17 @@ use rtnetlink::Handle;
 
 use crate::{
     containers,
-    datapath::{Attachment, Attachments, PinPath, Programs, Tables},
+    datapath::{Attachment, Attachments, Changes, PinPath, Programs, Tables},
     lease::Lease,
     netlink::{self, Link, Observed, Tunnel, TunnelSpec},
     peers::{Peers, peer_key, vtep_key},
 };
+
+/// Up to so many leases, every verification looks at each of them.
+const OFTEN_VERIFIED: usize = 4096;
+
+/// Beyond that, one in so many does.
+const SELDOM: u32 = 60;
 
 /// What the overlay on this host should be.
 #[derive(Clone, Debug)]
@@ -48,14 +54,18 @@ pub struct Dataplane {
     endpoints: usize,
     peers: Peers,
     synced: bool,
+    in_use: bool,
+    uplink_is_there: bool,
+    verifications: u32,
     config: HostConfig,
 }
 
 impl Dataplane {
-    /// Makes the device, loads the programs over new or adopted maps, and attaches them.
+    /// Makes the device and loads the programs.
     ///
-    /// What an earlier agent left forwards all the while: its maps stay filled until
-    /// [`replace_leases`](Self::replace_leases), its programs run until ours take their place.
+    /// What an earlier agent left forwards all the while. Its maps, if they are of our version, stay filled
+    /// until [`replace_leases`](Self::replace_leases), and our programs take the place of its own at once;
+    /// else both serve until then.
     pub async fn start(spec: DataplaneSpec, pins: PinPath) -> Result<Self> {
         let mut programs = Programs::load(&pins)?;
         let tables = programs.take_tables()?;
@@ -76,9 +86,11 @@ impl Dataplane {
             bridge: None,
             endpoints: 0,
             synced: false,
+            in_use: false,
+            uplink_is_there: true,
+            verifications: 0,
         };
         dataplane.reconcile().await?;
-        dataplane.attachments.detach_leftovers(&dataplane.pins)?;
         Ok(dataplane)
     }
 
@@ -99,10 +111,73 @@ impl Dataplane {
             tracing::warn!(device = tunnel.name, "the tunnel device was replaced");
             self.tunnel = tunnel;
         }
+        self.follow_uplink(observed);
         self.follow_bridge(observed);
         self.write_config()?;
+        self.converge_endpoints(observed)?;
+        if self.synced || self.programs.adopted() {
+            self.put_to_use(observed)?;
+        }
+        Ok(())
+    }
+
+    /// As [`reconcile`](Self::reconcile), and also what the kernel sends no events about: programs, pins and
+    /// map entries that somebody else removed or changed.
+    pub async fn verify(&mut self) -> Result<()> {
+        for (hook, place) in self.attachments.forget_lost(&mut self.programs, &self.pins)? {
+            tracing::warn!(hook, interface = place.interface, "our program was detached");
+        }
+        if self.synced {
+            self.verify_leases()?;
+        }
+        if self.tables.config.get(&0, 0).context("reading BPF map config")? != self.config {
+            tracing::warn!("this host's settings were changed by somebody else");
+            self.tables.config.set(0, self.config, 0).context("writing BPF map config")?;
+        }
+        self.reconcile().await
+    }
+
+    fn verify_leases(&mut self) -> Result<()> {
+        self.verifications = self.verifications.wrapping_add(1);
+        let everything = self.peers.leases().len();
+        if everything > OFTEN_VERIFIED && !self.verifications.is_multiple_of(SELDOM) {
+            return Ok(());
+        }
+        let vteps = self.tables.vteps.converge(&self.peers.all_vteps())?;
+        let peers = self.tables.peers.converge(&self.peers.all_peers())?;
+        for (map, changes) in [("vteps", vteps), ("peers", peers)] {
+            if changes != Changes::default() {
+                tracing::warn!(map, ?changes, "entries were changed by somebody else");
+            }
+        }
+        Ok(())
+    }
+
+    /// Attaches the programs and pins the maps: in this order, so that pinned maps are always filled ones.
+    fn put_to_use(&mut self, observed: &Observed) -> Result<()> {
         self.attach(observed)?;
-        self.converge_endpoints(observed)
+        let pinned = self.tables.ensure_pinned(&self.pins)?;
+        if !self.in_use {
+            self.attachments.detach_leftovers(&self.pins)?;
+            self.in_use = true;
+        } else if !pinned.is_empty() {
+            tracing::warn!(?pinned, "maps were unpinned by somebody else");
+        }
+        Ok(())
+    }
+
+    /// An uplink that was removed and made again has another number.
+    fn follow_uplink(&mut self, observed: &Observed) {
+        let uplink = &mut self.spec.uplink;
+        let found = observed.links.values().find(|link| link.name == uplink.interface);
+        match found {
+            Some(link) if link.index != uplink.ifindex => {
+                tracing::warn!(uplink = uplink.interface, "the uplink was replaced");
+                uplink.ifindex = link.index;
+            }
+            _ => {}
+        }
+        self.uplink_is_there = found.is_some();
     }
 
     fn follow_bridge(&mut self, observed: &Observed) {
@@ -163,7 +238,10 @@ impl Dataplane {
             containers::container_ports(observed, bridge).map(place).collect()
         });
         let places = [
-            (Hook::FromUplink, vec![self.spec.uplink.clone()]),
+            (
+                Hook::FromUplink,
+                self.uplink_is_there.then(|| self.spec.uplink.clone()).into_iter().collect(),
+            ),
             (Hook::ToTunnel, vec![tunnel.clone()]),
             (Hook::FromTunnel, vec![tunnel]),
             (Hook::FromBridge, self.bridge.iter().map(place).collect()),
@@ -260,6 +338,11 @@ impl Dataplane {
     /// The tunnel device.
     pub const fn tunnel(&self) -> &Tunnel {
         &self.tunnel
+    }
+
+    /// Whether the uplink exists.
+    pub const fn uplink_is_there(&self) -> bool {
+        self.uplink_is_there
     }
 
     /// Whether every lease that the store knows has been programmed.

@@ -27,6 +27,30 @@ pub struct Attachments {
 }
 
 impl Attachments {
+    /// Forgets every attachment whose program or pin is gone, so that it is made again, and returns them.
+    pub fn forget_lost(
+        &mut self,
+        programs: &mut Programs,
+        pins: &PinPath,
+    ) -> Result<Vec<(&'static str, Attachment)>> {
+        let mut lost = Vec::new();
+        for hook in Hook::ALL {
+            let id = programs.get(hook)?.info().context("asking about our program")?.id();
+            for ifindex in self.of(hook) {
+                let Some(place) = self.attached.get(&(hook.name(), ifindex)) else { continue };
+                let runs = SchedClassifier::query_tcx(&place.interface, direction(hook))
+                    .is_ok_and(|(_, programs)| programs.iter().any(|program| program.id() == id));
+                if !runs || !pins.link(&link_name(hook, ifindex)).exists() {
+                    lost.push((hook.name(), place.clone()));
+                }
+            }
+        }
+        for (hook, place) in &lost {
+            self.attached.remove(&(*hook, place.ifindex));
+        }
+        Ok(lost)
+    }
+
     /// Attaches the program of `hook`, in place of an earlier agent's if there is one, without a gap.
     pub fn attach(
         &mut self,

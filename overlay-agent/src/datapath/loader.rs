@@ -36,6 +36,7 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/ov
 #[derive(Debug)]
 pub struct Programs {
     ebpf: Ebpf,
+    adopted: bool,
 }
 
 impl Programs {
@@ -51,15 +52,23 @@ impl Programs {
         check_kernel()
     }
 
-    /// Loads the programs over the maps pinned at `pins`: those that are there, if they are of our ABI
-    /// version, else new ones.
+    /// Loads the programs: over the maps that an earlier agent pinned at `pins`, if they are of our ABI
+    /// version; else over new ones, which are to be filled, put to use and pinned in that order, so that
+    /// the earlier agent's serve until then.
     pub fn load(pins: &PinPath) -> Result<Self> {
-        adopt_or_remove(pins)?;
         let mut loader = EbpfLoader::new();
-        for name in MAPS {
-            loader.map_pin_path(name, pins.map(name));
+        let adopted = can_adopt(pins);
+        if adopted {
+            for name in MAPS {
+                loader.map_pin_path(name, pins.map(name));
+            }
         }
-        Self::load_with(&mut loader)
+        Ok(Self { adopted, ..Self::load_with(&mut loader)? })
+    }
+
+    /// Whether an earlier agent's maps are in use, filled already.
+    pub const fn adopted(&self) -> bool {
+        self.adopted
     }
 
     /// Loads the programs over maps of their own, which vanish with this value.
@@ -77,7 +86,7 @@ impl Programs {
                 .with_context(|| format!("loading BPF program {}", hook.name()))
                 .exit(Exit::Unavailable)?;
         }
-        Ok(Self { ebpf })
+        Ok(Self { ebpf, adopted: false })
     }
 
     /// The program of a hook.
@@ -87,17 +96,33 @@ impl Programs {
 
     /// Handles to the maps; they can be taken once.
     pub fn take_tables(&mut self) -> Result<Tables> {
-        let mut take = |name: &str| -> Result<Map> {
-            self.ebpf.take_map(name).with_context(|| format!("BPF map {name} is not there"))
+        let mut ids = Vec::new();
+        let mut take = |name: &'static str| -> Result<Map> {
+            let map =
+                self.ebpf.take_map(name).with_context(|| format!("BPF map {name} is not there"))?;
+            ids.push((name, map_id(&map).with_context(|| format!("asking about BPF map {name}"))?));
+            Ok(map)
         };
-        Tables::new(
+        let [config, peers, vteps, endpoints, _stack_flows, _stack_state, counters] = [
             take(CONFIG_MAP)?,
             take(PEERS_MAP)?,
             take(VTEPS_MAP)?,
             take(ENDPOINTS_MAP)?,
+            take(STACK_FLOWS_MAP)?,
+            take(STACK_STATE_MAP)?,
             take(COUNTERS_MAP)?,
-        )
+        ];
+        Tables::new(config, peers, vteps, endpoints, counters, ids)
     }
+}
+
+fn map_id(map: &Map) -> Result<u32> {
+    let (Map::Array(data) | Map::HashMap(data) | Map::LruHashMap(data) | Map::PerCpuArray(data)) =
+        map
+    else {
+        anyhow::bail!("it is of another type");
+    };
+    Ok(data.info()?.id())
 }
 
 fn classifier(ebpf: &mut Ebpf, hook: Hook) -> Result<&mut SchedClassifier> {
@@ -118,14 +143,18 @@ fn check_kernel() -> Result<()> {
     Ok(())
 }
 
-/// Leaves maps that we can go on with where they are, and unpins all others.
-fn adopt_or_remove(pins: &PinPath) -> Result<()> {
+fn can_adopt(pins: &PinPath) -> bool {
     let path = pins.map(CONFIG_MAP);
-    if !path.exists() || pinned_abi_version(&path).is_ok_and(|found| found == ABI_VERSION) {
-        return Ok(());
+    if !path.exists() {
+        return false;
     }
-    tracing::info!(path = %path.display(), "replacing BPF maps of another version");
-    pins.remove_maps()
+    match pinned_abi_version(&path) {
+        Ok(ABI_VERSION) => true,
+        found => {
+            tracing::info!(?found, ours = ABI_VERSION, "replacing BPF maps of another version");
+            false
+        }
+    }
 }
 
 fn pinned_abi_version(path: &std::path::Path) -> Result<u32> {

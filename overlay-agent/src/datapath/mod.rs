@@ -10,4 +10,4 @@ pub use attach::{Attachment, Attachments};
 pub use counters::{CounterRow, read_counters};
 pub use loader::Programs;
 pub use pins::PinPath;
-pub use tables::{Tables, TypedMap};
+pub use tables::{Changes, Tables, TypedMap};

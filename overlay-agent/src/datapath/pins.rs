@@ -77,18 +77,11 @@ impl PinPath {
         Ok(names)
     }
 
-    /// Unpins every map. The programs that use them keep theirs until they are replaced.
-    pub fn remove_maps(&self) -> Result<()> {
-        for entry in fs::read_dir(&self.directory)
-            .with_context(|| format!("listing {}", self.directory.display()))?
-        {
-            let entry = entry.context("listing the pin path")?;
-            if entry.file_type().is_ok_and(|kind| !kind.is_dir()) {
-                fs::remove_file(entry.path())
-                    .with_context(|| format!("removing {}", entry.path().display()))?;
-            }
-        }
-        Ok(())
+    /// Unpins everything and removes the directory: programs whose links were pinned here are detached,
+    /// and maps that nobody uses go.
+    pub fn remove(self) -> Result<()> {
+        fs::remove_dir_all(&self.directory)
+            .with_context(|| format!("removing the pin path {}", self.directory.display()))
     }
 }
 

@@ -1,5 +1,6 @@
-use std::collections::HashMap;
+use std::{collections::HashMap, fs};
 
+use super::PinPath;
 use anyhow::{Context, Result};
 use aya::{
     Pod,
@@ -21,6 +22,8 @@ pub struct Tables {
     pub endpoints: TypedMap<EndpointKey, Endpoint>,
     /// Packets by hook and reason.
     pub counters: PerCpuArray<MapData, Counter>,
+    /// The kernel's number of each map.
+    ids: Vec<(&'static str, u32)>,
 }
 
 impl Tables {
@@ -30,6 +33,7 @@ impl Tables {
         vteps: Map,
         endpoints: Map,
         counters: Map,
+        ids: Vec<(&'static str, u32)>,
     ) -> Result<Self> {
         Ok(Self {
             config: config.try_into().context("opening BPF map config")?,
@@ -37,7 +41,29 @@ impl Tables {
             vteps: TypedMap::new("vteps", vteps)?,
             endpoints: TypedMap::new("endpoints", endpoints)?,
             counters: counters.try_into().context("opening BPF map counters")?,
+            ids,
         })
+    }
+
+    /// Pins every map that is not pinned, in place of whatever is in its place. Returns their names.
+    pub fn ensure_pinned(&self, pins: &PinPath) -> Result<Vec<&'static str>> {
+        let mut pinned = Vec::new();
+        for &(name, id) in &self.ids {
+            let path = pins.map(name);
+            let found = MapData::from_pin(&path).and_then(|map| map.info()).map(|info| info.id());
+            if found.is_ok_and(|found| found == id) {
+                continue;
+            }
+            if path.exists() {
+                fs::remove_file(&path).with_context(|| format!("removing {}", path.display()))?;
+            }
+            MapData::from_id(id)
+                .with_context(|| format!("opening BPF map {name}"))?
+                .pin(&path)
+                .with_context(|| format!("pinning BPF map {name} at {}", path.display()))?;
+            pinned.push(name);
+        }
+        Ok(pinned)
     }
 }
 
