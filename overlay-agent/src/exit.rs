@@ -12,23 +12,29 @@ pub enum Exit {
     Failure = 1,
     /// The command line, or the environment in its place, cannot be followed.
     Usage = 64,
+    /// What was asked for is not there.
+    NotFound = 66,
     /// This host cannot carry the overlay as it is now.
     Unavailable = 69,
+    /// What was asked for would harm, or be in the way of, something that is there.
+    Conflict = 73,
     /// Another agent holds what this one needs.
     Busy = 75,
     /// The agent is not root.
     NotPermitted = 77,
-    /// The network config in etcd is malformed.
+    /// The network config is malformed.
     Config = 78,
 }
 
 impl Exit {
     /// All of them, in the order of their numbers.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 9] = [
         Self::Ok,
         Self::Failure,
         Self::Usage,
+        Self::NotFound,
         Self::Unavailable,
+        Self::Conflict,
         Self::Busy,
         Self::NotPermitted,
         Self::Config,
@@ -43,15 +49,17 @@ impl Exit {
     pub const fn meaning(self) -> &'static str {
         match self {
             Self::Ok => "done, or stopped by SIGTERM or SIGINT",
-            Self::Failure => "unexpected failure",
+            Self::Failure => "unexpected failure; from `status`: something is wrong",
             Self::Usage => "bad flag or environment variable, or an --iface that does not exist",
+            Self::NotFound => "what was asked for is not there: no such lease, no network config",
             Self::Unavailable => {
                 "something on this host is in the way: kernel too old, no BPF, or the UDP port taken \
-                 by another VXLAN device"
+                 by another VXLAN device; or etcd, or the agent that was asked, does not answer"
             }
+            Self::Conflict => "it would strand leases (--force does it), or a lease is in the way",
             Self::Busy => "another agent runs on the same pin path",
             Self::NotPermitted => "not root",
-            Self::Config => "the network config in etcd is malformed",
+            Self::Config => "the network config is malformed",
         }
     }
 

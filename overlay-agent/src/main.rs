@@ -3,7 +3,7 @@
 use std::{io, process::ExitCode};
 
 use overlay_agent::{
-    cli::{Cli, Command, docker_opts, env::ProcessEnvironment, status},
+    cli::{Cli, Command, config, docker_opts, env::ProcessEnvironment, lease, status},
     exit::{Exit, WithExit as _},
     run,
     run_config::RunConfig,
@@ -19,14 +19,16 @@ async fn main() -> ExitCode {
     telemetry::start(cli.verbosity);
     let result = match cli.command {
         Command::Run(args) => match RunConfig::try_from(*args).exit(Exit::Usage) {
-            Ok(config) => run::run(config).await,
+            Ok(config) => run::run(config).await.map(|()| Exit::Ok),
             Err(error) => Err(error),
         },
         Command::Status(args) => status::run(args).await,
-        Command::DockerOpts(args) => docker_opts::run(&args),
+        Command::Config(command) => config::run(command).await,
+        Command::Lease(command) => lease::run(command).await,
+        Command::DockerOpts(args) => docker_opts::run(&args).map(|()| Exit::Ok),
     };
     match result {
-        Ok(()) => Exit::Ok.into(),
+        Ok(exit) => exit.into(),
         Err(error) => telemetry::print_failure(&error, io::stderr()).into(),
     }
 }

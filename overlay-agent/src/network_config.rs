@@ -3,6 +3,7 @@
 //! Every field, default and limit is flannel's, so that one config serves both. What flannel
 //! accepts and we cannot do is refused by name with the reason, never ignored.
 
+pub mod change;
 mod error;
 mod fields;
 

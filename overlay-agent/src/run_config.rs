@@ -12,7 +12,10 @@ use std::{
 use regex::Regex;
 
 use crate::{
-    cli::run::{RunArgs, Switch},
+    cli::{
+        etcd::EtcdArgs,
+        run::{RunArgs, Switch},
+    },
     lease::key::Prefix,
 };
 
@@ -152,7 +155,7 @@ impl TryFrom<RunArgs> for RunConfig {
     fn try_from(args: RunArgs) -> Result<Self, UsageError> {
         Ok(Self {
             without_effect: without_effect(&args),
-            etcd: EtcdConfig::try_from(&args)?,
+            etcd: EtcdConfig::try_from(&args.etcd)?,
             uplink: UplinkConfig::try_from(&args)?,
             subnet_file: args.subnet_file,
             ip_masq: args.ip_masq,
@@ -170,10 +173,10 @@ impl TryFrom<RunArgs> for RunConfig {
     }
 }
 
-impl TryFrom<&RunArgs> for EtcdConfig {
+impl TryFrom<&EtcdArgs> for EtcdConfig {
     type Error = UsageError;
 
-    fn try_from(args: &RunArgs) -> Result<Self, UsageError> {
+    fn try_from(args: &EtcdArgs) -> Result<Self, UsageError> {
         let endpoints: Vec<_> = args
             .etcd_endpoints
             .split(',')

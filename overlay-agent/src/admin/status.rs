@@ -137,6 +137,11 @@ impl From<CounterRow> for CounterStatus {
 }
 
 impl Status {
+    /// Whether every lease is programmed and nothing is wrong.
+    pub const fn is_fine(&self) -> bool {
+        self.ready && self.problems.is_empty()
+    }
+
     /// The status in words.
     pub fn to_text(&self) -> String {
         let mut text = String::new();

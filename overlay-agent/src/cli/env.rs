@@ -55,14 +55,17 @@ pub(super) fn append(
     environment: &impl Environment,
 ) -> Result<Vec<OsString>, clap::Error> {
     let matches = command.clone().try_get_matches_from(&args)?;
-    let Some((verb, matches)) = matches.subcommand() else {
+    let (mut verb, mut matches) = (command, &matches);
+    // `config set` and the like are verbs of verbs.
+    while let Some((name, inner)) = matches.subcommand() {
+        let Some(found) = verb.find_subcommand(name) else {
+            return Ok(args);
+        };
+        (verb, matches) = (found, inner);
+    }
+    if WITHOUT.contains(&verb.get_name()) {
         return Ok(args);
-    };
-    let Some(verb) =
-        command.find_subcommand(verb).filter(|verb| !WITHOUT.contains(&verb.get_name()))
-    else {
-        return Ok(args);
-    };
+    }
     for arg in verb.get_arguments() {
         let Some(long) = arg.get_long().filter(|long| !NOT_FLAGS.contains(long)) else {
             continue;

@@ -41,10 +41,11 @@ fn is_long_with_one_dash(command: &Command, arg: &str) -> bool {
     };
     let name = name.split_once('=').map_or(name, |(name, _)| name);
     // One letter is a short flag in either style.
-    name.len() > 1
-        && std::iter::once(command)
-            .chain(command.get_subcommands())
-            .flat_map(Command::get_arguments)
-            .filter_map(clap::Arg::get_long)
-            .any(|long| OsStr::new(long) == name)
+    name.len() > 1 && has_long(command, name)
+}
+
+/// Whether `command` or a verb below it has a long flag of this name.
+fn has_long(command: &Command, name: &str) -> bool {
+    command.get_arguments().filter_map(clap::Arg::get_long).any(|long| OsStr::new(long) == name)
+        || command.get_subcommands().any(|verb| has_long(verb, name))
 }

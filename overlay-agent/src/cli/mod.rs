@@ -1,8 +1,12 @@
 //! The command line: one file per verb, arguments as they are typed.
 
+pub mod config;
 pub mod docker_opts;
 pub mod env;
+pub mod etcd;
 mod go_style;
+pub mod lease;
+mod output;
 pub mod run;
 pub mod status;
 
@@ -49,6 +53,12 @@ pub enum Command {
     Run(Box<run::RunArgs>),
     /// Say what the running agent does, and what is wrong if something is
     Status(status::StatusArgs),
+    /// Check, read or write the network config that all hosts share
+    #[command(subcommand)]
+    Config(config::ConfigCommand),
+    /// Look at leases, reserve subnets and release them
+    #[command(subcommand)]
+    Lease(lease::LeaseCommand),
     /// Turn subnet.env into options for dockerd, as flannel's mk-docker-opts.sh does
     DockerOpts(docker_opts::DockerOptsArgs),
 }

@@ -6,13 +6,11 @@ use std::path::PathBuf;
 
 use clap::{ArgAction, Args, ValueEnum};
 
-use super::go_bool;
+use super::{etcd::EtcdArgs, go_bool};
 pub use crate::run_config::RunConfig;
-use crate::run_config::Secret;
 
 pub(super) const DEFAULT_SOCKET: &str = "/run/overlay/agent.sock";
 
-const ETCD: &str = "etcd";
 const UPLINK: &str = "Uplink";
 const OURS: &str = "Overlay";
 const FIREWALL: &str = "Firewall";
@@ -21,53 +19,9 @@ const FIREWALL: &str = "Firewall";
 #[derive(Debug, Args)]
 #[expect(clippy::struct_excessive_bools, reason = "flannel has as many flags of that kind")]
 pub struct RunArgs {
-    /// Where etcd is: a list separated by commas
-    #[arg(
-        long,
-        value_name = "URLS",
-        default_value = "http://127.0.0.1:4001,http://127.0.0.1:2379",
-        help_heading = ETCD
-    )]
-    pub etcd_endpoints: String,
-
-    /// The place in etcd where this network's config and leases are
-    #[arg(long, value_name = "KEY", default_value = "/coreos.com/network", help_heading = ETCD)]
-    pub etcd_prefix: String,
-
-    /// The client's private key, in PEM; goes with --etcd-certfile
-    #[arg(
-        long, value_name = "FILE", default_value = "", hide_default_value = true,
-        help_heading = ETCD
-    )]
-    pub etcd_keyfile: String,
-
-    /// The client's certificate, in PEM; goes with --etcd-keyfile
-    #[arg(
-        long, value_name = "FILE", default_value = "", hide_default_value = true,
-        help_heading = ETCD
-    )]
-    pub etcd_certfile: String,
-
-    /// The authority that signed etcd's certificate, in PEM; alone is enough for TLS
-    #[arg(
-        long, value_name = "FILE", default_value = "", hide_default_value = true,
-        help_heading = ETCD
-    )]
-    pub etcd_cafile: String,
-
-    /// The user to be in etcd
-    #[arg(
-        long, value_name = "NAME", default_value = "", hide_default_value = true,
-        help_heading = ETCD
-    )]
-    pub etcd_username: String,
-
-    /// The user's password
-    #[arg(
-        long, value_name = "PASSWORD", default_value = "", hide_default_value = true,
-        help_heading = ETCD
-    )]
-    pub etcd_password: Secret,
+    /// How to reach etcd.
+    #[command(flatten)]
+    pub etcd: EtcdArgs,
 
     /// The interface that reaches the other hosts, by name or address; the first that exists counts
     #[arg(long, value_name = "NAME|IP", action = ArgAction::Append, help_heading = UPLINK)]

@@ -1,14 +1,14 @@
 //! `overlay-agent status`: what the running agent does, in words or as JSON.
 
-use std::{
-    io::{self, Write as _},
-    path::PathBuf,
+use std::path::PathBuf;
+
+use clap::Args;
+
+use super::output::Output;
+use crate::{
+    admin::fetch_status,
+    exit::{Exit, WithExit as _},
 };
-
-use anyhow::Context as _;
-use clap::{Args, ValueEnum};
-
-use crate::admin::fetch_status;
 
 /// Arguments of `status`.
 #[derive(Debug, Args)]
@@ -22,21 +22,9 @@ pub struct StatusArgs {
     pub output: Output,
 }
 
-/// How an answer is written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Output {
-    /// In words and tables
-    Text,
-    /// As JSON
-    Json,
-}
-
-/// Asks the running agent and prints its answer.
-pub async fn run(args: StatusArgs) -> anyhow::Result<()> {
-    let status = fetch_status(&args.socket).await?;
-    let text = match args.output {
-        Output::Text => status.to_text(),
-        Output::Json => format!("{}\n", serde_json::to_string_pretty(&status)?),
-    };
-    io::stdout().write_all(text.as_bytes()).context("cannot print the status")
+/// Asks the running agent and prints its answer. How things are decides the exit code.
+pub async fn run(args: StatusArgs) -> anyhow::Result<Exit> {
+    let status = fetch_status(&args.socket).await.exit(Exit::Unavailable)?;
+    args.output.print(&status, || status.to_text())?;
+    Ok(if status.is_fine() { Exit::Ok } else { Exit::Failure })
 }

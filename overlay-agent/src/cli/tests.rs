@@ -228,7 +228,7 @@ fn status_reads_the_socket_from_the_environment_too() {
 #[test]
 fn the_help_lists_exit_codes_and_variables() {
     let help = parse(&["--help"], &[]).unwrap_err().to_string();
-    assert!(help.contains("78  the network config in etcd is malformed"), "{help}");
+    assert!(help.contains("78  the network config is malformed"), "{help}");
     let help = parse(&["run", "--help"], &[]).unwrap_err().to_string();
     assert!(help.contains("FLANNELD_<NAME>"), "{help}");
 }

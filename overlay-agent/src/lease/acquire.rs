@@ -95,7 +95,7 @@ pub async fn acquire(
     request: &Request,
 ) -> Result<Acquired, AcquireError> {
     let mut attempt = Attempt { store, config, request, granted: None, limit: CANDIDATES };
-    let mut outage = Outage::new("cannot take a subnet yet");
+    let mut outage = Outage::on("cannot take a subnet yet", store.troubles());
     let mut races = 0;
     let result = loop {
         let wait = match attempt.make().await {

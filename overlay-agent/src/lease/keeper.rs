@@ -110,7 +110,7 @@ impl Keeper {
     }
 
     async fn keep(&mut self, events: &mpsc::Sender<LeaseEvent>) {
-        let mut outage = Outage::new("cannot renew our lease");
+        let mut outage = Outage::on("cannot renew our lease", self.store.troubles());
         let mut renewal = Instant::now() + self.until_renewal();
         loop {
             let due = tokio::select! {

@@ -2,10 +2,12 @@
 
 use std::time::Duration;
 
+use etcd_client::{Event, EventType};
 use rand::Rng;
+use tokio::sync::mpsc;
 use tracing::{info, warn};
 
-use super::{Etcd, outage::Outage};
+use super::{Entry, Etcd, StoreError, outage::Outage};
 use crate::network_config::{ConfigError, NetworkConfig};
 
 /// How often to look for a config that is not there yet, give or take a half.
@@ -33,23 +35,14 @@ pub struct MalformedConfig {
 /// Reads the network config; waits for etcd to answer and for the config to be there.
 pub async fn wait_for_config(store: &Etcd) -> Result<StoredConfig, MalformedConfig> {
     let key = store.prefix().config_key();
-    let mut unreachable = Outage::new("cannot read the network config");
-    let mut absent = Outage::new("there is no network config yet");
+    let mut unreachable = Outage::on("cannot read the network config", store.troubles());
+    let mut absent = Outage::on("there is no network config yet", store.troubles());
     loop {
         let pause = match unreachable.attempt(store.get(&key)).await {
             Ok(Some(entry)) => {
                 unreachable.over();
                 absent.over();
-                let parsed = NetworkConfig::parse(&entry.value)
-                    .map_err(|error| MalformedConfig { key: key.clone(), error })?;
-                for note in parsed.notes {
-                    warn!("network config: {note}");
-                }
-                info!("network config: {}", String::from_utf8_lossy(&entry.value));
-                return Ok(StoredConfig {
-                    config: parsed.config,
-                    mod_revision: entry.mod_revision,
-                });
+                return read(&key, &entry);
             }
             Ok(None) => {
                 unreachable.over();
@@ -59,5 +52,94 @@ pub async fn wait_for_config(store: &Etcd) -> Result<StoredConfig, MalformedConf
             Err(error) => unreachable.failed(&error),
         };
         tokio::time::sleep(pause).await;
+    }
+}
+
+/// Checks a config, and logs it with what there is to say about it.
+fn read(key: &str, entry: &Entry) -> Result<StoredConfig, MalformedConfig> {
+    let parsed = NetworkConfig::parse(&entry.value)
+        .map_err(|error| MalformedConfig { key: key.to_owned(), error })?;
+    for note in parsed.notes {
+        warn!("network config: {note}");
+    }
+    info!("network config: {}", String::from_utf8_lossy(&entry.value));
+    Ok(StoredConfig { config: parsed.config, mod_revision: entry.mod_revision })
+}
+
+/// What has become of the network config.
+#[derive(Debug)]
+pub enum ConfigUpdate {
+    /// It is another one.
+    Changed(StoredConfig),
+    /// It cannot be used.
+    Malformed(MalformedConfig),
+    /// It has been deleted: this is where it was.
+    Gone(String),
+}
+
+/// Tells somebody about changes of the network config, each once, however it is noticed.
+#[derive(Debug)]
+pub(super) struct ConfigReporter {
+    key: String,
+    /// The revision at which it was last written or deleted, as far as we know.
+    seen: i64,
+    present: bool,
+    updates: mpsc::Sender<ConfigUpdate>,
+}
+
+impl ConfigReporter {
+    pub(super) const fn new(key: String, seen: i64, updates: mpsc::Sender<ConfigUpdate>) -> Self {
+        Self { key, seen, present: true, updates }
+    }
+
+    /// Reads it anew: changes may have been missed.
+    pub(super) async fn look(&mut self, store: &Etcd) -> Result<(), StoreError> {
+        match store.get(&self.key).await? {
+            Some(entry) => self.found(&entry).await,
+            None => self.gone(self.seen).await,
+        }
+        Ok(())
+    }
+
+    /// Takes note of an event, if it is about the config. Returns whether it was.
+    pub(super) async fn observe(&mut self, event: &Event) -> bool {
+        let Some(kv) = event.kv().filter(|kv| kv.key() == self.key.as_bytes()) else {
+            return false;
+        };
+        if kv.mod_revision() <= self.seen {
+            return true;
+        }
+        if event.event_type() == EventType::Delete {
+            self.gone(kv.mod_revision()).await;
+        } else {
+            self.found(&Entry::from(kv.clone())).await;
+        }
+        true
+    }
+
+    async fn found(&mut self, entry: &Entry) {
+        // After etcd was restored from a backup, revisions may be lower than what we know.
+        if self.present && entry.mod_revision == self.seen {
+            return;
+        }
+        self.seen = entry.mod_revision;
+        self.present = true;
+        self.send(match read(&self.key, entry) {
+            Ok(config) => ConfigUpdate::Changed(config),
+            Err(error) => ConfigUpdate::Malformed(error),
+        })
+        .await;
+    }
+
+    async fn gone(&mut self, revision: i64) {
+        self.seen = revision;
+        if std::mem::take(&mut self.present) {
+            self.send(ConfigUpdate::Gone(self.key.clone())).await;
+        }
+    }
+
+    async fn send(&self, update: ConfigUpdate) {
+        // Closed means that the agent is stopping.
+        self.updates.send(update).await.ok();
     }
 }

@@ -11,6 +11,7 @@ use tokio::time::timeout;
 
 use super::{
     connect::{Connection, Connector, NoEndpoint, explain, is_connection_trouble},
+    trouble::Troubles,
     watch::Watch,
 };
 use crate::{
@@ -32,6 +33,7 @@ const OBSTACLES: i64 = 1;
 pub struct Etcd {
     connector: Arc<Connector>,
     prefix: Prefix,
+    troubles: Troubles,
 }
 
 /// A key and what etcd knows about it.
@@ -88,7 +90,16 @@ pub enum Created {
 impl Etcd {
     /// Reads the files that `config` names. Connects on first use.
     pub fn new(config: &EtcdConfig) -> anyhow::Result<Self> {
-        Ok(Self { connector: Arc::new(Connector::new(config)?), prefix: config.prefix.clone() })
+        Ok(Self {
+            connector: Arc::new(Connector::new(config)?),
+            prefix: config.prefix.clone(),
+            troubles: Troubles::default(),
+        })
+    }
+
+    /// What fails at this moment, whoever of us it is that fails.
+    pub const fn troubles(&self) -> &Troubles {
+        &self.troubles
     }
 
     /// Where in etcd this network is.
@@ -107,9 +118,7 @@ impl Etcd {
 
     /// Lists all leases, page by page, as of one revision.
     pub async fn list(&self) -> Result<Listing, StoreError> {
-        let dir = self.prefix.subnets_dir();
-        // '/' is followed by '0'.
-        let end = format!("{}0", dir.trim_end_matches('/'));
+        let (dir, end) = self.subnets_range();
         let mut listing = Listing::default();
         let mut start = dir.clone().into_bytes();
         loop {
@@ -139,18 +148,19 @@ impl Etcd {
         }
     }
 
-    /// Watches all leases from `revision` on.
-    pub async fn watch(&self, revision: i64) -> Result<Watch, StoreError> {
+    /// Watches all leases from `revision` on, and the network config if that is wanted, in one stream.
+    pub async fn watch(&self, revision: i64, config: bool) -> Result<Watch, StoreError> {
         let dir = self.prefix.subnets_dir();
-        let options = WatchOptions::new()
-            .with_prefix()
-            .with_start_revision(revision)
-            .with_fragment()
-            .with_progress_notify();
+        let options = WatchOptions::new().with_start_revision(revision);
+        let config = config.then(|| (self.prefix.config_key(), options.clone()));
+        let options = options.with_prefix().with_fragment().with_progress_notify();
         self.request("watch", &dir, async |connection| {
             let mut client =
                 connection.client.watch_client().max_decoding_message_size(LARGEST_MESSAGE);
-            let stream = client.watch(dir.as_str(), Some(options)).await?;
+            let mut stream = client.watch(dir.as_str(), Some(options)).await?;
+            if let Some((key, options)) = config {
+                stream.watch(key, Some(options)).await?;
+            }
             Ok(Watch::new(stream, Arc::clone(&self.connector), connection))
         })
         .await
@@ -277,6 +287,33 @@ impl Etcd {
             .when([Compare::mod_revision(key, CompareOp::Equal, mod_revision)])
             .and_then([TxnOp::delete(key, None)]);
         self.conditional("delete", &String::from_utf8_lossy(key), txn).await
+    }
+
+    /// Writes the network config, if it is still as it was at `config_revision` (zero: not there) and
+    /// no lease has been written since `leases_revision`. Returns whether it did.
+    pub async fn put_config(
+        &self,
+        value: &[u8],
+        config_revision: i64,
+        leases_revision: i64,
+    ) -> Result<bool, StoreError> {
+        let key = self.prefix.config_key();
+        let (start, end) = self.subnets_range();
+        let txn = Txn::new()
+            .when([
+                Compare::mod_revision(key.as_str(), CompareOp::Equal, config_revision),
+                Compare::mod_revision(start, CompareOp::Less, leases_revision + 1).with_range(end),
+            ])
+            .and_then([put(&key, value, None)]);
+        Ok(self.conditional("write", &key, txn).await?.is_some())
+    }
+
+    /// All keys of leases: from the first one up to the second one, exclusive.
+    fn subnets_range(&self) -> (String, String) {
+        let dir = self.prefix.subnets_dir();
+        // '/' is followed by '0'.
+        let end = format!("{}0", dir.trim_end_matches('/'));
+        (dir, end)
     }
 
     async fn conditional(

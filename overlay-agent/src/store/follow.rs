@@ -2,11 +2,12 @@
 //!
 //! List at a revision, watch from the next one, follow. Whatever casts doubt on the watch
 //! (compaction, an error, the end of the stream) leads to a new listing, which replaces all that
-//! was said before. No event costs a request.
+//! was said before, except for what [`grace`](super::grace) keeps. No event costs a request.
 
 use std::{
     collections::{BTreeMap, HashMap},
     fmt,
+    time::Instant,
 };
 
 use etcd_client::{Event, EventType};
@@ -14,7 +15,13 @@ use ipnetwork::Ipv4Network;
 use tokio::sync::mpsc;
 use tracing::{debug, info, warn};
 
-use super::{Entry, Etcd, Listing, StoreError, outage::Outage, watch::WatchEnded};
+use super::{
+    Entry, Etcd, Listing, StoreError,
+    config::{ConfigReporter, ConfigUpdate},
+    grace::{Known, Patience},
+    outage::Outage,
+    watch::WatchEnded,
+};
 use crate::lease::{
     Lease,
     keeper::KeeperHandle,
@@ -49,7 +56,9 @@ pub struct Follower {
     store: Etcd,
     listing: Option<Listing>,
     keeper: Option<KeeperHandle>,
+    config: Option<ConfigReporter>,
     reader: Reader,
+    known: Known,
 }
 
 /// Why following stopped for the moment.
@@ -74,7 +83,8 @@ impl Follower {
     /// Follows the leases in `store`.
     pub fn new(store: Etcd) -> Self {
         let reader = Reader::new(store.prefix().clone());
-        Self { store, listing: None, keeper: None, reader }
+        let known = Known::default();
+        Self { store, listing: None, keeper: None, config: None, reader, known }
     }
 
     /// Starts from a listing that is already there, for example from acquiring our own lease,
@@ -92,9 +102,24 @@ impl Follower {
         self
     }
 
+    /// Tells `updates` whenever the network config is another one than that of revision `known`.
+    #[must_use]
+    pub fn reporting_config(mut self, known: i64, updates: mpsc::Sender<ConfigUpdate>) -> Self {
+        let key = self.store.prefix().config_key();
+        self.config = Some(ConfigReporter::new(key, known, updates));
+        self
+    }
+
+    /// Has other patience with hosts that are absent after an outage than the usual.
+    #[must_use]
+    pub fn with_patience(mut self, patience: Patience) -> Self {
+        self.known = Known::new(patience);
+        self
+    }
+
     /// Follows until `updates` is closed. Losing etcd is no end.
     pub async fn run(mut self, updates: mpsc::Sender<LeaseUpdate>) {
-        let mut outage = Outage::new("lost sight of the leases");
+        let mut outage = Outage::on("lost sight of the leases", self.store.troubles());
         loop {
             let doubt = tokio::select! {
                 doubt = self.follow(&updates, &mut outage) => doubt,
@@ -123,18 +148,33 @@ impl Follower {
             Some(listing) => listing,
             None => self.store.list().await.map_err(Doubt::Store)?,
         };
+        if let Some(config) = &mut self.config {
+            config.look(&self.store).await.map_err(Doubt::Store)?;
+        }
         let revision = listing.revision;
-        let snapshot = self.reader.snapshot(listing);
-        let snapshot = LeaseUpdate::Snapshot(snapshot);
-        info!("{snapshot}, as of revision {revision}");
-        self.send(updates, snapshot).await?;
+        let listed = self.reader.snapshot(listing);
+        info!("leases in all: {}, as of revision {revision}", listed.len());
+        self.send_snapshot(listed, outage, updates).await?;
 
-        let mut watch = self.store.watch(revision + 1).await.map_err(Doubt::Store)?;
+        let watch = self.store.watch(revision + 1, self.config.is_some()).await;
+        let mut watch = watch.map_err(Doubt::Store)?;
         loop {
-            let events = watch.next().await.map_err(Doubt::Watch)?;
+            let grace = self.known.deadline();
+            let events = tokio::select! {
+                events = watch.next() => events.map_err(Doubt::Watch)?,
+                () = sleep_until(grace), if grace.is_some() => {
+                    self.end_grace(updates).await?;
+                    continue;
+                }
+            };
             // Only now is it certain that the watch works.
             outage.over();
             for event in &events {
+                if let Some(config) = &mut self.config
+                    && config.observe(event).await
+                {
+                    continue;
+                }
                 if let Some(update) = self.reader.update(event) {
                     debug!("{update}");
                     self.send(updates, update).await?;
@@ -143,15 +183,61 @@ impl Follower {
         }
     }
 
+    async fn send_snapshot(
+        &mut self,
+        listed: Vec<Lease>,
+        outage: &Outage,
+        updates: &mpsc::Sender<LeaseUpdate>,
+    ) -> Result<(), Doubt> {
+        let listed = LeaseUpdate::Snapshot(listed);
+        // Our own lease is not for us to have patience with.
+        if let Some(keeper) = &self.keeper {
+            keeper.observe(&listed);
+        }
+        let LeaseUpdate::Snapshot(listed) = listed else { return Ok(()) };
+        let all = self.known.listed(listed, outage.lasted(), Instant::now());
+        let missing = self.known.missing();
+        if missing > 0 {
+            warn!(
+                "{missing} leases are not there any more after the outage: keeping them for a while"
+            );
+        }
+        updates.send(LeaseUpdate::Snapshot(all)).await.or(Err(Doubt::Unwanted))
+    }
+
+    async fn end_grace(&mut self, updates: &mpsc::Sender<LeaseUpdate>) -> Result<(), Doubt> {
+        for subnet in self.known.expired(Instant::now()) {
+            warn!("no host has taken {subnet} again after the outage: it counts as gone");
+            updates.send(LeaseUpdate::Removed(subnet)).await.or(Err(Doubt::Unwanted))?;
+        }
+        Ok(())
+    }
+
     async fn send(
-        &self,
+        &mut self,
         updates: &mpsc::Sender<LeaseUpdate>,
         update: LeaseUpdate,
     ) -> Result<(), Doubt> {
         if let Some(keeper) = &self.keeper {
             keeper.observe(&update);
         }
+        match &update {
+            LeaseUpdate::Put(lease) => {
+                for subnet in self.known.put(*lease) {
+                    updates.send(LeaseUpdate::Removed(subnet)).await.or(Err(Doubt::Unwanted))?;
+                }
+            }
+            LeaseUpdate::Removed(subnet) => self.known.removed(*subnet),
+            LeaseUpdate::Snapshot(_) => {}
+        }
         updates.send(update).await.or(Err(Doubt::Unwanted))
+    }
+}
+
+/// Sleeps until then; whoever has no such time does not ask.
+async fn sleep_until(then: Option<Instant>) {
+    if let Some(then) = then {
+        tokio::time::sleep_until(then.into()).await;
     }
 }
 

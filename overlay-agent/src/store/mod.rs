@@ -8,7 +8,9 @@ pub mod config;
 mod connect;
 pub mod etcd;
 pub mod follow;
+pub mod grace;
 pub mod outage;
+pub mod trouble;
 pub mod watch;
 
 pub use self::{

@@ -9,6 +9,8 @@ use std::{
 use rand::Rng;
 use tracing::{info, warn};
 
+use super::trouble::Troubles;
+
 /// The first pause. Doubles with every failure.
 const SHORTEST: Duration = Duration::from_millis(100);
 /// The longest pause: soon enough for a host that waits, rarely enough for a store with thousands
@@ -31,6 +33,7 @@ pub fn pause(attempt: u32, rng: &mut impl Rng) -> Duration {
 #[derive(Debug)]
 pub struct Outage {
     what: &'static str,
+    troubles: Troubles,
     attempts: u32,
     since: Option<Instant>,
     said: Option<Instant>,
@@ -38,25 +41,34 @@ pub struct Outage {
 
 impl Outage {
     /// Nothing has failed yet. `what` completes the sentence «… : *error*; trying again».
-    pub const fn new(what: &'static str) -> Self {
-        Self { what, attempts: 0, since: None, said: None }
+    pub fn new(what: &'static str) -> Self {
+        Self::on(what, &Troubles::default())
+    }
+
+    /// As [`new`](Self::new), for all who look at `troubles` to see.
+    pub fn on(what: &'static str, troubles: &Troubles) -> Self {
+        Self { what, troubles: troubles.clone(), attempts: 0, since: None, said: None }
+    }
+
+    /// For how long it has been failing; zero if it is not.
+    pub fn lasted(&self) -> Duration {
+        self.since.map_or(Duration::ZERO, |since| since.elapsed())
     }
 
     /// Makes one try, and says so if the first one takes long. Its failure is for
     /// [`failed`](Self::failed) to say, with the reason.
     pub async fn attempt<T>(&self, attempt: impl Future<Output = T>) -> T {
-        if self.since.is_some() {
-            return attempt.await;
-        }
-        tokio::pin!(attempt);
-        match tokio::time::timeout(SILENCE, &mut attempt).await {
-            Ok(outcome) => outcome,
-            Err(_) => {
-                let seconds = SILENCE.as_secs();
-                info!("{}: no answer for {seconds} s, still waiting", self.what);
-                attempt.await
+        // The library's futures are large.
+        let mut attempt = Box::pin(attempt);
+        if self.since.is_none() {
+            let start = Instant::now();
+            if let Ok(outcome) = tokio::time::timeout(SILENCE, &mut attempt).await {
+                return outcome;
             }
+            self.troubles.post(self.what, start, "no answer yet");
+            info!("{}: no answer for {} s, still waiting", self.what, SILENCE.as_secs());
         }
+        attempt.await
     }
 
     /// Notes a failure, logs it if it is the first or the last line is a minute old, and returns
@@ -70,7 +82,8 @@ impl Outage {
                 Some(seconds) => warn!("{what}, for {seconds} s now: {error}; trying again"),
             }
         }
-        self.since.get_or_insert(now);
+        let since = *self.since.get_or_insert(now);
+        self.troubles.post(self.what, since, error);
         let pause = pause(self.attempts, &mut rand::rng());
         self.attempts = self.attempts.saturating_add(1);
         pause
@@ -82,7 +95,8 @@ impl Outage {
             let seconds = since.elapsed().as_secs_f32();
             info!("{}: over, after {seconds:.1} s", self.what);
         }
-        *self = Self::new(self.what);
+        self.troubles.clear(self.what);
+        (self.attempts, self.since, self.said) = (0, None, None);
     }
 
     fn is_worth_a_line(&mut self, now: Instant) -> bool {
@@ -91,6 +105,13 @@ impl Outage {
             self.said = Some(now);
         }
         due
+    }
+}
+
+impl Drop for Outage {
+    /// Whoever stops trying has no trouble any more.
+    fn drop(&mut self) {
+        self.troubles.clear(self.what);
     }
 }
 
@@ -128,7 +149,36 @@ mod tests {
         outage.failed(&"refused");
         outage.failed(&"refused");
         outage.over();
+        assert_eq!(outage.lasted(), Duration::ZERO);
         assert!(outage.is_worth_a_line(Instant::now()));
         assert!(outage.failed(&"refused") <= SHORTEST);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_first_try_that_takes_long_is_trouble_until_it_ends_well() {
+        let troubles = Troubles::default();
+        let mut outage = Outage::on("cannot read the config", &troubles);
+        let slow = tokio::time::sleep(Duration::from_secs(4));
+        let look = async {
+            tokio::time::sleep(Duration::from_secs(3)).await;
+            troubles.sentences()
+        };
+        let ((), seen) = tokio::join!(outage.attempt(slow), look);
+        assert_eq!(seen, ["cannot read the config: no answer yet"]);
+        outage.over();
+        assert!(troubles.sentences().is_empty());
+    }
+
+    #[test]
+    fn what_fails_is_trouble_until_it_is_over_or_given_up() {
+        let troubles = Troubles::default();
+        let mut outage = Outage::on("cannot renew", &troubles);
+        outage.failed(&"refused");
+        assert_eq!(troubles.sentences(), ["cannot renew: refused"]);
+        outage.over();
+        assert!(troubles.sentences().is_empty());
+        outage.failed(&"refused");
+        drop(outage);
+        assert!(troubles.sentences().is_empty());
     }
 }

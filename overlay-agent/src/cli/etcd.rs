@@ -1,0 +1,59 @@
+//! The flags that say how to reach etcd: the same for every verb that does.
+
+use clap::Args;
+
+use crate::run_config::Secret;
+
+const ETCD: &str = "etcd";
+
+/// How to reach etcd, as typed.
+#[derive(Debug, Args)]
+pub struct EtcdArgs {
+    /// Where etcd is: a list separated by commas
+    #[arg(
+        long,
+        value_name = "URLS",
+        default_value = "http://127.0.0.1:4001,http://127.0.0.1:2379",
+        help_heading = ETCD
+    )]
+    pub etcd_endpoints: String,
+
+    /// The place in etcd where this network's config and leases are
+    #[arg(long, value_name = "KEY", default_value = "/coreos.com/network", help_heading = ETCD)]
+    pub etcd_prefix: String,
+
+    /// The client's private key, in PEM; goes with --etcd-certfile
+    #[arg(
+        long, value_name = "FILE", default_value = "", hide_default_value = true,
+        help_heading = ETCD
+    )]
+    pub etcd_keyfile: String,
+
+    /// The client's certificate, in PEM; goes with --etcd-keyfile
+    #[arg(
+        long, value_name = "FILE", default_value = "", hide_default_value = true,
+        help_heading = ETCD
+    )]
+    pub etcd_certfile: String,
+
+    /// The authority that signed etcd's certificate, in PEM; alone is enough for TLS
+    #[arg(
+        long, value_name = "FILE", default_value = "", hide_default_value = true,
+        help_heading = ETCD
+    )]
+    pub etcd_cafile: String,
+
+    /// The user to be in etcd
+    #[arg(
+        long, value_name = "NAME", default_value = "", hide_default_value = true,
+        help_heading = ETCD
+    )]
+    pub etcd_username: String,
+
+    /// The user's password
+    #[arg(
+        long, value_name = "PASSWORD", default_value = "", hide_default_value = true,
+        help_heading = ETCD
+    )]
+    pub etcd_password: Secret,
+}
