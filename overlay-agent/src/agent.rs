@@ -377,6 +377,7 @@ fn dataplane_spec(
             mtu: overlay_mtu(network, uplink).into(),
             subnet: lease.subnet,
             network: network.network,
+            replace_flannel: config.replace_flannel,
         },
         uplink: Attachment { ifindex: uplink.ifindex, interface: uplink.name.clone() },
         uplink_address: uplink.address,

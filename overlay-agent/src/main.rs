@@ -3,7 +3,7 @@
 use std::{io, process::ExitCode};
 
 use overlay_agent::{
-    cli::{Cli, Command, config, docker_opts, env::ProcessEnvironment, lease, status},
+    cli::{Cli, Command, cleanup, config, docker_opts, env::ProcessEnvironment, lease, status},
     exit::{Exit, WithExit as _},
     run,
     run_config::RunConfig,
@@ -25,6 +25,7 @@ async fn main() -> ExitCode {
         Command::Status(args) => status::run(args).await,
         Command::Config(command) => config::run(command).await,
         Command::Lease(command) => lease::run(command).await,
+        Command::Cleanup(args) => cleanup::run(args).await.map(|()| Exit::Ok),
         Command::DockerOpts(args) => docker_opts::run(&args).map(|()| Exit::Ok),
     };
     match result {

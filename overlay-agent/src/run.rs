@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     admin,
     agent::Agent,
+    cleanup::{Places, cleanup},
     datapath::{PinPath, Programs},
     exit::{Exit, WithExit},
     netlink,
@@ -48,11 +49,17 @@ async fn start_and_run(config: RunConfig, stop: CancellationToken) -> Result<()>
         &netlink::observe(&handle).await?,
         network.config.vni,
         network.config.port,
+        config.replace_flannel,
     )?;
 
     let (asker, requests) = mpsc::channel(16);
     let socket = config.socket.clone();
     let healthz = config.healthz;
+    let places = config.cleanup_on_exit.then(|| Places {
+        pin_path: config.pin_path.clone(),
+        subnet_file: config.subnet_file.clone(),
+        socket: config.socket.clone(),
+    });
     let Some(agent) =
         stop.run_until_cancelled(Agent::start(config, pins, store, network, uplink)).await
     else {
@@ -64,7 +71,13 @@ async fn start_and_run(config: RunConfig, stop: CancellationToken) -> Result<()>
         admin::serve_probes(address, asker.clone()).await?;
     }
     agent.run(stop, requests, notify_ready).await?;
-    tracing::info!("stopped; the datapath and the lease stay as they are");
+    let Some(places) = places else {
+        tracing::info!("stopped; the datapath and the lease stay as they are");
+        return Ok(());
+    };
+    for line in cleanup(&places).await? {
+        tracing::info!("removed {line}");
+    }
     Ok(())
 }
 

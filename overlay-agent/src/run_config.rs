@@ -14,7 +14,7 @@ use regex::Regex;
 use crate::{
     cli::{
         etcd::EtcdArgs,
-        run::{RunArgs, Switch},
+        run::{OnExit, RunArgs, Switch},
     },
     lease::key::Prefix,
 };
@@ -44,6 +44,10 @@ pub struct RunConfig {
     pub bridge: Option<String>,
     /// Whether programs may deliver past the kernel's network stack.
     pub fast_path: bool,
+    /// Whether the datapath is removed when the agent is stopped.
+    pub cleanup_on_exit: bool,
+    /// Whether to take the place of flannel's device.
+    pub replace_flannel: bool,
     /// Where programs and maps are pinned.
     pub pin_path: PathBuf,
     /// Where to listen for our own command line.
@@ -167,6 +171,8 @@ impl TryFrom<RunArgs> for RunConfig {
             lease_ttl: Duration::from_secs(args.lease_ttl.into()),
             bridge: args.bridge.filter(|name| !name.is_empty()),
             fast_path: args.fast_path == Switch::On,
+            cleanup_on_exit: args.on_exit == OnExit::Cleanup,
+            replace_flannel: args.replace_flannel,
             pin_path: args.pin_path,
             socket: args.socket,
         })

@@ -1,5 +1,6 @@
 //! The command line: one file per verb, arguments as they are typed.
 
+pub mod cleanup;
 pub mod config;
 pub mod docker_opts;
 pub mod env;
@@ -59,6 +60,8 @@ pub enum Command {
     /// Look at leases, reserve subnets and release them
     #[command(subcommand)]
     Lease(lease::LeaseCommand),
+    /// Remove everything that the agent made on this host; the lease stays
+    Cleanup(cleanup::CleanupArgs),
     /// Turn subnet.env into options for dockerd, as flannel's mk-docker-opts.sh does
     DockerOpts(docker_opts::DockerOptsArgs),
 }

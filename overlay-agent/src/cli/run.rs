@@ -115,6 +115,14 @@ pub struct RunArgs {
     #[arg(long, value_enum, default_value_t = Switch::On, help_heading = OURS)]
     pub fast_path: Switch,
 
+    /// What to do with device, programs and maps when the agent is stopped
+    #[arg(long, value_enum, default_value_t = OnExit::Keep, help_heading = OURS)]
+    pub on_exit: OnExit,
+
+    /// Remove the device flannel.<VNI> of a flanneld that was stopped, and take its place
+    #[arg(long, num_args = 0..=1, require_equals = true, default_value_t = false, default_missing_value = "true", value_parser = go_bool, action = ArgAction::Set, value_name = "BOOL", help_heading = OURS)]
+    pub replace_flannel: bool,
+
     /// Where the programs and maps are pinned
     #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf/overlay", help_heading = OURS)]
     pub pin_path: PathBuf,
@@ -129,6 +137,15 @@ pub struct RunArgs {
         value_parser = clap::value_parser!(u32).range(10..=31_536_000), help_heading = OURS
     )]
     pub lease_ttl: u32,
+}
+
+/// What becomes of the datapath when the agent is stopped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum OnExit {
+    /// It goes on without the agent
+    Keep,
+    /// It is removed, as by `overlay-agent cleanup`
+    Cleanup,
 }
 
 /// A switch of two positions.

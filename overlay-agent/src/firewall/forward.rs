@@ -34,6 +34,17 @@ pub(super) async fn ensure(device: &str) -> Result<()> {
     Ok(())
 }
 
+/// Removes the rules. Returns whether there were any.
+pub(super) async fn remove(device: &str) -> Result<bool> {
+    let mut removed = false;
+    for rule in rules(device) {
+        while iptables("-D", &rule).await?.is_some_and(|output| output.status.success()) {
+            removed = true;
+        }
+    }
+    Ok(removed)
+}
+
 async fn iptables<S: AsRef<OsStr>>(action: &str, rule: &[S]) -> Result<Option<Output>> {
     let output = Command::new("iptables")
         // Wait for the lock: Docker changes rules too.

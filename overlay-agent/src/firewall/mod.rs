@@ -8,6 +8,16 @@ use anyhow::Result;
 
 pub use masquerade::Masquerade;
 
+/// Removes every rule for tunnel device `device`. Returns whether there were any.
+pub async fn remove(device: &str) -> Result<bool> {
+    let forwarded = forward::remove(device).await?;
+    let masqueraded = masquerade::list(device).await?.is_some();
+    if masqueraded {
+        masquerade::remove(device).await?;
+    }
+    Ok(forwarded || masqueraded)
+}
+
 /// The rules that should be there.
 #[derive(Debug)]
 pub struct Firewall {

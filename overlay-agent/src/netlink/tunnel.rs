@@ -29,6 +29,8 @@ pub struct TunnelSpec {
     pub subnet: Ipv4Network,
     /// The whole overlay, routed to the device.
     pub network: Ipv4Network,
+    /// Whether a device of flannel's with the same identifier and port makes way.
+    pub replace_flannel: bool,
 }
 
 /// The device, as it is.
@@ -66,12 +68,20 @@ pub fn tunnel_name(vni: Vni) -> String {
     format!("overlay.{vni}")
 }
 
-/// Fails when somebody else's VXLAN device has the port, naming it.
-pub fn check_port(observed: &Observed, vni: Vni, port: u16) -> Result<()> {
+/// Name of flannel's device for a network.
+fn flannel_name(vni: Vni) -> String {
+    format!("flannel.{vni}")
+}
+
+/// Fails when somebody else's VXLAN device has the port, naming it; flannel's is to be replaced where
+/// `replace_flannel` says so.
+pub fn check_port(observed: &Observed, vni: Vni, port: u16, replace_flannel: bool) -> Result<()> {
     let own = tunnel_name(vni);
+    let flannel = flannel_name(vni);
     let holder = observed.links.values().find(|link| {
         matches!(link.kind, LinkKind::Vxlan { port: taken, .. } if taken == port)
             && link.name != own
+            && !(replace_flannel && link.name == flannel)
     });
     match holder {
         None => Ok(()),
@@ -93,7 +103,7 @@ pub async fn ensure_tunnel(
     spec: &TunnelSpec,
 ) -> Result<Tunnel> {
     let name = spec.name();
-    check_port(observed, spec.vni, spec.port)?;
+    check_port(observed, spec.vni, spec.port, spec.replace_flannel)?;
     let existing = observed.links.values().find(|link| link.name == name);
     let usable = existing.filter(|link| spec.is_same_device(link));
     if let (Some(link), None) = (existing, usable) {
@@ -106,6 +116,7 @@ pub async fn ensure_tunnel(
     }
     let created = usable.is_none();
     if created {
+        remove_flannel(handle, observed, spec).await?;
         create(handle, spec).await?;
     } else if !usable.is_some_and(|link| spec.matches(link)) {
         adjust(handle, usable.map_or(0, |link| link.index), spec).await?;
@@ -136,6 +147,22 @@ async fn bring_up(
     ensure_route(handle, ifindex, spec).await?;
     ensure_sysctls(name)?;
     Ok(Tunnel { ifindex, name: name.to_owned() })
+}
+
+/// Removes flannel's device and with it its routes and neighbours: the port is free, and ours can take it.
+async fn remove_flannel(handle: &Handle, observed: &Observed, spec: &TunnelSpec) -> Result<()> {
+    let name = flannel_name(spec.vni);
+    let device = observed.links.values().find(|link| {
+        spec.replace_flannel && link.name == name && matches!(link.kind, LinkKind::Vxlan { .. })
+    });
+    let Some(device) = device else { return Ok(()) };
+    tracing::info!(device = name, "taking the place of flannel's device");
+    handle
+        .link()
+        .del(device.index)
+        .execute()
+        .await
+        .with_context(|| format!("removing flannel's device {name}"))
 }
 
 async fn create(handle: &Handle, spec: &TunnelSpec) -> Result<()> {

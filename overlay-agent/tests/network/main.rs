@@ -7,6 +7,8 @@ mod flannel;
 mod masquerade;
 mod overlay;
 mod paths;
+mod stream;
+mod survival;
 mod throughput;
 mod trust;
 mod wire;

@@ -1,0 +1,78 @@
+//! Removes everything that is ours on this host, and nothing else. What is ours shows in its name or its
+//! place: the pin path, VXLAN devices named `overlay.<VNI>`, the firewall rules that name such a device,
+//! the subnet file and the socket.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result};
+use rtnetlink::Handle;
+
+use crate::{
+    datapath::PinPath,
+    firewall,
+    netlink::{self, Link, LinkKind},
+};
+
+/// Where things of ours are.
+#[derive(Clone, Debug)]
+pub struct Places {
+    /// Where programs and maps are pinned.
+    pub pin_path: PathBuf,
+    /// The subnet file.
+    pub subnet_file: PathBuf,
+    /// The agent's socket.
+    pub socket: PathBuf,
+}
+
+/// Removes everything, and returns what there was, for people to read. Fails where an agent is running.
+pub async fn cleanup(places: &Places) -> Result<Vec<String>> {
+    let mut removed = Vec::new();
+    // Made if it is missing: the lock on it keeps an agent from starting meanwhile.
+    let existed = places.pin_path.exists();
+    let pins = PinPath::open(&places.pin_path)?;
+    let handle = netlink::connect()?;
+    let observed = netlink::observe(&handle).await?;
+    for device in observed.links.values().filter(|link| is_ours(link)) {
+        if firewall::remove(&device.name).await? {
+            removed.push(format!("firewall rules for {}", device.name));
+        }
+        remove_device(&handle, device).await?;
+        removed.push(format!("device {}, its address and its route", device.name));
+    }
+    pins.remove()?;
+    if existed {
+        removed.push(format!("programs and maps pinned at {}", places.pin_path.display()));
+    }
+    for file in [&places.subnet_file, &places.socket] {
+        if remove_file(file)? {
+            removed.push(file.display().to_string());
+        }
+    }
+    Ok(removed)
+}
+
+fn is_ours(link: &Link) -> bool {
+    let number = link.name.strip_prefix("overlay.");
+    matches!(link.kind, LinkKind::Vxlan { external: true, .. })
+        && number.is_some_and(|vni| vni.parse::<u32>().is_ok())
+}
+
+async fn remove_device(handle: &Handle, device: &Link) -> Result<()> {
+    handle
+        .link()
+        .del(device.index)
+        .execute()
+        .await
+        .with_context(|| format!("removing device {}", device.name))
+}
+
+fn remove_file(path: &Path) -> Result<bool> {
+    match fs::remove_file(path) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error).with_context(|| format!("removing {}", path.display())),
+    }
+}

@@ -1,0 +1,50 @@
+//! `overlay-agent cleanup`: removes what the agent made on this host.
+
+use std::{
+    io::{self, Write as _},
+    path::PathBuf,
+};
+
+use anyhow::Context as _;
+use clap::Args;
+
+use super::run::DEFAULT_SOCKET;
+use crate::{
+    cleanup::{Places, cleanup},
+    exit::{Exit, WithExit as _},
+};
+
+/// Arguments of `cleanup`.
+#[derive(Debug, Args)]
+pub struct CleanupArgs {
+    /// Where the programs and maps are pinned
+    #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf/overlay")]
+    pub pin_path: PathBuf,
+
+    /// The file that tells Docker the subnet
+    #[arg(long, value_name = "FILE", default_value = "/run/flannel/subnet.env")]
+    pub subnet_file: PathBuf,
+
+    /// Where the agent listens
+    #[arg(long, value_name = "PATH", default_value = DEFAULT_SOCKET)]
+    pub socket: PathBuf,
+}
+
+/// Cleans up and says what was there.
+pub async fn run(args: CleanupArgs) -> anyhow::Result<()> {
+    if !nix::unistd::Uid::effective().is_root() {
+        return Err(anyhow::anyhow!("overlay-agent cleanup has to be root"))
+            .exit(Exit::NotPermitted);
+    }
+    let places =
+        Places { pin_path: args.pin_path, subnet_file: args.subnet_file, socket: args.socket };
+    let removed = cleanup(&places).await?;
+    let mut text = String::new();
+    if removed.is_empty() {
+        text.push_str("there was nothing to remove\n");
+    }
+    for line in removed {
+        text.push_str(&format!("removed {line}\n"));
+    }
+    io::stdout().write_all(text.as_bytes()).context("cannot print what was removed")
+}

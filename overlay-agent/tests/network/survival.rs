@@ -1,0 +1,312 @@
+//! Containers notice nothing of what happens to the agent, and the agent mends what happens to the kernel.
+
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use xtask::lab::{ETCD_PREFIX, Lab, UPLINK, eventually};
+
+use crate::{
+    overlay::{Overlay, SOON},
+    stream::Stream,
+};
+
+/// Streams both ways; nothing may be lost or doubled while `act` happens.
+fn nothing_is_lost(overlay: &mut Overlay, what: &str, act: impl FnOnce(&mut Overlay)) {
+    let [one, two] = overlay.pair();
+    let streams = [Stream::start(one, two, 7001), Stream::start(two, one, 7002)];
+    act(overlay);
+    for stream in streams {
+        let seen = stream.stop();
+        println!("{what}: {seen:?}");
+        assert_eq!((seen.lost, seen.doubled), (0, 0), "{what}: {seen:?}");
+    }
+}
+
+#[test]
+fn stopping_killing_and_starting_the_agent_loses_nothing() {
+    let mut overlay = Overlay::new();
+    let leases = overlay.etcd.list(&format!("{ETCD_PREFIX}/subnets")).unwrap();
+    nothing_is_lost(&mut overlay, "stop", |overlay| overlay.agents[0].stop().unwrap());
+    nothing_is_lost(&mut overlay, "start", |overlay| {
+        overlay.agents[0] = overlay.lab.host(0).start_agent(&overlay.options).unwrap();
+    });
+    nothing_is_lost(&mut overlay, "kill -9 and start", |overlay| {
+        overlay.agents[0].kill().unwrap();
+        overlay.agents[0] = overlay.lab.host(0).start_agent(&overlay.options).unwrap();
+    });
+    let after = overlay.etcd.list(&format!("{ETCD_PREFIX}/subnets")).unwrap();
+    assert_eq!(leases, after, "the same leases: subnets and MACs");
+    overlay.settle();
+}
+
+#[test]
+fn losing_etcd_loses_nothing() {
+    let mut overlay = Overlay::new();
+    nothing_is_lost(&mut overlay, "etcd away", |overlay| {
+        overlay.etcd.stop().unwrap();
+        overlay.etcd.start_again().unwrap();
+    });
+    overlay.settle();
+}
+
+#[test]
+fn maps_of_another_version_are_replaced_without_a_gap() {
+    let mut overlay = Overlay::new();
+    overlay.agents[0].stop().unwrap();
+    // As an agent of another version would have left it: the number is the first of the settings.
+    let config = overlay.lab.host(0).pins().join("config");
+    let pretend = |overlay: &Overlay| {
+        let dump = overlay
+            .lab
+            .host(0)
+            .command("bpftool")
+            .args(["-j", "map", "dump", "pinned"])
+            .arg(&config)
+            .read()
+            .unwrap();
+        let dump: serde_json::Value = serde_json::from_str(&dump).unwrap();
+        let mut value: Vec<_> = dump[0]["value"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|byte| byte.as_str().unwrap().to_owned())
+            .collect();
+        value[0] = "0x63".to_owned();
+        overlay
+            .lab
+            .host(0)
+            .command("bpftool")
+            .args(["map", "update", "pinned"])
+            .arg(&config)
+            .args(["key", "0", "0", "0", "0", "value"])
+            .args(&value)
+            .run()
+            .unwrap();
+    };
+    pretend(&overlay);
+    nothing_is_lost(&mut overlay, "upgrade to another version of the maps", |overlay| {
+        overlay.agents[0] = overlay.lab.host(0).start_agent(&overlay.options).unwrap();
+    });
+    overlay.settle();
+    let log = overlay.agents[0].log().unwrap();
+    assert!(log.contains("another version"), "{log}");
+}
+
+/// Whatever somebody removes or changes is right again within a second, and a ping goes through.
+#[test]
+fn damage_is_mended_within_a_second() {
+    let overlay = Overlay::new();
+    let host = overlay.lab.host(0);
+    let pins = host.pins().to_owned();
+    let ip = |command: &str| {
+        host.ip(command.split(' ')).unwrap();
+    };
+    let pin = |name: &str| std::fs::remove_file(pins.join(name)).unwrap();
+    let link = |prefix: &str| {
+        let links = std::fs::read_dir(pins.join("links")).unwrap();
+        let mut names = links.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        let name = names.find(|name| name.starts_with(prefix)).unwrap();
+        pin(&format!("links/{name}"));
+    };
+    let state = || {
+        let addresses = host.ip(["-brief", "address", "show", "overlay.1"])?;
+        let link = host.ip(["-details", "link", "show", "overlay.1"])?;
+        let routes = host.ip(["route", "show", "dev", "overlay.1"])?;
+        let programs = host.command("bpftool").args(["net"]).read()?;
+        let pinned =
+            std::fs::read_dir(&pins)?.count() + std::fs::read_dir(pins.join("links"))?.count();
+        let entries = |map: &str| {
+            host.command("bpftool").args(["map", "dump", "pinned"]).arg(pins.join(map)).read()
+        };
+        // Numbers of interfaces and programs change when they are made anew.
+        let hooks: Vec<_> =
+            ["from_uplink", "to_tunnel", "from_tunnel", "from_bridge", "from_container"]
+                .map(|hook| programs.matches(hook).count())
+                .into();
+        let up = link.contains("UP") && link.contains("mtu 1450") && link.contains("external");
+        let mac = link.split("link/ether ").nth(1).map(|rest| rest[..17].to_owned());
+        let address = addresses.split_whitespace().nth(2).map(str::to_owned);
+        Ok((up, mac, address, routes, hooks, pinned, entries("peers")?, entries("vteps")?))
+    };
+    let healthy = eventually(SOON, "the state to be read", state).unwrap();
+    let [subnet, _] = overlay.agents[0].status().unwrap()["peers"][0]["subnet"]
+        .as_str()
+        .unwrap()
+        .split('/')
+        .map(str::to_owned)
+        .collect::<Vec<_>>()
+        .try_into()
+        .unwrap();
+    let octets: Vec<_> = subnet.split('.').map(str::to_owned).collect();
+    let peer_key = [octets.as_slice(), &["24", "0", "0", "0"].map(str::to_owned)].concat();
+    let map = |arguments: &[&str], map: &str, rest: &[String]| {
+        host.command("bpftool")
+            .args(["map"])
+            .args(arguments)
+            .arg(pins.join(map))
+            .arg("key")
+            .args(rest)
+            .run()
+            .unwrap();
+    };
+    let foreign = ["10", "1", "99", "0", "24", "0", "0", "0"].map(str::to_owned);
+    let value = ["value"].into_iter().chain(["7"; 12]).map(str::to_owned);
+    let foreign_entry: Vec<_> = foreign.into_iter().chain(value).collect();
+    let acts: [(&str, &dyn Fn()); 14] = [
+        ("the device is deleted", &|| ip("link del overlay.1")),
+        ("the device is down", &|| ip("link set overlay.1 down")),
+        ("the device has another MTU", &|| ip("link set overlay.1 mtu 1300")),
+        ("the device has another MAC", &|| ip("link set overlay.1 address 02:00:00:00:00:77")),
+        ("the address is deleted", &|| ip("address flush dev overlay.1")),
+        ("the route is deleted", &|| ip("route flush dev overlay.1")),
+        ("a program is detached from the uplink", &|| link("from_uplink")),
+        ("a program is detached from the container", &|| link("from_container")),
+        ("a program is detached from the device", &|| link("to_tunnel")),
+        ("a peer is deleted", &|| map(&["delete", "pinned"], "peers", &peer_key)),
+        ("a peer is added", &|| map(&["update", "pinned"], "peers", &foreign_entry)),
+        ("a map is unpinned", &|| pin("peers")),
+        ("all maps are unpinned", &|| {
+            for name in ["config", "peers", "vteps", "endpoints", "counters"] {
+                pin(name);
+            }
+        }),
+        ("the uplink goes down and up", &|| {
+            ip(&format!("link set {UPLINK} down"));
+            ip(&format!("link set {UPLINK} up"));
+        }),
+    ];
+    for (what, act) in acts {
+        act();
+        eventually(Duration::from_secs(1), &format!("{what}: it to be mended"), || {
+            let found = state()?;
+            anyhow::ensure!(found == healthy, "{found:?}\nis not\n{healthy:?}");
+            Ok(())
+        })
+        .unwrap();
+        eventually(SOON, &format!("{what}: a ping to go through"), || {
+            overlay.containers[0].ping(overlay.containers[1].address())
+        })
+        .unwrap();
+    }
+}
+
+#[test]
+fn what_is_not_ours_is_left_alone() {
+    let overlay = Overlay::new();
+    let host = overlay.lab.host(0);
+    let run = |command: &str| {
+        let (program, arguments) = command.split_once(' ').unwrap();
+        host.command(program).args(arguments.split(' ')).run().unwrap();
+    };
+    run("ip link add flannel.1 type vxlan id 9 dstport 4789 dev eth0");
+    run("tc qdisc add dev eth0 clsact");
+    // A classic filter that lets everything pass: return 0xffffffff.
+    host.command("tc")
+        .args(["filter", "add", "dev", "eth0", "ingress", "prio", "1", "bpf", "bytecode"])
+        .arg("1,6 0 0 4294967295")
+        .run()
+        .unwrap();
+    run("nft add table ip somebody");
+    let theirs = host.pins().parent().unwrap().join("somebody-else");
+    std::fs::create_dir(&theirs).unwrap();
+    overlay.ping();
+    let seen = || {
+        let read = |command: &str| {
+            let (program, arguments) = command.split_once(' ').unwrap();
+            host.command(program).args(arguments.split(' ')).read().unwrap()
+        };
+        [
+            read("ip -brief link show flannel.1"),
+            read("tc filter show dev eth0 ingress"),
+            read("nft list table ip somebody"),
+        ]
+    };
+    let before = seen();
+    let Overlay { mut agents, options, lab, .. } = overlay;
+    let host = lab.host(0);
+    agents[0].stop().unwrap();
+    let mut again = host.start_agent(&options).unwrap();
+    again.stop().unwrap();
+    let output = host
+        .command(env!("CARGO_BIN_EXE_overlay-agent"))
+        .args(["cleanup", "--pin-path"])
+        .arg(host.pins())
+        .arg("--subnet-file")
+        .arg(host.subnet_file())
+        .arg("--socket")
+        .arg(host.agent_socket())
+        .read()
+        .unwrap();
+    assert!(output.contains("overlay.1"), "{output}");
+    let read = |command: &str| {
+        let (program, arguments) = command.split_once(' ').unwrap();
+        host.command(program).args(arguments.split(' ')).read().unwrap()
+    };
+    let after = [
+        read("ip -brief link show flannel.1"),
+        read("tc filter show dev eth0 ingress"),
+        read("nft list table ip somebody"),
+    ];
+    assert_eq!(before, after);
+    assert!(theirs.exists());
+    std::fs::remove_dir(&theirs).unwrap();
+    // And nothing of ours is left.
+    assert!(!host.ip(["-brief", "link"]).unwrap().contains("overlay."));
+    assert!(!host.pins().exists() && !host.subnet_file().exists());
+    assert!(!read("bpftool net").contains("from_uplink"));
+    assert!(!read("iptables -S FORWARD").contains("overlay"));
+}
+
+#[test]
+fn an_agent_that_is_told_so_cleans_up_when_it_stops() {
+    let lab = Lab::builder().hosts(1).start().unwrap();
+    let etcd = lab.start_etcd(xtask::lab::NETWORK_CONFIG).unwrap();
+    let options = xtask::lab::AgentOptions::new(env!("CARGO_BIN_EXE_overlay-agent"), &etcd)
+        .argument("--on-exit=cleanup");
+    let host = lab.host(0);
+    let mut agent = host.start_agent(&options).unwrap();
+    assert!(host.ip(["-brief", "link"]).unwrap().contains("overlay.1"));
+    agent.process().signal(Signal::SIGTERM).unwrap();
+    agent.stop().unwrap();
+    assert!(!host.ip(["-brief", "link"]).unwrap().contains("overlay.1"));
+    assert!(!host.pins().exists() && !host.subnet_file().exists());
+}
+
+#[test]
+fn flannel_is_replaced_in_place() {
+    let overlay = Overlay::new();
+    // Back to a host that flannel has just left: its device with the lease's MAC, its lease in etcd.
+    let status = overlay.agents[0].status().unwrap();
+    let mac = status["lease"]["vtep_mac"].as_str().unwrap().to_owned();
+    let subnet = status["lease"]["subnet"].as_str().unwrap().to_owned();
+    let Overlay { mut agents, containers, options, lab, etcd } = overlay;
+    let leases = etcd.list(&format!("{ETCD_PREFIX}/subnets")).unwrap();
+    agents[0].stop().unwrap();
+    let host = lab.host(0);
+    let cleanup = host
+        .command(env!("CARGO_BIN_EXE_overlay-agent"))
+        .args(["cleanup", "--pin-path"])
+        .arg(host.pins());
+    cleanup.run().unwrap();
+    let add = format!(
+        "link add flannel.1 address {mac} mtu 1450 type vxlan id 1 dev {UPLINK} local {} dstport 8472 nolearning",
+        host.address()
+    );
+    host.ip(add.split(' ')).unwrap();
+    host.ip(["link", "set", "flannel.1", "up"]).unwrap();
+    let refused = options.command(host).deadline(Duration::from_secs(20)).output().unwrap();
+    assert_eq!(refused.status.code(), Some(69), "not without being told: {}", refused.stderr);
+
+    let _agent = host.start_agent(&options.argument("--replace-flannel")).unwrap();
+    eventually(Duration::from_secs(1), "containers to be reachable", || {
+        containers[1].ping(containers[0].address())
+    })
+    .unwrap();
+    assert!(!host.ip(["-brief", "link"]).unwrap().contains("flannel.1"));
+    assert_eq!(host.subnet().unwrap().subnet(), subnet);
+    assert_eq!(
+        etcd.list(&format!("{ETCD_PREFIX}/subnets")).unwrap(),
+        leases,
+        "peers see no change"
+    );
+}
