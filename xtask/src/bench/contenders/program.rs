@@ -107,10 +107,10 @@ impl Assembler {
 
     /// Overwrites the frame's destination.
     fn store_destination(&mut self, mac: [u8; 6]) {
-        let [a, b, c, d, e, f] = mac;
+        let [first @ .., fifth, sixth] = mac;
         self.push(&[
-            store_word(MAC_AT, i32::from_le_bytes([a, b, c, d])),
-            store_half(MAC_AT + 4, i32::from(u16::from_le_bytes([e, f]))),
+            store_word(MAC_AT, i32::from_le_bytes(first)),
+            store_half(MAC_AT + 4, i32::from(u16::from_le_bytes([fifth, sixth]))),
             move_register(1, CONTEXT),
             move_immediate(2, 0),
             move_register(3, FRAME),
