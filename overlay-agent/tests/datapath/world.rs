@@ -29,8 +29,8 @@ const SHOT: i32 = 2;
 const REDIRECT: i32 = 7;
 
 pub(crate) struct World {
-    programs: Programs,
-    tables: Tables,
+    pub(crate) programs: Programs,
+    pub(crate) tables: Tables,
     host: HostConfig,
 }
 

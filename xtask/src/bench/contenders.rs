@@ -7,6 +7,7 @@ mod host;
 mod ours;
 mod ours_slow;
 mod program;
+mod redirect;
 mod route;
 
 use std::{fmt, fs, net::Ipv4Addr, path::Path, time::Duration};
@@ -22,8 +23,9 @@ const REACHABLE_WITHIN: Duration = Duration::from_secs(15);
 const OVERHEAD: u32 = 50;
 
 /// All of them, in the order of a report's columns. A new one is a file and a line here.
-pub(super) const ALL: [Contender; 6] = [
+pub(super) const ALL: [Contender; 7] = [
     host::CONTENDER,
+    redirect::CONTENDER,
     route::CONTENDER,
     flannel::CONTENDER,
     collect_metadata::CONTENDER,
@@ -180,6 +182,16 @@ fn index_of(namespace: &Namespace, device: &str) -> Result<u32> {
         .with_context(|| format!("`ip` shows no number of {device}: {shown}"))
 }
 
+/// A MAC address as `ip` prints it.
+fn mac_bytes(text: &str) -> Result<[u8; 6]> {
+    let bytes: Vec<u8> = text
+        .split(':')
+        .map(|byte| u8::from_str_radix(byte, 16))
+        .collect::<Result<_, _>>()
+        .with_context(|| format!("{text} is no MAC address"))?;
+    bytes.try_into().ok().with_context(|| format!("{text} is no MAC address"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -190,6 +202,9 @@ mod tests {
             assert_eq!(Contender::find(name).unwrap().name, name);
         }
         let error = Contender::find("weave").unwrap_err().to_string();
-        assert!(error.starts_with("there is no contender weave; they are host, route"), "{error}");
+        assert!(
+            error.starts_with("there is no contender weave; they are host, redirect"),
+            "{error}"
+        );
     }
 }

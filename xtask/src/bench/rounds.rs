@@ -227,6 +227,9 @@ impl<'run> Rounds<'run> {
             self.lab.wire().imitate(wire == Wire::Imitated)?;
             self.warm_up()?;
             for round in 1..=self.plan.rounds {
+                if self.progress.is_hidden() {
+                    println!("{}, round {round} of {}", wire.title(), self.plan.rounds);
+                }
                 for (turn, &work) in self.plan.works.iter().enumerate() {
                     self.round(wire, round, turn, work, &mut samples)?;
                 }

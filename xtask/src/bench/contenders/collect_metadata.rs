@@ -4,11 +4,11 @@
 //!
 //! Without what Cilium does besides (policy, connection tracking, identities): a lower bound.
 
-use std::fs;
+use anyhow::Result;
 
-use anyhow::{Context as _, Result};
-
-use super::{Contender, OVERHEAD, Site, Standing, add_containers, index_of, ip, program};
+use super::{
+    Contender, OVERHEAD, Site, Standing, add_containers, index_of, ip, mac_bytes, program,
+};
 use crate::lab::{Container, Host};
 
 pub(super) const CONTENDER: Contender = Contender {
@@ -43,29 +43,8 @@ fn drive(host: &Host, peer: &Host, container: &Container, subnet: [u8; 4]) -> Re
     let device = index_of(host.namespace(), DEVICE)?;
     let veth = index_of(host.namespace(), container.veth())?;
 
-    let pins = host.pins();
-    fs::create_dir_all(pins).with_context(|| format!("cannot create {}", pins.display()))?;
     let out = program::to_tunnel(subnet, peer.address(), MAC, device);
-    let deliver = program::to_container(mac_bytes(&container.namespace().mac("eth0")?)?, veth);
-    for (name, program, attached) in
-        [("to_tunnel", out, container.veth()), ("to_container", deliver, DEVICE)]
-    {
-        let pin = pins.join(name);
-        program::load_and_pin(name, &program, &pin)?;
-        let tc = |arguments: &str| host.command("tc").args(arguments.split(' '));
-        tc(&format!("qdisc add dev {attached} clsact")).run()?;
-        tc(&format!("filter add dev {attached} ingress bpf direct-action object-pinned"))
-            .arg(&pin)
-            .run()?;
-    }
-    Ok(())
-}
-
-fn mac_bytes(text: &str) -> Result<[u8; 6]> {
-    let bytes: Vec<u8> = text
-        .split(':')
-        .map(|byte| u8::from_str_radix(byte, 16))
-        .collect::<Result<_, _>>()
-        .with_context(|| format!("{text} is no MAC address"))?;
-    bytes.try_into().ok().with_context(|| format!("{text} is no MAC address"))
+    let mac = mac_bytes(&container.namespace().mac("eth0")?)?;
+    program::attach(host, "to_tunnel", &out, container.veth())?;
+    program::attach(host, "to_container", &program::to_container(mac, veth), DEVICE)
 }

@@ -7,6 +7,7 @@ use super::{Contender, Place, Site, Standing};
 pub(super) const CONTENDER: Contender =
     Contender { name: super::HOST, about: "host to host, no overlay, no container", set_up };
 
+#[expect(clippy::unnecessary_wraps, reason = "as every contender, which can fail")]
 fn set_up(site: &Site<'_>) -> Result<Standing> {
     let places = site.hosts.map(|host| Place {
         namespace: host.namespace().name().to_owned(),

@@ -1,9 +1,9 @@
-//! The two BPF programs of the collect-metadata contender, assembled here: they are a dozen steps each,
+//! The BPF programs of the contenders that are not ours, assembled here: they are a dozen steps each,
 //! and no compiler is needed to measure them.
 
 use std::{
     ffi::CString,
-    io,
+    fs, io,
     net::Ipv4Addr,
     os::{
         fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
@@ -14,6 +14,8 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 use nix::libc;
+
+use crate::lab::Host;
 
 /// `struct bpf_insn`.
 #[repr(C)]
@@ -105,12 +107,33 @@ impl Assembler {
         self.0.extend_from_slice(instructions);
     }
 
+    /// Leaves what is not IPv4 to an address under this prefix.
+    fn leave_unless_to(&mut self, address: [u8; 4], mask: [u8; 4]) {
+        const DESTINATION: i32 = 14 + 16;
+        const IPV4: i32 = i32::from_le_bytes([8, 0, 0, 0]);
+        self.push(&[
+            load_word(2, CONTEXT, PROTOCOL),
+            leave_unless(2, IPV4),
+            move_register(1, CONTEXT),
+            move_immediate(2, DESTINATION),
+            move_register(3, FRAME),
+            add_immediate(3, ADDRESS_AT),
+            move_immediate(4, 4),
+            call(helper::SKB_LOAD_BYTES),
+            leave_unless(0, 0),
+            load_word(1, FRAME, ADDRESS_AT),
+            // And with the mask.
+            instruction(0x57, 1, 0, 0, i32::from_le_bytes(mask)),
+            leave_unless(1, i32::from_le_bytes(address)),
+        ]);
+    }
+
     /// Overwrites the frame's destination.
     fn store_destination(&mut self, mac: [u8; 6]) {
-        let [a, b, c, d, e, f] = mac;
+        let [first @ .., fifth, sixth] = mac;
         self.push(&[
-            store_word(MAC_AT, i32::from_le_bytes([a, b, c, d])),
-            store_half(MAC_AT + 4, i32::from(u16::from_le_bytes([e, f]))),
+            store_word(MAC_AT, i32::from_le_bytes(first)),
+            store_half(MAC_AT + 4, i32::from(u16::from_le_bytes([fifth, sixth]))),
             move_register(1, CONTEXT),
             move_immediate(2, 0),
             move_register(3, FRAME),
@@ -143,26 +166,12 @@ pub(super) fn to_tunnel(
     peer_mac: [u8; 6],
     device: u32,
 ) -> Vec<Instruction> {
-    const DESTINATION: i32 = 14 + 16;
-    const IPV4: i32 = i32::from_le_bytes([8, 0, 0, 0]);
     const ZERO_CHECKSUM: i32 = 2;
     const VNI: i32 = 1;
     const TTL: i32 = 64;
     let mut program = Assembler::new();
+    program.leave_unless_to(subnet, [255, 255, 255, 0]);
     program.push(&[
-        load_word(2, CONTEXT, PROTOCOL),
-        leave_unless(2, IPV4),
-        move_register(1, CONTEXT),
-        move_immediate(2, DESTINATION),
-        move_register(3, FRAME),
-        add_immediate(3, ADDRESS_AT),
-        move_immediate(4, 4),
-        call(helper::SKB_LOAD_BYTES),
-        leave_unless(0, 0),
-        load_word(1, FRAME, ADDRESS_AT),
-        // And with the mask.
-        instruction(0x57, 1, 0, 0, i32::from_le_bytes([255, 255, 255, 0])),
-        leave_unless(1, i32::from_le_bytes(subnet)),
         store_word(KEY_AT, VNI),
         store_word(KEY_AT + 4, peer.to_bits().cast_signed()),
         store_word(KEY_AT + 8, 0),
@@ -197,6 +206,22 @@ pub(super) fn to_container(mac: [u8; 6], veth: u32) -> Vec<Instruction> {
     program.redirect(helper::REDIRECT_PEER, veth)
 }
 
+/// What goes to `subnet` (a /24) goes out of `uplink` as it is, to the host with this MAC address.
+pub(super) fn to_uplink(subnet: [u8; 4], peer_mac: [u8; 6], uplink: u32) -> Vec<Instruction> {
+    let mut program = Assembler::new();
+    program.leave_unless_to(subnet, [255, 255, 255, 0]);
+    program.store_destination(peer_mac);
+    program.redirect(helper::REDIRECT, uplink)
+}
+
+/// What comes for `address` goes to the container behind `veth`.
+pub(super) fn from_uplink(address: Ipv4Addr, mac: [u8; 6], veth: u32) -> Vec<Instruction> {
+    let mut program = Assembler::new();
+    program.leave_unless_to(address.octets(), [255; 4]);
+    program.store_destination(mac);
+    program.redirect(helper::REDIRECT_PEER, veth)
+}
+
 /// The part of `union bpf_attr` that loading takes.
 #[repr(C)]
 #[derive(Default)]
@@ -218,8 +243,22 @@ struct PinAttributes {
     flags: u32,
 }
 
+/// Runs a program over everything that a device of a host receives.
+pub(super) fn attach(host: &Host, name: &str, program: &[Instruction], device: &str) -> Result<()> {
+    let pins = host.pins();
+    fs::create_dir_all(pins).with_context(|| format!("cannot create {}", pins.display()))?;
+    let pin = pins.join(name);
+    load_and_pin(name, program, &pin)?;
+    let tc = |arguments: &str| host.command("tc").args(arguments.split(' '));
+    tc(&format!("qdisc add dev {device} clsact")).run()?;
+    tc(&format!("filter add dev {device} ingress bpf direct-action object-pinned"))
+        .arg(&pin)
+        .run()?;
+    Ok(())
+}
+
 /// Loads a TC program, and pins it for `tc` to find.
-pub(super) fn load_and_pin(name: &str, program: &[Instruction], pin: &Path) -> Result<()> {
+fn load_and_pin(name: &str, program: &[Instruction], pin: &Path) -> Result<()> {
     const PROG_LOAD: libc::c_long = 5;
     const OBJ_PIN: libc::c_long = 6;
     const SCHED_CLS: u32 = 3;
@@ -283,9 +322,12 @@ mod tests {
     #[test]
     fn every_way_out_of_the_middle_ends_at_the_last_two_instructions() {
         let peer = Ipv4Addr::new(192, 168, 33, 11);
-        for program in
-            [to_tunnel([10, 40, 2, 0], peer, [2, 0, 0, 0, 0, 1], 7), to_container([2; 6], 9)]
-        {
+        for program in [
+            to_tunnel([10, 40, 2, 0], peer, [2, 0, 0, 0, 0, 1], 7),
+            to_container([2; 6], 9),
+            to_uplink([10, 40, 2, 0], [2; 6], 7),
+            from_uplink(peer, [2; 6], 9),
+        ] {
             let end = program.len() - 2;
             let jumps: Vec<_> =
                 program.iter().enumerate().filter(|(_, it)| it.code == 0x56).collect();

@@ -15,17 +15,14 @@ use crate::bench::{
 pub(in crate::bench) fn table(report: &Report) -> String {
     let mut text = String::new();
     for &wire in &report.plan.wires {
-        text += &format!("\n{}\n", wire.title());
-        text += &of_wire(report, wire);
-        text.push('\n');
+        text = [&text, "\n", wire.title(), "\n", &of_wire(report, wire), "\n"].concat();
     }
-    text += &format!(
-        "\nMedians of {} rounds; ratios are medians of ratios within a round, with the interval that \
-         holds the true one.\n{}\n",
+    format!(
+        "{text}\nMedians of {} rounds; ratios are medians of ratios within a round, with the interval \
+         that holds the true one.\n{}\n",
         report.plan.rounds,
         report.noise_sentence()
-    );
-    text
+    )
 }
 
 fn of_wire(report: &Report, wire: Wire) -> String {
