@@ -1,36 +1,36 @@
 //! The running agent: one loop that owns the dataplane and hears about leases, the kernel, questions
 //! and signals.
 
+mod status;
+
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use futures::StreamExt;
 use overlay_common::MacAddr;
+use rtnetlink::Handle;
 use tokio::{
-    sync::{mpsc, oneshot},
+    sync::oneshot,
     time::{Instant, MissedTickBehavior, interval, sleep_until},
 };
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use crate::{
-    admin::{
-        CounterStatus, LeaseStatus, PeerStatus, ProgramStatus, Requests, Status, UplinkStatus,
-    },
-    datapath::{Attachment, PinPath, read_counters},
+    admin::{Requests, Status},
+    datapath::{Attachment, PinPath},
     dataplane::{Dataplane, DataplaneSpec},
-    exit::{Exit, WithExit},
     firewall::{Firewall, Masquerade},
-    lease::{
-        Lease,
-        acquire::{AcquireError, Acquired, Request, acquire},
-        keeper::{Keeper, LeaseEvent},
-    },
+    lease::{Lease, acquire::Request, keeper::LeaseEvent},
     netlink::{self, Tunnel, TunnelSpec},
-    network_config::NetworkConfig,
+    network_config::{
+        NetworkConfig,
+        change::{Change, changes},
+    },
     run_config::RunConfig,
     store::{
-        Etcd, Follower, LeaseUpdate,
-        config::{StoredConfig, wait_for_config},
+        Following, Joined, LeaseUpdate, Store,
+        config::{ConfigUpdate, StoredConfig},
+        outage::Outage,
     },
     subnet_env::{SubnetEnv, read_subnet},
     uplink::Uplink,
@@ -45,25 +45,26 @@ const PAUSE: Duration = Duration::from_millis(20);
 /// Without any event, because some damage makes none.
 const VERIFY: Duration = Duration::from_millis(500);
 
-/// What the agent works with, once etcd and the host have told.
+/// What the agent works with, once the store and the host have told.
 pub struct Agent {
     config: RunConfig,
     network: StoredConfig,
     uplink: Uplink,
-    store: Etcd,
+    store: Store,
+    netlink: Handle,
     dataplane: Dataplane,
     lease: Lease,
     following: Following,
     firewall: Firewall,
+    /// Another subnet is being taken, because ours is another host's.
+    moving: Option<Moving>,
     faults: Faults,
+    /// What the network config says and this agent does not do.
+    config_problems: Vec<String>,
 }
 
-/// The tasks that keep our lease and follow everybody's. They end with this value.
-struct Following {
-    updates: mpsc::Receiver<LeaseUpdate>,
-    events: mpsc::Receiver<LeaseEvent>,
-    _tasks: [AbortOnDropHandle<()>; 2],
-}
+/// Waits for a subnet, while the agent goes on with what it has.
+type Moving = AbortOnDropHandle<(StoredConfig, Joined)>;
 
 /// What failed the last time it was tried.
 #[derive(Debug, Default)]
@@ -77,32 +78,36 @@ impl Agent {
     pub async fn start(
         config: RunConfig,
         pins: PinPath,
-        store: Etcd,
+        store: Store,
         mut network: StoredConfig,
         uplink: Uplink,
     ) -> Result<Self> {
-        let device = netlink::observe(&netlink::connect()?).await?;
+        let netlink = netlink::connect()?;
+        let device = netlink::observe(&netlink).await?;
         let vtep_mac = device
             .links
             .values()
             .find(|link| link.name == netlink::tunnel_name(network.config.vni))
             .map(|link| link.mac);
-        let acquired = take_lease(&config, &store, &mut network, &uplink, vtep_mac).await?;
-        let lease = acquired.lease;
+        let request = lease_request(&config, &uplink, vtep_mac);
+        let joined = Box::pin(store.join(&mut network, &request)).await?;
+        let lease = joined.lease;
         let spec = dataplane_spec(&config, &network.config, &uplink, lease);
         let dataplane = Dataplane::start(spec, pins).await?;
-        let following = follow(&config, &store, acquired);
         let firewall = firewall(&config, &network.config, lease, dataplane.tunnel());
         let agent = Self {
             config,
             network,
             uplink,
             store,
+            netlink,
             dataplane,
             lease,
-            following,
+            following: joined.following,
             firewall,
+            moving: None,
             faults: Faults::default(),
+            config_problems: Vec::new(),
         };
         agent.write_subnet_env()?;
         Ok(agent)
@@ -127,9 +132,15 @@ impl Agent {
             tokio::select! {
                 biased;
                 () = stop.cancelled() => return Ok(()),
-                Some(event) = self.following.events.recv() => self.lease_event(event).await?,
-                update = self.following.updates.recv() => {
-                    self.lease_update(update.context("the task that follows leases has ended")?).await;
+                Some(event) = self.following.events.recv() => self.lease_event(event),
+                Some(update) = self.following.configs.recv() => self.config_update(update).await,
+                moved = moved(&mut self.moving) => {
+                    let (network, joined) = moved.context("the task that takes a subnet has ended")?;
+                    self.moving = None;
+                    self.move_to(network, joined).await?;
+                }
+                Some(update) = self.following.updates.recv() => {
+                    self.lease_update(update).await;
                     if self.dataplane.synced() && let Some(ready) = ready.take() {
                         ready();
                     }
@@ -145,7 +156,11 @@ impl Agent {
                 }
                 _ = verification.tick() => self.verify().await,
                 _ = firewall_check.tick() => self.ensure_firewall().await,
-                Some(answer) = requests.recv() => self.answer(answer)?,
+                Some(answer) = requests.recv() => self.answer(answer).await?,
+            }
+            // Whoever hands us to another subnet has ended with good reason.
+            if self.moving.is_none() && self.following.updates.is_closed() {
+                bail!("the task that follows leases has ended");
             }
         }
     }
@@ -178,40 +193,122 @@ impl Agent {
         self.faults.firewall = report("bringing the firewall in step", outcome);
     }
 
-    async fn lease_event(&mut self, event: LeaseEvent) -> Result<()> {
+    fn lease_event(&mut self, event: LeaseEvent) {
         match event {
             LeaseEvent::Retaken(lease) => {
                 tracing::warn!(subnet = %lease.subnet, "the lease was lost and is ours again");
-                Ok(())
             }
             LeaseEvent::TakenByOther { lease, key, owner } => {
                 let owner =
                     owner.map_or_else(|| "another host".to_owned(), |owner| owner.to_string());
                 tracing::error!(subnet = %lease.subnet, key, owner, "our subnet was taken");
-                self.move_to_another_subnet().await
+                self.take_another_subnet();
+            }
+            LeaseEvent::Reassigned { old, new } => {
+                tracing::warn!(%old, %new, "the peers file has another lease for this host");
+                self.take_another_subnet();
             }
         }
     }
 
-    async fn move_to_another_subnet(&mut self) -> Result<()> {
-        let mac = Some(self.lease.vtep_mac);
-        let acquired =
-            take_lease(&self.config, &self.store, &mut self.network, &self.uplink, mac).await?;
-        let old = self.lease.subnet;
-        self.lease = acquired.lease;
-        let spec = dataplane_spec(&self.config, &self.network.config, &self.uplink, acquired.lease);
-        self.dataplane.move_to(spec).await?;
-        self.following = follow(&self.config, &self.store, acquired);
+    /// Starts to look for another subnet. Until one is found, which may take as long as etcd is away,
+    /// everything else goes on.
+    fn take_another_subnet(&mut self) {
+        let store = self.store.clone();
+        let mut network = self.network.clone();
+        let request = lease_request(&self.config, &self.uplink, Some(self.lease.vtep_mac));
+        self.moving = Some(AbortOnDropHandle::new(tokio::spawn(async move {
+            let mut outage = Outage::on("cannot take another subnet", store.troubles());
+            loop {
+                match Box::pin(store.join(&mut network, &request)).await {
+                    Ok(joined) => return (network, joined),
+                    Err(error) => {
+                        let error = format!("{error:#}");
+                        tokio::time::sleep(outage.failed(&error)).await;
+                    }
+                }
+            }
+        })));
+    }
+
+    async fn move_to(&mut self, network: StoredConfig, joined: Joined) -> Result<()> {
+        let old = std::mem::replace(&mut self.lease, joined.lease);
+        self.network = network;
+        self.config_problems.clear();
+        self.following = joined.following;
+        let spec = dataplane_spec(&self.config, &self.network.config, &self.uplink, self.lease);
+        let outcome = self.dataplane.move_to(spec).await;
+        self.faults.reconcile = report("moving to another subnet", outcome);
         let tunnel = self.dataplane.tunnel();
         self.firewall = firewall(&self.config, &self.network.config, self.lease, tunnel);
         self.write_subnet_env()?;
-        tracing::error!(
-            %old,
-            new = %self.lease.subnet,
-            subnet_file = %self.config.subnet_file.display(),
-            "this host has moved to another subnet: restart Docker with the options from the subnet file"
-        );
+        if old.subnet != self.lease.subnet {
+            tracing::error!(
+                old = %old.subnet,
+                new = %self.lease.subnet,
+                subnet_file = %self.config.subnet_file.display(),
+                "this host has moved to another subnet: restart Docker with the options from the subnet file"
+            );
+        }
         Ok(())
+    }
+
+    /// Does what can be done about another network config while the agent runs, and says what cannot.
+    async fn config_update(&mut self, update: ConfigUpdate) {
+        self.config_problems.clear();
+        match update {
+            ConfigUpdate::Changed(stored) => self.change_config(&stored).await,
+            ConfigUpdate::Malformed(error) => self.config_problem(&format!(
+                "{error}; this host goes on with the last good one, others cannot start"
+            )),
+            ConfigUpdate::Gone(key) => self.config_problem(&format!(
+                "the network config at {key} has been deleted; this host goes on with the last one, \
+                 others cannot start"
+            )),
+        }
+    }
+
+    async fn change_config(&mut self, stored: &StoredConfig) {
+        let (running, wanted) = (&mut self.network.config, &stored.config);
+        let all = changes(running, wanted);
+        // Subnets are chosen, and written, by the config of now.
+        (running.subnet_len, running.subnet_min, running.subnet_max) =
+            (wanted.subnet_len, wanted.subnet_min, wanted.subnet_max);
+        (running.mtu, running.direct_routing) = (wanted.mtu, wanted.direct_routing);
+        for change in all.iter().filter(|change| change.parts_hosts()) {
+            self.config_problem(&format!(
+                "the network config has changed: {change}; that needs a restart of the agent on every \
+                 host, and until then this one goes on as before"
+            ));
+        }
+        if self.config_problems.is_empty() {
+            // Otherwise, whoever takes a subnet by it must read it first.
+            self.network.mod_revision = stored.mod_revision;
+        }
+        if !stored.config.admits(self.lease.subnet) && self.config.peers.is_none() {
+            self.config_problem(&format!(
+                "the network config does not allow our subnet {} any more: at its next start, this \
+                 host takes another one",
+                self.lease.subnet
+            ));
+        }
+        if all.iter().any(|change| matches!(change, Change::Mtu(..))) {
+            let outcome = self.change_mtu().await;
+            self.faults.reconcile = report("changing the MTU", outcome);
+        }
+    }
+
+    async fn change_mtu(&mut self) -> Result<()> {
+        let mtu = overlay_mtu(&self.network.config, &self.uplink);
+        tracing::warn!(mtu, "the overlay has another MTU: restart Docker for containers to use it");
+        self.dataplane.set_mtu(mtu.into()).await?;
+        self.write_subnet_env()
+    }
+
+    /// Says it once, and keeps it for `status`.
+    fn config_problem(&mut self, problem: &str) {
+        tracing::error!("{problem}");
+        self.config_problems.push(problem.to_owned());
     }
 
     fn write_subnet_env(&self) -> Result<()> {
@@ -224,75 +321,18 @@ impl Agent {
         .write(&self.config.subnet_file)
     }
 
-    fn answer(&self, answer: oneshot::Sender<Status>) -> Result<()> {
+    async fn answer(&self, answer: oneshot::Sender<Status>) -> Result<()> {
         // Whoever asked may have gone.
-        answer.send(self.status()?).ok();
+        answer.send(self.status().await?).ok();
         Ok(())
     }
+}
 
-    fn status(&self) -> Result<Status> {
-        let dataplane = &self.dataplane;
-        let spec = dataplane.spec();
-        let counters = read_counters(&dataplane.tables().counters)?;
-        Ok(Status {
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            ready: dataplane.synced(),
-            problems: self.problems(),
-            network: spec.tunnel.network,
-            vni: spec.tunnel.vni.get(),
-            port: spec.tunnel.port,
-            mtu: spec.tunnel.mtu,
-            fast_path: spec.fast_path,
-            lease: LeaseStatus {
-                subnet: self.lease.subnet,
-                public_ip: self.lease.public_ip,
-                vtep_mac: self.lease.vtep_mac.to_string(),
-            },
-            uplink: UplinkStatus {
-                name: spec.uplink.interface.clone(),
-                ifindex: spec.uplink.ifindex,
-            },
-            tunnel: dataplane.tunnel().name.clone(),
-            bridge: dataplane.bridge().map(|link| link.name.clone()),
-            endpoints: dataplane.endpoints(),
-            peers: dataplane
-                .peers()
-                .leases()
-                .map(|lease| PeerStatus {
-                    subnet: lease.subnet,
-                    public_ip: lease.public_ip,
-                    vtep_mac: lease.vtep_mac.to_string(),
-                })
-                .collect(),
-            programs: dataplane
-                .attachments()
-                .iter()
-                .map(|(hook, place)| ProgramStatus {
-                    hook: hook.to_owned(),
-                    interface: place.interface.clone(),
-                })
-                .collect(),
-            counters: counters.into_iter().map(CounterStatus::from).collect(),
-        })
-    }
-
-    fn problems(&self) -> Vec<String> {
-        let mut problems = Vec::new();
-        if !self.dataplane.synced() {
-            problems.push("The leases in etcd have not been listed yet.".to_owned());
-        }
-        if self.dataplane.bridge().is_none() {
-            problems.push(match &self.config.bridge {
-                Some(name) => format!("There is no bridge {name}, which --bridge names."),
-                None => format!(
-                    "No bridge has an address in {}: start Docker with the options that `overlay-agent docker-opts` makes of {}.",
-                    self.lease.subnet,
-                    self.config.subnet_file.display()
-                ),
-            });
-        }
-        problems.extend(self.faults.reconcile.iter().chain(&self.faults.firewall).cloned());
-        problems
+/// The end of a move; never, if there is none.
+async fn moved(moving: &mut Option<Moving>) -> Result<(StoredConfig, Joined)> {
+    match moving {
+        Some(task) => Ok(task.await?),
+        None => std::future::pending().await,
     }
 }
 
@@ -303,46 +343,13 @@ fn report(doing: &str, outcome: Result<()>) -> Option<String> {
     Some(format!("The last attempt at {doing} failed: {error:#}."))
 }
 
-/// Acquires a lease. Where the network config changes meanwhile, it is read again.
-async fn take_lease(
-    config: &RunConfig,
-    store: &Etcd,
-    network: &mut StoredConfig,
-    uplink: &Uplink,
-    vtep_mac: Option<MacAddr>,
-) -> Result<Acquired> {
+/// What this host brings along when it asks for a subnet.
+fn lease_request(config: &RunConfig, uplink: &Uplink, vtep_mac: Option<MacAddr>) -> Request {
     let previous = read_subnet(&config.subnet_file).unwrap_or_else(|error| {
         tracing::warn!("{error:#}");
         None
     });
-    let request =
-        Request { public_ip: uplink.public_ip, previous, vtep_mac, ttl: config.lease_ttl };
-    loop {
-        match acquire(store, network, &request).await {
-            Ok(acquired) => {
-                tracing::info!("lease: {}, {:?}", acquired.lease, acquired.origin);
-                return Ok(acquired);
-            }
-            Err(AcquireError::ConfigChanged) => {
-                tracing::info!("the network config has changed: reading it again");
-                *network = wait_for_config(store).await.exit(Exit::Config)?;
-            }
-            Err(error) => return Err(error).context("cannot take a subnet"),
-        }
-    }
-}
-
-fn follow(config: &RunConfig, store: &Etcd, acquired: Acquired) -> Following {
-    let keeper = Keeper::new(store.clone(), &acquired, config.lease_ttl);
-    let follower =
-        Follower::new(store.clone()).starting_from(acquired.listing).informing(keeper.handle());
-    let (updates_sender, updates) = mpsc::channel(1024);
-    let (events_sender, events) = mpsc::channel(16);
-    let tasks = [
-        AbortOnDropHandle::new(tokio::spawn(follower.run(updates_sender))),
-        AbortOnDropHandle::new(tokio::spawn(keeper.run(events_sender))),
-    ];
-    Following { updates, events, _tasks: tasks }
+    Request { public_ip: uplink.public_ip, previous, vtep_mac, ttl: config.lease_ttl }
 }
 
 fn firewall(

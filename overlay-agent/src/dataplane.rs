@@ -103,6 +103,12 @@ impl Dataplane {
         self.reconcile().await
     }
 
+    /// Changes the overlay's MTU and nothing else: the peers stay.
+    pub async fn set_mtu(&mut self, mtu: u32) -> Result<()> {
+        self.spec.tunnel.mtu = mtu;
+        self.reconcile().await
+    }
+
     /// Looks at the kernel and mends what is not as it should be.
     pub async fn reconcile(&mut self) -> Result<()> {
         let observed = &netlink::observe(&self.handle).await?;

@@ -8,14 +8,14 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    admin,
+    admin::{self, Waiting},
     agent::Agent,
     cleanup::{Places, cleanup},
     datapath::{PinPath, Programs},
     exit::{Exit, WithExit},
     netlink,
     run_config::RunConfig,
-    store::{Etcd, config::wait_for_config},
+    store::Store,
     uplink,
 };
 
@@ -25,52 +25,16 @@ pub async fn run(config: RunConfig) -> Result<()> {
         tracing::warn!("{note}");
     }
     let stop = stop_on_signals()?;
-    tokio::select! {
-        outcome = start_and_run(config, stop.clone()) => outcome,
-        // Waiting for etcd or for the config ends at once; a running agent ends its loop by itself.
-        () = async { stop.cancelled().await; tokio::time::sleep(STOP_WITHIN).await } => Ok(()),
-    }
-}
-
-/// How long a running agent may take to stop.
-const STOP_WITHIN: std::time::Duration = std::time::Duration::from_secs(2);
-
-async fn start_and_run(config: RunConfig, stop: CancellationToken) -> Result<()> {
-    check_host()?;
-    let pins = PinPath::open(&config.pin_path)?;
-    let store = Etcd::new(&config.etcd).exit(Exit::Usage)?;
-    let Some(network) = stop.run_until_cancelled(wait_for_config(&store)).await else {
-        return Ok(());
-    };
-    let network = network.exit(Exit::Config)?;
-    let handle = netlink::connect()?;
-    let uplink = uplink::discover(&config.uplink).await.context("cannot choose an uplink")?;
-    netlink::check_port(
-        &netlink::observe(&handle).await?,
-        network.config.vni,
-        network.config.port,
-        config.replace_flannel,
-    )?;
-
-    let (asker, requests) = mpsc::channel(16);
-    let socket = config.socket.clone();
-    let healthz = config.healthz;
     let places = config.cleanup_on_exit.then(|| Places {
         pin_path: config.pin_path.clone(),
         subnet_file: config.subnet_file.clone(),
         socket: config.socket.clone(),
     });
-    let Some(agent) =
-        stop.run_until_cancelled(Agent::start(config, pins, store, network, uplink)).await
-    else {
-        return Ok(());
-    };
-    let agent = agent?;
-    let _socket_file = admin::serve_socket(&socket, asker.clone())?;
-    if let Some(address) = healthz {
-        admin::serve_probes(address, asker.clone()).await?;
+    tokio::select! {
+        outcome = start_and_run(config, stop.clone()) => outcome?,
+        // Waiting for etcd or for the config ends at once; a running agent ends its loop by itself.
+        () = async { stop.cancelled().await; tokio::time::sleep(STOP_WITHIN).await } => {}
     }
-    agent.run(stop, requests, notify_ready).await?;
     let Some(places) = places else {
         tracing::info!("stopped; the datapath and the lease stay as they are");
         return Ok(());
@@ -79,6 +43,44 @@ async fn start_and_run(config: RunConfig, stop: CancellationToken) -> Result<()>
         tracing::info!("removed {line}");
     }
     Ok(())
+}
+
+/// How long a running agent may take to stop.
+const STOP_WITHIN: std::time::Duration = std::time::Duration::from_secs(2);
+
+async fn start_and_run(config: RunConfig, stop: CancellationToken) -> Result<()> {
+    check_host()?;
+    let pins = PinPath::open(&config.pin_path)?;
+    let store = Store::new(&config)?;
+
+    // From here on, whoever asks is told what the agent waits for.
+    let (asker, mut requests) = mpsc::channel(16);
+    let _socket_file = admin::serve_socket(&config.socket, asker.clone())?;
+    if let Some(address) = config.healthz {
+        admin::serve_probes(address, asker.clone()).await?;
+    }
+    let waiting = Waiting::new("the network config", store.troubles().clone());
+    let agent = tokio::select! {
+        biased;
+        () = stop.cancelled() => return Ok(()),
+        agent = Box::pin(start(config, pins, store, &waiting)) => agent?,
+        never = waiting.answer(&mut requests) => match never {},
+    };
+    Box::pin(agent.run(stop, requests, notify_ready)).await
+}
+
+async fn start(config: RunConfig, pins: PinPath, store: Store, waiting: &Waiting) -> Result<Agent> {
+    let network = store.network().await?;
+    let handle = netlink::connect()?;
+    let uplink = uplink::discover(&config.uplink).await.context("cannot choose an uplink")?;
+    netlink::check_port(
+        &netlink::observe(&handle).await?,
+        network.config.vni,
+        network.config.port,
+        config.replace_flannel,
+    )?;
+    waiting.step("a subnet");
+    Agent::start(config, pins, store, network, uplink).await
 }
 
 fn check_host() -> Result<()> {

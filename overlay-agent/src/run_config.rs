@@ -24,6 +24,8 @@ use crate::{
 pub struct RunConfig {
     /// How to reach etcd.
     pub etcd: EtcdConfig,
+    /// The file that takes etcd's place, if there is one.
+    pub peers: Option<PathBuf>,
     /// How to choose the uplink.
     pub uplink: UplinkConfig,
     /// Where `subnet.env` goes.
@@ -160,6 +162,7 @@ impl TryFrom<RunArgs> for RunConfig {
         Ok(Self {
             without_effect: without_effect(&args),
             etcd: EtcdConfig::try_from(&args.etcd)?,
+            peers: args.peers.clone(),
             uplink: UplinkConfig::try_from(&args)?,
             subnet_file: args.subnet_file,
             ip_masq: args.ip_masq,

@@ -45,6 +45,7 @@ const LAYERS: &[Layer] = &[
     layer("unit", "every decision, without a kernel", Runs::Units),
     layer("datapath", "the BPF programs, packet by packet", Runs::Integration(Threads::One)),
     layer("store", "a real etcd", Runs::Integration(Threads::Many)),
+    layer("control", "agents, etcd and what operators see", Runs::Integration(Threads::One)),
     layer("network", "hosts and containers in namespaces", Runs::Integration(Threads::One)),
     layer("docker", "real Docker daemons", Runs::Integration(Threads::One)),
 ];

@@ -3,9 +3,12 @@
 mod client;
 mod server;
 mod status;
+mod waiting;
 
 pub use client::fetch_status;
 pub use server::{Requests, serve_probes, serve_socket};
 pub use status::{
-    CounterStatus, LeaseStatus, PeerStatus, ProgramStatus, Status, UplinkStatus, Verdicts,
+    CounterStatus, LeaseStatus, OverlayStatus, PeerStatus, ProgramStatus, Status, UplinkStatus,
+    Verdicts,
 };
+pub use waiting::Waiting;

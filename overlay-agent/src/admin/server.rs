@@ -7,6 +7,7 @@ use std::{
 
 use anyhow::{Context, Result};
 use axum::{Json, Router, extract::State, http::StatusCode, response::IntoResponse, routing::get};
+use serde::Serialize;
 use tokio::{
     net::{TcpListener, UnixListener},
     sync::{mpsc, oneshot},
@@ -40,13 +41,21 @@ async fn healthz(State(asker): State<Asker>) -> impl IntoResponse {
     }
 }
 
-/// Ready: every known lease is programmed. Not ready: why, as JSON.
+/// Ready: every known lease is programmed. Not ready: why. Problems that packets do not suffer from, such
+/// as etcd being away, are told and leave a ready agent ready.
+#[derive(Serialize)]
+struct Readiness {
+    ready: bool,
+    problems: Vec<String>,
+}
+
 async fn readyz(State(asker): State<Asker>) -> impl IntoResponse {
-    match ask(&asker).await {
-        Some(status) if status.ready => (StatusCode::OK, Json(status.problems)).into_response(),
-        Some(status) => (StatusCode::SERVICE_UNAVAILABLE, Json(status.problems)).into_response(),
-        None => StatusCode::SERVICE_UNAVAILABLE.into_response(),
-    }
+    let readiness = ask(&asker).await.map_or_else(
+        || Readiness { ready: false, problems: vec!["The agent does not answer.".to_owned()] },
+        |status| Readiness { ready: status.ready, problems: status.problems },
+    );
+    let code = if readiness.ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    (code, Json(readiness))
 }
 
 /// Removes the socket's file when the server ends.

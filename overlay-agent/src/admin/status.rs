@@ -16,6 +16,16 @@ pub struct Status {
     pub ready: bool,
     /// What is wrong, each in a sentence; empty when nothing is.
     pub problems: Vec<String>,
+    /// What an agent that has not started yet waits for; `null` once it runs.
+    pub waiting_for: Option<String>,
+    /// Everything else, once there is a lease; in JSON, these are fields beside the others.
+    #[serde(flatten)]
+    pub overlay: Option<OverlayStatus>,
+}
+
+/// The overlay on this host.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+pub struct OverlayStatus {
     /// The whole overlay.
     pub network: Ipv4Network,
     /// VXLAN network identifier.
@@ -137,6 +147,19 @@ impl From<CounterRow> for CounterStatus {
 }
 
 impl Status {
+    /// Of an agent that waits for something before it can run, and what is in its way.
+    pub fn waiting(waiting_for: &str, troubles: Vec<String>) -> Self {
+        let mut problems = vec![format!("The agent waits for {waiting_for}.")];
+        problems.extend(troubles);
+        Self {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            ready: false,
+            problems,
+            waiting_for: Some(waiting_for.to_owned()),
+            overlay: None,
+        }
+    }
+
     /// Whether every lease is programmed and nothing is wrong.
     pub const fn is_fine(&self) -> bool {
         self.ready && self.problems.is_empty()
@@ -145,25 +168,35 @@ impl Status {
     /// The status in words.
     pub fn to_text(&self) -> String {
         let mut text = String::new();
+        if self.is_fine() {
+            text.push_str("Everything is as it should be.\n");
+        }
+        // Writing to a string cannot fail.
+        for problem in &self.problems {
+            writeln!(text, "Problem: {problem}").ok();
+        }
+        if let Some(overlay) = &self.overlay {
+            overlay.write_text(&mut text);
+        }
+        text
+    }
+}
+
+impl OverlayStatus {
+    fn write_text(&self, text: &mut String) {
+        // As above.
         for line in self.summary() {
-            // Writing to a string cannot fail.
             writeln!(text, "{line}").ok();
         }
         write!(text, "\nPeers ({})\n{}\n", self.peers.len(), self.peer_table()).ok();
         write!(text, "\nPrograms\n{}\n", self.program_table()).ok();
         write!(text, "\nPackets\n{}\n", self.counter_table()).ok();
-        text
     }
 
-    fn summary(&self) -> Vec<String> {
-        let mut lines = if self.problems.is_empty() {
-            vec!["Everything is as it should be.".to_owned()]
-        } else {
-            self.problems.iter().map(|problem| format!("Problem: {problem}")).collect()
-        };
+    fn summary(&self) -> [String; 4] {
         let bridge = self.bridge.as_deref().unwrap_or("none yet");
         let path = if self.fast_path { "on" } else { "off" };
-        lines.extend([
+        [
             format!(
                 "Lease     {} of {}, VNI {}, UDP port {}, MTU {}",
                 self.lease.subnet, self.network, self.vni, self.port, self.mtu
@@ -174,8 +207,7 @@ impl Status {
             ),
             format!("Bridge    {bridge}, {} containers known", self.endpoints),
             format!("Fast path {path}"),
-        ]);
-        lines
+        ]
     }
 
     fn peer_table(&self) -> Table {

@@ -107,6 +107,10 @@ pub struct RunArgs {
     )]
     pub ip_blackhole_route: bool,
 
+    /// Do without etcd: a file says who has which subnet. It is read again whenever it changes
+    #[arg(long, value_name = "FILE", help_heading = OURS)]
+    pub peers: Option<PathBuf>,
+
     /// The containers' bridge; by default whichever has an address in this host's subnet
     #[arg(long, value_name = "NAME", help_heading = OURS)]
     pub bridge: Option<String>,

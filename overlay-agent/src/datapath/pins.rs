@@ -85,6 +85,16 @@ impl PinPath {
     }
 }
 
+impl Drop for PinPath {
+    /// An agent that failed before it pinned anything leaves no empty directory.
+    fn drop(&mut self) {
+        for directory in [self.directory.join("links"), self.directory.clone()] {
+            // Refused where something is pinned, or where it is gone already.
+            fs::remove_dir(directory).ok();
+        }
+    }
+}
+
 fn mount_bpf_file_system() -> Result<()> {
     let root = Path::new("/sys/fs/bpf");
     if statfs(root).is_ok_and(|found| found.filesystem_type() == BPF_FS_MAGIC) {

@@ -38,6 +38,13 @@ pub enum LeaseEvent {
         /// Whose it is, if its value says so.
         owner: Option<Ipv4Addr>,
     },
+    /// An operator has given this host another subnet or MAC. Whoever followed has stopped.
+    Reassigned {
+        /// What it had.
+        old: Lease,
+        /// What it gets.
+        new: Lease,
+    },
 }
 
 /// Keeps one lease.

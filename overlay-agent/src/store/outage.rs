@@ -154,21 +154,6 @@ mod tests {
         assert!(outage.failed(&"refused") <= SHORTEST);
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn a_first_try_that_takes_long_is_trouble_until_it_ends_well() {
-        let troubles = Troubles::default();
-        let mut outage = Outage::on("cannot read the config", &troubles);
-        let slow = tokio::time::sleep(Duration::from_secs(4));
-        let look = async {
-            tokio::time::sleep(Duration::from_secs(3)).await;
-            troubles.sentences()
-        };
-        let ((), seen) = tokio::join!(outage.attempt(slow), look);
-        assert_eq!(seen, ["cannot read the config: no answer yet"]);
-        outage.over();
-        assert!(troubles.sentences().is_empty());
-    }
-
     #[test]
     fn what_fails_is_trouble_until_it_is_over_or_given_up() {
         let troubles = Troubles::default();

@@ -26,8 +26,7 @@ fn ends(host: &Host, options: &AgentOptions, code: i32, words: &[&str]) {
 fn nothing_is_left(host: &Host) {
     assert!(!host.ip(["-brief", "link"]).unwrap().contains("overlay."), "a device is left");
     assert!(!host.subnet_file().exists(), "a subnet file is left");
-    let pins = host.pins().join("peers");
-    assert!(!pins.exists(), "{} is left", pins.display());
+    assert!(!host.pins().exists(), "{} is left", host.pins().display());
 }
 
 #[test]

@@ -163,7 +163,10 @@ impl Agent {
             if !self.subnet_file.exists() {
                 bail!("there is no {} yet", self.subnet_file.display());
             }
-            status(&self.binary, &self.socket).map(drop)
+            // It answers from its first moment on, and has a lease when it runs.
+            let status = status(&self.binary, &self.socket)?;
+            ensure!(!status["lease"].is_null(), "it still waits: {}", status["problems"]);
+            Ok(())
         })
         .with_context(|| format!("the end of its log:\n{}", self.process.log_tail(20)))
     }

@@ -1,0 +1,115 @@
+//! What the running agent says about itself.
+
+use anyhow::Result;
+
+use super::Agent;
+use crate::{
+    admin::{
+        CounterStatus, LeaseStatus, OverlayStatus, PeerStatus, ProgramStatus, Status, UplinkStatus,
+    },
+    datapath::read_counters,
+    netlink::{self, Observed},
+};
+
+impl Agent {
+    pub(super) async fn status(&self) -> Result<Status> {
+        let dataplane = &self.dataplane;
+        let spec = dataplane.spec();
+        let counters = read_counters(&dataplane.tables().counters)?;
+        let overlay = OverlayStatus {
+            network: spec.tunnel.network,
+            vni: spec.tunnel.vni.get(),
+            port: spec.tunnel.port,
+            mtu: spec.tunnel.mtu,
+            fast_path: spec.fast_path,
+            lease: LeaseStatus {
+                subnet: self.lease.subnet,
+                public_ip: self.lease.public_ip,
+                vtep_mac: self.lease.vtep_mac.to_string(),
+            },
+            uplink: UplinkStatus {
+                name: spec.uplink.interface.clone(),
+                ifindex: spec.uplink.ifindex,
+            },
+            tunnel: dataplane.tunnel().name.clone(),
+            bridge: dataplane.bridge().map(|link| link.name.clone()),
+            endpoints: dataplane.endpoints(),
+            peers: dataplane
+                .peers()
+                .leases()
+                .map(|lease| PeerStatus {
+                    subnet: lease.subnet,
+                    public_ip: lease.public_ip,
+                    vtep_mac: lease.vtep_mac.to_string(),
+                })
+                .collect(),
+            programs: dataplane
+                .attachments()
+                .iter()
+                .map(|(hook, place)| ProgramStatus {
+                    hook: hook.to_owned(),
+                    interface: place.interface.clone(),
+                })
+                .collect(),
+            counters: counters.into_iter().map(CounterStatus::from).collect(),
+        };
+        Ok(Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            ready: dataplane.synced(),
+            waiting_for: None,
+            problems: self.problems().await,
+            overlay: Some(overlay),
+        })
+    }
+
+    async fn problems(&self) -> Vec<String> {
+        let mut problems = Vec::new();
+        if !self.dataplane.synced() {
+            problems.push("The leases have not been listed yet.".to_owned());
+        }
+        if self.moving.is_some() {
+            problems.push(format!(
+                "Our subnet {} belongs to another host now, and another one is being taken.",
+                self.lease.subnet
+            ));
+        }
+        if self.dataplane.bridge().is_none() {
+            problems.push(match &self.config.bridge {
+                Some(name) => format!("There is no bridge {name}, which --bridge names."),
+                None => format!(
+                    "No bridge has an address in {}: start Docker with the options that `overlay-agent docker-opts` makes of {}.",
+                    self.lease.subnet,
+                    self.config.subnet_file.display()
+                ),
+            });
+        }
+        match netlink::observe(&self.netlink).await {
+            Ok(observed) => problems.extend(self.missing_links(&observed)),
+            Err(error) => problems.push(format!("The kernel does not answer: {error:#}.")),
+        }
+        problems.extend(self.store.troubles().sentences());
+        problems.extend(self.config_problems.iter().cloned());
+        problems.extend(self.faults.reconcile.iter().chain(&self.faults.firewall).cloned());
+        problems
+    }
+
+    fn missing_links(&self, observed: &Observed) -> Vec<String> {
+        let mut problems = Vec::new();
+        let uplink = &self.dataplane.spec().uplink;
+        match observed.links.get(&uplink.ifindex) {
+            None => problems.push(format!(
+                "The uplink {} (number {}) is gone: once it is back, restart the agent.",
+                uplink.interface, uplink.ifindex
+            )),
+            Some(link) if !link.up => problems.push(format!("The uplink {} is down.", link.name)),
+            Some(_) => {}
+        }
+        let name = &self.dataplane.tunnel().name;
+        match observed.links.values().find(|link| link.name == *name) {
+            None => problems.push(format!("The tunnel device {name} is missing.")),
+            Some(link) if !link.up => problems.push(format!("The tunnel device {name} is down.")),
+            Some(_) => {}
+        }
+        problems
+    }
+}

@@ -1,0 +1,134 @@
+use std::net::Ipv4Addr;
+
+use anyhow::{Context as _, Result};
+use tokio::sync::mpsc;
+use tokio_util::task::AbortOnDropHandle;
+use tracing::info;
+
+use super::{
+    Etcd, Follower, LeaseUpdate,
+    config::{ConfigUpdate, StoredConfig, wait_for_config},
+    fixed::FixedStore,
+    trouble::Troubles,
+};
+use crate::{
+    exit::{Exit, WithExit as _},
+    lease::{
+        Lease,
+        acquire::{AcquireError, Request, acquire},
+        keeper::{Keeper, LeaseEvent},
+    },
+    run_config::RunConfig,
+};
+
+/// Where it is agreed who has which subnet.
+#[derive(Clone, Debug)]
+pub enum Store {
+    /// In etcd, as flannel does.
+    Etcd(Etcd),
+    /// In a file on every host.
+    Fixed(FixedStore),
+}
+
+/// A host that has its subnet and hears about everybody else's.
+pub struct Joined {
+    /// Its lease.
+    pub lease: Lease,
+    /// What it hears.
+    pub following: Following,
+}
+
+/// What the tasks say that keep our lease and follow everybody's. They end with this value.
+pub struct Following {
+    /// Everybody's leases, ours included.
+    pub updates: mpsc::Receiver<LeaseUpdate>,
+    /// What happens to ours.
+    pub events: mpsc::Receiver<LeaseEvent>,
+    /// What becomes of the network config.
+    pub configs: mpsc::Receiver<ConfigUpdate>,
+    _tasks: Vec<AbortOnDropHandle<()>>,
+}
+
+impl Store {
+    /// The store that the command line asks for. Reads the files that it names, connects to nothing yet.
+    pub fn new(config: &RunConfig) -> Result<Self> {
+        match &config.peers {
+            Some(path) => Ok(Self::Fixed(FixedStore::new(path))),
+            None => Ok(Self::Etcd(Etcd::new(&config.etcd).exit(Exit::Usage)?)),
+        }
+    }
+
+    /// What fails at this moment.
+    pub const fn troubles(&self) -> &Troubles {
+        match self {
+            Self::Etcd(store) => store.troubles(),
+            Self::Fixed(store) => store.troubles(),
+        }
+    }
+
+    /// The network config. Waits for etcd to have one.
+    pub async fn network(&self) -> Result<StoredConfig> {
+        match self {
+            Self::Etcd(store) => wait_for_config(store).await.exit(Exit::Config),
+            Self::Fixed(store) => store.network().exit(Exit::Config),
+        }
+    }
+
+    /// Gets this host a subnet, and follows everybody else from then on. Where the network config changes
+    /// meanwhile, `network` is the new one afterwards.
+    pub async fn join(&self, network: &mut StoredConfig, request: &Request) -> Result<Joined> {
+        match self {
+            Self::Etcd(store) => self.join_etcd(store, network, request).await,
+            Self::Fixed(store) => join_fixed(store, network, request.public_ip),
+        }
+    }
+
+    async fn join_etcd(
+        &self,
+        store: &Etcd,
+        network: &mut StoredConfig,
+        request: &Request,
+    ) -> Result<Joined> {
+        let acquired = loop {
+            match acquire(store, network, request).await {
+                Ok(acquired) => break acquired,
+                Err(AcquireError::ConfigChanged) => {
+                    info!("the network config has changed: reading it again");
+                    *network = self.network().await?;
+                }
+                Err(error) => return Err(error).context("cannot take a subnet"),
+            }
+        };
+        let lease = acquired.lease;
+        info!("lease: {lease}, {:?}", acquired.origin);
+        let (updates_sender, updates) = mpsc::channel(1024);
+        let (events_sender, events) = mpsc::channel(16);
+        let (configs_sender, configs) = mpsc::channel(16);
+        let keeper = Keeper::new(store.clone(), &acquired, request.ttl);
+        let follower = Follower::new(store.clone())
+            .starting_from(acquired.listing)
+            .informing(keeper.handle())
+            .reporting_config(network.mod_revision, configs_sender);
+        let tasks = vec![
+            AbortOnDropHandle::new(tokio::spawn(follower.run(updates_sender))),
+            AbortOnDropHandle::new(tokio::spawn(keeper.run(events_sender))),
+        ];
+        Ok(Joined { lease, following: Following { updates, events, configs, _tasks: tasks } })
+    }
+}
+
+fn join_fixed(
+    store: &FixedStore,
+    network: &mut StoredConfig,
+    public_ip: Ipv4Addr,
+) -> Result<Joined> {
+    let (lease, stored, follower) = store.join(public_ip).exit(Exit::Config)?;
+    *network = stored;
+    info!("lease: {lease}, as the peers file says");
+    let (updates_sender, updates) = mpsc::channel(1024);
+    let (events_sender, events) = mpsc::channel(16);
+    let (configs_sender, configs) = mpsc::channel(16);
+    let follow = follower.run(updates_sender, events_sender, configs_sender);
+    let tasks = vec![AbortOnDropHandle::new(tokio::spawn(follow))];
+    Ok(Joined { lease, following: Following { updates, events, configs, _tasks: tasks } })
+}
