@@ -146,7 +146,8 @@ impl Agent {
                     }
                 }
                 change = changes.next() => {
-                    change.context("the netlink socket for events was closed")?;
+                    let change = change.context("the netlink socket for events was closed")?;
+                    self.forget_ports(&change.gone);
                     due.get_or_insert_with(|| (Instant::now() + SETTLE).max(earliest));
                 }
                 () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {
@@ -181,6 +182,11 @@ impl Agent {
     async fn reconcile(&mut self) {
         let outcome = self.dataplane.reconcile().await;
         self.faults.reconcile = report("bringing the kernel in step", outcome);
+    }
+
+    fn forget_ports(&mut self, gone: &[u32]) {
+        let outcome = self.dataplane.forget_ports(gone);
+        self.faults.reconcile = report("forgetting containers that are gone", outcome);
     }
 
     async fn verify(&mut self) {

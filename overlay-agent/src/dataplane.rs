@@ -276,6 +276,20 @@ impl Dataplane {
         Ok(())
     }
 
+    /// Forgets the containers behind interfaces that are gone: somebody else may have their addresses
+    /// in the next moment.
+    pub fn forget_ports(&mut self, gone: &[u32]) -> Result<()> {
+        if gone.is_empty() {
+            return Ok(());
+        }
+        for (address, endpoint) in self.tables.endpoints.entries()? {
+            if !endpoint.is_host() && gone.contains(&endpoint.ifindex) {
+                self.tables.endpoints.remove(&address)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Makes the maps hold exactly these leases.
     pub fn replace_leases(&mut self, leases: Vec<Lease>) -> Result<()> {
         self.peers.replace_all(leases);

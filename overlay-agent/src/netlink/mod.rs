@@ -6,7 +6,7 @@ mod watch;
 
 pub use observe::{Link, LinkKind, Neighbour, Observed, observe};
 pub use tunnel::{Tunnel, TunnelSpec, check_port, ensure_tunnel, tunnel_name};
-pub use watch::changes;
+pub use watch::{Changes, changes};
 
 use anyhow::{Context, Result};
 use rtnetlink::Handle;

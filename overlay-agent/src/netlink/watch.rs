@@ -1,10 +1,20 @@
 use anyhow::{Context, Result};
 use futures::{Stream, StreamExt};
+use netlink_packet_core::NetlinkPayload;
+use netlink_packet_route::{RouteNetlinkMessage, link::LinkFlags};
 use rtnetlink::MulticastGroup;
+
+/// What changed in the kernel.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Changes {
+    /// Interfaces that are gone or down: whatever was behind them is not there any more, and that cannot
+    /// wait for the next look.
+    pub gone: Vec<u32>,
+}
 
 /// Yields an item whenever a link, an IPv4 address, a neighbour or an IPv4 route has changed. What
 /// changed is for [`observe`](super::observe) to find out: events can be lost, the kernel's state not.
-pub fn changes() -> Result<impl Stream<Item = ()> + Unpin + Send> {
+pub fn changes() -> Result<impl Stream<Item = Changes> + Unpin + Send> {
     let (connection, _handle, messages) = rtnetlink::new_multicast_connection(&[
         MulticastGroup::Link,
         MulticastGroup::Ipv4Ifaddr,
@@ -14,5 +24,18 @@ pub fn changes() -> Result<impl Stream<Item = ()> + Unpin + Send> {
     .context("opening a netlink socket for events")?;
     tokio::spawn(connection);
     // A batch of events is one change.
-    Ok(messages.ready_chunks(4096).map(|_events| ()))
+    Ok(messages.ready_chunks(4096).map(|events| Changes {
+        gone: events.iter().filter_map(|(event, _)| gone(&event.payload)).collect(),
+    }))
+}
+
+fn gone(payload: &NetlinkPayload<RouteNetlinkMessage>) -> Option<u32> {
+    match payload {
+        NetlinkPayload::InnerMessage(RouteNetlinkMessage::DelLink(link)) => Some(link.header.index),
+        NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(link)) => {
+            let up = link.header.flags.contains(LinkFlags::Up);
+            (!up).then_some(link.header.index)
+        }
+        _ => None,
+    }
 }

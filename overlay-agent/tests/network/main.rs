@@ -5,6 +5,8 @@ mod bad_input;
 mod corners;
 mod flannel;
 mod masquerade;
+mod matrix;
+mod mutation;
 mod overlay;
 mod paths;
 mod stream;

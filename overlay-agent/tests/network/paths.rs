@@ -1,8 +1,17 @@
 //! Which path packets take, and that each of them carries everything alone.
 
-use xtask::lab::Lab;
+use std::{
+    net::UdpSocket,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
-use crate::overlay::Overlay;
+use xtask::lab::{Lab, Namespace, eventually};
+
+use crate::overlay::{Overlay, SOON};
 
 #[test]
 fn containers_talk_by_the_fast_path() {
@@ -76,6 +85,90 @@ fn a_container_that_nobody_has_heard_of_is_found_through_the_bridge() {
     let to_bridge = overlay.rise("from_uplink", "to_bridge");
     overlay.containers[0].ping(silent.address()).unwrap();
     assert_eq!(to_bridge.of(&overlay)[1], 1);
+}
+
+/// Two containers of one host swap addresses and come back behind new veths 200 times while the other host
+/// sends to both addresses: each datagram that arrives must arrive where its address is.
+#[test]
+fn nothing_is_ever_delivered_to_the_wrong_container() {
+    let overlay = Overlay::new();
+    let host = overlay.lab.host(1);
+    let subnet = host.subnet().unwrap();
+    let inside = ["a", "b"].map(|name| Namespace::create(overlay.lab.ledger(), name).unwrap());
+    let addresses = [subnet.container(50), subnet.container(51)];
+    let stop = Arc::new(AtomicBool::new(false));
+    let stopped = Arc::clone(&stop);
+    let sending = overlay.containers[0]
+        .namespace()
+        .within(move || {
+            let socket = UdpSocket::bind("0.0.0.0:0")?;
+            Ok(std::thread::spawn(move || {
+                let mut sent = 0_u64;
+                while !stopped.load(Ordering::Relaxed) {
+                    for address in addresses {
+                        // The address in the payload, to be compared with the one it arrives at.
+                        socket.send_to(&address.octets(), (address, 4000)).ok();
+                        sent += 1;
+                    }
+                    std::thread::sleep(Duration::from_micros(500));
+                }
+                sent
+            }))
+        })
+        .unwrap();
+    let mut arrived = 0;
+    for round in 0..200 {
+        for outer in ["swap0", "swap1"] {
+            host.command("ip").args(["link", "del", outer]).output().unwrap();
+        }
+        // Who has which address alternates; both get a new veth, with a new MAC.
+        for (number, namespace) in inside.iter().enumerate() {
+            let address = addresses[(number + round) % 2];
+            let outer = format!("swap{number}");
+            let add =
+                format!("link add {outer} type veth peer name swap netns {}", namespace.name());
+            host.ip(add.split(' ')).unwrap();
+            namespace.ip(["address", "add", &format!("{address}/24"), "dev", "swap"]).unwrap();
+            namespace.ip(["link", "set", "swap", "up"]).unwrap();
+            host.ip(["link", "set", &outer, "master", "docker0", "up"]).unwrap();
+            // As a container does when it starts: its first packet tells the host who has the address.
+            let gateway = subnet.gateway.to_string();
+            eventually(SOON, "the container to reach its gateway", || {
+                namespace
+                    .command("ping")
+                    .args(["-n", "-c1", "-W1", "-I", "swap", &gateway])
+                    .run()
+                    .map(drop)
+            })
+            .unwrap();
+        }
+        for (number, namespace) in inside.iter().enumerate() {
+            let address = addresses[(number + round) % 2];
+            // Bound to the device, whatever the address: what is not for us would be seen, too.
+            let seen = namespace
+                .within(move || {
+                    let socket = UdpSocket::bind(("0.0.0.0", 4000))?;
+                    socket.set_read_timeout(Some(Duration::from_millis(30)))?;
+                    let mut seen = Vec::new();
+                    let mut datagram = [0; 16];
+                    while let Ok(length) = socket.recv(&mut datagram) {
+                        seen.push(datagram[..length].to_vec());
+                        if seen.len() >= 10 {
+                            break;
+                        }
+                    }
+                    Ok(seen)
+                })
+                .unwrap();
+            arrived += seen.len();
+            let wrong = seen.iter().find(|payload| **payload != address.octets());
+            assert_eq!(wrong, None, "round {round}: {address} got another's datagram");
+        }
+    }
+    stop.store(true, Ordering::Relaxed);
+    let sent = sending.join().unwrap();
+    println!("{arrived} datagrams looked at, {sent} sent");
+    assert!(arrived > 200, "{arrived} of {sent} arrived");
 }
 
 #[test]

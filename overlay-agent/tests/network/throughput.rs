@@ -55,7 +55,7 @@ fn udp_of_every_kind_arrives() {
 }
 
 /// Sends `bytes` from one container to the other and returns what arrived.
-fn transfer(from: &Container, to: &Container, bytes: Vec<u8>) -> Vec<u8> {
+pub(crate) fn transfer(from: &Container, to: &Container, bytes: Vec<u8>) -> Vec<u8> {
     const PORT: u16 = 5555;
     let address: Ipv4Addr = to.address();
     let listener = to.namespace().within(move || Ok(TcpListener::bind((address, PORT))?)).unwrap();
@@ -79,19 +79,24 @@ fn transfer(from: &Container, to: &Container, bytes: Vec<u8>) -> Vec<u8> {
     receiving.join().unwrap()
 }
 
+/// A mebibyte that no compression, padding or repetition could fake.
+pub(crate) fn file() -> Vec<u8> {
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    std::iter::repeat_with(|| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state.to_le_bytes()[3]
+    })
+    .take(1 << 20)
+    .collect()
+}
+
 #[test]
 fn a_file_arrives_unchanged_both_ways() {
     for imitate_wire in [false, true] {
         let overlay = Overlay::with(Lab::builder().imitate_wire(imitate_wire), |options| options);
-        let mut state = 0x9e37_79b9_7f4a_7c15_u64;
-        let file: Vec<u8> = std::iter::repeat_with(|| {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            state.to_le_bytes()[3]
-        })
-        .take(1 << 20)
-        .collect();
+        let file = file();
         let [one, two] = overlay.pair();
         // Equal bytes: more than an equal SHA-256.
         assert!(transfer(one, two, file.clone()) == file, "one to two");
