@@ -5,6 +5,7 @@ use std::{net::Ipv4Addr, sync::Mutex, sync::PoisonError};
 use anyhow::{Result, ensure};
 
 use super::{ledger::Ledger, namespace::Namespace};
+use crate::command::Cmd;
 
 /// The name of every host's end of its cable.
 pub const UPLINK: &str = "eth0";
@@ -100,19 +101,30 @@ impl Wire {
         let (send, receive) = if real { ("off", "on") } else { ("on", "off") };
         for name in plugged {
             let namespace = super::namespace::path(&name);
-            let mut command = crate::command::Cmd::new("ethtool").args(["-K", UPLINK]);
-            for offload in SEND_OFFLOADS {
-                command = command.args([offload, send]);
-            }
-            super::namespace::enter(&namespace, command.args(["gro", receive])).run()?;
+            let uplink = Self::offloads(UPLINK, send).args(["gro", receive]);
+            super::namespace::enter(&namespace, uplink).run()?;
+            // The last one to send decides too: veth aggregates only what came from a device that could
+            // not have sent it whole.
+            self.switch.wrap(Self::offloads(&self.port_of(&name), send)).run()?;
         }
         Ok(())
     }
 
+    /// Switches everything that sends more than the MTU at a time.
+    fn offloads(device: &str, state: &str) -> Cmd {
+        let switches = SEND_OFFLOADS.iter().flat_map(|offload| [offload, state]);
+        Cmd::new("ethtool").args(["-K", device]).args(switches)
+    }
+
     /// The switch's end of a host's cable; short, because of the 15 characters of a device name.
     fn port(&self, namespace: &Namespace) -> String {
+        self.port_of(namespace.name())
+    }
+
+    /// The same by the name of the host's namespace.
+    fn port_of(&self, namespace: &str) -> String {
         let lab = format!("{}-", self.ledger.name());
-        let short = namespace.name().trim_start_matches(&lab);
+        let short = namespace.trim_start_matches(&lab);
         format!("p-{}", short.trim_start_matches("host-").chars().take(12).collect::<String>())
     }
 
