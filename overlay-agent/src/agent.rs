@@ -208,21 +208,22 @@ impl Agent {
                 let owner =
                     owner.map_or_else(|| "another host".to_owned(), |owner| owner.to_string());
                 tracing::error!(subnet = %lease.subnet, key, owner, "our subnet was taken");
-                self.take_another_subnet();
+                self.take_another_subnet(self.network.clone());
             }
             LeaseEvent::Reassigned { old, new } => {
                 tracing::warn!(%old, %new, "the peers file has another lease for this host");
-                self.take_another_subnet();
+                self.take_another_subnet(self.network.clone());
             }
         }
     }
 
     /// Starts to look for another subnet. Until one is found, which may take as long as etcd is away,
     /// everything else goes on.
-    fn take_another_subnet(&mut self) {
+    fn take_another_subnet(&mut self, mut network: StoredConfig) {
         let store = self.store.clone();
-        let mut network = self.network.clone();
         let request = lease_request(&self.config, &self.uplink, Some(self.lease.vtep_mac));
+        // The one in the subnet file is the one that we lose.
+        let request = Request { previous: None, ..request };
         self.moving = Some(AbortOnDropHandle::new(tokio::spawn(async move {
             let mut outage = Outage::on("cannot take another subnet", store.troubles());
             loop {
@@ -297,6 +298,10 @@ impl Agent {
                  host takes another one",
                 self.lease.subnet
             ));
+        }
+        if self.moving.is_some() {
+            // By the config of now there may be room.
+            self.take_another_subnet(stored.clone());
         }
         if all.iter().any(|change| matches!(change, Change::Mtu(..))) {
             let outcome = self.change_mtu().await;

@@ -14,6 +14,7 @@ use tokio::{
 };
 
 use super::Status;
+use crate::exit::{Exit, WithExit as _};
 
 /// Questions to the agent, each with the place for its answer.
 pub type Requests = mpsc::Receiver<oneshot::Sender<Status>>;
@@ -97,7 +98,8 @@ pub fn serve_socket(path: &Path, asker: Asker) -> Result<SocketFile> {
 pub async fn serve_probes(address: SocketAddr, asker: Asker) -> Result<()> {
     let listener = TcpListener::bind(address)
         .await
-        .with_context(|| format!("listening for health probes on {address}"))?;
+        .with_context(|| format!("cannot listen for health probes on {address}"))
+        .exit(Exit::Unavailable)?;
     let router = Router::new()
         .route("/healthz", get(healthz))
         .route("/readyz", get(readyz))

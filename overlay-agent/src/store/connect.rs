@@ -85,7 +85,7 @@ impl Connector {
             Some(client) => {
                 Ok(Connection { client: client.clone(), endpoint, generation: state.generation })
             }
-            None => Err(NoEndpoint(Vec::new())),
+            None => Err(NoEndpoint { failures: Vec::new(), refused: false }),
         }
     }
 
@@ -99,17 +99,24 @@ impl Connector {
 
     async fn dial(&self, first: usize) -> Result<(Client, usize), NoEndpoint> {
         let mut failures = Vec::new();
+        let mut refused = true;
         for offset in 0..self.endpoints.len() {
             let index = (first + offset) % self.endpoints.len();
             let endpoint = &self.endpoints[index];
             let reason = match timeout(CONNECT, Box::pin(self.dial_one(endpoint))).await {
                 Ok(Ok(client)) => return Ok((client, index)),
-                Ok(Err(error)) => explain(&error),
-                Err(_) => format!("no answer within {} s", CONNECT.as_secs()),
+                Ok(Err(error)) => {
+                    refused &= is_refusal(&error);
+                    explain_end(endpoint, explain(&error))
+                }
+                Err(_) => {
+                    refused = false;
+                    format!("no answer within {} s", CONNECT.as_secs())
+                }
             };
             failures.push((endpoint.clone(), reason));
         }
-        Err(NoEndpoint(failures))
+        Err(NoEndpoint { failures, refused })
     }
 
     /// Connecting alone says little, it happens on first use: so something is asked for.
@@ -150,18 +157,22 @@ fn tls(config: &EtcdConfig) -> anyhow::Result<Option<TlsOptions>> {
     Ok(Some(options))
 }
 
-/// No endpoint answers: each with its reason.
+/// No endpoint answers, or none as we want it to: each with its reason.
 #[derive(Debug)]
-pub(super) struct NoEndpoint(Vec<(String, String)>);
+pub(super) struct NoEndpoint {
+    failures: Vec<(String, String)>,
+    /// They are there and want nothing to do with us: what is wrong is the user, the password, the role.
+    refused: bool,
+}
 
 impl fmt::Display for NoEndpoint {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        out.write_str("no etcd endpoint answers")?;
-        for (index, (endpoint, reason)) in self.0.iter().enumerate() {
+        out.write_str(if self.refused { "etcd refuses us" } else { "no etcd endpoint answers" })?;
+        for (index, (endpoint, reason)) in self.failures.iter().enumerate() {
             out.write_str(if index == 0 { " (" } else { "; " })?;
             write!(out, "{endpoint}: {reason}")?;
         }
-        if !self.0.is_empty() {
+        if !self.failures.is_empty() {
             out.write_char(')')?;
         }
         Ok(())
@@ -187,7 +198,33 @@ fn root_of(error: &(dyn StdError + 'static)) -> String {
     while let Some(source) = root.source() {
         root = source;
     }
-    root.to_string()
+    let text = root.to_string();
+    // The TLS library's way to say what the other end thinks of us.
+    match text.strip_prefix("received fatal alert: ") {
+        Some(alert) if alert.contains("Certificate") || alert == "UnknownCA" => {
+            format!("etcd wants a client certificate, and does not accept what it gets ({alert})")
+        }
+        _ => text,
+    }
+}
+
+/// A server that does not like a client's certificate says so and hangs up, in TLS 1.3 after the handshake;
+/// we may notice the second before the first.
+fn explain_end(endpoint: &str, reason: String) -> String {
+    const HUNG_UP: [&str; 4] =
+        ["connection closed", "Connection reset", "Broken pipe", "operation was canceled"];
+    if endpoint.starts_with("https://") && HUNG_UP.iter().any(|text| reason.contains(text)) {
+        format!("{reason}: it may want a client certificate, and not accept what it gets")
+    } else {
+        reason
+    }
+}
+
+/// Whether etcd has answered that it does not want us. The numbers are gRPC's: invalid argument (an
+/// unknown user or a wrong password), permission denied, unauthenticated.
+fn is_refusal(error: &Error) -> bool {
+    matches!(error, Error::GRpcStatus(status) if matches!(status.code() as i32, 3 | 7 | 16)
+        && StdError::source(status).is_none())
 }
 
 /// Whether another endpoint, or a new connection, could do better.

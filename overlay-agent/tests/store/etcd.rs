@@ -23,6 +23,8 @@ pub(crate) struct Tls {
     pub(crate) cert: PathBuf,
     /// The server's key.
     pub(crate) key: PathBuf,
+    /// Whether clients need a certificate too; then, one of theirs and its key.
+    pub(crate) client: Option<(PathBuf, PathBuf)>,
 }
 
 /// A running etcd. Killed on drop, which a failing test does as well.
@@ -141,7 +143,13 @@ impl TestEtcd {
             let mut options = ConnectOptions::new().with_timeout(Duration::from_secs(1));
             if let Some(tls) = &self.member.tls {
                 let ca = etcd_client::Certificate::from_pem(std::fs::read(&tls.ca).unwrap());
-                options = options.with_tls(etcd_client::TlsOptions::new().ca_certificate(ca));
+                let mut tls_options = etcd_client::TlsOptions::new().ca_certificate(ca);
+                if let Some((cert, key)) = &tls.client {
+                    let [cert, key] = [cert, key].map(|path| std::fs::read(path).unwrap());
+                    let identity = etcd_client::Identity::from_pem(cert, key);
+                    tls_options = tls_options.identity(identity);
+                }
+                options = options.with_tls(tls_options);
             }
             if let Ok(mut client) = Client::connect([self.endpoint()], Some(options)).await
                 && client.status().await.is_ok()
@@ -188,6 +196,9 @@ fn spawn(dir: &Path, member: &Member) -> Child {
         .stderr(log);
     if let Some(tls) = &member.tls {
         command.arg("--cert-file").arg(&tls.cert).arg("--key-file").arg(&tls.key);
+        if tls.client.is_some() {
+            command.arg("--client-cert-auth").arg("--trusted-ca-file").arg(&tls.ca);
+        }
     }
     command.spawn().unwrap_or_else(|error| panic!("cannot start etcd, is it installed? {error}"))
 }

@@ -1,0 +1,8 @@
+//! Agents on hosts, as operators see them: what they wait for, what they say is wrong, and what they do
+//! when etcd, the network config or the peers file is not what it was.
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+mod config;
+mod fixed;
+mod health;
+mod support;

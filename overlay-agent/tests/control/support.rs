@@ -1,0 +1,79 @@
+//! What these tests say over and over.
+
+use std::{
+    io::{Read as _, Write as _},
+    net::{SocketAddr, TcpStream},
+    time::Duration,
+};
+
+use serde_json::Value;
+use xtask::lab::{Agent, AgentOptions, Etcd, Host, eventually};
+
+/// For whatever takes seconds at most.
+pub(crate) const SOON: Duration = Duration::from_secs(15);
+
+/// Where probes are answered.
+pub(crate) const PROBES: u16 = 8471;
+
+pub(crate) fn options(etcd: &Etcd) -> AgentOptions {
+    AgentOptions::new(env!("CARGO_BIN_EXE_overlay-agent"), etcd)
+        .argument(&format!("--healthz-port={PROBES}"))
+        .argument("--iptables-forward-rules=false")
+}
+
+/// Asks a probe of the agent on a host: the status code, and the body.
+pub(crate) fn probe(host: &Host, path: &str) -> anyhow::Result<(u16, String)> {
+    let request = format!("GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n");
+    host.namespace().within(move || {
+        let address = SocketAddr::from(([127, 0, 0, 1], PROBES));
+        let mut stream = TcpStream::connect_timeout(&address, SOON)?;
+        stream.set_read_timeout(Some(SOON))?;
+        stream.write_all(request.as_bytes())?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        let code = answer.split(' ').nth(1).and_then(|code| code.parse().ok());
+        let body = answer.split_once("\r\n\r\n").map(|(_, body)| body.to_owned());
+        let (Some(code), Some(body)) = (code, body) else {
+            anyhow::bail!("no HTTP: {answer}");
+        };
+        Ok((code, body))
+    })
+}
+
+/// Waits until a status has a problem with these words.
+pub(crate) fn wait_for_problem(agent: &mut Agent, words: &[&str]) -> Value {
+    agent
+        .wait_status(SOON, &format!("a problem with {words:?}"), |status| {
+            let problems = problems(status);
+            let has = |problem: &String| words.iter().all(|word| problem.contains(word));
+            anyhow::ensure!(problems.iter().any(has), "{problems:?}");
+            Ok(())
+        })
+        .unwrap()
+}
+
+/// Waits until no problem has this word any more.
+pub(crate) fn wait_for_no_problem(agent: &mut Agent, word: &str) {
+    agent
+        .wait_status(SOON, &format!("no problem with {word:?} any more"), |status| {
+            let problems = problems(status);
+            anyhow::ensure!(!problems.iter().any(|problem| problem.contains(word)), "{problems:?}");
+            Ok(())
+        })
+        .unwrap();
+}
+
+pub(crate) fn problems(status: &Value) -> Vec<String> {
+    let problems = status["problems"].as_array().cloned().unwrap_or_default();
+    problems.iter().filter_map(|problem| problem.as_str().map(str::to_owned)).collect()
+}
+
+/// Waits until a text is in the agent's log.
+pub(crate) fn wait_for_log(agent: &Agent, text: &str) {
+    eventually(SOON, &format!("{text:?} in the log"), || {
+        let log = agent.log()?;
+        anyhow::ensure!(log.contains(text), "{log}");
+        Ok(())
+    })
+    .unwrap();
+}
