@@ -7,7 +7,8 @@ use anyhow::{Result, ensure};
 use super::{Contender, Site, Standing};
 use crate::lab::{Agent, AgentOptions, eventually};
 
-pub(super) const CONTENDER: Contender = Contender { name: super::OURS, about: "ours", set_up };
+pub(super) const CONTENDER: Contender =
+    Contender { name: super::OURS, about: "our agent, as users have it", set_up };
 
 const NETWORK: u8 = 60;
 

@@ -145,7 +145,7 @@ fn everything(page: &mut String, report: &Report) -> Result<()> {
     for &wire in &report.plan.wires {
         figures(page, report, wire)?;
     }
-    page.push_str("<p class=\"note\">All rounds are in <a href=\"report.json\">report.json</a>.</p>\n</section>\n");
+    page.push_str("<p class=\"note\">Below each figure: its ratio to the host, with the interval. All rounds are in <a href=\"report.json\">report.json</a>.</p>\n</section>\n");
     Ok(())
 }
 
@@ -174,7 +174,7 @@ fn cell(page: &mut String, column: &Column) -> Result<()> {
     page.push_str(&super::figure(column.value.median));
     let ratio = table::ratio(column.to_host);
     if !ratio.is_empty() && column.contender != crate::bench::contenders::HOST {
-        write!(page, "<small>{ratio} × host</small>")?;
+        write!(page, "<small>{ratio}</small>")?;
     }
     Ok(())
 }

@@ -14,7 +14,7 @@ use crate::bench::{
 
 const WIDTH: u32 = 560;
 const ROW: u32 = 34;
-const LABELS: u32 = 124;
+const LABELS: u32 = 136;
 const FIGURES: u32 = 64;
 const AXIS: u32 = 24;
 const FONT: &str = "system-ui, sans-serif";
@@ -30,6 +30,7 @@ pub(super) fn colour(contender: &str) -> RGBColor {
         "flannel" => RGBColor(0xe0, 0x7b, 0x2c),
         "collect-metadata" => RGBColor(0x7a, 0x5c, 0xc4),
         "host" => RGBColor(0x4a, 0x55, 0x61),
+        "redirect" => RGBColor(0x3b, 0x82, 0xc4),
         _ => RGBColor(0x9a, 0xa5, 0xb1),
     }
 }
@@ -74,16 +75,16 @@ fn draw(area: &Area<'_>, line: &Line, most: f64) -> Drawn {
     for tick in ticks(most) {
         let at = x(tick);
         area.draw(&PathElement::new([(at, 0), (at, bottom)], FAINT.stroke_width(1)))?;
-        let style = font(11, &MUTED).pos(Pos::new(HPos::Center, VPos::Top));
+        let style = font(13, &MUTED).pos(Pos::new(HPos::Center, VPos::Top));
         area.draw(&Text::new(figure_of_tick(tick), (at, bottom + 6), style))?;
     }
     for (row, column) in line.columns.iter().enumerate() {
         let top = i32::try_from(row)? * row_height;
         let middle = top + row_height / 2;
         draw_column(area, column, middle, &x)?;
-        let label = font(13, &INK).pos(Pos::new(HPos::Right, VPos::Center));
+        let label = font(15, &INK).pos(Pos::new(HPos::Right, VPos::Center));
         area.draw(&Text::new(column.contender, (left - 8, middle), label))?;
-        let value = font(13, &INK).pos(Pos::new(HPos::Left, VPos::Center));
+        let value = font(15, &INK).pos(Pos::new(HPos::Left, VPos::Center));
         let at = i32::try_from(WIDTH - FIGURES)? + 10;
         area.draw(&Text::new(figure(column.value.median), (at, middle), value))?;
     }
