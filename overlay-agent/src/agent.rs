@@ -148,6 +148,9 @@ impl Agent {
                 change = changes.next() => {
                     let change = change.context("the netlink socket for events was closed")?;
                     self.forget_ports(&change.gone);
+                    if change.routes {
+                        self.dataplane.routes_changed();
+                    }
                     due.get_or_insert_with(|| (Instant::now() + SETTLE).max(earliest));
                 }
                 () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {

@@ -15,7 +15,7 @@ use crate::{
     datapath::{Attachment, Attachments, Changes, PinPath, Programs, Tables},
     lease::Lease,
     netlink::{self, Link, Observed, Tunnel, TunnelSpec},
-    peers::{Peers, peer_key, vtep_key},
+    peers::{Peers, Ways, peer_key, vtep_key},
 };
 
 /// Up to so many leases, every verification looks at each of them.
@@ -53,6 +53,8 @@ pub struct Dataplane {
     bridge: Option<Link>,
     endpoints: usize,
     peers: Peers,
+    ways: Ways,
+    ways_are_stale: bool,
     synced: bool,
     in_use: bool,
     uplink_is_there: bool,
@@ -85,6 +87,8 @@ impl Dataplane {
             tunnel,
             bridge: None,
             endpoints: 0,
+            ways: Ways::default(),
+            ways_are_stale: true,
             synced: false,
             in_use: false,
             uplink_is_there: true,
@@ -119,6 +123,7 @@ impl Dataplane {
         }
         self.follow_uplink(observed);
         self.follow_bridge(observed);
+        self.follow_ways().await?;
         self.write_config()?;
         self.converge_endpoints(observed)?;
         if self.synced || self.programs.adopted() {
@@ -150,7 +155,7 @@ impl Dataplane {
             return Ok(());
         }
         let vteps = self.tables.vteps.converge(&self.peers.all_vteps())?;
-        let peers = self.tables.peers.converge(&self.peers.all_peers())?;
+        let peers = self.tables.peers.converge(&self.peers.all_peers(&self.ways))?;
         for (map, changes) in [("vteps", vteps), ("peers", peers)] {
             if changes != Changes::default() {
                 tracing::warn!(map, ?changes, "entries were changed by somebody else");
@@ -169,6 +174,27 @@ impl Dataplane {
         } else if !pinned.is_empty() {
             tracing::warn!(?pinned, "maps were unpinned by somebody else");
         }
+        Ok(())
+    }
+
+    /// The routes may have changed: the next pass looks at them.
+    pub const fn routes_changed(&mut self) {
+        self.ways_are_stale = true;
+    }
+
+    async fn follow_ways(&mut self) -> Result<()> {
+        if !self.ways_are_stale && self.ways.uplink == self.spec.uplink.ifindex {
+            return Ok(());
+        }
+        let routes = netlink::Routes::observe(&self.handle).await?;
+        let ways = Ways { routes, uplink: self.spec.uplink.ifindex };
+        if ways != self.ways {
+            self.ways = ways;
+            if self.synced {
+                self.tables.peers.converge(&self.peers.all_peers(&self.ways))?;
+            }
+        }
+        self.ways_are_stale = false;
         Ok(())
     }
 
@@ -296,7 +322,7 @@ impl Dataplane {
         // Who may speak first, whom we send to last: a peer that gets our packets must find its answers
         // accepted.
         self.tables.vteps.converge(&self.peers.all_vteps())?;
-        self.tables.peers.converge(&self.peers.all_peers())?;
+        self.tables.peers.converge(&self.peers.all_peers(&self.ways))?;
         self.synced = true;
         self.write_config()
     }
@@ -328,7 +354,7 @@ impl Dataplane {
                 None => self.tables.vteps.remove(&vtep_key(address))?,
             }
         }
-        match self.peers.peer(subnet) {
+        match self.peers.peer(subnet, &self.ways) {
             Some(peer) => self.tables.peers.insert(&peer_key(subnet), &peer)?,
             None => self.tables.peers.remove(&peer_key(subnet))?,
         }

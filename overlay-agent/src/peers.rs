@@ -11,7 +11,7 @@ use overlay_common::{
     tables::{PEER_PREFIX_LENGTHS, Peer, PeerKey, Vtep, VtepKey},
 };
 
-use crate::lease::Lease;
+use crate::{lease::Lease, netlink::Routes};
 
 /// Other hosts' leases. A lease of ours, or one with our public address, is no peer.
 #[derive(Debug)]
@@ -69,9 +69,9 @@ impl Peers {
         Some(lease)
     }
 
-    /// What `peers` should hold for a subnet.
-    pub fn peer(&self, subnet: Ipv4Network) -> Option<Peer> {
-        self.leases.get(&subnet).map(peer)
+    /// What `peers` should hold for a subnet, on a host with these ways.
+    pub fn peer(&self, subnet: Ipv4Network, ways: &Ways) -> Option<Peer> {
+        self.leases.get(&subnet).map(|lease| peer(lease, ways))
     }
 
     /// What `vteps` should hold for an address. One that has two leases speaks for the first of them;
@@ -82,8 +82,8 @@ impl Peers {
     }
 
     /// Everything that `peers` should hold.
-    pub fn all_peers(&self) -> HashMap<PeerKey, Peer> {
-        self.leases.values().map(|lease| (peer_key(lease.subnet), peer(lease))).collect()
+    pub fn all_peers(&self, ways: &Ways) -> HashMap<PeerKey, Peer> {
+        self.leases.values().map(|lease| (peer_key(lease.subnet), peer(lease, ways))).collect()
     }
 
     /// Everything that `vteps` should hold.
@@ -119,8 +119,23 @@ pub const fn vtep_key(address: Ipv4Addr) -> VtepKey {
     VtepKey { public_address: address.octets() }
 }
 
-fn peer(lease: &Lease) -> Peer {
-    Peer { public_address: lease.public_ip.octets(), vtep_mac: lease.vtep_mac.0, reserved: [0; 2] }
+/// How this host reaches others.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Ways {
+    /// The main table's routes.
+    pub routes: Routes,
+    /// The interface that carries encapsulated packets.
+    pub uplink: u32,
+}
+
+fn peer(lease: &Lease, ways: &Ways) -> Peer {
+    let next_hop = ways.routes.next_hop(ways.uplink, lease.public_ip);
+    Peer {
+        public_address: lease.public_ip.octets(),
+        next_hop: next_hop.unwrap_or(Ipv4Addr::UNSPECIFIED).octets(),
+        vtep_mac: lease.vtep_mac.0,
+        reserved: [0; 2],
+    }
 }
 
 fn prefix(subnet: Ipv4Network) -> Prefix {
@@ -158,7 +173,7 @@ mod tests {
             lease("10.1.99.0/24", 10),
             lease("10.1.20.0/24", 11),
         ]);
-        assert_eq!(peers.all_peers().len(), 1);
+        assert_eq!(peers.all_peers(&Ways::default()).len(), 1);
         assert_eq!(peers.all_vteps().len(), 1);
     }
 

@@ -1,10 +1,12 @@
 //! The host's links, addresses, neighbours and routes: what is there, and the few things we add.
 
 mod observe;
+mod routes;
 mod tunnel;
 mod watch;
 
 pub use observe::{Link, LinkKind, Neighbour, Observed, observe};
+pub use routes::Routes;
 pub use tunnel::{Tunnel, TunnelSpec, check_port, ensure_tunnel, tunnel_name};
 pub use watch::{Changes, changes};
 

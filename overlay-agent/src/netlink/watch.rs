@@ -10,6 +10,8 @@ pub struct Changes {
     /// Interfaces that are gone or down: whatever was behind them is not there any more, and that cannot
     /// wait for the next look.
     pub gone: Vec<u32>,
+    /// Whether the way to peers may have changed: a route did, or an interface.
+    pub routes: bool,
 }
 
 /// Yields an item whenever a link, an IPv4 address, a neighbour or an IPv4 route has changed. What
@@ -26,7 +28,23 @@ pub fn changes() -> Result<impl Stream<Item = Changes> + Unpin + Send> {
     // A batch of events is one change.
     Ok(messages.ready_chunks(4096).map(|events| Changes {
         gone: events.iter().filter_map(|(event, _)| gone(&event.payload)).collect(),
+        routes: events.iter().any(|(event, _)| concerns_routes(&event.payload)),
     }))
+}
+
+/// The kernel tells of no route that goes with its interface, so that changes of interfaces count too.
+const fn concerns_routes(payload: &NetlinkPayload<RouteNetlinkMessage>) -> bool {
+    matches!(
+        payload,
+        NetlinkPayload::InnerMessage(
+            RouteNetlinkMessage::NewRoute(_)
+                | RouteNetlinkMessage::DelRoute(_)
+                | RouteNetlinkMessage::NewLink(_)
+                | RouteNetlinkMessage::DelLink(_)
+                | RouteNetlinkMessage::NewAddress(_)
+                | RouteNetlinkMessage::DelAddress(_)
+        )
+    )
 }
 
 fn gone(payload: &NetlinkPayload<RouteNetlinkMessage>) -> Option<u32> {

@@ -17,8 +17,12 @@ use crate::{
 pub(super) const LOCAL: [u8; 4] = [10, 1, 15, 2];
 pub(super) const HOST: [u8; 4] = [10, 1, 15, 1];
 pub(super) const REMOTE: [u8; 4] = [10, 1, 20, 2];
-pub(super) const PEER: Peer =
-    Peer { public_address: [192, 168, 33, 11], vtep_mac: [2, 0, 0, 0, 0, 11], reserved: [0; 2] };
+pub(super) const PEER: Peer = Peer {
+    public_address: [192, 168, 33, 11],
+    next_hop: [0; 4],
+    vtep_mac: [2, 0, 0, 0, 0, 11],
+    reserved: [0; 2],
+};
 pub(super) const ENDPOINT: Endpoint =
     Endpoint { ifindex: 7, mac: [2, 0, 0, 0, 15, 2], reserved: [0; 2] };
 const GATEWAY_MAC: MacAddr = MacAddr([2, 0x42, 0, 0, 0, 1]);
@@ -106,7 +110,7 @@ pub(super) fn vxlan_packet(host: &HostConfig, src: [u8; 4], dst: [u8; 4]) -> Byt
     let inner = inner_packet(host, src, dst);
     let peer = HostConfig { uplink_address: PEER.public_address, vtep_mac: PEER.vtep_mac, ..*host };
     let us =
-        Peer { public_address: host.uplink_address, vtep_mac: host.vtep_mac, reserved: [0; 2] };
+        Peer { public_address: host.uplink_address, vtep_mac: host.vtep_mac, ..Peer::default() };
     let length = u16::try_from(inner.bytes.len() - 14).expect("a small packet");
     let headers = OuterHeaders::new(&peer, &us, 0, length, 40_000, 7);
     let outer_ethernet = Ethernet {

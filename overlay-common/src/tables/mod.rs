@@ -19,4 +19,4 @@ pub use vtep::{VTEPS_CAPACITY, VTEPS_MAP, Vtep, VtepKey};
 
 /// Version of every layout in this module. A new agent adopts pinned maps only if theirs is the
 /// same; raise it with any change of a key, a value, a capacity or the meaning of a field.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;

@@ -21,9 +21,12 @@ map_type! {
 
 map_type! {
     /// Where to send packets for a peer's subnet.
-    pub struct Peer[12] {
+    pub struct Peer[16] {
         /// Outer destination: `PublicIP` of the lease.
         pub public_address: [u8; 4],
+        /// The neighbour that the uplink sends outer packets to; zero where only the kernel's routing can
+        /// tell, packet by packet.
+        pub next_hop: [u8; 4],
         /// Inner destination MAC: `VtepMAC` of the lease. A kernel VTEP drops every other.
         pub vtep_mac: [u8; 6],
         /// Padding, zero.

@@ -2,7 +2,7 @@ use aya_ebpf::{
     bindings::{
         BPF_F_ADJ_ROOM_ENCAP_L2_ETH, BPF_F_ADJ_ROOM_ENCAP_L3_IPV4, BPF_F_ADJ_ROOM_ENCAP_L4_UDP,
         BPF_F_ADJ_ROOM_FIXED_GSO, BPF_F_ADJ_ROOM_NO_CSUM_RESET, TC_ACT_REDIRECT,
-        bpf_adj_room_mode::BPF_ADJ_ROOM_MAC,
+        bpf_adj_room_mode::BPF_ADJ_ROOM_MAC, bpf_redir_neigh, bpf_redir_neigh__bindgen_ty_1,
     },
     helpers::{bpf_get_hash_recalc, bpf_get_prandom_u32, bpf_redirect_neigh},
     programs::TcContext,
@@ -57,9 +57,28 @@ pub(crate) fn encap(
         checksum::update(inner.check, [plan.ipv4.ttl, plan.ipv4.proto], [inner.ttl, inner.proto]);
     skb.store(INNER_IPV4_OFFSET, inner).ok_or(Reason::HelperFailed)?;
 
-    // SAFETY: no next hop is given, so no memory is read.
-    match unsafe { bpf_redirect_neigh(host.uplink_ifindex, core::ptr::null_mut(), 0, 0) } as i32 {
+    match send(host.uplink_ifindex, plan.peer.next_hop) {
         TC_ACT_REDIRECT => Ok(Reason::Encapsulated),
         _ => Err(Reason::HelperFailed),
     }
+}
+
+/// Sends through an interface, to a next hop that the agent has looked up, or to whichever the kernel's
+/// routing finds for this packet. The neighbour's MAC is the kernel's business either way.
+#[inline(always)]
+fn send(ifindex: u32, next_hop: [u8; 4]) -> i32 {
+    const AF_INET: u32 = 2;
+    if next_hop == [0; 4] {
+        // SAFETY: no next hop is given, so no memory is read.
+        return unsafe { bpf_redirect_neigh(ifindex, core::ptr::null_mut(), 0, 0) } as i32;
+    }
+    let mut params = bpf_redir_neigh {
+        nh_family: AF_INET,
+        __bindgen_anon_1: bpf_redir_neigh__bindgen_ty_1 {
+            ipv6_nh: [u32::from_ne_bytes(next_hop), 0, 0, 0],
+        },
+    };
+    let size = size_of::<bpf_redir_neigh>() as i32;
+    // SAFETY: the kernel reads no more than the size it is told.
+    unsafe { bpf_redirect_neigh(ifindex, &raw mut params, size, 0) as i32 }
 }
