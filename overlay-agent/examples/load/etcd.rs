@@ -87,12 +87,12 @@ pub(crate) async fn requests(endpoint: &str) -> Result<Requests> {
     Ok(text.lines().filter_map(count).collect())
 }
 
-/// What has been added, in words.
+/// What has been added, in words. Puts are our own.
 pub(crate) fn difference(before: &Requests, after: &Requests) -> String {
     let rises: Vec<_> = after
         .iter()
         .map(|(method, count)| (method, count - before.get(method).unwrap_or(&0)))
-        .filter(|(_, count)| *count != 0)
+        .filter(|(method, count)| *count != 0 && *method != "Put")
         .map(|(method, count)| format!("{method} {count}"))
         .collect();
     rises.join(", ")
