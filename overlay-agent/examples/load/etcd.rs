@@ -84,7 +84,8 @@ pub(crate) async fn requests(endpoint: &str) -> Result<Requests> {
         let method = labels.split_once("grpc_method=\"")?.1.split_once('"')?.0;
         Some((method.to_owned(), labels.rsplit_once(' ')?.1.parse().ok()?))
     };
-    Ok(text.lines().filter_map(count).collect())
+    // More than one service has a method of the name Watch.
+    Ok(text.lines().filter_map(count).filter(|(_, count)| *count != 0).collect())
 }
 
 /// What has been added, in words. Puts are our own.
