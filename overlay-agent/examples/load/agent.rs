@@ -15,7 +15,7 @@ use xtask::lab::{Agent, AgentOptions, Etcd, Host, eventually};
 use crate::{Row, etcd, row, spread};
 
 /// How long anything may take before it counts as failed.
-const WITHIN: Duration = Duration::from_secs(60);
+const WITHIN: Duration = Duration::from_mins(1);
 
 pub(crate) struct Loaded {
     agent: Agent,

@@ -84,15 +84,16 @@ pub(crate) async fn requests(endpoint: &str) -> Result<Requests> {
         let method = labels.split_once("grpc_method=\"")?.1.split_once('"')?.0;
         Some((method.to_owned(), labels.rsplit_once(' ')?.1.parse().ok()?))
     };
-    Ok(text.lines().filter_map(count).collect())
+    // More than one service has a method of the name Watch.
+    Ok(text.lines().filter_map(count).filter(|(_, count)| *count != 0).collect())
 }
 
-/// What has been added, in words.
+/// What has been added, in words. Puts are our own.
 pub(crate) fn difference(before: &Requests, after: &Requests) -> String {
     let rises: Vec<_> = after
         .iter()
         .map(|(method, count)| (method, count - before.get(method).unwrap_or(&0)))
-        .filter(|(_, count)| *count != 0)
+        .filter(|(method, count)| *count != 0 && *method != "Put")
         .map(|(method, count)| format!("{method} {count}"))
         .collect();
     rises.join(", ")

@@ -199,8 +199,8 @@ mod tests {
         assert_eq!(known.listed(vec![all[0]], LONG, now), all);
         assert_eq!(known.missing(), 1);
         assert!(known.expired(now + Duration::from_secs(59)).is_empty());
-        assert_eq!(known.deadline(), Some(now + Duration::from_secs(60)));
-        assert_eq!(known.expired(now + Duration::from_secs(60)), [all[1].subnet]);
+        assert_eq!(known.deadline(), Some(now + Duration::from_mins(1)));
+        assert_eq!(known.expired(now + Duration::from_mins(1)), [all[1].subnet]);
         assert_eq!(known.deadline(), None);
     }
 
@@ -220,7 +220,7 @@ mod tests {
         known.listed(vec![], LONG, now);
         let listed = known.listed(vec![all[0]], Duration::ZERO, now + Duration::from_secs(30));
         assert_eq!(listed, all);
-        assert_eq!(known.deadline(), Some(now + Duration::from_secs(60)));
+        assert_eq!(known.deadline(), Some(now + Duration::from_mins(1)));
     }
 
     #[test]

@@ -5,4 +5,5 @@
 mod config;
 mod fixed;
 mod health;
+mod outage;
 mod support;
