@@ -117,6 +117,19 @@ pub const fn source_port(flow_hash: u32) -> u16 {
     (((hash as u64 * (LAST - FIRST) as u64) >> 32) as u32 + FIRST) as u16
 }
 
+/// A hash of the flow that a packet belongs to, for packets to which the kernel has given none. Cheap rather
+/// than good: it only has to spread flows over source ports, and nothing depends on its secrecy.
+#[inline(always)]
+pub const fn flow_hash(ipv4: &Ipv4Hdr, ports: [u8; 4]) -> u32 {
+    // The 32-bit golden ratio; multiplying by it and taking the high half mixes all bits downwards.
+    const MIX: u64 = 0x9e37_79b9_7f4a_7c15;
+    let addresses = ((u32::from_ne_bytes(ipv4.src_addr) as u64) << 32)
+        | u32::from_ne_bytes(ipv4.dst_addr) as u64;
+    let transport = ((u32::from_ne_bytes(ports) as u64) << 8) | ipv4.proto as u64;
+    let mixed = (addresses ^ transport.wrapping_mul(MIX)).wrapping_mul(MIX);
+    (mixed >> 32) as u32
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -170,6 +183,24 @@ mod tests {
         fn source_ports_stay_in_the_ephemeral_range(hash: u32) {
             prop_assert!((32_768..61_000).contains(&source_port(hash)));
         }
+    }
+
+    #[test]
+    fn flows_that_the_kernel_has_not_hashed_spread_too() {
+        use crate::packet::test_support::ipv4;
+        let hashes = |count: u16, change: fn(u16) -> (u8, u16)| {
+            (0..count)
+                .map(|flow| {
+                    let (host, port) = change(flow);
+                    let [high, low] = port.to_be_bytes();
+                    let header = ipv4([10, 1, 15, host], [10, 1, 20, 2]);
+                    source_port(flow_hash(&header, [high, low, 0, 53]))
+                })
+                .collect::<std::collections::HashSet<_>>()
+                .len()
+        };
+        assert!(hashes(1000, |flow| (2, 32_768 + flow)) > 950, "neighbouring ports");
+        assert!(hashes(200, |flow| (flow.to_be_bytes()[1], 4000)) > 190, "neighbouring hosts");
     }
 
     #[test]

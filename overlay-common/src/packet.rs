@@ -49,6 +49,8 @@ unsafe impl Header for VxlanHdr {}
 unsafe impl Header for u8 {}
 // SAFETY: as above.
 unsafe impl Header for [u8; 8] {}
+// SAFETY: as above.
+unsafe impl Header for [u8; 4] {}
 
 const _: () = {
     assert!(size_of::<Ethernet>() == ETHERNET_LENGTH && align_of::<Ethernet>() == 1);

@@ -19,6 +19,8 @@ pub struct Encapsulation {
     pub ipv4: Ipv4Hdr,
     /// Its length from the IPv4 header on, in bytes.
     pub inner_length: u16,
+    /// Its ports, or whatever its protocol has in their place; zero where the packet is too short.
+    pub ports: [u8; 4],
 }
 
 /// Decides about a packet that a container sent into its veth `ifindex`: encapsulate it, leave it to the
@@ -58,7 +60,8 @@ pub fn from_container(
     }
     let inner_length = fitting_length(packet, host, &ipv4)?;
     let peer = lookup_peer(host, tables, ipv4.dst_addr).ok_or(Reason::NoPeer)?;
-    Ok(Encapsulation { peer, ipv4, inner_length })
+    let ports = packet.load(ETHERNET_LENGTH + IPV4_LENGTH).unwrap_or_default();
+    Ok(Encapsulation { peer, ipv4, inner_length, ports })
 }
 
 /// Checks a packet that a container sent and that the bridge, which has forgotten the port, hands to the

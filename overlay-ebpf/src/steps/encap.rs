@@ -4,13 +4,13 @@ use aya_ebpf::{
         BPF_F_ADJ_ROOM_FIXED_GSO, BPF_F_ADJ_ROOM_NO_CSUM_RESET, TC_ACT_REDIRECT,
         bpf_adj_room_mode::BPF_ADJ_ROOM_MAC, bpf_redir_neigh, bpf_redir_neigh__bindgen_ty_1,
     },
-    helpers::{bpf_get_hash_recalc, bpf_get_prandom_u32, bpf_redirect_neigh},
+    helpers::{bpf_get_prandom_u32, bpf_redirect_neigh},
     programs::TcContext,
 };
 use overlay_common::{
     Reason, checksum,
     decide::Encapsulation,
-    encap::{INNER_IPV4_OFFSET, OVERHEAD, OuterHeaders, source_port},
+    encap::{self, INNER_IPV4_OFFSET, OVERHEAD, OuterHeaders, source_port},
     packet::ETHERNET_LENGTH,
     tables::HostConfig,
 };
@@ -34,8 +34,7 @@ pub(crate) fn encap(
     host: &HostConfig,
     plan: &Encapsulation,
 ) -> Result<Reason, Reason> {
-    // SAFETY: the context is valid for as long as the program runs.
-    let flow_hash = unsafe { bpf_get_hash_recalc(ctx.skb.skb) };
+    let flow_hash = flow_hash(ctx, plan);
     ctx.adjust_room(OVERHEAD as i32, BPF_ADJ_ROOM_MAC, GROW).or(Err(Reason::HelperDeclined))?;
 
     // SAFETY: the helper takes no arguments.
@@ -60,6 +59,17 @@ pub(crate) fn encap(
     match send(host.uplink_ifindex, plan.peer.next_hop) {
         TC_ACT_REDIRECT => Ok(Reason::Encapsulated),
         _ => Err(Reason::HelperFailed),
+    }
+}
+
+/// The kernel's hash of the packet's flow where it has one, as for TCP, else one of ours: having the kernel
+/// dissect the packet for it costs more than all of our own parsing.
+#[inline(always)]
+fn flow_hash(ctx: &TcContext, plan: &Encapsulation) -> u32 {
+    // SAFETY: the context is valid for as long as the program runs.
+    match unsafe { (*ctx.skb.skb).hash } {
+        0 => encap::flow_hash(&plan.ipv4, plan.ports),
+        hash => hash,
     }
 }
 
