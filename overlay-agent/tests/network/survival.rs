@@ -150,7 +150,7 @@ fn damage_is_mended_within_a_second() {
             .unwrap();
     };
     let foreign = ["10", "1", "99", "0", "24", "0", "0", "0"].map(str::to_owned);
-    let value = ["value"].into_iter().chain(["7"; 12]).map(str::to_owned);
+    let value = ["value"].into_iter().chain(["7"; 16]).map(str::to_owned);
     let foreign_entry: Vec<_> = foreign.into_iter().chain(value).collect();
     let acts: [(&str, &dyn Fn()); 14] = [
         ("the device is deleted", &|| ip("link del overlay.1")),
