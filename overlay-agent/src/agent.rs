@@ -195,6 +195,7 @@ impl Agent {
     async fn verify(&mut self) {
         let outcome = self.dataplane.verify().await;
         self.faults.reconcile = report("bringing the kernel in step", outcome);
+        self.follow_uplink_mtu().await;
     }
 
     async fn ensure_firewall(&mut self) {
@@ -307,6 +308,21 @@ impl Agent {
             self.take_another_subnet(stored.clone());
         }
         if all.iter().any(|change| matches!(change, Change::Mtu(..))) {
+            let outcome = self.change_mtu().await;
+            self.faults.reconcile = report("changing the MTU", outcome);
+        }
+    }
+
+    /// The overlay's MTU follows the uplink's.
+    async fn follow_uplink_mtu(&mut self) {
+        let Some(mtu) = self.dataplane.uplink_mtu() else { return };
+        let mtu = u16::try_from(mtu).unwrap_or(u16::MAX);
+        if mtu == self.uplink.mtu {
+            return;
+        }
+        let before = overlay_mtu(&self.network.config, &self.uplink);
+        self.uplink.mtu = mtu;
+        if overlay_mtu(&self.network.config, &self.uplink) != before {
             let outcome = self.change_mtu().await;
             self.faults.reconcile = report("changing the MTU", outcome);
         }

@@ -58,6 +58,7 @@ pub struct Dataplane {
     synced: bool,
     in_use: bool,
     uplink_is_there: bool,
+    uplink_mtu: Option<u32>,
     verifications: u32,
     config: HostConfig,
 }
@@ -92,6 +93,7 @@ impl Dataplane {
             synced: false,
             in_use: false,
             uplink_is_there: true,
+            uplink_mtu: None,
             verifications: 0,
         };
         dataplane.reconcile().await?;
@@ -210,6 +212,7 @@ impl Dataplane {
             _ => {}
         }
         self.uplink_is_there = found.is_some();
+        self.uplink_mtu = found.map(|link| link.mtu);
     }
 
     fn follow_bridge(&mut self, observed: &Observed) {
@@ -384,6 +387,11 @@ impl Dataplane {
     /// The tunnel device.
     pub const fn tunnel(&self) -> &Tunnel {
         &self.tunnel
+    }
+
+    /// The uplink's MTU when it was last looked at.
+    pub const fn uplink_mtu(&self) -> Option<u32> {
+        self.uplink_mtu
     }
 
     /// Whether the uplink exists.

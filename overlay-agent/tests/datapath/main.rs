@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that panics has failed")]
 
 mod budget;
+mod coverage;
 mod from_container;
 mod from_tunnel;
 mod from_uplink;

@@ -205,3 +205,27 @@ fn a_container_that_moves_to_another_veth_is_followed() {
         client.ping(server.address()).unwrap();
     }
 }
+
+#[test]
+fn the_overlays_mtu_follows_the_uplinks() {
+    let overlay = Overlay::new();
+    let host = overlay.lab.host(0);
+    assert_eq!(host.subnet().unwrap().mtu, 1450);
+    host.ip(["link", "set", xtask::lab::UPLINK, "mtu", "1400"]).unwrap();
+    eventually(SOON, "device and subnet file to have the new MTU", || {
+        let link = host.ip(["link", "show", "overlay.1"])?;
+        anyhow::ensure!(link.contains("mtu 1350"), "{link}");
+        anyhow::ensure!(host.subnet()?.mtu == 1350, "{:?}", host.subnet()?);
+        Ok(())
+    })
+    .unwrap();
+    // The program knows it, too: what was small enough is now answered by the stack.
+    let too_big = overlay.rise("from_container", "too_big");
+    let [client, server] = overlay.pair();
+    client
+        .command("ping")
+        .args(["-n", "-c1", "-W1", "-M", "do", "-s", "1400", &server.address().to_string()])
+        .output()
+        .unwrap();
+    assert_eq!(too_big.of(&overlay)[0], 1);
+}
