@@ -71,6 +71,7 @@ impl Dataplane {
     /// else both serve until then.
     pub async fn start(spec: DataplaneSpec, pins: PinPath) -> Result<Self> {
         let mut programs = Programs::load(&pins)?;
+        programs.forward_logs()?;
         let tables = programs.take_tables()?;
         let handle = netlink::connect()?;
         let observed = netlink::observe(&handle).await?;

@@ -28,6 +28,8 @@ pub(crate) fn conclude(
             (*counter).bytes += bytes;
         }
     }
+    #[cfg(feature = "log")]
+    aya_log_ebpf::debug!(ctx, "hook {} reason {} bytes {}", hook as u32, reason as u32, bytes);
     match reason.class() {
         Class::Forwarded => TC_ACT_REDIRECT,
         Class::Passed | Class::Declined => TC_ACT_UNSPEC,

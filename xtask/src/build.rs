@@ -27,11 +27,15 @@ pub struct Options {
     /// Build the agent optimised (the BPF programs always are)
     #[arg(long)]
     pub release: bool,
+
+    /// Let the BPF programs log every packet's hook and reason, by number; for debugging only
+    #[arg(long)]
+    pub bpf_log: bool,
 }
 
 /// Builds both.
 pub fn run(options: Options) -> Result<()> {
-    let object = object()?;
+    let object = object_with(options.bpf_log)?;
     let agent = agent(options.release)?;
     println!("BPF object  {}", object.display());
     println!("agent       {}", agent.display());
@@ -58,8 +62,12 @@ pub fn object_path() -> Result<PathBuf> {
     Ok(workspace::target_dir()?.join("bpf/overlay.bpf.o"))
 }
 
-/// Builds the BPF object.
+/// Builds the BPF object as users run it.
 pub fn object() -> Result<PathBuf> {
+    object_with(false)
+}
+
+fn object_with(log: bool) -> Result<PathBuf> {
     let toolchain = Toolchain::find()?;
     let target = workspace::target_dir()?.join("bpf");
     toolchain
@@ -69,6 +77,7 @@ pub fn object() -> Result<PathBuf> {
         .arg("--target-dir")
         .arg(&target)
         .args(toolchain.build_std())
+        .args(log.then_some("--features=log"))
         .stream()
         .with_context(|| format!("cannot build {PACKAGE} with {}", toolchain.describe()))?;
     let built = target.join(TARGET).join("release").join(PACKAGE);

@@ -13,6 +13,8 @@ use overlay_common::{
     },
 };
 
+use tokio::io::{Interest, unix::AsyncFd};
+
 use super::{PinPath, Tables};
 use crate::exit::{Exit, WithExit};
 
@@ -92,6 +94,26 @@ impl Programs {
     /// The program of a hook.
     pub fn get(&mut self, hook: Hook) -> Result<&mut SchedClassifier> {
         classifier(&mut self.ebpf, hook)
+    }
+
+    /// Passes on what programs that were built with `cargo xtask build --bpf-log` have to say, for as long as
+    /// the runtime runs. Others say nothing.
+    pub fn forward_logs(&mut self) -> Result<()> {
+        let logger = match aya_log::EbpfLogger::init(&mut self.ebpf) {
+            Err(aya_log::Error::MapNotFound) => return Ok(()),
+            logger => logger.context("opening the programs' log")?,
+        };
+        // SAFETY: the logger's descriptor is that of its ring buffer, which it keeps open while it lives.
+        let mut logger = unsafe { AsyncFd::register_with_interest(logger, Interest::READABLE) }
+            .map_err(std::io::Error::from)
+            .context("waiting for the programs' log")?;
+        tokio::spawn(async move {
+            while let Ok(mut guard) = logger.readable_mut().await {
+                guard.get_inner_mut().flush();
+                guard.clear_ready();
+            }
+        });
+        Ok(())
     }
 
     /// Handles to the maps; they can be taken once.
