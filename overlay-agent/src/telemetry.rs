@@ -4,6 +4,9 @@ use std::io::{self, IsTerminal as _, Write};
 
 use tracing_subscriber::EnvFilter;
 
+/// The netlink library warns when the agent stops listening, as it does when it stops.
+const QUIET: &str = "netlink_proto=error";
+
 use crate::exit::Exit;
 
 /// Starts logging to stderr. `RUST_LOG` decides what is logged; without it, the level of `-v` does.
@@ -13,7 +16,8 @@ pub fn start(verbosity: u8) {
         1..=4 => "info,overlay_agent=debug",
         _ => "debug,overlay_agent=trace",
     };
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
+    let filter = EnvFilter::try_from_default_env()
+        .unwrap_or_else(|_| EnvFilter::new(format!("{level},{QUIET}")));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(io::stderr)
