@@ -1,0 +1,1 @@
+//! The agent dies at every step of its start.
