@@ -68,7 +68,7 @@ impl Tables {
                 .pin(&path)
                 .with_context(|| format!("pinning BPF map {name} at {}", path.display()))?;
             pinned.push(name);
-            fail::point(name);
+            fail::point(&format!("map {name}"));
         }
         Ok(pinned)
     }
