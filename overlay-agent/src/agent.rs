@@ -19,6 +19,7 @@ use crate::{
     admin::{Requests, Status},
     datapath::{Attachment, PinPath},
     dataplane::{Dataplane, DataplaneSpec},
+    fail,
     firewall::{Firewall, Masquerade},
     lease::{Lease, acquire::Request, keeper::LeaseEvent},
     netlink::{self, Tunnel, TunnelSpec},
@@ -92,8 +93,10 @@ impl Agent {
         let request = lease_request(&config, &uplink, vtep_mac);
         let joined = Box::pin(store.join(&mut network, &request)).await?;
         let lease = joined.lease;
+        fail::point("lease");
         let spec = dataplane_spec(&config, &network.config, &uplink, lease);
         let dataplane = Dataplane::start(spec, pins).await?;
+        fail::point("dataplane");
         let firewall = firewall(&config, &network.config, lease, dataplane.tunnel());
         let agent = Self {
             config,
@@ -110,6 +113,7 @@ impl Agent {
             config_problems: Vec::new(),
         };
         agent.write_subnet_env()?;
+        fail::point("subnet file");
         Ok(agent)
     }
 

@@ -6,16 +6,18 @@ use anyhow::{Context, Result};
 use ipnetwork::Ipv4Network;
 use overlay_common::{
     Hook,
-    tables::{ABI_VERSION, HostConfig},
+    tables::{ABI_VERSION, Endpoint, EndpointKey, HostConfig},
 };
 use rtnetlink::Handle;
 
 use crate::{
     containers,
     datapath::{Attachment, Attachments, Changes, PinPath, Programs, Tables},
+    fail,
     lease::Lease,
     netlink::{self, Link, Observed, Tunnel, TunnelSpec},
     peers::{Peers, Ways, peer_key, vtep_key},
+    repairs,
 };
 
 /// Up to so many leases, every verification looks at each of them.
@@ -51,7 +53,7 @@ pub struct Dataplane {
     attachments: Attachments,
     tunnel: Tunnel,
     bridge: Option<Link>,
-    endpoints: usize,
+    endpoints: HashMap<EndpointKey, Endpoint>,
     peers: Peers,
     ways: Ways,
     ways_are_stale: bool,
@@ -72,6 +74,7 @@ impl Dataplane {
     pub async fn start(spec: DataplaneSpec, pins: PinPath) -> Result<Self> {
         let mut programs = Programs::load(&pins)?;
         programs.forward_logs()?;
+        fail::point("programs");
         let tables = programs.take_tables()?;
         let handle = netlink::connect()?;
         let observed = netlink::observe(&handle).await?;
@@ -88,7 +91,7 @@ impl Dataplane {
             attachments: Attachments::default(),
             tunnel,
             bridge: None,
-            endpoints: 0,
+            endpoints: HashMap::new(),
             ways: Ways::default(),
             ways_are_stale: true,
             synced: false,
@@ -128,7 +131,9 @@ impl Dataplane {
         self.follow_bridge(observed);
         self.follow_ways().await?;
         self.write_config()?;
+        fail::point("settings");
         self.converge_endpoints(observed)?;
+        fail::point("endpoints");
         if self.synced || self.programs.adopted() {
             self.put_to_use(observed)?;
         }
@@ -138,8 +143,14 @@ impl Dataplane {
     /// As [`reconcile`](Self::reconcile), and also what the kernel sends no events about: programs, pins and
     /// map entries that somebody else removed or changed.
     pub async fn verify(&mut self) -> Result<()> {
+        self.verifications = self.verifications.wrapping_add(1);
+        if self.pins.restore()? {
+            tracing::warn!("the pin path was removed by somebody else");
+            repairs::made("pin path");
+        }
         for (hook, place) in self.attachments.forget_lost(&mut self.programs, &self.pins)? {
             tracing::warn!(hook, interface = place.interface, "our program was detached");
+            repairs::made("program");
         }
         if self.synced {
             self.verify_leases()?;
@@ -147,12 +158,12 @@ impl Dataplane {
         if self.tables.config.get(&0, 0).context("reading BPF map config")? != self.config {
             tracing::warn!("this host's settings were changed by somebody else");
             self.tables.config.set(0, self.config, 0).context("writing BPF map config")?;
+            repairs::made("settings");
         }
         self.reconcile().await
     }
 
     fn verify_leases(&mut self) -> Result<()> {
-        self.verifications = self.verifications.wrapping_add(1);
         let everything = self.peers.leases().len();
         if everything > OFTEN_VERIFIED && !self.verifications.is_multiple_of(SELDOM) {
             return Ok(());
@@ -162,6 +173,7 @@ impl Dataplane {
         for (map, changes) in [("vteps", vteps), ("peers", peers)] {
             if changes != Changes::default() {
                 tracing::warn!(map, ?changes, "entries were changed by somebody else");
+                repairs::made(map);
             }
         }
         Ok(())
@@ -171,11 +183,14 @@ impl Dataplane {
     fn put_to_use(&mut self, observed: &Observed) -> Result<()> {
         self.attach(observed)?;
         let pinned = self.tables.ensure_pinned(&self.pins)?;
+        fail::point("pins");
         if !self.in_use {
             self.attachments.detach_leftovers(&self.pins)?;
+            fail::point("leftovers");
             self.in_use = true;
         } else if !pinned.is_empty() {
             tracing::warn!(?pinned, "maps were unpinned by somebody else");
+            repairs::made("pins");
         }
         Ok(())
     }
@@ -292,6 +307,7 @@ impl Dataplane {
             for place in places {
                 self.attachments.attach(&mut self.programs, &self.pins, hook, &place)?;
             }
+            fail::point(hook.name());
         }
         Ok(())
     }
@@ -301,8 +317,13 @@ impl Dataplane {
             Some(bridge) => containers::endpoints(observed, bridge, self.spec.tunnel.subnet),
             None => HashMap::new(),
         };
-        self.endpoints = endpoints.values().filter(|endpoint| !endpoint.is_host()).count();
-        self.tables.endpoints.converge(&endpoints)?;
+        let changes = self.tables.endpoints.converge(&endpoints)?;
+        if endpoints != self.endpoints {
+            self.endpoints = endpoints;
+        } else if changes != Changes::default() {
+            tracing::warn!(?changes, "endpoints were changed by somebody else");
+            repairs::made("endpoints");
+        }
         Ok(())
     }
 
@@ -315,6 +336,7 @@ impl Dataplane {
         for (address, endpoint) in self.tables.endpoints.entries()? {
             if !endpoint.is_host() && gone.contains(&endpoint.ifindex) {
                 self.tables.endpoints.remove(&address)?;
+                self.endpoints.remove(&address);
             }
         }
         Ok(())
@@ -326,7 +348,9 @@ impl Dataplane {
         // Who may speak first, whom we send to last: a peer that gets our packets must find its answers
         // accepted.
         self.tables.vteps.converge(&self.peers.all_vteps())?;
+        fail::point("vteps");
         self.tables.peers.converge(&self.peers.all_peers(&self.ways))?;
+        fail::point("peers");
         self.synced = true;
         self.write_config()
     }
@@ -411,7 +435,12 @@ impl Dataplane {
     }
 
     /// How many local containers can be delivered to directly.
-    pub const fn endpoints(&self) -> usize {
-        self.endpoints
+    pub fn endpoints(&self) -> usize {
+        self.endpoints.values().filter(|endpoint| !endpoint.is_host()).count()
+    }
+
+    /// How often everything was looked at.
+    pub const fn verifications(&self) -> u32 {
+        self.verifications
     }
 }

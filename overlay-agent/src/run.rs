@@ -13,7 +13,7 @@ use crate::{
     cleanup::{Places, cleanup},
     datapath::{PinPath, Programs},
     exit::{Exit, WithExit},
-    netlink,
+    fail, netlink,
     run_config::RunConfig,
     store::Store,
     uplink,
@@ -51,6 +51,7 @@ const STOP_WITHIN: std::time::Duration = std::time::Duration::from_secs(2);
 async fn start_and_run(config: RunConfig, stop: CancellationToken) -> Result<()> {
     check_host()?;
     let pins = PinPath::open(&config.pin_path)?;
+    fail::point("pin path");
     let store = Store::new(&config)?;
 
     // From here on, whoever asks is told what the agent waits for.
@@ -71,6 +72,7 @@ async fn start_and_run(config: RunConfig, stop: CancellationToken) -> Result<()>
 
 async fn start(config: RunConfig, pins: PinPath, store: Store, waiting: &Waiting) -> Result<Agent> {
     let network = store.network().await?;
+    fail::point("network config");
     let handle = netlink::connect()?;
     let uplink = uplink::discover(&config.uplink).await.context("cannot choose an uplink")?;
     netlink::check_port(
@@ -79,6 +81,7 @@ async fn start(config: RunConfig, pins: PinPath, store: Store, waiting: &Waiting
         network.config.port,
         config.replace_flannel,
     )?;
+    fail::point("uplink");
     waiting.step("a subnet");
     Agent::start(config, pins, store, network, uplink).await
 }
@@ -107,6 +110,7 @@ fn stop_on_signals() -> Result<CancellationToken> {
 }
 
 fn notify_ready() {
+    fail::point("ready");
     tracing::info!("ready: every known lease is programmed");
     // Without systemd there is nobody to tell.
     if let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Ready]) {

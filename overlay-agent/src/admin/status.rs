@@ -46,6 +46,10 @@ pub struct OverlayStatus {
     pub bridge: Option<String>,
     /// Local containers that are delivered to directly.
     pub endpoints: usize,
+    /// How often everything of ours was looked at.
+    pub verifications: u32,
+    /// How many changes it took to bring the kernel in step, the start included.
+    pub repairs: u64,
     /// Other hosts.
     pub peers: Vec<PeerStatus>,
     /// Where the programs are attached.

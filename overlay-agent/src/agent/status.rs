@@ -9,6 +9,7 @@ use crate::{
     },
     datapath::read_counters,
     netlink::{self, Observed},
+    repairs,
 };
 
 impl Agent {
@@ -34,6 +35,8 @@ impl Agent {
             tunnel: dataplane.tunnel().name.clone(),
             bridge: dataplane.bridge().map(|link| link.name.clone()),
             endpoints: dataplane.endpoints(),
+            verifications: dataplane.verifications(),
+            repairs: repairs::count(),
             peers: dataplane
                 .peers()
                 .leases()

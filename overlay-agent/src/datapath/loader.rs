@@ -166,11 +166,11 @@ fn check_kernel() -> Result<()> {
 }
 
 fn can_adopt(pins: &PinPath) -> bool {
-    let path = pins.map(CONFIG_MAP);
-    if !path.exists() {
+    // Without one of them, there would be a gap until the list of leases is here.
+    if !MAPS.iter().all(|name| pins.map(name).exists()) {
         return false;
     }
-    match pinned_abi_version(&path) {
+    match pinned_abi_version(&pins.map(CONFIG_MAP)) {
         Ok(ABI_VERSION) => true,
         found => {
             tracing::info!(?found, ours = ABI_VERSION, "replacing BPF maps of another version");

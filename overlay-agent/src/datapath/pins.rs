@@ -19,7 +19,7 @@ use crate::exit::{Exit, WithExit};
 #[derive(Debug)]
 pub struct PinPath {
     directory: PathBuf,
-    _lock: Flock<File>,
+    lock: Flock<File>,
 }
 
 impl PinPath {
@@ -28,33 +28,23 @@ impl PinPath {
     /// Fails when another agent holds it, naming that process, or when it is not on a BPF file system.
     pub fn open(directory: &Path) -> Result<Self> {
         mount_bpf_file_system()?;
-        fs::create_dir_all(directory.join("links"))
-            .with_context(|| format!("creating the pin path {}", directory.display()))?;
-        let kind = statfs(directory)
-            .with_context(|| format!("looking at the pin path {}", directory.display()))?
-            .filesystem_type();
-        if kind != BPF_FS_MAGIC {
-            bail!("the pin path {} is not on a BPF file system", directory.display());
+        Ok(Self { directory: directory.to_owned(), lock: create_and_lock(directory)? })
+    }
+
+    /// Makes the directory again where somebody removed it, or the one for links inside it. Returns
+    /// whether that was so.
+    pub fn restore(&mut self) -> Result<bool> {
+        let inode = self.lock.metadata().context("looking at the locked pin path")?.ino();
+        let same = fs::metadata(&self.directory).is_ok_and(|found| found.ino() == inode);
+        if same && self.directory.join("links").exists() {
+            return Ok(false);
         }
-        let handle = File::open(directory)
-            .with_context(|| format!("opening the pin path {}", directory.display()))?;
-        let inode = handle.metadata().context("looking at the pin path")?.ino();
-        let lock = match Flock::lock(handle, FlockArg::LockExclusiveNonblock) {
-            Ok(lock) => lock,
-            Err((_handle, Errno::EWOULDBLOCK)) => {
-                return Err(anyhow::anyhow!(
-                    "another agent uses the pin path {}: {}",
-                    directory.display(),
-                    lock_holder(inode)
-                ))
-                .exit(Exit::Busy);
-            }
-            Err((_handle, errno)) => {
-                return Err(errno)
-                    .with_context(|| format!("locking the pin path {}", directory.display()));
-            }
-        };
-        Ok(Self { directory: directory.to_owned(), _lock: lock })
+        if same {
+            create(&self.directory)?;
+        } else {
+            self.lock = create_and_lock(&self.directory)?;
+        }
+        Ok(true)
     }
 
     /// Where a map is pinned.
@@ -91,6 +81,36 @@ impl Drop for PinPath {
         for directory in [self.directory.join("links"), self.directory.clone()] {
             // Refused where something is pinned, or where it is gone already.
             fs::remove_dir(directory).ok();
+        }
+    }
+}
+
+fn create(directory: &Path) -> Result<()> {
+    fs::create_dir_all(directory.join("links"))
+        .with_context(|| format!("creating the pin path {}", directory.display()))
+}
+
+fn create_and_lock(directory: &Path) -> Result<Flock<File>> {
+    create(directory)?;
+    let kind = statfs(directory)
+        .with_context(|| format!("looking at the pin path {}", directory.display()))?
+        .filesystem_type();
+    if kind != BPF_FS_MAGIC {
+        bail!("the pin path {} is not on a BPF file system", directory.display());
+    }
+    let handle = File::open(directory)
+        .with_context(|| format!("opening the pin path {}", directory.display()))?;
+    let inode = handle.metadata().context("looking at the pin path")?.ino();
+    match Flock::lock(handle, FlockArg::LockExclusiveNonblock) {
+        Ok(lock) => Ok(lock),
+        Err((_handle, Errno::EWOULDBLOCK)) => Err(anyhow::anyhow!(
+            "another agent uses the pin path {}: {}",
+            directory.display(),
+            lock_holder(inode)
+        ))
+        .exit(Exit::Busy),
+        Err((_handle, errno)) => {
+            Err(errno).with_context(|| format!("locking the pin path {}", directory.display()))
         }
     }
 }

@@ -7,8 +7,10 @@ use aya::{
     maps::{Array, HashMap as BpfHashMap, Map, MapData, MapError, PerCpuArray},
 };
 use overlay_common::tables::{
-    Counter, Endpoint, EndpointKey, HostConfig, Peer, PeerKey, Vtep, VtepKey,
+    CONFIG_MAP, Counter, Endpoint, EndpointKey, HostConfig, Peer, PeerKey, Vtep, VtepKey,
 };
+
+use crate::fail;
 
 /// Handles to every map.
 pub struct Tables {
@@ -46,9 +48,13 @@ impl Tables {
     }
 
     /// Pins every map that is not pinned, in place of whatever is in its place. Returns their names.
+    ///
+    /// The settings come last: with the version in them, they say that the others are there.
     pub fn ensure_pinned(&self, pins: &PinPath) -> Result<Vec<&'static str>> {
         let mut pinned = Vec::new();
-        for &(name, id) in &self.ids {
+        let (first, last): (Vec<_>, Vec<_>) =
+            self.ids.iter().partition(|(name, _)| *name != CONFIG_MAP);
+        for &(name, id) in first.into_iter().chain(last) {
             let path = pins.map(name);
             let found = MapData::from_pin(&path).and_then(|map| map.info()).map(|info| info.id());
             if found.is_ok_and(|found| found == id) {
@@ -62,6 +68,7 @@ impl Tables {
                 .pin(&path)
                 .with_context(|| format!("pinning BPF map {name} at {}", path.display()))?;
             pinned.push(name);
+            fail::point(&format!("map {name}"));
         }
         Ok(pinned)
     }

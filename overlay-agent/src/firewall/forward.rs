@@ -22,6 +22,7 @@ pub(super) async fn ensure(device: &str) -> Result<()> {
         if found.status.success() {
             continue;
         }
+        crate::repairs::made("rule in FORWARD");
         let output = iptables("-A", &rule).await?.context("iptables has vanished")?;
         if !output.status.success() {
             bail!(

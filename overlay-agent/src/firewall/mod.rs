@@ -46,6 +46,7 @@ impl Firewall {
                 if self.listing.is_some() {
                     tracing::warn!(table = self.device, "the masquerading rules were changed");
                 }
+                crate::repairs::made("masquerading rules");
                 wanted.apply(&self.device).await?;
                 self.listing = masquerade::list(&self.device).await?;
                 Ok(())

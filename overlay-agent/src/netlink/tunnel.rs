@@ -8,7 +8,10 @@ use overlay_common::{MacAddr, Vni};
 use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, LinkVxlan, RouteMessageBuilder};
 
 use super::{Link, LinkKind, Observed};
-use crate::exit::{Exit, WithExit};
+use crate::{
+    exit::{Exit, WithExit},
+    fail, repairs,
+};
 
 /// Next hop of the overlay's route. The device needs no ARP, so no such host has to exist; one address
 /// for all destinations keeps the neighbour table at one entry, whatever the number of containers.
@@ -118,8 +121,11 @@ pub async fn ensure_tunnel(
     if created {
         remove_flannel(handle, observed, spec).await?;
         create(handle, spec).await?;
+        repairs::made("device");
+        fail::point("device created");
     } else if !usable.is_some_and(|link| spec.matches(link)) {
         adjust(handle, usable.map_or(0, |link| link.index), spec).await?;
+        repairs::made("MAC or MTU of the device");
     }
     match bring_up(handle, &name, spec, observed).await {
         Err(error) if created => {
@@ -142,9 +148,13 @@ async fn bring_up(
     let ifindex = index_of(handle, name).await?;
     if !observed.links.get(&ifindex).is_some_and(|link| link.up) {
         set_up(handle, ifindex, spec).await?;
+        repairs::made("state of the device");
     }
+    fail::point("device up");
     ensure_address(handle, observed, ifindex, spec).await?;
+    fail::point("address");
     ensure_route(handle, ifindex, spec).await?;
+    fail::point("route");
     ensure_sysctls(name)?;
     Ok(Tunnel { ifindex, name: name.to_owned() })
 }
@@ -235,11 +245,13 @@ async fn ensure_address(
             found = true;
         } else if spec.network.contains(address) {
             remove_address(handle, ifindex, address, length).await?;
+            repairs::made("address that is no more ours");
         }
     }
     if found {
         return Ok(());
     }
+    repairs::made("address");
     handle
         .address()
         .add(ifindex, wanted.into(), 32)
@@ -271,6 +283,7 @@ async fn ensure_route(handle: &Handle, ifindex: u32, spec: &TunnelSpec) -> Resul
     if has_route(handle, ifindex, spec).await? {
         return Ok(());
     }
+    repairs::made("route");
     let message = RouteMessageBuilder::<Ipv4Addr>::new()
         .destination_prefix(spec.network.network(), spec.network.prefix())
         .gateway(GATEWAY)
@@ -315,7 +328,10 @@ fn ensure_sysctls(name: &str) -> Result<()> {
             Ok(found) if found.trim() == value => {}
             // No IPv6 on this host.
             Err(_) if file.contains("ipv6") => {}
-            _ => fs::write(&file, value).with_context(|| format!("setting {file} to {value}"))?,
+            _ => {
+                fs::write(&file, value).with_context(|| format!("setting {file} to {value}"))?;
+                repairs::made(&file);
+            }
         }
     }
     Ok(())

@@ -2,14 +2,16 @@
 #![expect(clippy::unwrap_used, reason = "a test that panics has failed")]
 
 mod bad_input;
+mod chaos;
 mod corners;
+mod crashes;
+mod damage;
 mod flannel;
 mod masquerade;
 mod matrix;
 mod mutation;
 mod overlay;
 mod paths;
-mod stream;
 mod survival;
 mod throughput;
 mod trust;

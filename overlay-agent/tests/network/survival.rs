@@ -3,20 +3,21 @@
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
-use xtask::lab::{ETCD_PREFIX, Lab, UPLINK, eventually};
+use xtask::lab::{ETCD_PREFIX, Lab, UPLINK, eventually, stream::Stream};
 
 use crate::{
+    damage::{self, Target},
     overlay::{Overlay, SOON},
-    stream::Stream,
 };
 
 /// Streams both ways; nothing may be lost or doubled while `act` happens.
 fn nothing_is_lost(overlay: &mut Overlay, what: &str, act: impl FnOnce(&mut Overlay)) {
     let [one, two] = overlay.pair();
-    let streams = [Stream::start(one, two, 7001), Stream::start(two, one, 7002)];
+    let streams =
+        [Stream::start(one, two, 7001), Stream::start(two, one, 7002)].map(Result::unwrap);
     act(overlay);
     for stream in streams {
-        let seen = stream.stop();
+        let seen = stream.stop().unwrap();
         println!("{what}: {seen:?}");
         assert_eq!((seen.lost, seen.doubled), (0, 0), "{what}: {seen:?}");
     }
@@ -95,98 +96,24 @@ fn maps_of_another_version_are_replaced_without_a_gap() {
 /// Whatever somebody removes or changes is right again within a second, and a ping goes through.
 #[test]
 fn damage_is_mended_within_a_second() {
-    let overlay = Overlay::new();
+    let overlay = Overlay::with(Lab::builder(), |options| options.argument(damage::ARGUMENT));
+    let [container, other] = overlay.pair();
     let host = overlay.lab.host(0);
-    let pins = host.pins().to_owned();
-    let ip = |command: &str| {
-        host.ip(command.split(' ')).unwrap();
-    };
-    let pin = |name: &str| std::fs::remove_file(pins.join(name)).unwrap();
-    let link = |prefix: &str| {
-        let links = std::fs::read_dir(pins.join("links")).unwrap();
-        let mut names = links.map(|entry| entry.unwrap().file_name().into_string().unwrap());
-        let name = names.find(|name| name.starts_with(prefix)).unwrap();
-        pin(&format!("links/{name}"));
-    };
-    let state = || {
-        let addresses = host.ip(["-brief", "address", "show", "overlay.1"])?;
-        let link = host.ip(["-details", "link", "show", "overlay.1"])?;
-        let routes = host.ip(["route", "show", "dev", "overlay.1"])?;
-        let programs = host.command("bpftool").args(["net"]).read()?;
-        let pinned =
-            std::fs::read_dir(&pins)?.count() + std::fs::read_dir(pins.join("links"))?.count();
-        let entries = |map: &str| {
-            host.command("bpftool").args(["map", "dump", "pinned"]).arg(pins.join(map)).read()
-        };
-        // Numbers of interfaces and programs change when they are made anew.
-        let hooks: Vec<_> =
-            ["from_uplink", "to_tunnel", "from_tunnel", "from_bridge", "from_container"]
-                .map(|hook| programs.matches(hook).count())
-                .into();
-        let up = link.contains("UP") && link.contains("mtu 1450") && link.contains("external");
-        let mac = link.split("link/ether ").nth(1).map(|rest| rest[..17].to_owned());
-        let address = addresses.split_whitespace().nth(2).map(str::to_owned);
-        Ok((up, mac, address, routes, hooks, pinned, entries("peers")?, entries("vteps")?))
-    };
-    let healthy = eventually(SOON, "the state to be read", state).unwrap();
-    let [subnet, _] = overlay.agents[0].status().unwrap()["peers"][0]["subnet"]
-        .as_str()
-        .unwrap()
-        .split('/')
-        .map(str::to_owned)
-        .collect::<Vec<_>>()
-        .try_into()
-        .unwrap();
-    let octets: Vec<_> = subnet.split('.').map(str::to_owned).collect();
-    let peer_key = [octets.as_slice(), &["24", "0", "0", "0"].map(str::to_owned)].concat();
-    let map = |arguments: &[&str], map: &str, rest: &[String]| {
-        host.command("bpftool")
-            .args(["map"])
-            .args(arguments)
-            .arg(pins.join(map))
-            .arg("key")
-            .args(rest)
-            .run()
-            .unwrap();
-    };
-    let foreign = ["10", "1", "99", "0", "24", "0", "0", "0"].map(str::to_owned);
-    let value = ["value"].into_iter().chain(["7"; 16]).map(str::to_owned);
-    let foreign_entry: Vec<_> = foreign.into_iter().chain(value).collect();
-    let acts: [(&str, &dyn Fn()); 14] = [
-        ("the device is deleted", &|| ip("link del overlay.1")),
-        ("the device is down", &|| ip("link set overlay.1 down")),
-        ("the device has another MTU", &|| ip("link set overlay.1 mtu 1300")),
-        ("the device has another MAC", &|| ip("link set overlay.1 address 02:00:00:00:00:77")),
-        ("the address is deleted", &|| ip("address flush dev overlay.1")),
-        ("the route is deleted", &|| ip("route flush dev overlay.1")),
-        ("a program is detached from the uplink", &|| link("from_uplink")),
-        ("a program is detached from the container", &|| link("from_container")),
-        ("a program is detached from the device", &|| link("to_tunnel")),
-        ("a peer is deleted", &|| map(&["delete", "pinned"], "peers", &peer_key)),
-        ("a peer is added", &|| map(&["update", "pinned"], "peers", &foreign_entry)),
-        ("a map is unpinned", &|| pin("peers")),
-        ("all maps are unpinned", &|| {
-            for name in ["config", "peers", "vteps", "endpoints", "counters"] {
-                pin(name);
-            }
-        }),
-        ("the uplink goes down and up", &|| {
-            ip(&format!("link set {UPLINK} down"));
-            ip(&format!("link set {UPLINK} up"));
-        }),
-    ];
-    for (what, act) in acts {
-        act();
-        eventually(Duration::from_secs(1), &format!("{what}: it to be mended"), || {
-            let found = state()?;
-            anyhow::ensure!(found == healthy, "{found:?}\nis not\n{healthy:?}");
-            Ok(())
+    let target = Target { host, container, peer: overlay.lab.host(1) };
+    // Neighbours are found again by whoever speaks.
+    let streams = [Stream::start(container, other, 7001), Stream::start(other, container, 7002)]
+        .map(Result::unwrap);
+    let healthy = damage::healthy(&target).unwrap();
+    for act in damage::ACTS.iter().chain([&damage::FIREWALL]) {
+        (act.does)(&target).unwrap();
+        damage::mended(&target, &overlay.agents[0], &healthy, act.within, act.what).unwrap();
+        eventually(SOON, &format!("{}: a ping to go through", act.what), || {
+            container.ping(other.address())
         })
         .unwrap();
-        eventually(SOON, &format!("{what}: a ping to go through"), || {
-            overlay.containers[0].ping(overlay.containers[1].address())
-        })
-        .unwrap();
+    }
+    for stream in streams {
+        println!("{:?}", stream.stop().unwrap());
     }
 }
 

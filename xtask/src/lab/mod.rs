@@ -34,6 +34,7 @@ pub mod ledger;
 mod namespace;
 mod process;
 pub mod standing;
+pub mod stream;
 pub mod subnet;
 pub mod teardown;
 mod wait;

@@ -10,47 +10,49 @@ use std::{
     time::{Duration, Instant},
 };
 
-use xtask::lab::Container;
+use anyhow::{Context as _, Result, anyhow, ensure};
+
+use super::{Container, eventually};
 
 const INTERVAL: Duration = Duration::from_millis(1);
 
 /// A stream between two containers, one way.
-pub(crate) struct Stream {
+#[derive(Debug)]
+pub struct Stream {
     stop: Arc<AtomicBool>,
     sent: Arc<AtomicU64>,
-    sender: JoinHandle<()>,
-    receiver: JoinHandle<(u64, Seen)>,
+    sender: Option<JoinHandle<()>>,
+    receiver: Option<JoinHandle<(u64, Seen)>>,
 }
 
 /// What became of a stream.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub(crate) struct Seen {
-    pub(crate) sent: u64,
-    pub(crate) lost: u64,
-    pub(crate) doubled: u64,
-    pub(crate) longest_gap: Duration,
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Seen {
+    /// Datagrams sent.
+    pub sent: u64,
+    /// Those that never came.
+    pub lost: u64,
+    /// Those that came more than once, counting the repetitions.
+    pub doubled: u64,
+    /// The longest time between one that came and the next.
+    pub longest_gap: Duration,
 }
 
 impl Stream {
-    pub(crate) fn start(from: &Container, to: &Container, port: u16) -> Self {
+    /// Starts one that is received on `port`, and returns once it flows.
+    pub fn start(from: &Container, to: &Container, port: u16) -> Result<Self> {
         let address: Ipv4Addr = to.address();
         let target = SocketAddr::from((address, port));
-        let receiver = to
-            .namespace()
-            .within(move || {
-                let socket = UdpSocket::bind(target)?;
-                socket.set_read_timeout(Some(Duration::from_millis(500)))?;
-                Ok(socket)
-            })
-            .unwrap();
-        let sender = from
-            .namespace()
-            .within(move || {
-                let socket = UdpSocket::bind("0.0.0.0:0")?;
-                socket.connect(target)?;
-                Ok(socket)
-            })
-            .unwrap();
+        let receiver = to.namespace().within(move || {
+            let socket = UdpSocket::bind(target)?;
+            socket.set_read_timeout(Some(Duration::from_millis(500)))?;
+            Ok(socket)
+        })?;
+        let sender = from.namespace().within(move || {
+            let socket = UdpSocket::bind("0.0.0.0:0")?;
+            socket.connect(target)?;
+            Ok(socket)
+        })?;
         let stop = Arc::new(AtomicBool::new(false));
         let sent = Arc::new(AtomicU64::new(0));
         let (stopped, count) = (Arc::clone(&stop), Arc::clone(&sent));
@@ -66,23 +68,33 @@ impl Stream {
         });
         let stopped = Arc::clone(&stop);
         let receiver = std::thread::spawn(move || receive(&receiver, &stopped));
-        let stream = Self { stop, sent, sender, receiver };
+        let stream = Self { stop, sent, sender: Some(sender), receiver: Some(receiver) };
         // What counts is what happens to a stream that flows.
-        xtask::lab::eventually(Duration::from_secs(5), "the stream to flow", || {
-            anyhow::ensure!(stream.sent.load(Ordering::Relaxed) > 50, "it does not");
+        eventually(Duration::from_secs(5), "the stream to flow", || {
+            ensure!(stream.sent.load(Ordering::Relaxed) > 50, "it does not");
             Ok(())
-        })
-        .unwrap();
-        stream
+        })?;
+        Ok(stream)
     }
 
-    pub(crate) fn stop(self) -> Seen {
+    /// Ends it, and says what became of it.
+    pub fn stop(mut self) -> Result<Seen> {
         self.stop.store(true, Ordering::Relaxed);
-        self.sender.join().unwrap();
-        let (distinct, mut seen) = self.receiver.join().unwrap();
+        let threads = self.sender.take().zip(self.receiver.take());
+        let (sender, receiver) = threads.context("the stream was stopped before")?;
+        sender.join().map_err(|_panic| anyhow!("the sender of a stream panicked"))?;
+        let (distinct, mut seen) =
+            receiver.join().map_err(|_panic| anyhow!("the receiver of a stream panicked"))?;
         seen.sent = self.sent.load(Ordering::Relaxed);
-        seen.lost = seen.sent - distinct;
-        seen
+        seen.lost = seen.sent.saturating_sub(distinct);
+        Ok(seen)
+    }
+}
+
+impl Drop for Stream {
+    /// Its threads end by themselves.
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
     }
 }
 
@@ -92,11 +104,11 @@ fn receive(socket: &UdpSocket, stopped: &AtomicBool) -> (u64, Seen) {
     let mut numbers = std::collections::HashSet::new();
     let mut seen = Seen::default();
     let mut last = None::<Instant>;
-    let mut datagram = [0; 16];
+    let mut number = [0; 8];
     loop {
-        match socket.recv(&mut datagram) {
+        match socket.recv(&mut number) {
             Ok(8) => {
-                let number = u64::from_be_bytes(datagram[..8].try_into().unwrap());
+                let number = u64::from_be_bytes(number);
                 if !numbers.insert(number) {
                     seen.doubled += 1;
                 }
@@ -105,9 +117,8 @@ fn receive(socket: &UdpSocket, stopped: &AtomicBool) -> (u64, Seen) {
                     seen.longest_gap = seen.longest_gap.max(now - last);
                 }
             }
-            Ok(_) => {}
             Err(_) if stopped.load(Ordering::Relaxed) => break,
-            Err(_) => {}
+            Ok(_) | Err(_) => {}
         }
     }
     (numbers.len() as u64, seen)
