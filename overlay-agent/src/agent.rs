@@ -197,6 +197,7 @@ impl Agent {
     }
 
     async fn verify(&mut self) {
+        tell_watchdog();
         let outcome = self.dataplane.verify().await;
         self.faults.reconcile = report("bringing the kernel in step", outcome);
         self.follow_uplink_mtu().await;
@@ -359,6 +360,16 @@ impl Agent {
         // Whoever asked may have gone.
         answer.send(self.status().await?).ok();
         Ok(())
+    }
+}
+
+/// Tells systemd, where it wants to know, that the loop turns.
+fn tell_watchdog() {
+    if std::env::var_os("WATCHDOG_USEC").is_none() {
+        return;
+    }
+    if let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Watchdog]) {
+        tracing::debug!(%error, "systemd's watchdog was not told");
     }
 }
 

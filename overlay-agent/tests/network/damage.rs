@@ -76,7 +76,7 @@ pub(crate) const ACTS: [Act; 26] = [
         on.ip(&format!("link set {} nomaster", on.container.veth()))?;
         on.plug_in()
     }),
-    act("the bridge is made anew", |on| on.make_bridge_anew()),
+    act("the bridge is made anew", make_bridge_anew),
 ];
 
 /// Beside the others, because an agent looks less often.
@@ -160,17 +160,17 @@ impl Target<'_> {
             self.container.ping(gateway)
         })
     }
+}
 
-    /// With the same MAC, which containers know.
-    fn make_bridge_anew(&self) -> Result<()> {
-        let mac = self.host.namespace().mac(BRIDGE)?;
-        let address = self.host.subnet()?.gateway_cidr();
-        self.ip(&format!("link del {BRIDGE}"))?;
-        self.ip(&format!("link add {BRIDGE} address {mac} mtu 1450 type bridge"))?;
-        self.ip(&format!("address add {address} dev {BRIDGE}"))?;
-        self.ip(&format!("link set {BRIDGE} up"))?;
-        self.plug_in()
-    }
+/// With the same MAC, which containers know.
+fn make_bridge_anew(on: &Target<'_>) -> Result<()> {
+    let mac = on.host.namespace().mac(BRIDGE)?;
+    let address = on.host.subnet()?.gateway_cidr();
+    on.ip(&format!("link del {BRIDGE}"))?;
+    on.ip(&format!("link add {BRIDGE} address {mac} mtu 1450 type bridge"))?;
+    on.ip(&format!("address add {address} dev {BRIDGE}"))?;
+    on.ip(&format!("link set {BRIDGE} up"))?;
+    on.plug_in()
 }
 
 /// What there is of ours on a host, without the numbers that change when things are made anew.
