@@ -59,7 +59,6 @@ pub struct Dataplane {
     ways_are_stale: bool,
     synced: bool,
     in_use: bool,
-    uplink_is_there: bool,
     uplink_mtu: Option<u32>,
     verifications: u32,
     config: HostConfig,
@@ -96,7 +95,6 @@ impl Dataplane {
             ways_are_stale: true,
             synced: false,
             in_use: false,
-            uplink_is_there: true,
             uplink_mtu: None,
             verifications: 0,
         };
@@ -227,7 +225,6 @@ impl Dataplane {
             }
             _ => {}
         }
-        self.uplink_is_there = found.is_some();
         self.uplink_mtu = found.map(|link| link.mtu);
     }
 
@@ -291,7 +288,7 @@ impl Dataplane {
         let places = [
             (
                 Hook::FromUplink,
-                self.uplink_is_there.then(|| self.spec.uplink.clone()).into_iter().collect(),
+                self.uplink_is_there().then(|| self.spec.uplink.clone()).into_iter().collect(),
             ),
             (Hook::ToTunnel, vec![tunnel.clone()]),
             (Hook::FromTunnel, vec![tunnel]),
@@ -414,14 +411,14 @@ impl Dataplane {
         &self.tunnel
     }
 
-    /// The uplink's MTU when it was last looked at.
+    /// The uplink's MTU when it was last looked at; none where it was not there.
     pub const fn uplink_mtu(&self) -> Option<u32> {
         self.uplink_mtu
     }
 
     /// Whether the uplink exists.
     pub const fn uplink_is_there(&self) -> bool {
-        self.uplink_is_there
+        self.uplink_mtu.is_some()
     }
 
     /// Whether every lease that the store knows has been programmed.

@@ -21,6 +21,7 @@ use crate::{
 
 /// What the agent is to do.
 #[derive(Clone, Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag of the command line")]
 pub struct RunConfig {
     /// How to reach etcd.
     pub etcd: EtcdConfig,

@@ -39,12 +39,10 @@ pub async fn run(args: CleanupArgs) -> anyhow::Result<()> {
     let places =
         Places { pin_path: args.pin_path, subnet_file: args.subnet_file, socket: args.socket };
     let removed = cleanup(&places).await?;
-    let mut text = String::new();
-    if removed.is_empty() {
-        text.push_str("there was nothing to remove\n");
-    }
-    for line in removed {
-        text.push_str(&format!("removed {line}\n"));
-    }
+    let text = if removed.is_empty() {
+        "there was nothing to remove\n".to_owned()
+    } else {
+        removed.iter().map(|line| ["removed ", line, "\n"].concat()).collect()
+    };
     io::stdout().write_all(text.as_bytes()).context("cannot print what was removed")
 }

@@ -123,7 +123,7 @@ pub struct RunArgs {
     #[arg(long, value_enum, default_value_t = OnExit::Keep, help_heading = OURS)]
     pub on_exit: OnExit,
 
-    /// Remove the device flannel.<VNI> of a flanneld that was stopped, and take its place
+    /// Remove the device `flannel.VNI` of a flanneld that was stopped, and take its place
     #[arg(long, num_args = 0..=1, require_equals = true, default_value_t = false, default_missing_value = "true", value_parser = go_bool, action = ArgAction::Set, value_name = "BOOL", help_heading = OURS)]
     pub replace_flannel: bool,
 

@@ -115,12 +115,12 @@ fn fragments_and_ip_options_take_the_slow_path() {
 #[test]
 fn udp_aggregates_are_cut_into_the_datagrams_they_are_made_of() {
     const SEGMENT: usize = 1200;
-    const SEGMENTS: usize = 40;
+    const SEGMENTS: u8 = 40;
     for imitate_wire in [false, true] {
         let overlay = Overlay::with(Lab::builder().imitate_wire(imitate_wire), |options| options);
         let [client, server] = overlay.pair();
         let to = SocketAddr::from((server.address(), 4433));
-        let receiver = server
+        let listener = server
             .namespace()
             .within(move || {
                 let socket = UdpSocket::bind(to)?;
@@ -128,15 +128,14 @@ fn udp_aggregates_are_cut_into_the_datagrams_they_are_made_of() {
                 Ok(socket)
             })
             .unwrap();
-        let sent: Vec<u8> =
-            (0..SEGMENT * SEGMENTS).map(|position| (position / SEGMENT) as u8).collect();
+        let sent: Vec<u8> = (0..SEGMENTS).flat_map(|number| [number; SEGMENT]).collect();
         let payload = sent.clone();
         let fast = overlay.rise("from_container", "encapsulated");
         client
             .namespace()
             .within(move || {
                 let socket = UdpSocket::bind("0.0.0.0:0")?;
-                setsockopt(&socket, UdpGsoSegment, &(SEGMENT as i32))?;
+                setsockopt(&socket, UdpGsoSegment, &i32::try_from(SEGMENT)?)?;
                 socket.send_to(&payload, to)?;
                 Ok(())
             })
@@ -144,7 +143,7 @@ fn udp_aggregates_are_cut_into_the_datagrams_they_are_made_of() {
         let mut received = Vec::new();
         let mut datagram = [0; 2048];
         for _ in 0..SEGMENTS {
-            let length = receiver.recv(&mut datagram).unwrap();
+            let length = listener.recv(&mut datagram).unwrap();
             assert_eq!(length, SEGMENT);
             received.extend_from_slice(&datagram[..length]);
         }

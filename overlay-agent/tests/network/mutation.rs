@@ -96,18 +96,15 @@ fn a_million_garbled_packets_are_refused_and_counted() {
                     let at = random.below(packet.len());
                     packet[at] = random.next().to_le_bytes()[7];
                 }
-                match random.below(8) {
-                    0 => {
-                        // Shorter than it says: what it says must not have been garbled to fit.
-                        packet[24..26].copy_from_slice(&honest[24..26]);
-                        packet.truncate(random.below(58));
-                    }
-                    _ => {
-                        let (at, bits) = GUARDED[random.below(GUARDED.len())];
-                        let wrong = random.next().to_le_bytes()[6] & bits;
-                        let wrong = if wrong == 0 { bits } else { wrong };
-                        packet[at] = (honest[at] & bits) ^ wrong | (packet[at] & !bits);
-                    }
+                if random.below(8) == 0 {
+                    // Shorter than it says: what it says must not have been garbled to fit.
+                    packet[24..26].copy_from_slice(&honest[24..26]);
+                    packet.truncate(random.below(58));
+                } else {
+                    let (at, bits) = GUARDED[random.below(GUARDED.len())];
+                    let wrong = random.next().to_le_bytes()[6] & bits;
+                    let wrong = if wrong == 0 { bits } else { wrong };
+                    packet[at] = (honest[at] & bits) ^ wrong | (packet[at] & !bits);
                 }
                 socket.send(&packet)?;
                 // Let the other side breathe: what its queue loses, no program counts.

@@ -91,8 +91,8 @@ impl Overlay {
 
     /// What `iperf3` reports, run with these arguments from the first container to the second.
     pub(crate) fn iperf(&self, arguments: &[&str]) -> serde_json::Value {
-        let [client, server] = self.pair();
         static RUNS: AtomicUsize = AtomicUsize::new(0);
+        let [client, server] = self.pair();
         let run = RUNS.fetch_add(1, Ordering::Relaxed);
         let log = self.lab.directory().join(format!("iperf3-server-{run}.log"));
         let command = server.command("iperf3").args(["-s", "-1", "--forceflush"]);
