@@ -211,9 +211,11 @@ fn root_of(error: &(dyn StdError + 'static)) -> String {
 /// A server that does not like a client's certificate says so and hangs up, in TLS 1.3 after the handshake;
 /// we may notice the second before the first.
 fn explain_end(endpoint: &str, reason: String) -> String {
+    // The words of several layers; which of them notices first is a matter of luck.
     const HUNG_UP: [&str; 4] =
-        ["connection closed", "Connection reset", "Broken pipe", "operation was canceled"];
-    if endpoint.starts_with("https://") && HUNG_UP.iter().any(|text| reason.contains(text)) {
+        ["connection closed", "connection reset", "broken pipe", "operation was canceled"];
+    let lower = reason.to_lowercase();
+    if endpoint.starts_with("https://") && HUNG_UP.iter().any(|text| lower.contains(text)) {
         format!("{reason}: it may want a client certificate, and not accept what it gets")
     } else {
         reason
@@ -236,5 +238,19 @@ pub(super) fn is_connection_trouble(error: &Error) -> bool {
         Error::GRpcStatus(status) => !matches!(status.code() as i32, 3 | 5..=9 | 11),
         Error::InvalidArgs(_) | Error::LeaseKeepAliveError(_) => false,
         _ => true,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_hang_up_over_tls_hints_at_the_certificate_whoever_words_it() {
+        for words in ["stream closed because of a broken pipe", "Broken pipe (os error 32)"] {
+            let hint = explain_end("https://192.0.2.1:2379", words.to_owned());
+            assert!(hint.contains("it may want a client certificate"), "{hint}");
+            assert_eq!(explain_end("http://192.0.2.1:2379", words.to_owned()), words);
+        }
     }
 }

@@ -1,6 +1,7 @@
 //! Hundreds of acts of damage in any order, under traffic; see [`crate::damage`] for what they are.
 //!
-//! `OVERLAY_CHAOS_SEED` repeats a run, `OVERLAY_CHAOS_ACTS` says how many acts there are.
+//! `OVERLAY_CHAOS_SEED` chooses another run, `OVERLAY_CHAOS_ACTS` says how many acts there are: the whole suite
+//! does 60, a hunt for bugs 500.
 
 use std::{sync::RwLock, time::Duration};
 
@@ -107,9 +108,8 @@ impl Victim<'_> {
 
 #[test]
 fn whatever_happens_is_mended_and_stays_mended() {
-    let seed =
-        number("OVERLAY_CHAOS_SEED").unwrap_or_else(|| u64::from(std::process::id()) ^ 0x5eed_0000);
-    let acts = usize::try_from(number("OVERLAY_CHAOS_ACTS").unwrap_or(500)).unwrap();
+    let seed = number("OVERLAY_CHAOS_SEED").unwrap_or(42);
+    let acts = usize::try_from(number("OVERLAY_CHAOS_ACTS").unwrap_or(60)).unwrap();
     println!("OVERLAY_CHAOS_SEED={seed} OVERLAY_CHAOS_ACTS={acts}");
 
     let mut overlay =
