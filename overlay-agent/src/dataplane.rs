@@ -293,6 +293,7 @@ impl Dataplane {
             (Hook::ToTunnel, vec![tunnel.clone()]),
             (Hook::FromTunnel, vec![tunnel]),
             (Hook::FromBridge, self.bridge.iter().map(place).collect()),
+            (Hook::ToBridge, self.bridge.iter().map(place).collect()),
             (Hook::FromContainer, ports),
         ];
         for (hook, places) in places {

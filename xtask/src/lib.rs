@@ -10,7 +10,6 @@ pub mod command;
 pub mod demo;
 pub mod interrupt;
 pub mod lab;
-pub mod load;
 pub mod setup;
 pub mod test;
 pub mod workspace;

@@ -121,7 +121,7 @@ fn link_name(hook: Hook, ifindex: u32) -> String {
 
 const fn direction(hook: Hook) -> TcAttachType {
     match hook {
-        Hook::ToTunnel => TcAttachType::Egress,
+        Hook::ToTunnel | Hook::ToBridge => TcAttachType::Egress,
         Hook::FromContainer | Hook::FromBridge | Hook::FromUplink | Hook::FromTunnel => {
             TcAttachType::Ingress
         }

@@ -54,37 +54,7 @@ fn losing_etcd_loses_nothing() {
 fn maps_of_another_version_are_replaced_without_a_gap() {
     let mut overlay = Overlay::new();
     overlay.agents[0].stop().unwrap();
-    // As an agent of another version would have left it: the number is the first of the settings.
-    let config = overlay.lab.host(0).pins().join("config");
-    let pretend = |overlay: &Overlay| {
-        let dump = overlay
-            .lab
-            .host(0)
-            .command("bpftool")
-            .args(["-j", "map", "dump", "pinned"])
-            .arg(&config)
-            .read()
-            .unwrap();
-        let dump: serde_json::Value = serde_json::from_str(&dump).unwrap();
-        let mut value: Vec<_> = dump[0]["value"]
-            .as_array()
-            .unwrap()
-            .iter()
-            .map(|byte| byte.as_str().unwrap().to_owned())
-            .collect();
-        value[0] = "0x63".to_owned();
-        overlay
-            .lab
-            .host(0)
-            .command("bpftool")
-            .args(["map", "update", "pinned"])
-            .arg(&config)
-            .args(["key", "0", "0", "0", "0", "value"])
-            .args(&value)
-            .run()
-            .unwrap();
-    };
-    pretend(&overlay);
+    overlay.lab.host(0).pretend_other_abi().unwrap();
     nothing_is_lost(&mut overlay, "upgrade to another version of the maps", |overlay| {
         overlay.agents[0] = overlay.lab.host(0).start_agent(&overlay.options).unwrap();
     });
