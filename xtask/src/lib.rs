@@ -10,6 +10,7 @@ pub mod command;
 pub mod demo;
 pub mod interrupt;
 pub mod lab;
+pub mod release;
 pub mod setup;
 pub mod test;
 pub mod workspace;
