@@ -87,6 +87,28 @@ fn damage_is_mended_within_a_second() {
     }
 }
 
+/// The look twice a second may come before the news that an interface is gone; its links must go all the same.
+#[test]
+fn an_interface_that_goes_unnoticed_leaves_no_link_behind() {
+    let mut overlay = Overlay::new();
+    let healthy = {
+        let host = overlay.lab.host(0);
+        let target = Target { host, container: &overlay.containers[0], peer: overlay.lab.host(1) };
+        damage::healthy(&target).unwrap()
+    };
+    for round in 0..8 {
+        // When it wakes up, both are due, and chance says which it sees first.
+        overlay.agents[0].process().signal(Signal::SIGSTOP).unwrap();
+        let host = overlay.lab.host(0);
+        host.ip(["link", "del", "overlay.1"]).unwrap();
+        std::thread::sleep(Duration::from_millis(700));
+        overlay.agents[0].process().signal(Signal::SIGCONT).unwrap();
+        let target = Target { host, container: &overlay.containers[0], peer: overlay.lab.host(1) };
+        let what = format!("round {round}, the device is deleted");
+        damage::mended(&target, &overlay.agents[0], &healthy, SOON, &what).unwrap();
+    }
+}
+
 #[test]
 fn what_is_not_ours_is_left_alone() {
     let overlay = Overlay::new();
