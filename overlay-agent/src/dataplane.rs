@@ -59,8 +59,6 @@ pub struct Dataplane {
     ways_are_stale: bool,
     synced: bool,
     in_use: bool,
-    /// Links may be pinned that nobody needs: an earlier agent's, or those of interfaces that went.
-    leftovers: bool,
     uplink_mtu: Option<u32>,
     verifications: u32,
     config: HostConfig,
@@ -97,7 +95,6 @@ impl Dataplane {
             ways_are_stale: true,
             synced: false,
             in_use: false,
-            leftovers: true,
             uplink_mtu: None,
             verifications: 0,
         };
@@ -152,7 +149,6 @@ impl Dataplane {
         for (hook, place) in self.attachments.forget_lost(&mut self.programs, &self.pins)? {
             tracing::warn!(hook, interface = place.interface, "our program was detached");
             repairs::made("program");
-            self.leftovers = true;
         }
         if self.synced {
             self.verify_leases()?;
@@ -186,11 +182,8 @@ impl Dataplane {
         self.attach(observed)?;
         let pinned = self.tables.ensure_pinned(&self.pins)?;
         fail::point("pins");
-        if self.leftovers {
-            self.attachments.detach_leftovers(&self.pins)?;
-            fail::point("leftovers");
-            self.leftovers = false;
-        }
+        self.attachments.detach_leftovers(&self.pins)?;
+        fail::point("leftovers");
         if self.in_use && !pinned.is_empty() {
             tracing::warn!(?pinned, "maps were unpinned by somebody else");
             repairs::made("pins");
