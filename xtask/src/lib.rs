@@ -12,4 +12,5 @@ pub mod interrupt;
 pub mod lab;
 pub mod setup;
 pub mod test;
+pub mod vm;
 pub mod workspace;

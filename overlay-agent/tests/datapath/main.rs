@@ -3,6 +3,7 @@
 
 mod budget;
 mod coverage;
+mod features;
 mod from_container;
 mod from_tunnel;
 mod from_uplink;

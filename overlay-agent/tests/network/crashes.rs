@@ -106,16 +106,7 @@ fn dying_at_any_step_of_the_first_start_leaves_nothing_stale() {
         die_and_start(&mut overlay, point, |overlay| {
             let host = overlay.lab.host(0);
             // But not the lease.
-            host.command(env!("CARGO_BIN_EXE_overlay-agent"))
-                .args(["cleanup", "--pin-path"])
-                .arg(host.pins())
-                .arg("--socket")
-                .arg(host.agent_socket())
-                .arg("--subnet-file")
-                .arg(host.subnet_file())
-                .deadline(Duration::from_secs(10))
-                .run()
-                .unwrap();
+            host.clean_up(env!("CARGO_BIN_EXE_overlay-agent")).unwrap();
         });
     }
 }
