@@ -1,8 +1,6 @@
 //! The agent dies at every step of its start: traffic goes on, and the next start leaves nothing stale.
 #![cfg(debug_assertions)]
 
-use std::time::Duration;
-
 use xtask::lab::{ETCD_PREFIX, Lab, stream::Stream};
 
 use crate::{

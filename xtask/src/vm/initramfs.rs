@@ -12,8 +12,7 @@ use super::{archive::Archive, kernel::Unpacked};
 use crate::{build, command::Cmd, workspace};
 
 /// What the lab and the tests call.
-const TOOLS: [&str; 8] =
-    ["etcd", "etcdctl", "ethtool", "ip", "nsenter", "ping", "sysctl", "tc"];
+const TOOLS: [&str; 8] = ["etcd", "etcdctl", "ethtool", "ip", "nsenter", "ping", "sysctl", "tc"];
 
 /// A static shell with everything else.
 const BUSYBOX: &str = "/bin/busybox";
@@ -73,8 +72,6 @@ export OVERLAY_IPTABLES_FORWARD_RULES=false
 mount -t proc proc /proc
 mount -t sysfs sys /sys
 mount -t devtmpfs dev /dev
-mount -t tmpfs tmp /tmp
-mount -t tmpfs run /run
 mount -t cgroup2 cgroup /sys/fs/cgroup
 mkdir -p /run/netns $CARGO_TARGET_DIR/lab
 ip link set lo up
@@ -192,10 +189,8 @@ fn uncompressed(module: &Path) -> Result<Vec<u8>> {
     if module.extension().is_none_or(|extension| extension != "xz") {
         return read(module);
     }
-    let copy = tempfile::Builder::new()
-        .suffix(".ko.xz")
-        .tempfile()
-        .context("making a temporary file")?;
+    let copy =
+        tempfile::Builder::new().suffix(".ko.xz").tempfile().context("making a temporary file")?;
     fs::copy(module, copy.path()).context("copying a module")?;
     Cmd::new("xz").args(["--decompress", "--force", "--keep"]).arg(copy.path()).run()?;
     let plain = copy.path().with_extension("");
