@@ -73,6 +73,11 @@ impl Programs {
         Ok(Self { ebpf, adopted: false })
     }
 
+    /// The object that they come from; empty where the agent was built without it.
+    pub const fn object() -> &'static [u8] {
+        OBJECT
+    }
+
     /// The program of a hook.
     pub fn get(&mut self, hook: Hook) -> Result<&mut SchedClassifier> {
         classifier(&mut self.ebpf, hook.name())
