@@ -17,7 +17,7 @@ use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use crate::{
     admin::{Requests, Status},
-    datapath::{Attachment, PinPath},
+    datapath::{Attachment, Features, PinPath},
     dataplane::{Dataplane, DataplaneSpec},
     fail,
     firewall::{self, Firewall, Forward, Masquerade},
@@ -73,6 +73,7 @@ impl Agent {
     pub async fn start(
         config: RunConfig,
         pins: PinPath,
+        features: Features,
         store: Store,
         mut network: StoredConfig,
         uplink: Uplink,
@@ -89,7 +90,7 @@ impl Agent {
         let lease = joined.lease;
         fail::point("lease");
         let spec = dataplane_spec(&config, &network.config, &uplink, lease);
-        let dataplane = Dataplane::start(spec, pins).await?;
+        let dataplane = Dataplane::start(spec, pins, features).await?;
         fail::point("dataplane");
         let firewall = firewall(&config, &network.config, &uplink, lease, dataplane.tunnel());
         let agent = Self {

@@ -1,6 +1,6 @@
 //! Removes everything that is ours on this host, and nothing else. What is ours shows in its name or its
-//! place: the pin path, VXLAN devices named `overlay.<VNI>`, the firewall rules that name such a device,
-//! the subnet file and the socket.
+//! place: the pin path, VXLAN devices named `overlay.<VNI>`, the firewall rules that name such a device, filters
+//! with our priority, handle and name, the subnet file and the socket.
 
 use std::{
     fs, io,
@@ -11,7 +11,7 @@ use anyhow::{Context, Result};
 use rtnetlink::Handle;
 
 use crate::{
-    datapath::PinPath,
+    datapath::{self, PinPath},
     firewall,
     netlink::{self, Link, LinkKind},
 };
@@ -41,6 +41,11 @@ pub async fn cleanup(places: &Places) -> Result<Vec<String>> {
         }
         remove_device(&handle, device).await?;
         removed.push(format!("device {}, its address and its route", device.name));
+    }
+    // Filters outlive their pin path; links go with it.
+    let filtered = datapath::remove_filters(&handle, &observed).await?;
+    if !filtered.is_empty() {
+        removed.push(format!("filters on {}", filtered.join(", ")));
     }
     pins.remove()?;
     if existed {

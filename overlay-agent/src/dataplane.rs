@@ -12,7 +12,7 @@ use rtnetlink::Handle;
 
 use crate::{
     containers,
-    datapath::{Attachment, Attachments, Changes, PinPath, Programs, Tables},
+    datapath::{Attachment, Attachments, Changes, Features, Mechanism, PinPath, Programs, Tables},
     fail,
     lease::Lease,
     netlink::{self, Link, Observed, Tunnel, TunnelSpec},
@@ -53,6 +53,7 @@ pub struct Dataplane {
     programs: Programs,
     tables: Tables,
     attachments: Attachments,
+    features: Features,
     tunnel: Tunnel,
     bridge: Option<Link>,
     endpoints: HashMap<EndpointKey, Endpoint>,
@@ -72,7 +73,7 @@ impl Dataplane {
     /// What an earlier agent left forwards all the while. Its maps, if they are of our version, stay filled
     /// until [`replace_leases`](Self::replace_leases), and our programs take the place of its own at once;
     /// else both serve until then.
-    pub async fn start(spec: DataplaneSpec, pins: PinPath) -> Result<Self> {
+    pub async fn start(spec: DataplaneSpec, pins: PinPath, features: Features) -> Result<Self> {
         let mut programs = Programs::load(&pins)?;
         programs.forward_logs()?;
         fail::point("programs");
@@ -85,11 +86,12 @@ impl Dataplane {
             peers: Peers::new(spec.tunnel.subnet, spec.public_address),
             config: HostConfig { peer_lengths: adopted.peer_lengths, ..HostConfig::default() },
             spec,
+            attachments: Attachments::new(Mechanism::of(&features), handle.clone()),
+            features,
             handle,
             pins,
             programs,
             tables,
-            attachments: Attachments::default(),
             tunnel,
             bridge: None,
             endpoints: HashMap::new(),
@@ -143,7 +145,7 @@ impl Dataplane {
         self.converge_endpoints(observed)?;
         fail::point("endpoints");
         if self.synced || self.programs.adopted() {
-            self.put_to_use(observed)?;
+            self.put_to_use(observed).await?;
         }
         Ok(())
     }
@@ -156,7 +158,7 @@ impl Dataplane {
             tracing::warn!("the pin path was removed by somebody else");
             repairs::made("pin path");
         }
-        for (hook, place) in self.attachments.forget_lost(&mut self.programs, &self.pins)? {
+        for (hook, place) in self.attachments.forget_lost(&mut self.programs, &self.pins).await? {
             tracing::warn!(hook, interface = place.interface, "our program was detached");
             repairs::made("program");
         }
@@ -188,11 +190,11 @@ impl Dataplane {
     }
 
     /// Attaches the programs and pins the maps: in this order, so that pinned maps are always filled ones.
-    fn put_to_use(&mut self, observed: &Observed) -> Result<()> {
-        self.attach(observed)?;
+    async fn put_to_use(&mut self, observed: &Observed) -> Result<()> {
+        self.attach(observed).await?;
         let pinned = self.tables.ensure_pinned(&self.pins)?;
         fail::point("pins");
-        self.attachments.detach_leftovers(&self.pins)?;
+        self.attachments.detach_leftovers(&self.pins, observed).await?;
         fail::point("leftovers");
         if self.in_use && !pinned.is_empty() {
             tracing::warn!(?pinned, "maps were unpinned by somebody else");
@@ -291,7 +293,7 @@ impl Dataplane {
         Ok(())
     }
 
-    fn attach(&mut self, observed: &Observed) -> Result<()> {
+    async fn attach(&mut self, observed: &Observed) -> Result<()> {
         let place = |link: &Link| Attachment { ifindex: link.index, interface: link.name.clone() };
         let tunnel =
             Attachment { ifindex: self.tunnel.ifindex, interface: self.tunnel.name.clone() };
@@ -312,11 +314,11 @@ impl Dataplane {
         for (hook, places) in places {
             for ifindex in self.attachments.of(hook) {
                 if !places.iter().any(|place| place.ifindex == ifindex) {
-                    self.attachments.detach(&self.pins, hook, ifindex)?;
+                    self.attachments.detach(&self.pins, hook, ifindex).await?;
                 }
             }
             for place in places {
-                self.attachments.attach(&mut self.programs, &self.pins, hook, &place)?;
+                self.attachments.attach(&mut self.programs, &self.pins, hook, &place).await?;
             }
             fail::point(hook.name());
         }
@@ -413,6 +415,11 @@ impl Dataplane {
     /// Where the programs are attached.
     pub const fn attachments(&self) -> &Attachments {
         &self.attachments
+    }
+
+    /// What the kernel gives us.
+    pub const fn features(&self) -> &Features {
+        &self.features
     }
 
     /// The containers' bridge, once it has appeared.

@@ -84,6 +84,11 @@ const PACKAGES: &[Package] = &[
     package(&["tshark"], "reads captures as an independent judge of our frames"),
     package(&["iperf3"], "measures throughput"),
     package(&["iputils-ping"], "ping with every size"),
+    package(&["qemu-system-x86"], "boots the kernels that people run, for the tests in layer vm"),
+    package(&["kmod"], "modinfo says which modules those kernels need loaded, in which order"),
+    package(&["xz-utils"], "their modules are compressed"),
+    package(&["binutils"], "strip makes what goes into their memory small"),
+    package(&["debian-archive-keyring"], "proves that they are Debian's"),
     package(&["procps"], "sysctl and pgrep"),
     package(&["util-linux"], "nsenter and unshare"),
 ];
@@ -368,6 +373,10 @@ fn programs_missing(nightly: bool) -> Vec<String> {
         ("sysctl", "sets kernel parameters (procps)"),
         ("nsenter", "enters namespaces (util-linux)"),
         ("busybox", "the containers' image, statically linked"),
+        ("qemu-system-x86_64", "boots the kernels that people run, for the tests in layer vm"),
+        ("modinfo", "says which modules those kernels need (kmod)"),
+        ("xz", "their modules are compressed"),
+        ("strip", "makes what goes into their memory small (binutils)"),
     ];
     let mut sentences: Vec<String> = PROGRAMS
         .iter()

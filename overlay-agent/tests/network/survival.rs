@@ -11,7 +11,7 @@ use crate::{
 };
 
 /// Streams both ways; nothing may be lost or doubled while `act` happens.
-fn nothing_is_lost(overlay: &mut Overlay, what: &str, act: impl FnOnce(&mut Overlay)) {
+pub(crate) fn nothing_is_lost(overlay: &mut Overlay, what: &str, act: impl FnOnce(&mut Overlay)) {
     let [one, two] = overlay.pair();
     let streams =
         [Stream::start(one, two, 7001), Stream::start(two, one, 7002)].map(Result::unwrap);
@@ -168,16 +168,7 @@ fn what_is_not_ours_is_left_alone() {
     agents[0].stop().unwrap();
     let mut again = host.start_agent(&options).unwrap();
     again.stop().unwrap();
-    let output = host
-        .command(env!("CARGO_BIN_EXE_overlay-agent"))
-        .args(["cleanup", "--pin-path"])
-        .arg(host.pins())
-        .arg("--subnet-file")
-        .arg(host.subnet_file())
-        .arg("--socket")
-        .arg(host.agent_socket())
-        .read()
-        .unwrap();
+    let output = host.clean_up(env!("CARGO_BIN_EXE_overlay-agent")).unwrap();
     assert!(output.contains("overlay.1"), "{output}");
     let read = |command: &str| {
         let (program, arguments) = command.split_once(' ').unwrap();

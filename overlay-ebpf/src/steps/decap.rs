@@ -15,7 +15,7 @@ use overlay_common::{
 
 use crate::packet::Skb;
 
-const SHRINK: u64 = (BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_NO_CSUM_RESET) as u64;
+pub(crate) const SHRINK: u64 = (BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_NO_CSUM_RESET) as u64;
 
 /// Takes the outer headers off; the packet's first Ethernet header stays, with the MACs of the wire.
 #[inline(always)]

@@ -20,7 +20,7 @@ use crate::packet::Skb;
 
 /// The inner L2 length is that of the Ethernet header alone. Adding the VXLAN header to it passes the
 /// verifier and small packets, and breaks the checksum of every segment of a large one.
-const GROW: u64 = (BPF_F_ADJ_ROOM_FIXED_GSO
+pub(crate) const GROW: u64 = (BPF_F_ADJ_ROOM_FIXED_GSO
     | BPF_F_ADJ_ROOM_NO_CSUM_RESET
     | BPF_F_ADJ_ROOM_ENCAP_L3_IPV4
     | BPF_F_ADJ_ROOM_ENCAP_L4_UDP
