@@ -184,14 +184,13 @@ impl Dataplane {
         self.attach(observed).await?;
         let pinned = self.tables.ensure_pinned(&self.pins)?;
         fail::point("pins");
-        if !self.in_use {
-            self.attachments.detach_leftovers(&self.pins, observed).await?;
-            fail::point("leftovers");
-            self.in_use = true;
-        } else if !pinned.is_empty() {
+        self.attachments.detach_leftovers(&self.pins, observed).await?;
+        fail::point("leftovers");
+        if self.in_use && !pinned.is_empty() {
             tracing::warn!(?pinned, "maps were unpinned by somebody else");
             repairs::made("pins");
         }
+        self.in_use = true;
         Ok(())
     }
 

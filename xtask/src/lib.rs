@@ -11,6 +11,7 @@ pub mod demo;
 pub mod docs;
 pub mod interrupt;
 pub mod lab;
+pub mod release;
 pub mod setup;
 pub mod test;
 pub mod verifier;

@@ -39,8 +39,7 @@ pub fn run(options: Options) -> Result<()> {
     build::object()?;
     build::agent(false)?;
     let [program] = vm::test_programs(["datapath"])?;
-    let arguments =
-        ["--test-threads=1", "--nocapture", TESTS].map(str::to_owned).to_vec();
+    let arguments = ["--test-threads=1", "--nocapture", TESTS].map(str::to_owned).to_vec();
     let mut costs = Costs::new();
     let mut troubles = Vec::new();
 
@@ -53,9 +52,8 @@ pub fn run(options: Options) -> Result<()> {
     if !here.status.success() {
         troubles.push(format!("Linux {release}: {}{}", here.stdout, here.stderr));
     }
-    let steps = |_| {
-        vec![Step { name: "datapath", program: program.clone(), arguments: arguments.clone() }]
-    };
+    let steps =
+        |_| vec![Step { name: "datapath", program: program.clone(), arguments: arguments.clone() }];
     for (kernel, result) in vm::run_all(&KERNELS, steps) {
         match result {
             Ok(run) => {
@@ -184,7 +182,8 @@ mod tests {
 
     #[test]
     fn the_lines_of_the_test_are_read() {
-        let output = "test budget::x ... verifier: from_bridge 290 64\nverifier: to_tunnel 5 6\nok\n";
+        let output =
+            "test budget::x ... verifier: from_bridge 290 64\nverifier: to_tunnel 5 6\nok\n";
         let costs = parse(output);
         assert_eq!(costs["from_bridge"], (290, 64));
         assert_eq!(costs["to_tunnel"], (5, 6));

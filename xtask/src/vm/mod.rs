@@ -9,8 +9,7 @@ pub(crate) mod layer;
 use std::{
     fs,
     path::PathBuf,
-    sync::Mutex,
-    sync::PoisonError,
+    sync::{Mutex, PoisonError},
     thread,
     time::{Duration, Instant},
 };
@@ -82,7 +81,8 @@ pub fn run_all(
 
 fn run(kernel: Kernel, steps: &[Step]) -> Result<Run> {
     let unpacked = kernel.fetch()?;
-    let directory = kernel.directory()?;
+    let directory = workspace::target_dir()?.join("vm").join(kernel.series);
+    fs::create_dir_all(&directory).with_context(|| format!("making {}", directory.display()))?;
     let archive = directory.join("initramfs.cpio");
     fs::write(&archive, initramfs::build(&unpacked, steps)?)
         .with_context(|| format!("writing {}", archive.display()))?;

@@ -54,12 +54,15 @@ pub struct Attachments {
     mechanism: Mechanism,
     netlink: Handle,
     attached: BTreeMap<(&'static str, u32), Attachment>,
+    /// Everything of ours that is attached is one of these. Otherwise there may be an earlier agent's, and
+    /// pinned links of interfaces that went while nobody looked.
+    tidy: bool,
 }
 
 impl Attachments {
     /// None yet.
     pub const fn new(mechanism: Mechanism, netlink: Handle) -> Self {
-        Self { mechanism, netlink, attached: BTreeMap::new() }
+        Self { mechanism, netlink, attached: BTreeMap::new(), tidy: false }
     }
 
     /// Forgets every attachment that somebody else removed, so that it is made again, and returns them.
@@ -85,6 +88,7 @@ impl Attachments {
         for (hook, place) in &lost {
             self.attached.remove(&(*hook, place.ifindex));
         }
+        self.tidy &= lost.is_empty();
         Ok(lost)
     }
 
@@ -118,8 +122,11 @@ impl Attachments {
         }
     }
 
-    /// Detaches whatever an earlier agent left attached, either way, and this one has not taken over.
-    pub async fn detach_leftovers(&self, pins: &PinPath, observed: &Observed) -> Result<()> {
+    /// Detaches whatever is attached, either way, and not ours any more.
+    pub async fn detach_leftovers(&mut self, pins: &PinPath, observed: &Observed) -> Result<()> {
+        if self.tidy {
+            return Ok(());
+        }
         let ours = |mechanism, hook: &str, ifindex| {
             self.mechanism == mechanism
                 && self.attached.keys().any(|&(name, index)| name == hook && index == ifindex)
@@ -130,6 +137,7 @@ impl Attachments {
                 clsact::detach(&self.netlink, hook, place.ifindex).await?;
             }
         }
+        self.tidy = true;
         Ok(())
     }
 
