@@ -4,13 +4,15 @@ use std::fs;
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::{command::Cmd, docs, interrupt, setup, workspace};
+use crate::{
+    command::Cmd,
+    docs, interrupt,
+    setup::{self, OTHER_PROCESSOR},
+    workspace,
+};
 
 /// The crate that only compiles for BPF, or where a panic aborts.
 const BPF_PACKAGE: &str = "overlay-ebpf";
-
-/// Users have it in clouds, and single-board computers.
-const OTHER_PROCESSOR: &str = "aarch64-unknown-linux-gnu";
 
 /// One check: fails with what it found.
 type Check = fn() -> Result<()>;
@@ -107,8 +109,7 @@ fn documentation() -> Result<()> {
 
 /// Whole workspace, nothing linked: the C parts of dependencies need no compiler for that processor.
 fn other_processor() -> Result<()> {
-    let installed = Cmd::new("rustup").args(["target", "list", "--installed"]).output();
-    if !installed.is_ok_and(|output| output.stdout.lines().any(|line| line == OTHER_PROCESSOR)) {
+    if !setup::other_processor_is_there() {
         println!("not checked: `rustup target add {OTHER_PROCESSOR}` is what is missing");
         return Ok(());
     }
