@@ -20,7 +20,7 @@ use crate::{
     datapath::{Attachment, Features, PinPath},
     dataplane::{Dataplane, DataplaneSpec},
     fail,
-    firewall::{self, Firewall, Masquerade},
+    firewall::{self, Firewall, Forward, Masquerade},
     lease::{Lease, acquire::Request, keeper::LeaseEvent},
     netlink::{self, Tunnel, TunnelSpec},
     network_config::{
@@ -92,7 +92,7 @@ impl Agent {
         let spec = dataplane_spec(&config, &network.config, &uplink, lease);
         let dataplane = Dataplane::start(spec, pins, features).await?;
         fail::point("dataplane");
-        let firewall = firewall(&config, &network.config, lease, dataplane.tunnel());
+        let firewall = firewall(&config, &network.config, &uplink, lease, dataplane.tunnel());
         let agent = Self {
             config,
             network,
@@ -245,8 +245,7 @@ impl Agent {
         let spec = dataplane_spec(&self.config, &self.network.config, &self.uplink, self.lease);
         let outcome = self.dataplane.move_to(spec).await;
         self.fault = report("moving to another subnet", outcome);
-        let tunnel = self.dataplane.tunnel();
-        self.firewall = firewall(&self.config, &self.network.config, self.lease, tunnel);
+        self.firewall = self.keep_firewall();
         self.write_subnet_env()?;
         if old.subnet != self.lease.subnet {
             tracing::error!(
@@ -257,6 +256,11 @@ impl Agent {
             );
         }
         Ok(())
+    }
+
+    fn keep_firewall(&self) -> firewall::Kept {
+        let tunnel = self.dataplane.tunnel();
+        firewall(&self.config, &self.network.config, &self.uplink, self.lease, tunnel)
     }
 
     /// Does what can be done about another network config while the agent runs, and says what cannot.
@@ -305,6 +309,12 @@ impl Agent {
         if all.iter().any(|change| matches!(change, Change::Mtu(..))) {
             let outcome = self.change_mtu().await;
             self.fault = report("changing the MTU", outcome);
+        }
+        if let Some(direct) = all.iter().find_map(Change::direct_routing) {
+            tracing::warn!(direct, "direct routing was switched");
+            let outcome = self.dataplane.set_direct_routing(direct).await;
+            self.fault = report("switching direct routing", outcome);
+            self.firewall = self.keep_firewall();
         }
     }
 
@@ -390,6 +400,7 @@ fn lease_request(config: &RunConfig, uplink: &Uplink, vtep_mac: Option<MacAddr>)
 fn firewall(
     config: &RunConfig,
     network: &NetworkConfig,
+    uplink: &Uplink,
     lease: Lease,
     tunnel: &Tunnel,
 ) -> firewall::Kept {
@@ -398,8 +409,10 @@ fn firewall(
         subnet: lease.subnet,
         random: config.masquerade_random,
     });
-    Firewall::new(tunnel.name.clone(), config.forward_rules, masquerade)
-        .keep(config.iptables_resync)
+    let forward = config.forward_rules.then(|| Forward {
+        direct: network.direct_routing.then(|| (uplink.name.clone(), lease.subnet)),
+    });
+    Firewall::new(tunnel.name.clone(), forward, masquerade).keep(config.iptables_resync)
 }
 
 fn overlay_mtu(network: &NetworkConfig, uplink: &Uplink) -> u16 {
@@ -427,5 +440,6 @@ fn dataplane_spec(
         public_address: uplink.public_ip,
         bridge: config.bridge.clone(),
         fast_path: config.fast_path,
+        direct_routing: network.direct_routing,
     }
 }

@@ -41,6 +41,8 @@ pub struct DataplaneSpec {
     pub bridge: Option<String>,
     /// Whether programs deliver past the host's stack.
     pub fast_path: bool,
+    /// Whether peers on the same link get their packets as they are.
+    pub direct_routing: bool,
 }
 
 /// The overlay on this host, as this agent keeps it.
@@ -109,7 +111,15 @@ impl Dataplane {
     pub async fn move_to(&mut self, spec: DataplaneSpec) -> Result<()> {
         self.peers = Peers::new(spec.tunnel.subnet, spec.public_address);
         self.synced = false;
+        self.ways_are_stale = true;
         self.spec = spec;
+        self.reconcile().await
+    }
+
+    /// Routes to peers on the same link, or encapsulates for them too.
+    pub async fn set_direct_routing(&mut self, direct_routing: bool) -> Result<()> {
+        self.spec.direct_routing = direct_routing;
+        self.ways_are_stale = true;
         self.reconcile().await
     }
 
@@ -204,7 +214,11 @@ impl Dataplane {
             return Ok(());
         }
         let routes = netlink::Routes::observe(&self.handle).await?;
-        let ways = Ways { routes, uplink: self.spec.uplink.ifindex };
+        let ways = Ways {
+            routes,
+            uplink: self.spec.uplink.ifindex,
+            direct_routing: self.spec.direct_routing,
+        };
         if ways != self.ways {
             self.ways = ways;
             if self.synced {

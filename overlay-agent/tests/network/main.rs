@@ -6,6 +6,7 @@ mod chaos;
 mod corners;
 mod crashes;
 mod damage;
+mod direct;
 mod flannel;
 mod kernels;
 mod masquerade;

@@ -191,6 +191,28 @@ fn what_is_not_ours_is_left_alone() {
 }
 
 #[test]
+fn cleanup_gives_the_lease_back_if_told_so() {
+    let Overlay { mut agents, etcd, lab, .. } = Overlay::new();
+    let host = lab.host(0);
+    let others = agents[1].status().unwrap()["lease"]["subnet"].as_str().unwrap().to_owned();
+    agents[0].stop().unwrap();
+    let output = host
+        .command(env!("CARGO_BIN_EXE_overlay-agent"))
+        .args(["cleanup", "--lease", "--etcd-endpoints", &etcd.endpoint(), "--pin-path"])
+        .arg(host.pins())
+        .arg("--subnet-file")
+        .arg(host.subnet_file())
+        .arg("--socket")
+        .arg(host.agent_socket())
+        .read()
+        .unwrap();
+    assert!(output.contains("from etcd") && output.contains("overlay.1"), "{output}");
+    let leases = etcd.list(&format!("{ETCD_PREFIX}/subnets")).unwrap();
+    let keys: Vec<_> = leases.iter().map(|(key, _)| key.as_str()).collect();
+    assert_eq!(keys, [format!("{ETCD_PREFIX}/subnets/{}", others.replace('/', "-"))]);
+}
+
+#[test]
 fn an_agent_that_is_told_so_cleans_up_when_it_stops() {
     let lab = Lab::builder().hosts(1).start().unwrap();
     let etcd = lab.start_etcd(xtask::lab::NETWORK_CONFIG).unwrap();

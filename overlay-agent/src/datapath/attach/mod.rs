@@ -54,8 +54,8 @@ pub struct Attachments {
     mechanism: Mechanism,
     netlink: Handle,
     attached: BTreeMap<(&'static str, u32), Attachment>,
-    /// Everything of ours that is attached is one of these. Otherwise there may be an earlier agent's, and
-    /// pinned links of interfaces that went while nobody looked.
+    /// Whatever is attached is one of these. Otherwise there may be an earlier agent's, and links of interfaces
+    /// that went while nobody looked.
     tidy: bool,
 }
 
