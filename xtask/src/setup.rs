@@ -27,6 +27,9 @@ pub(crate) const DEBIAN_CARGO: &str = "/usr/bin/cargo";
 /// See [`DEBIAN_CARGO`].
 pub(crate) const DEBIAN_RUSTC: &str = "/usr/bin/rustc";
 
+/// Users have it in clouds, and in small boxes.
+pub(crate) const OTHER_PROCESSOR: &str = "aarch64-unknown-linux-gnu";
+
 /// Asked by Debian's packages before they start a service.
 const SERVICE_POLICY: &str = "/usr/sbin/policy-rc.d";
 
@@ -175,17 +178,39 @@ impl Missing {
 /// Installs what is missing, or only reports it.
 pub fn run(options: Options) -> Result<()> {
     let missing = Missing::find()?;
-    if missing.is_nothing() {
-        println!("everything is there");
-        return Ok(());
+    if !missing.is_nothing() {
+        missing.report()?;
+        if options.check {
+            bail!("this machine is not set up");
+        }
+        install(&missing)?;
     }
-    missing.report()?;
-    if options.check {
-        bail!("this machine is not set up");
+    if !options.check {
+        add_other_processor();
     }
-    install(&missing)?;
     println!("everything is there");
     Ok(())
+}
+
+/// The standard library of the processor that `check` type-checks for. Without rustup or its server, that check says
+/// that it was not made: nothing else needs it.
+fn add_other_processor() {
+    if build::in_path("rustup").is_none() || other_processor_is_there() {
+        return;
+    }
+    println!("adding {OTHER_PROCESSOR}: `cargo xtask check` type-checks for it");
+    let add = Cmd::new("rustup").args(["target", "add", OTHER_PROCESSOR]).no_deadline();
+    if let Err(error) = add.stream() {
+        println!("{error:#}");
+    }
+}
+
+/// Whether rustup's toolchain compiles for [`OTHER_PROCESSOR`].
+pub(crate) fn other_processor_is_there() -> bool {
+    Cmd::new("rustup")
+        .args(["target", "list", "--installed"])
+        .output()
+        .is_ok_and(|output| output.stdout.lines().any(|line| line == OTHER_PROCESSOR))
 }
 
 /// The same for verbs that need a machine that is set up; says nothing when it is.

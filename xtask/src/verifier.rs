@@ -11,7 +11,9 @@ use clap::Args;
 use comfy_table::{CellAlignment, Table, presets};
 
 use crate::{
-    build, setup,
+    build,
+    command::Cmd,
+    setup,
     vm::{self, KERNELS, Step},
     workspace,
 };
@@ -43,11 +45,11 @@ pub fn run(options: Options) -> Result<()> {
     let mut costs = Costs::new();
     let mut troubles = Vec::new();
 
-    let here = crate::command::Cmd::new(&program)
+    let here = Cmd::new(&program)
         .args(&arguments)
         .directory(workspace::root().join("overlay-agent"))
         .output()?;
-    let release = crate::command::Cmd::new("uname").arg("-r").read()?;
+    let release = Cmd::new("uname").arg("-r").read()?;
     costs.insert(series(&release), parse(&here.stdout));
     if !here.status.success() {
         troubles.push(format!("Linux {release}: {}{}", here.stdout, here.stderr));

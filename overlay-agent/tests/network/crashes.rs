@@ -58,7 +58,7 @@ fn crash(overlay: &mut Overlay, point: &str) {
 }
 
 fn leases(overlay: &Overlay) -> Vec<(String, String)> {
-    overlay.etcd.list(&format!("{ETCD_PREFIX}/subnets")).unwrap()
+    overlay.etcd().list(&format!("{ETCD_PREFIX}/subnets")).unwrap()
 }
 
 /// For each point: `before`, crash there, start, and look at everything.

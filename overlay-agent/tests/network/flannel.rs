@@ -48,7 +48,7 @@ fn become_flannel(overlay: &Overlay, host: &Host, direct: bool) -> Container {
     let value = format!(
         r#"{{"PublicIP":"{address}","PublicIPv6":null,"BackendType":"vxlan","BackendData":{{"VNI":1,"VtepMAC":"{MAC}"}}}}"#
     );
-    overlay.etcd.put(&format!("{ETCD_PREFIX}/subnets/{SUBNET}-24"), &value).unwrap();
+    overlay.etcd().put(&format!("{ETCD_PREFIX}/subnets/{SUBNET}-24"), &value).unwrap();
     host.add_container("c").unwrap()
 }
 

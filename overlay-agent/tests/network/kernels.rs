@@ -8,7 +8,7 @@ use serde_json::Value;
 use xtask::lab::{AgentOptions, Host, Lab, UPLINK, eventually};
 
 use crate::{
-    overlay::{Overlay, SOON},
+    overlay::{Overlay, SOON, peers_file},
     survival::nothing_is_lost,
     throughput::{file, transfer},
 };
@@ -34,7 +34,7 @@ pub(crate) fn filters(host: &Host, interface: &str, side: &str) -> Vec<String> {
 /// Pings of several sizes and a file each way, with offloads and without, and the counters that say which path they
 /// took.
 fn talk(fast_path: bool) {
-    let overlay = Overlay::with(Lab::builder(), |options| options.fast_path(fast_path));
+    let overlay = Overlay::by_file(|options| options.fast_path(fast_path));
     let [one, two] = overlay.pair();
     for imitate_wire in [false, true] {
         overlay.lab.wire().imitate(imitate_wire).unwrap();
@@ -85,7 +85,7 @@ fn containers_talk_by_the_slow_path_with_offloads_and_without() {
 
 #[test]
 fn killing_and_starting_the_agent_loses_nothing_on_any_kernel() {
-    let mut overlay = Overlay::new();
+    let mut overlay = Overlay::by_file(|options| options);
     nothing_is_lost(&mut overlay, "kill -9 and start", |overlay| {
         overlay.agents[0].kill().unwrap();
         overlay.agents[0] = overlay.lab.host(0).start_agent(&overlay.options).unwrap();
@@ -95,7 +95,7 @@ fn killing_and_starting_the_agent_loses_nothing_on_any_kernel() {
 
 #[test]
 fn an_agent_takes_the_place_of_the_filters_of_the_one_before() {
-    let mut overlay = Overlay::with(Lab::builder(), by_filters);
+    let mut overlay = Overlay::by_file(by_filters);
     let status = overlay.agents[0].status().unwrap();
     assert_eq!(status["attached_by"], "clsact");
     nothing_is_lost(&mut overlay, "filters: kill -9 and start", |overlay| {
@@ -150,8 +150,7 @@ fn filters_of_others_are_left_alone() {
         ]
     };
     let before = seen();
-    let etcd = lab.start_etcd(xtask::lab::NETWORK_CONFIG).unwrap();
-    let options = by_filters(AgentOptions::new(env!("CARGO_BIN_EXE_overlay-agent"), &etcd));
+    let options = by_filters(peers_file(&lab));
     for _ in 0..2 {
         let mut agent = host.start_agent(&options).unwrap();
         agent

@@ -26,7 +26,7 @@ pub(crate) fn nothing_is_lost(overlay: &mut Overlay, what: &str, act: impl FnOnc
 #[test]
 fn stopping_killing_and_starting_the_agent_loses_nothing() {
     let mut overlay = Overlay::new();
-    let leases = overlay.etcd.list(&format!("{ETCD_PREFIX}/subnets")).unwrap();
+    let leases = overlay.etcd().list(&format!("{ETCD_PREFIX}/subnets")).unwrap();
     nothing_is_lost(&mut overlay, "stop", |overlay| overlay.agents[0].stop().unwrap());
     nothing_is_lost(&mut overlay, "start", |overlay| {
         overlay.agents[0] = overlay.lab.host(0).start_agent(&overlay.options).unwrap();
@@ -35,7 +35,7 @@ fn stopping_killing_and_starting_the_agent_loses_nothing() {
         overlay.agents[0].kill().unwrap();
         overlay.agents[0] = overlay.lab.host(0).start_agent(&overlay.options).unwrap();
     });
-    let after = overlay.etcd.list(&format!("{ETCD_PREFIX}/subnets")).unwrap();
+    let after = overlay.etcd().list(&format!("{ETCD_PREFIX}/subnets")).unwrap();
     assert_eq!(leases, after, "the same leases: subnets and MACs");
     overlay.settle();
 }
@@ -44,8 +44,9 @@ fn stopping_killing_and_starting_the_agent_loses_nothing() {
 fn losing_etcd_loses_nothing() {
     let mut overlay = Overlay::new();
     nothing_is_lost(&mut overlay, "etcd away", |overlay| {
-        overlay.etcd.stop().unwrap();
-        overlay.etcd.start_again().unwrap();
+        let etcd = overlay.etcd.as_mut().unwrap();
+        etcd.stop().unwrap();
+        etcd.start_again().unwrap();
     });
     overlay.settle();
 }
@@ -272,6 +273,7 @@ fn flannel_is_replaced_in_place() {
     let mac = status["lease"]["vtep_mac"].as_str().unwrap().to_owned();
     let subnet = status["lease"]["subnet"].as_str().unwrap().to_owned();
     let Overlay { mut agents, containers, options, lab, etcd } = overlay;
+    let etcd = etcd.unwrap();
     let leases = etcd.list(&format!("{ETCD_PREFIX}/subnets")).unwrap();
     agents[0].stop().unwrap();
     let host = lab.host(0);

@@ -1,10 +1,10 @@
 //! From filters to links and back: what an upgrade of the kernel does, without the reboot in between.
 
-use xtask::lab::{AgentOptions, Host, Lab, UPLINK};
+use xtask::lab::{Host, UPLINK};
 
 use crate::{
     kernels::{by_filters, filters},
-    overlay::Overlay,
+    overlay::{Overlay, peers_file},
     survival::nothing_is_lost,
 };
 
@@ -14,8 +14,8 @@ fn links(host: &Host) -> usize {
 
 #[test]
 fn programs_move_from_filters_to_links_and_back_without_a_gap() {
-    let mut overlay = Overlay::with(Lab::builder(), by_filters);
-    let by_links = AgentOptions::new(env!("CARGO_BIN_EXE_overlay-agent"), &overlay.etcd);
+    let mut overlay = Overlay::by_file(by_filters);
+    let by_links = peers_file(&overlay.lab);
     let by_filters = overlay.options.clone();
     for (options, expected) in [(by_links, "tcx"), (by_filters, "clsact")] {
         nothing_is_lost(&mut overlay, expected, |overlay| {

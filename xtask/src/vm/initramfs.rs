@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Context as _, Result};
 
 use super::{archive::Archive, kernel::Unpacked};
-use crate::{build, command::Cmd, workspace};
+use crate::{build, command::Cmd, lab::PATIENCE_VARIABLE, workspace};
 
 /// What the lab and the tests call.
 const TOOLS: [&str; 8] = ["etcd", "etcdctl", "ethtool", "ip", "nsenter", "ping", "sysctl", "tc"];
@@ -66,7 +66,7 @@ fn script(loads: &str, directory: &Path, steps: &[Step]) -> Result<String> {
         "#!{BUSYBOX} sh
 {BUSYBOX} --install -s /bin
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root TMPDIR=/tmp
-export CARGO_TARGET_DIR={target} RUST_BACKTRACE=0
+export CARGO_TARGET_DIR={target} RUST_BACKTRACE=0 {PATIENCE_VARIABLE}=10
 # Nothing here has rules that would be in the way.
 export OVERLAY_IPTABLES_FORWARD_RULES=false
 mount -t proc proc /proc

@@ -1,21 +1,11 @@
-//! Debian's cloud kernels, as packages, unpacked under `target/vm` and kept there.
+//! Debian's cloud kernels, as packages that stay unpacked under `target/`.
 
-use std::{
-    collections::BTreeSet,
-    fs,
-    path::{Path, PathBuf},
-};
+use std::{collections::BTreeSet, fs, path::PathBuf};
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 use overlay_common::{Feature, feature::parse_version};
 
-use crate::{command::Cmd, workspace};
-
-/// Where Debian's packages come from where apt is not told of a mirror.
-const DEFAULT_MIRROR: &str = "http://deb.debian.org/debian";
-
-/// What signs Debian's archive.
-const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
+use crate::release::Release;
 
 /// Depends on the newest kernel of its suite.
 const META_PACKAGE: &str = "linux-image-cloud-amd64";
@@ -54,128 +44,69 @@ impl Kernel {
             .is_some_and(|(major, minor)| Feature::Tcx.expected_in(major, minor))
     }
 
-    /// Its folder.
-    pub fn directory(self) -> Result<PathBuf> {
-        Ok(workspace::target_dir()?.join("vm").join(self.series))
-    }
-
     /// The kernel, fetched unless it has been before.
     pub fn fetch(self) -> Result<Unpacked> {
-        let root = self.directory()?.join("root");
-        if !root.exists() {
-            self.unpack(&root).with_context(|| {
-                format!("Debian's kernel {} ({}) cannot be had", self.series, self.suite)
-            })?;
+        let release = Release::new(self.suite)?;
+        release.update()?;
+        let mut roots = Vec::new();
+        for package in closure(&release)? {
+            roots.push(release.unpacked(&package)?);
         }
-        let unpacked = find(&root)?;
+        let unpacked = find(&roots)?;
         ensure!(
             unpacked.release.starts_with(&format!("{}.", self.series)),
-            "{} has Linux {} by now, not {}",
+            "Debian's {} has Linux {} by now, not {}",
             self.suite,
             unpacked.release,
             self.series
         );
         Ok(unpacked)
     }
-
-    fn unpack(self, root: &Path) -> Result<()> {
-        let directory = self.directory()?;
-        let partial = directory.join("partial");
-        match fs::remove_dir_all(&partial) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                return Err(error).context("removing half a download");
-            }
-            _ => fs::create_dir_all(&partial).context("making room for a download")?,
-        }
-        let apt = Apt::new(&directory.join("apt"), self.suite)?;
-        for package in apt.closure(META_PACKAGE)? {
-            apt.get(&["download", &package]).directory(&partial).run()?;
-        }
-        let unpacked = partial.join("root");
-        for entry in fs::read_dir(&partial).context("listing the packages")? {
-            let path = entry.context("listing the packages")?.path();
-            if path.extension().is_some_and(|extension| extension == "deb") {
-                Cmd::new("dpkg-deb").arg("-x").arg(&path).arg(&unpacked).run()?;
-            }
-        }
-        fs::rename(&unpacked, root).context("keeping the unpacked kernel")?;
-        fs::remove_dir_all(&partial).context("removing the packages")
-    }
 }
 
 /// Where the parts are differs from one release of Debian to the next.
-fn find(root: &Path) -> Result<Unpacked> {
-    let modules = ["lib/modules", "usr/lib/modules"]
-        .iter()
-        .filter_map(|path| fs::read_dir(root.join(path)).ok())
-        .find_map(|mut entries| Some(entries.next()?.ok()?.path()))
-        .with_context(|| format!("no modules in {}", root.display()))?;
+fn find(roots: &[PathBuf]) -> Result<Unpacked> {
+    let folders = |names: [&'static str; 2]| {
+        roots.iter().flat_map(move |root| names.map(|name| root.join(name)))
+    };
+    let modules = folders(["lib/modules", "usr/lib/modules"])
+        .filter_map(|path| fs::read_dir(path).ok()?.next()?.ok())
+        .map(|entry| entry.path())
+        .find(|path| path.join("kernel").is_dir())
+        .with_context(|| format!("no modules in {roots:?}"))?;
     let release = modules
         .file_name()
         .map(|name| name.to_string_lossy().into_owned())
         .context("modules without a release")?;
-    let image = [root.join("boot").join(format!("vmlinuz-{release}")), modules.join("vmlinuz")]
-        .into_iter()
+    let image = roots
+        .iter()
+        .flat_map(|root| {
+            [
+                root.join(format!("boot/vmlinuz-{release}")),
+                root.join(format!("usr/lib/modules/{release}/vmlinuz")),
+            ]
+        })
         .find(|path| path.is_file())
-        .with_context(|| format!("no kernel image in {}", root.display()))?;
+        .with_context(|| format!("no kernel image in {roots:?}"))?;
     Ok(Unpacked { release, image, modules })
 }
 
-/// Apt with a state of its own, that knows one suite of Debian and nothing of this machine's packages.
-struct Apt {
-    options: Vec<String>,
-}
-
-impl Apt {
-    fn new(directory: &Path, suite: &str) -> Result<Self> {
-        for folder in ["state/lists/partial", "cache/archives/partial"] {
-            fs::create_dir_all(directory.join(folder))
-                .with_context(|| format!("making {}", directory.display()))?;
+/// The packages that the newest kernel of a release consists of: those that [`META_PACKAGE`] depends on in exactly
+/// its own version, and they in turn.
+fn closure(release: &Release) -> Result<BTreeSet<String>> {
+    let mut found = BTreeSet::new();
+    let mut open = vec![META_PACKAGE.to_owned()];
+    while let Some(package) = open.pop() {
+        let shown =
+            release.apt("apt-cache").args(["show", "--no-all-versions", &package]).read()?;
+        for part in parts(&shown) {
+            if found.insert(part.clone()) {
+                open.push(part);
+            }
         }
-        let sources = directory.join("sources.list");
-        let line = format!("deb [signed-by={KEYRING}] {} {suite} main\n", mirror()?);
-        fs::write(&sources, line).with_context(|| format!("writing {}", sources.display()))?;
-        let place = |name: &str, path: &Path| format!("{name}={}", path.display());
-        let options = [
-            place("Dir::Etc::SourceList", &sources),
-            "Dir::Etc::SourceParts=/dev/null".to_owned(),
-            place("Dir::State", &directory.join("state")),
-            "Dir::State::Status=/dev/null".to_owned(),
-            place("Dir::Cache", &directory.join("cache")),
-            "APT::Architecture=amd64".to_owned(),
-            "APT::Sandbox::User=root".to_owned(),
-            "Acquire::Languages=none".to_owned(),
-            "Acquire::Retries=3".to_owned(),
-        ];
-        let apt = Self {
-            options: options.into_iter().flat_map(|option| ["-o".to_owned(), option]).collect(),
-        };
-        // An index that is not there is only a warning without this.
-        apt.get(&["-o", "APT::Update::Error-Mode=any", "update"]).run()?;
-        Ok(apt)
     }
-
-    fn get(&self, words: &[&str]) -> Cmd {
-        Cmd::new("apt-get").arg("-qq").args(&self.options).args(words).no_deadline()
-    }
-
-    /// The packages that this one consists of: those it depends on in exactly its own version.
-    fn closure(&self, package: &str) -> Result<BTreeSet<String>> {
-        let mut found = BTreeSet::new();
-        let mut open = vec![package.to_owned()];
-        while let Some(package) = open.pop() {
-            let shown = Cmd::new("apt-cache")
-                .args(&self.options)
-                .args(["show", "--no-all-versions", &package])
-                .read()?;
-            open.extend(parts(&shown).into_iter().filter(|part| !found.contains(part)));
-            found.insert(package);
-        }
-        if found.len() < 2 {
-            bail!("{package} depends on no kernel: {found:?}");
-        }
-        Ok(found)
-    }
+    ensure!(!found.is_empty(), "{META_PACKAGE} depends on no kernel");
+    Ok(found)
 }
 
 /// What a package depends on in exactly its own version.
@@ -190,16 +121,6 @@ fn parts(shown: &str) -> Vec<String> {
         .filter_map(|dependency| dependency.trim().strip_suffix(&own))
         .map(|name| name.trim().to_owned())
         .collect()
-}
-
-/// The mirror of Debian that apt uses on this machine.
-fn mirror() -> Result<String> {
-    let listed = Cmd::new("apt-get")
-        .args(["indextargets", "--format", "$(LABEL) $(SITE)", "Created-By: Packages"])
-        .read()
-        .context("asking apt for its mirror")?;
-    let site = listed.lines().find_map(|line| line.strip_prefix("Debian "));
-    Ok(site.unwrap_or(DEFAULT_MIRROR).to_owned())
 }
 
 #[cfg(test)]

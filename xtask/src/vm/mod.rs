@@ -9,13 +9,12 @@ pub(crate) mod layer;
 use std::{
     fs,
     path::PathBuf,
-    sync::Mutex,
-    sync::PoisonError,
+    sync::{Mutex, PoisonError},
     thread,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, anyhow, ensure};
+use anyhow::{Context as _, Result, ensure};
 use serde::Deserialize;
 
 pub use self::{
@@ -58,17 +57,20 @@ pub struct Run {
 /// the order of `kernels`.
 pub fn run_all(
     kernels: &[Kernel],
-    steps: impl Fn(Kernel) -> Vec<Step> + Sync,
+    steps: impl Fn(Kernel) -> Vec<Step>,
 ) -> Vec<(Kernel, Result<Run>)> {
-    let next = Mutex::new(kernels.iter().enumerate());
+    // All before the first boots: what it runs may be built anew meanwhile.
+    let machines: Vec<_> =
+        kernels.iter().map(|&kernel| (kernel, Machine::new(kernel, &steps(kernel)))).collect();
+    let next = Mutex::new(machines.into_iter().enumerate());
     let results = Mutex::new(Vec::new());
     thread::scope(|scope| {
         for _ in 0..AT_A_TIME {
             scope.spawn(|| {
                 loop {
                     let taken = next.lock().unwrap_or_else(PoisonError::into_inner).next();
-                    let Some((index, &kernel)) = taken else { break };
-                    let result = run(kernel, &steps(kernel));
+                    let Some((index, (kernel, machine))) = taken else { break };
+                    let result = machine.and_then(|machine| machine.run());
                     let mut results = results.lock().unwrap_or_else(PoisonError::into_inner);
                     results.push((index, kernel, result));
                 }
@@ -80,33 +82,51 @@ pub fn run_all(
     results.into_iter().map(|(_, kernel, result)| (kernel, result)).collect()
 }
 
-fn run(kernel: Kernel, steps: &[Step]) -> Result<Run> {
-    let unpacked = kernel.fetch()?;
-    let directory = kernel.directory()?;
-    let archive = directory.join("initramfs.cpio");
-    fs::write(&archive, initramfs::build(&unpacked, steps)?)
-        .with_context(|| format!("writing {}", archive.display()))?;
-    let console = directory.join("console.log");
-    let start = Instant::now();
-    let ended = Cmd::new("qemu-system-x86_64")
-        .args(["-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", "2048"])
-        .args(["-nodefaults", "-display", "none", "-no-reboot", "-append"])
-        .arg("console=ttyS0 loglevel=4 panic=-1 random.trust_cpu=on")
-        .arg("-serial")
-        .arg(format!("file:{}", console.display()))
-        .arg("-kernel")
-        .arg(&unpacked.image)
-        .arg("-initrd")
-        .arg(&archive)
-        .deadline(MACHINE_WITHIN)
-        .run();
-    let time = start.elapsed();
-    let text = fs::read(&console).with_context(|| format!("reading {}", console.display()))?;
-    let text = String::from_utf8_lossy(&text);
-    ended.with_context(|| format!("the end of its console:\n{}", tail(&text)))?;
-    let steps = parse(&text);
-    ensure!(!steps.is_empty(), "it ran nothing; the end of its console:\n{}", tail(&text));
-    Ok(Run { kernel, release: unpacked.release, steps, time })
+/// A machine that is ready to boot.
+struct Machine {
+    kernel: Kernel,
+    unpacked: Unpacked,
+    /// Its first file system.
+    archive: PathBuf,
+    /// Where its serial console goes.
+    console: PathBuf,
+}
+
+impl Machine {
+    fn new(kernel: Kernel, steps: &[Step]) -> Result<Self> {
+        let unpacked = kernel.fetch()?;
+        let directory = workspace::target_dir()?.join("vm").join(kernel.series);
+        fs::create_dir_all(&directory)
+            .with_context(|| format!("making {}", directory.display()))?;
+        let archive = directory.join("initramfs.cpio");
+        fs::write(&archive, initramfs::build(&unpacked, steps)?)
+            .with_context(|| format!("writing {}", archive.display()))?;
+        Ok(Self { kernel, unpacked, archive, console: directory.join("console.log") })
+    }
+
+    fn run(self) -> Result<Run> {
+        let start = Instant::now();
+        let ended = Cmd::new("qemu-system-x86_64")
+            .args(["-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", "2048"])
+            .args(["-nodefaults", "-display", "none", "-no-reboot", "-append"])
+            .arg("console=ttyS0 loglevel=4 panic=-1 random.trust_cpu=on")
+            .arg("-serial")
+            .arg(format!("file:{}", self.console.display()))
+            .arg("-kernel")
+            .arg(&self.unpacked.image)
+            .arg("-initrd")
+            .arg(&self.archive)
+            .deadline(MACHINE_WITHIN)
+            .run();
+        let time = start.elapsed();
+        let text = fs::read(&self.console)
+            .with_context(|| format!("reading {}", self.console.display()))?;
+        let text = String::from_utf8_lossy(&text);
+        ended.with_context(|| format!("the end of its console:\n{}", tail(&text)))?;
+        let steps = parse(&text);
+        ensure!(!steps.is_empty(), "it ran nothing; the end of its console:\n{}", tail(&text));
+        Ok(Run { kernel: self.kernel, release: self.unpacked.release, steps, time })
+    }
 }
 
 fn tail(text: &str) -> String {
@@ -163,18 +183,16 @@ pub fn test_programs<const N: usize>(names: [&str; N]) -> Result<[PathBuf; N]> {
     let printed = command.read()?;
     let built: Vec<Message> =
         printed.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
-    let mut found = names.iter().map(|name| {
-        built
-            .iter()
-            .filter(|message| message.target.as_ref().is_some_and(|target| target.name == *name))
-            .find_map(|message| message.executable.clone())
-            .ok_or_else(|| anyhow!("cargo built no test program {name}"))
-    });
     let mut programs = Vec::new();
-    for program in found.by_ref() {
-        programs.push(program?);
+    for name in names {
+        let program = built
+            .iter()
+            .filter(|message| message.target.as_ref().is_some_and(|target| target.name == name))
+            .find_map(|message| message.executable.clone())
+            .with_context(|| format!("cargo built no test program {name}"))?;
+        programs.push(program);
     }
-    programs.try_into().map_err(|_| anyhow!("cargo built other test programs"))
+    programs.try_into().ok().context("cargo built other test programs")
 }
 
 #[cfg(test)]
