@@ -17,6 +17,7 @@ pub mod lease;
 pub mod netlink;
 pub mod network_config;
 pub mod peers;
+pub mod provision;
 pub mod repairs;
 pub mod run;
 pub mod run_config;
