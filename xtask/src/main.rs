@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use xtask::{bench, build, check, demo, interrupt, lab::standing, load, setup, test};
+use xtask::{bench, build, check, demo, dist, interrupt, lab::standing, load, setup, test};
 
 /// Setting up, building, checking, testing and showing the overlay.
 #[derive(Debug, Parser)]
@@ -30,6 +30,8 @@ enum Verb {
     /// Hosts left standing to explore
     #[command(subcommand)]
     Lab(standing::Verb),
+    /// Make the Debian package and the tarball that users install
+    Dist(dist::Options),
     /// Measure us beside flannel, Cilium's way and no overlay at all
     Bench(bench::Options),
 }
@@ -43,6 +45,7 @@ fn main() -> ExitCode {
         Verb::Check => check::run(),
         Verb::Test(options) => test::run(&options),
         Verb::Demo(options) => demo::run(&options),
+        Verb::Dist(options) => dist::run(options),
         Verb::Bench(options) => bench::run(&options),
         Verb::Load(options) => load::run(&options),
         Verb::Lab(verb) => standing::run(verb),

@@ -61,7 +61,7 @@ pub async fn init(wanted: &Init) -> Result<()> {
     };
     let (text, network) = choose_network(wanted, existing.as_deref())?;
     checks::kernel_and_network(&network).await?;
-    Report::kept(
+    Report::found(
         "machine",
         &format!(
             "kernel takes the programs, UDP port {} is free, {} overlaps no route",

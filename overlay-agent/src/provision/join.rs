@@ -37,7 +37,7 @@ pub async fn join(wanted: &Join) -> Result<()> {
         "kernel takes the programs, UDP port {} is free, {} overlaps no route; {} on {} is the way out",
         network.port, network.network, uplink.address, uplink.name
     );
-    Report::kept("machine", &text)?;
+    Report::found("machine", &text)?;
 
     let changed = write_credentials(token, own.as_ref())?;
     report.step(changed, "etcd", &token.endpoints.join(","))?;

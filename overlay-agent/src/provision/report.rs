@@ -15,6 +15,11 @@ impl Report {
         print(format_args!("{what:<9} {how}\n"))
     }
 
+    /// What was looked at, and is nothing that we could change.
+    pub(super) fn found(what: &str, how: &str) -> anyhow::Result<()> {
+        print(format_args!("{what:<9} {how}\n"))
+    }
+
     /// This step has found everything as it should be.
     pub(super) fn kept(what: &str, how: &str) -> anyhow::Result<()> {
         print(format_args!("{what:<9} {how}, as it was\n"))
