@@ -67,13 +67,25 @@ fn generate(staged: &Path, debug: bool) -> Result<()> {
     if !debug {
         command = command.arg("--release");
     }
-    command.args(["--example", "manual", "--"]).arg(staged).stream()
+    command.args(["--example", "manual", "--"]).arg(staged).stream()?;
+    let changelog = staged.join("changelog");
+    fs::copy(workspace::root().join("CHANGELOG.md"), &changelog)
+        .with_context(|| format!("cannot write {}", changelog.display()))?;
+    let pages = fs::read_dir(staged.join("man")).context("there are no manual pages")?;
+    let pages = pages.map(|page| Ok(page.context("cannot list the manual pages")?.path()));
+    // Without names and times, so that the same text makes the same file.
+    Cmd::new("gzip")
+        .args(["--best", "--no-name"])
+        .args(pages.collect::<Result<Vec<_>>>()?)
+        .arg(&changelog)
+        .run()
+        .map(drop)
 }
 
 /// Fails where Debian's own checker finds an error.
 fn lint(package: &Path) -> Result<()> {
     Cmd::new("lintian")
-        .args(["--fail-on", "error", "--allow-root", "--info", "--display-level", ">=warning"])
+        .args(["--fail-on", "error", "--allow-root"])
         .arg(package)
         .no_deadline()
         .stream()

@@ -48,6 +48,7 @@ const LAYERS: &[Layer] = &[
     layer("control", "agents, etcd and what operators see", Runs::Integration(Threads::One)),
     layer("network", "hosts and containers in namespaces", Runs::Integration(Threads::One)),
     layer("docker", "real Docker daemons", Runs::Integration(Threads::One)),
+    layer("install", "the package on whole machines", Runs::Integration(Threads::One)),
 ];
 
 const fn layer(name: &'static str, about: &'static str, runs: Runs) -> Layer {

@@ -37,8 +37,8 @@ const PACKAGES: [&str; 9] = [
 pub(super) fn root() -> Result<PathBuf> {
     let folder = workspace::target_dir()?.join("debian");
     fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
-    let file = fs::File::open(&folder)
-        .with_context(|| format!("cannot open {}", folder.display()))?;
+    let file =
+        fs::File::open(&folder).with_context(|| format!("cannot open {}", folder.display()))?;
     let _lock = Flock::lock(file, FlockArg::LockExclusive)
         .map_err(|(_, error)| error)
         .with_context(|| format!("cannot lock {}", folder.display()))?;

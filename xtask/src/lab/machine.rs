@@ -210,7 +210,8 @@ impl<'host> Machine<'host> {
             "--pid".into(),
             "--".into(),
         ];
-        let environment = ["-i", "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", "LC_ALL=C.UTF-8"];
+        let environment =
+            ["-i", "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", "LC_ALL=C.UTF-8"];
         Ok(Cmd::new(program).behind("env", environment).behind("nsenter", place))
     }
 
@@ -236,8 +237,8 @@ impl<'host> Machine<'host> {
     /// Gives its Docker the image that every daemon of a lab has.
     pub fn import_image(&self) -> Result<()> {
         let archive = docker::busybox_archive(self.host.ledger())?;
-        let bytes = fs::read(&archive)
-            .with_context(|| format!("cannot read {}", archive.display()))?;
+        let bytes =
+            fs::read(&archive).with_context(|| format!("cannot read {}", archive.display()))?;
         self.write("/root/image.tar", &bytes)?;
         self.docker(["import", "/root/image.tar", IMAGE]).map(drop)
     }
