@@ -52,7 +52,7 @@ impl Exit {
     pub const fn meaning(self) -> &'static str {
         match self {
             Self::Ok => "done, or stopped by SIGTERM or SIGINT",
-            Self::Failure => "unexpected failure; from `status`: something is wrong",
+            Self::Failure => "unexpected failure; from `status` and `doctor`: something is wrong",
             Self::Usage => "bad flag or environment variable, or an --iface that does not exist",
             Self::Data => "the join token is damaged, or its time is over",
             Self::NotFound => "what was asked for is not there: no such lease, no network config",

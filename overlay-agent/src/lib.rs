@@ -8,6 +8,7 @@ pub mod containers;
 pub mod datapath;
 pub mod dataplane;
 pub mod docker_opts;
+pub mod doctor;
 mod dotenv;
 pub mod exit;
 pub mod fail;

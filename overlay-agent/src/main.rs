@@ -4,8 +4,8 @@ use std::{io, process::ExitCode};
 
 use overlay_agent::{
     cli::{
-        Cli, Command, cleanup, config, docker_opts, env::HostEnvironment, init, join, lease, leave,
-        status,
+        Cli, Command, cleanup, config, docker_opts, doctor, env::HostEnvironment, init, join,
+        lease, leave, status,
     },
     exit::{Exit, WithExit as _},
     run,
@@ -26,6 +26,7 @@ async fn main() -> ExitCode {
             Err(error) => Err(error),
         },
         Command::Status(args) => status::run(args).await,
+        Command::Doctor(args) => Box::pin(doctor::run(*args)).await,
         Command::Init(args) => Box::pin(init::run(*args)).await.map(|()| Exit::Ok),
         Command::Join(args) => Box::pin(join::run(args)).await.map(|()| Exit::Ok),
         Command::Leave(args) => Box::pin(leave::run(*args)).await.map(|()| Exit::Ok),

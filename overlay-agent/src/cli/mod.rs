@@ -3,6 +3,7 @@
 pub mod cleanup;
 pub mod config;
 pub mod docker_opts;
+pub mod doctor;
 pub mod env;
 pub mod etcd;
 mod go_style;
@@ -57,6 +58,8 @@ pub enum Command {
     Run(Box<run::RunArgs>),
     /// Say what the running agent does, and what is wrong if something is
     Status(status::StatusArgs),
+    /// Look for what is known to go wrong, and say what mends it
+    Doctor(Box<doctor::DoctorArgs>),
     /// Make this host the first one of an overlay: etcd, agent and Docker
     Init(Box<init::InitArgs>),
     /// Make this host a member, with the line that `init` printed on the first one

@@ -8,6 +8,6 @@ mod tables;
 
 pub use attach::{Attachment, Attachments};
 pub use counters::{CounterRow, read_counters};
-pub use loader::Programs;
+pub use loader::{Programs, pinned_abi_version};
 pub use pins::PinPath;
 pub use tables::{Changes, Tables, TypedMap};

@@ -20,7 +20,12 @@ use crate::{
 };
 
 /// Docker's own bridge.
-pub(super) const BRIDGE: &str = "docker0";
+pub const BRIDGE: &str = "docker0";
+
+/// What address it had before, for `leave`.
+const OWN_ADDRESS: &str = "/etc/overlay/docker-bridge";
+/// What address it has on a host of which nothing else is known.
+const USUAL_ADDRESS: &str = "172.17.0.1/16";
 
 const UNIT: &str = "docker.service";
 const SOCKET: &str = "docker.socket";
@@ -69,6 +74,11 @@ pub(super) async fn check() -> Result<Docker> {
 impl Docker {
     /// Has Docker wait for the agent and take its options.
     pub(super) async fn configure(&self, report: &mut Report) -> Result<()> {
+        if !Path::new(DOCKER_DROP_IN).exists()
+            && let Some(address) = bridge_address_now().await?
+        {
+            files::write(Path::new(OWN_ADDRESS), &format!("{address}\n"), Readers::All)?;
+        }
         let mut changed = files::write(Path::new(DOCKER_DROP_IN), &self.drop_in, Readers::All)?;
         if changed {
             systemd::reload().await?;
@@ -92,19 +102,40 @@ impl Docker {
     }
 }
 
-/// Gives Docker back its own bridge. Returns whether it had ours.
-pub(super) async fn release() -> Result<bool> {
+/// Gives Docker back its own bridge, and returns the address of that, if Docker had ours.
+///
+/// Docker remembers the last address of its bridge whatever becomes of the bridge, so it is started once with
+/// the one from before; that it remembers, too.
+pub(super) async fn release() -> Result<Option<String>> {
     let path = Path::new(DOCKER_DROP_IN);
-    if !files::remove(path)? {
-        return Ok(false);
+    if !path.exists() {
+        return Ok(None);
     }
+    let recorded = files::read(Path::new(OWN_ADDRESS))?;
+    let address = recorded.as_deref().map_or(USUAL_ADDRESS, str::trim).to_owned();
+    if let Some(command) = systemd::files_of(UNIT).await?.as_deref().and_then(start_command) {
+        let command = command.replace("$DOCKER_OPTS", "");
+        let once =
+            format!("[Service]\nExecStart=\nExecStart={command} $DOCKER_OPTS --bip={address}\n");
+        files::write(path, &once, Readers::All)?;
+        systemd::reload().await?;
+        restart_on_new_bridge().await?;
+    }
+    files::remove(path)?;
     // Others may have settings there.
     path.parent().map(std::fs::remove_dir);
     systemd::reload().await?;
-    if systemd::files_of(UNIT).await?.is_some() {
-        restart_on_new_bridge().await?;
-    }
-    Ok(true)
+    Ok(Some(address))
+}
+
+/// The address that Docker's bridge has, if it is there.
+async fn bridge_address_now() -> Result<Option<String>> {
+    let observed = netlink::observe(&netlink::connect()?).await?;
+    let bridge = observed.links.values().find(|link| link.name == BRIDGE);
+    Ok(bridge.and_then(|link| {
+        let mut addresses = observed.addresses.iter().filter(|(index, ..)| *index == link.index);
+        addresses.next().map(|(_, address, length)| format!("{address}/{length}"))
+    }))
 }
 
 /// Docker keeps the address that it finds on its bridge, so the bridge has to go.

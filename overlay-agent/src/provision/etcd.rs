@@ -52,6 +52,7 @@ pub async fn init(wanted: &Init) -> Result<()> {
         check_local().await?;
     }
     let etcd = wanted.etcd.clone().unwrap_or_else(|| local_config(uplink.address, wanted));
+    member::refuse_other(&etcd, wanted.iface.as_deref(), None)?;
     let mut report = Report::default();
     // Of a network that is there, everything is checked before anything is changed.
     let existing = if local && !Path::new(ETCD_DROP_IN).exists() {
@@ -69,17 +70,18 @@ pub async fn init(wanted: &Init) -> Result<()> {
         ),
     )?;
 
-    if local {
-        set_up_local(uplink.address, wanted.tls, &etcd, &mut report).await?;
-    }
+    let renewed = local && set_up_local(uplink.address, wanted.tls, &etcd, &mut report).await?;
     let store = Etcd::new(&etcd)?;
     if existing.is_none() {
         set(&store, text.as_bytes(), &network, false).await?;
     }
     let key = store.prefix().config_key();
     report.step(existing.is_none(), "network", &format!("{} ({key})", network.network))?;
-    member::start(&etcd, wanted.iface.as_deref(), &docker, &mut report).await?;
-    let token = token(&etcd, &store, local, wanted, &mut report).await?;
+    if local && let Some(identity) = &etcd.identity {
+        enrol::publish(&store, &read_identity(identity)?).await?;
+    }
+    member::start(&etcd, wanted.iface.as_deref(), renewed, &docker, &mut report).await?;
+    let token = token(&etcd, local, wanted, &mut report)?;
     report.finish()?;
     print(format_args!(
         "\nThis host is ready. On every other one, with the package installed:\n\n  \
@@ -167,6 +169,14 @@ fn ca_or_plain(etcd: &EtcdConfig) -> bool {
 
 /// The network to use: the one in etcd, unless another was asked for, which is refused.
 fn choose_network(wanted: &Init, existing: Option<&[u8]>) -> Result<(String, NetworkConfig)> {
+    if let Some(asked) = wanted.network.filter(|network| network.ip() != network.network()) {
+        let first = asked.network();
+        return Err(anyhow!(
+            "{asked} is no network: the first address of its /{} is {first}",
+            asked.prefix()
+        ))
+        .exit(Exit::Usage);
+    }
     let asked = wanted.network.map(|network| network.to_string());
     let text = match existing {
         Some(text) => String::from_utf8_lossy(text).into_owned(),
@@ -189,13 +199,13 @@ fn choose_network(wanted: &Init, existing: Option<&[u8]>) -> Result<(String, Net
     Ok((text, config))
 }
 
-/// Certificates, settings and service of this host's etcd.
+/// Certificates, settings and service of this host's etcd. Returns whether any of these is new.
 async fn set_up_local(
     address: Ipv4Addr,
     tls: bool,
     etcd: &EtcdConfig,
     report: &mut Report,
-) -> Result<()> {
+) -> Result<bool> {
     let mut changed = tls && make_certificates(address)?;
     if !tls {
         tracing::warn!("--no-tls: whoever reaches {address} can read and change the overlay");
@@ -216,7 +226,8 @@ async fn set_up_local(
         wait_for_answer(etcd).await?;
     }
     let who = if tls { "clients need a certificate" } else { "open to everybody" };
-    report.step(!answers, "etcd", &format!("{}, {who}", etcd.endpoints.join(",")))
+    report.step(!answers, "etcd", &format!("{}, {who}", etcd.endpoints.join(",")))?;
+    Ok(changed)
 }
 
 async fn wait_for_answer(etcd: &EtcdConfig) -> Result<()> {
@@ -308,13 +319,7 @@ fn etcd_env(address: Ipv4Addr, tls: bool) -> String {
 }
 
 /// The line for other hosts: the one that was made before while it is good, else a new one.
-async fn token(
-    etcd: &EtcdConfig,
-    store: &Etcd,
-    local: bool,
-    wanted: &Init,
-    report: &mut Report,
-) -> Result<Token> {
+fn token(etcd: &EtcdConfig, local: bool, wanted: &Init, report: &mut Report) -> Result<Token> {
     let path = Path::new(TOKEN_FILE);
     let ca = etcd.ca_file.as_deref().map(files::read).transpose()?.flatten();
     let old = files::read(path)?.and_then(|line| line.parse::<Token>().ok()).filter(|old| {
@@ -332,7 +337,6 @@ async fn token(
         Some(identity) => {
             let own = read_identity(identity)?;
             Some(if local {
-                enrol::publish(store, &own).await?;
                 let authority = read_authority()?;
                 let made = authority.client("overlay join", wanted.token_lifetime)?;
                 token::Client { certificate: made.certificate, key: made.key, temporary: true }

@@ -1,11 +1,11 @@
 //! `join`: every host but the first.
 
-use std::{path::Path, time::SystemTime};
+use std::time::SystemTime;
 
-use anyhow::{Context as _, Result, anyhow};
+use anyhow::{Context as _, Result};
 
 use super::{
-    AGENT_ENV, Join, agent_env, ca_file, checks, docker, enrol,
+    Join, ca_file, checks, docker, enrol,
     files::{self, Readers},
     host_identity, member,
     pki::Credential,
@@ -28,7 +28,8 @@ pub async fn join(wanted: &Join) -> Result<()> {
     token.check(SystemTime::now()).exit(Exit::Data)?;
     let docker = docker::check().await?;
     let etcd = member_config(token);
-    refuse_other_network(&etcd, wanted.iface.as_deref(), token)?;
+    let ca = token.tls.as_ref().map(|tls| tls.ca.as_str());
+    member::refuse_other(&etcd, wanted.iface.as_deref(), ca)?;
     let (network, own) = ask(token).await?;
     let uplink = checks::uplink(wanted.iface.as_deref()).await?;
     checks::kernel_and_network(&network).await?;
@@ -41,7 +42,7 @@ pub async fn join(wanted: &Join) -> Result<()> {
 
     let changed = write_credentials(token, own.as_ref())?;
     report.step(changed, "etcd", &token.endpoints.join(","))?;
-    member::start(&etcd, wanted.iface.as_deref(), &docker, &mut report).await?;
+    member::start(&etcd, wanted.iface.as_deref(), changed, &docker, &mut report).await?;
     report.finish()?;
     print(format_args!(
         "\nThis host is a member of {}. `overlay-agent status` shows the others, `overlay-agent doctor` \
@@ -60,23 +61,6 @@ fn member_config(token: &Token) -> EtcdConfig {
         identity: client.map(|_| host_identity()),
         user: None,
     }
-}
-
-/// A host has one overlay.
-fn refuse_other_network(etcd: &EtcdConfig, iface: Option<&str>, token: &Token) -> Result<()> {
-    let Some(found) = files::read(Path::new(AGENT_ENV))? else {
-        return Ok(());
-    };
-    let ca = files::read(&ca_file())?;
-    let same =
-        found == agent_env(etcd, iface) && ca.as_ref() == token.tls.as_ref().map(|tls| &tls.ca);
-    if same {
-        return Ok(());
-    }
-    Err(anyhow!(
-        "this host is a member already, with other settings ({AGENT_ENV}): `overlay-agent leave` first"
-    ))
-    .exit(Exit::Conflict)
 }
 
 /// Asks etcd, as whom the token makes us, for the network config and the certificate to keep.

@@ -5,7 +5,7 @@ use std::{path::Path, time::Instant};
 use anyhow::{Result, anyhow};
 
 use super::{
-    AGENT_ENV, AGENT_UNIT, READY_WITHIN, agent_env,
+    AGENT_ENV, AGENT_UNIT, READY_WITHIN, agent_env, ca_file,
     docker::Docker,
     files::{self, Readers},
     report::Report,
@@ -21,15 +21,35 @@ use crate::{
 /// How often to ask the agent.
 const LOOK: std::time::Duration = std::time::Duration::from_millis(50);
 
-/// Starts agent and Docker in this order, and waits until both are as they should be.
+/// A host has one overlay: fails where it is a member with other settings, or of another authority's.
+pub(super) fn refuse_other(etcd: &EtcdConfig, iface: Option<&str>, ca: Option<&str>) -> Result<()> {
+    let Some(found) = files::read(Path::new(AGENT_ENV))? else {
+        return Ok(());
+    };
+    let same_authority = match ca {
+        Some(ca) => files::read(&ca_file())?.as_deref() == Some(ca),
+        None => true,
+    };
+    if same_authority && found == agent_env(etcd, iface) {
+        return Ok(());
+    }
+    Err(anyhow!(
+        "this host is a member already, with other settings ({AGENT_ENV}): `overlay-agent leave` first"
+    ))
+    .exit(Exit::Conflict)
+}
+
+/// Starts agent and Docker in this order, and waits until both are as they should be. An agent with `renewed`
+/// credentials is started anew: it has read the old ones.
 pub(super) async fn start(
     etcd: &EtcdConfig,
     iface: Option<&str>,
+    renewed: bool,
     docker: &Docker,
     report: &mut Report,
 ) -> Result<()> {
     let text = agent_env(etcd, iface);
-    let mut changed = files::write(Path::new(AGENT_ENV), &text, Readers::All)?;
+    let mut changed = renewed | files::write(Path::new(AGENT_ENV), &text, Readers::All)?;
     if systemd::files_of(AGENT_UNIT).await?.is_none() {
         return Err(anyhow!("there is no {AGENT_UNIT}: install the package, not only the program"))
             .exit(Exit::Unavailable);

@@ -22,6 +22,7 @@ use std::{net::Ipv4Addr, path::PathBuf, time::Duration};
 use ipnetwork::Ipv4Network;
 
 pub use self::{
+    docker::BRIDGE as DOCKER_BRIDGE,
     etcd::init,
     join::join,
     undo::{Leaving, leave},

@@ -59,8 +59,8 @@ pub async fn leave(leaving: &Leaving) -> Result<()> {
         report.done("removed", &line)?;
     }
     files::remove(Path::new(DOCKER_OPTIONS))?;
-    if docker::release().await? {
-        report.done("docker", "runs on a bridge of its own again")?;
+    if let Some(address) = docker::release().await? {
+        report.done("docker", &format!("has its own bridge again, at {address}"))?;
     }
     if serves {
         stop_serving(&mut report).await?;

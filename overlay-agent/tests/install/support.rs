@@ -106,11 +106,6 @@ pub(crate) fn wait_until_fine(machine: &Machine<'_>) -> String {
 /// Docker has to have started after the agent was ready, and its bridge to have the leased address. Returns
 /// that address.
 pub(crate) fn check_order(machine: &Machine<'_>) -> Result<String> {
-    let moment = |unit: &str, name: &str| -> Result<u64> {
-        let text = machine.property(unit, name)?;
-        text.parse().with_context(|| format!("{unit} has no {name}: {text:?}"))
-    };
-    // A restart of the agent alone leaves Docker alone: what counts is that Docker has never run without.
     let options = machine.run("cat", ["/run/overlay/docker_opts.env"])?;
     let subnet = machine.run("cat", ["/run/flannel/subnet.env"])?;
     let gateway = subnet
@@ -124,11 +119,25 @@ pub(crate) fn check_order(machine: &Machine<'_>) -> Result<String> {
     let pid = machine.main_pid("docker.service")?.to_string();
     let command = machine.run("cat", [format!("/proc/{pid}/cmdline")])?.replace('\0', " ");
     ensure!(command.contains(&format!("--bip={gateway}")), "Docker was started as {command}");
-    let started = moment("docker.service", "ExecMainStartTimestampMonotonic")?;
-    let ready = moment("overlay-agent.service", "ActiveEnterTimestampMonotonic")?;
-    let restarts = moment("overlay-agent.service", "NRestarts")?;
-    ensure!(restarts > 0 || ready <= started, "Docker started at {started}, the agent at {ready}");
+    let started = machine.property("docker.service", "ExecMainStartTimestampMonotonic")?;
+    let started: f64 = started.parse().with_context(|| format!("{started:?} is no time"))?;
+    let ready = first_ready(machine)?;
+    ensure!(
+        ready <= started / 1e6,
+        "Docker started at {started} µs, the agent was ready at {ready} s"
+    );
     Ok(gateway)
+}
+
+/// When the agent was ready for the first time since this boot, in seconds: later restarts do not count.
+fn first_ready(machine: &Machine<'_>) -> Result<f64> {
+    let log = machine.run(
+        "journalctl",
+        ["--boot", "--unit=overlay-agent.service", "--output=short-monotonic", "--no-pager"],
+    )?;
+    let line = log.lines().find(|line| line.contains("systemd[1]: Started overlay-agent.service"));
+    line.and_then(|line| line.trim_start_matches('[').split(']').next()?.trim().parse().ok())
+        .with_context(|| format!("the agent has never been ready: {log}"))
 }
 
 /// A container that listens and comes back with its daemon; its address.
