@@ -20,7 +20,7 @@ use crate::{
     datapath::{Attachment, PinPath},
     dataplane::{Dataplane, DataplaneSpec},
     fail,
-    firewall::{Firewall, Masquerade},
+    firewall::{self, Firewall, Masquerade},
     lease::{Lease, acquire::Request, keeper::LeaseEvent},
     netlink::{self, Tunnel, TunnelSpec},
     network_config::{
@@ -56,23 +56,17 @@ pub struct Agent {
     dataplane: Dataplane,
     lease: Lease,
     following: Following,
-    firewall: Firewall,
+    firewall: firewall::Kept,
     /// Another subnet is being taken, because ours is another host's.
     moving: Option<Moving>,
-    faults: Faults,
+    /// What failed the last time it was tried.
+    fault: Option<String>,
     /// What the network config says and this agent does not do.
     config_problems: Vec<String>,
 }
 
 /// Waits for a subnet, while the agent goes on with what it has.
 type Moving = AbortOnDropHandle<(StoredConfig, Joined)>;
-
-/// What failed the last time it was tried.
-#[derive(Debug, Default)]
-struct Faults {
-    reconcile: Option<String>,
-    firewall: Option<String>,
-}
 
 impl Agent {
     /// Takes a lease and makes the overlay on this host.
@@ -109,7 +103,7 @@ impl Agent {
             following: joined.following,
             firewall,
             moving: None,
-            faults: Faults::default(),
+            fault: None,
             config_problems: Vec::new(),
         };
         agent.write_subnet_env()?;
@@ -127,8 +121,6 @@ impl Agent {
         let mut changes = netlink::changes()?;
         let mut verification = interval(VERIFY);
         verification.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut firewall_check = interval(self.config.iptables_resync);
-        firewall_check.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut due: Option<Instant> = None;
         let mut earliest = Instant::now();
         let mut ready = Some(ready);
@@ -163,8 +155,10 @@ impl Agent {
                     earliest = Instant::now() + PAUSE;
                 }
                 _ = verification.tick() => self.verify().await,
-                _ = firewall_check.tick() => self.ensure_firewall().await,
                 Some(answer) = requests.recv() => self.answer(answer).await?,
+            }
+            if self.firewall.is_dead() {
+                bail!("the task that looks after the firewall has ended");
             }
             // Whoever hands us to another subnet has ended with good reason.
             if self.moving.is_none() && self.following.updates.is_closed() {
@@ -183,29 +177,24 @@ impl Agent {
             LeaseUpdate::Put(lease) => self.dataplane.put_lease(lease),
             LeaseUpdate::Removed(subnet) => self.dataplane.remove_lease(subnet),
         };
-        self.faults.reconcile = report("programming leases", outcome);
+        self.fault = report("programming leases", outcome);
     }
 
     async fn reconcile(&mut self) {
         let outcome = self.dataplane.reconcile().await;
-        self.faults.reconcile = report("bringing the kernel in step", outcome);
+        self.fault = report("bringing the kernel in step", outcome);
     }
 
     fn forget_ports(&mut self, gone: &[u32]) {
         let outcome = self.dataplane.forget_ports(gone);
-        self.faults.reconcile = report("forgetting containers that are gone", outcome);
+        self.fault = report("forgetting containers that are gone", outcome);
     }
 
     async fn verify(&mut self) {
         tell_watchdog();
         let outcome = self.dataplane.verify().await;
-        self.faults.reconcile = report("bringing the kernel in step", outcome);
+        self.fault = report("bringing the kernel in step", outcome);
         self.follow_uplink_mtu().await;
-    }
-
-    async fn ensure_firewall(&mut self) {
-        let outcome = self.firewall.ensure().await;
-        self.faults.firewall = report("bringing the firewall in step", outcome);
     }
 
     fn lease_event(&mut self, event: LeaseEvent) {
@@ -254,7 +243,7 @@ impl Agent {
         self.following = joined.following;
         let spec = dataplane_spec(&self.config, &self.network.config, &self.uplink, self.lease);
         let outcome = self.dataplane.move_to(spec).await;
-        self.faults.reconcile = report("moving to another subnet", outcome);
+        self.fault = report("moving to another subnet", outcome);
         let tunnel = self.dataplane.tunnel();
         self.firewall = firewall(&self.config, &self.network.config, self.lease, tunnel);
         self.write_subnet_env()?;
@@ -314,7 +303,7 @@ impl Agent {
         }
         if all.iter().any(|change| matches!(change, Change::Mtu(..))) {
             let outcome = self.change_mtu().await;
-            self.faults.reconcile = report("changing the MTU", outcome);
+            self.fault = report("changing the MTU", outcome);
         }
     }
 
@@ -329,7 +318,7 @@ impl Agent {
         self.uplink.mtu = mtu;
         if overlay_mtu(&self.network.config, &self.uplink) != before {
             let outcome = self.change_mtu().await;
-            self.faults.reconcile = report("changing the MTU", outcome);
+            self.fault = report("changing the MTU", outcome);
         }
     }
 
@@ -382,7 +371,7 @@ async fn moved(moving: &mut Option<Moving>) -> Result<(StoredConfig, Joined)> {
 }
 
 /// Logs a failure and turns it into a sentence for `status`.
-fn report(doing: &str, outcome: Result<()>) -> Option<String> {
+pub(crate) fn report(doing: &str, outcome: Result<()>) -> Option<String> {
     let error = outcome.err()?;
     tracing::error!("{doing}: {error:#}");
     Some(format!("The last attempt at {doing} failed: {error:#}."))
@@ -402,13 +391,14 @@ fn firewall(
     network: &NetworkConfig,
     lease: Lease,
     tunnel: &Tunnel,
-) -> Firewall {
+) -> firewall::Kept {
     let masquerade = config.ip_masq.then_some(Masquerade {
         network: network.network,
         subnet: lease.subnet,
         random: config.masquerade_random,
     });
     Firewall::new(tunnel.name.clone(), config.forward_rules, masquerade)
+        .keep(config.iptables_resync)
 }
 
 fn overlay_mtu(network: &NetworkConfig, uplink: &Uplink) -> u16 {

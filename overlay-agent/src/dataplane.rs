@@ -182,14 +182,13 @@ impl Dataplane {
         self.attach(observed)?;
         let pinned = self.tables.ensure_pinned(&self.pins)?;
         fail::point("pins");
-        if !self.in_use {
-            self.attachments.detach_leftovers(&self.pins)?;
-            fail::point("leftovers");
-            self.in_use = true;
-        } else if !pinned.is_empty() {
+        self.attachments.detach_leftovers(&self.pins)?;
+        fail::point("leftovers");
+        if self.in_use && !pinned.is_empty() {
             tracing::warn!(?pinned, "maps were unpinned by somebody else");
             repairs::made("pins");
         }
+        self.in_use = true;
         Ok(())
     }
 
@@ -293,6 +292,7 @@ impl Dataplane {
             (Hook::ToTunnel, vec![tunnel.clone()]),
             (Hook::FromTunnel, vec![tunnel]),
             (Hook::FromBridge, self.bridge.iter().map(place).collect()),
+            (Hook::ToBridge, self.bridge.iter().map(place).collect()),
             (Hook::FromContainer, ports),
         ];
         for (hook, places) in places {

@@ -8,6 +8,8 @@ pub enum Hook {
     FromContainer,
     /// TC ingress of the containers' bridge: checks what comes from ports that have no program of their own.
     FromBridge,
+    /// TC egress of the containers' bridge: what the stack sends to containers.
+    ToBridge,
     /// TC ingress of the uplink: packets from the wire.
     FromUplink,
     /// TC egress of the tunnel device: packets that the host's stack sends into the overlay.
@@ -18,8 +20,14 @@ pub enum Hook {
 
 impl Hook {
     /// Every hook, in the order of its number.
-    pub const ALL: [Self; 5] =
-        [Self::FromContainer, Self::FromBridge, Self::FromUplink, Self::ToTunnel, Self::FromTunnel];
+    pub const ALL: [Self; 6] = [
+        Self::FromContainer,
+        Self::FromBridge,
+        Self::ToBridge,
+        Self::FromUplink,
+        Self::ToTunnel,
+        Self::FromTunnel,
+    ];
     /// How many there are.
     pub const COUNT: u32 = Self::ALL.len() as u32;
 
@@ -28,6 +36,7 @@ impl Hook {
         match self {
             Self::FromContainer => "from_container",
             Self::FromBridge => "from_bridge",
+            Self::ToBridge => "to_bridge",
             Self::FromUplink => "from_uplink",
             Self::ToTunnel => "to_tunnel",
             Self::FromTunnel => "from_tunnel",
@@ -92,6 +101,8 @@ reasons! {
     Passed {
         TunnelKeySet = "tunnel_key_set", "Given its peer's address; the kernel encapsulates it.";
         ToStack = "to_stack", "Checked and handed to the host's stack.";
+        FromStack = "from_stack", "A peer's packet that the stack takes to a container: the answers go through the stack too.";
+        Delivered = "delivered", "Delivered to the bridge by a program of ours.";
     }
     Declined {
         NotConfigured = "not_configured", "The agent has not written this host's settings yet.";
@@ -110,7 +121,8 @@ reasons! {
         BadOuterChecksum = "bad_outer_checksum", "The outer IPv4 header's checksum is wrong: the stack drops it.";
         Aggregate = "aggregate", "An aggregate that is not TCP for a known container: the kernel device can take it apart.";
         HostDestination = "host_destination", "For an address of the host itself, or one the bridge does not carry.";
-        StackFlow = "stack_flow", "An answer to a flow that left through the stack, which may have to be rewritten there.";
+        NotFromPeer = "not_from_peer", "Not from another host of the overlay.";
+        StackFlow = "stack_flow", "An answer to a flow that went through the stack, which may have to be rewritten there.";
         HelperDeclined = "helper_declined", "The kernel could not resize the packet, for one because it is encapsulated already.";
     }
     Dropped {

@@ -8,9 +8,9 @@ use aya_ebpf::{
 use overlay_common::{
     decide::Tables,
     tables::{
-        Counter, ENDPOINTS_CAPACITY, Endpoint, EndpointKey, HostConfig, PEERS_CAPACITY, Peer,
-        PeerKey, STACK_FLOWS_CAPACITY, StackFlow, StackFlowKey, StackState, VTEPS_CAPACITY, Vtep,
-        VtepKey, counter_slots,
+        Counter, Direction, ENDPOINTS_CAPACITY, Endpoint, EndpointKey, HostConfig, PEERS_CAPACITY,
+        Peer, PeerKey, STACK_FLOWS_CAPACITY, StackFlow, StackFlowKey, StackState, VTEPS_CAPACITY,
+        Vtep, VtepKey, counter_slots,
     },
 };
 
@@ -68,23 +68,33 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
-    fn any_stack_flow(&self) -> bool {
-        STACK_STATE.get(0).is_some_and(|state| state.any != 0)
+    fn any_stack_flow(&self, direction: Direction) -> bool {
+        STACK_STATE.get(0).is_some_and(|state| direction.is_in(state.directions))
     }
 
     #[inline(always)]
-    fn is_stack_flow(&self, key: &StackFlowKey) -> bool {
-        STACK_FLOWS.get_ptr(key).is_some()
+    fn is_stack_flow(&self, key: &StackFlowKey, direction: Direction) -> bool {
+        // SAFETY: a flow's entry is one integer.
+        unsafe { STACK_FLOWS.get(key) }.is_some_and(|flow| direction.is_in(flow.directions))
     }
 }
 
-/// Remembers that a flow left through the stack. Its answers find out as soon as this returns.
+/// Remembers which way a flow went through the stack. Its answers find out as soon as this returns.
 #[inline(always)]
-pub(crate) fn remember_stack_flow(key: &StackFlowKey) {
-    if STACK_FLOWS.get_ptr(key).is_some() {
-        return;
+pub(crate) fn remember_stack_flow(key: &StackFlowKey, direction: Direction) {
+    let mut directions = direction as u32;
+    // SAFETY: a flow's entry is one integer.
+    if let Some(flow) = unsafe { STACK_FLOWS.get(key) } {
+        if direction.is_in(flow.directions) {
+            return;
+        }
+        directions |= flow.directions;
     }
-    // A full map makes room by itself; if it still refuses, the flow is delivered directly.
-    let _forgotten = STACK_FLOWS.insert(key, StackFlow { present: 1 }, 0);
-    let _as_above = STACK_STATE.set(0, StackState { any: 1 }, 0);
+    // A full map makes room by itself; if it still refuses, answers take the fast path.
+    let _forgotten = STACK_FLOWS.insert(key, StackFlow { directions }, 0);
+    if let Some(state) = STACK_STATE.get_ptr_mut(0) {
+        // SAFETY: one integer, of which two programs may only set different bits: the one that gets lost
+        // is set again by its flow's next packet.
+        unsafe { (*state).directions |= direction as u32 };
+    }
 }

@@ -5,12 +5,14 @@
 
 mod analysis;
 mod contenders;
+mod control;
 mod goals;
 mod packets;
 mod processor;
 mod report;
 mod rounds;
 mod statistics;
+mod survival;
 mod work;
 mod worker;
 
@@ -66,6 +68,10 @@ pub struct Options {
 enum Only {
     /// Nanoseconds per packet of each BPF program, at 2, 1,000 and 65,536 leases
     Packets(packets::Options),
+    /// What 65,536 leases cost the control plane: start, memory, requests, latency
+    Control(control::Options),
+    /// What streams between containers lose while agents and etcd stop, die, change and start
+    Survival(survival::Options),
     /// One end of a measurement
     #[command(hide = true)]
     Worker(worker::Options),
@@ -90,6 +96,8 @@ fn contenders_help() -> String {
 pub fn run(options: &Options) -> Result<()> {
     match &options.only {
         Some(Only::Packets(options)) => return packets::run(options),
+        Some(Only::Control(options)) => return control::run(options),
+        Some(Only::Survival(options)) => return survival::run(options),
         Some(Only::Worker(options)) => return worker::run(options),
         None => {}
     }

@@ -57,6 +57,17 @@ pub fn agent(release: bool) -> Result<PathBuf> {
     binary(release)
 }
 
+/// Builds an optimised agent with other programs, those that log, and leaves the one with ours behind it.
+/// Returns both: the other one's file is `other`.
+pub(crate) fn agent_and_another(other: &Path) -> Result<PathBuf> {
+    object_with(true)?;
+    let built = agent(true)?;
+    fs::copy(&built, other)
+        .with_context(|| format!("cannot copy {} to {}", built.display(), other.display()))?;
+    object()?;
+    agent(true)
+}
+
 /// Where the BPF object is that the agent's build script embeds.
 pub fn object_path() -> Result<PathBuf> {
     Ok(workspace::target_dir()?.join("bpf/overlay.bpf.o"))

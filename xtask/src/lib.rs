@@ -11,7 +11,7 @@ pub mod demo;
 pub mod dist;
 pub mod interrupt;
 pub mod lab;
-pub mod load;
+pub mod release;
 pub mod setup;
 pub mod test;
 pub mod workspace;

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use xtask::{bench, build, check, demo, dist, interrupt, lab::standing, load, setup, test};
+use xtask::{bench, build, check, demo, dist, interrupt, lab::standing, setup, test};
 
 /// Setting up, building, checking, testing and showing the overlay.
 #[derive(Debug, Parser)]
@@ -25,8 +25,6 @@ enum Verb {
     Test(test::Options),
     /// Show two Docker hosts talking, on this machine
     Demo(demo::Options),
-    /// Load the control plane with 65,536 leases, and print what that costs
-    Load(load::Options),
     /// Hosts left standing to explore
     #[command(subcommand)]
     Lab(standing::Verb),
@@ -47,7 +45,6 @@ fn main() -> ExitCode {
         Verb::Demo(options) => demo::run(&options),
         Verb::Dist(options) => dist::run(options),
         Verb::Bench(options) => bench::run(&options),
-        Verb::Load(options) => load::run(&options),
         Verb::Lab(verb) => standing::run(verb),
     };
     match result {

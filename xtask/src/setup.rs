@@ -91,6 +91,7 @@ const PACKAGES: &[Package] = &[
     package(&["iperf3"], "measures throughput"),
     package(&["iputils-ping"], "ping with every size"),
     package(&["procps"], "sysctl and pgrep"),
+    package(&["faketime"], "gives a program another clock than the machine's"),
     package(&["dpkg-dev"], "finds the libraries that our package depends on"),
     package(&["lintian"], "checks our package as Debian checks its own"),
     package(&["debootstrap"], "unpacks whole Debian machines, where the package is tested"),

@@ -2,14 +2,15 @@
 
 use std::{
     fmt,
+    path::PathBuf,
     time::{Duration, Instant},
 };
 
-use anyhow::{Result, bail};
+use anyhow::{Result, bail, ensure};
 use clap::Args;
 use comfy_table::{CellAlignment, Table, presets};
 
-use crate::{build, interrupt, setup, workspace};
+use crate::{build, command::Cmd, interrupt, release::Release, setup, workspace};
 
 /// How long one layer may take: a test that hangs must not hang CI.
 const LAYER_WITHIN: Duration = Duration::from_mins(20);
@@ -19,18 +20,16 @@ const LAYER_WITHIN: Duration = Duration::from_mins(20);
 enum Runs {
     /// The tests beside the code, and the examples in the documentation.
     Units,
-    /// The integration tests of the agent named as the layer, this many at a time.
-    Integration(Threads),
+    /// The integration tests of the agent named as the layer, one at a time: they measure, or would take
+    /// each other's ports and time.
+    Integration,
+    /// The integration tests of that name, as many at a time as there are processors, with this machine's
+    /// etcd and with a newer one.
+    Store,
 }
 
-/// How many tests of a layer run at a time.
-#[derive(Debug, Clone, Copy)]
-enum Threads {
-    /// As many as there are processors.
-    Many,
-    /// One: they measure, or would take each other's ports and time.
-    One,
-}
+/// The etcd that `store` talks to besides the machine's own, which on Debian 12 is 3.4.
+const OTHER_ETCD: (&str, &str) = ("trixie", "3.5");
 
 /// A layer of tests.
 #[derive(Debug)]
@@ -43,12 +42,12 @@ struct Layer {
 /// All layers, from the fastest to the slowest. A new one is one line here.
 const LAYERS: &[Layer] = &[
     layer("unit", "every decision, without a kernel", Runs::Units),
-    layer("datapath", "the BPF programs, packet by packet", Runs::Integration(Threads::One)),
-    layer("store", "a real etcd", Runs::Integration(Threads::Many)),
-    layer("control", "agents, etcd and what operators see", Runs::Integration(Threads::One)),
-    layer("network", "hosts and containers in namespaces", Runs::Integration(Threads::One)),
-    layer("docker", "real Docker daemons", Runs::Integration(Threads::One)),
-    layer("install", "the package on whole machines", Runs::Integration(Threads::One)),
+    layer("datapath", "the BPF programs, packet by packet", Runs::Integration),
+    layer("store", "the lease protocol, against a real etcd of each version", Runs::Store),
+    layer("control", "agents, etcd and what operators see", Runs::Integration),
+    layer("network", "hosts and containers in namespaces", Runs::Integration),
+    layer("docker", "real Docker daemons", Runs::Integration),
+    layer("install", "the package on whole machines", Runs::Integration),
 ];
 
 const fn layer(name: &'static str, about: &'static str, runs: Runs) -> Layer {
@@ -186,13 +185,17 @@ fn run_layer(layer: &Layer, arguments: &[String]) -> Outcome {
     let start = Instant::now();
     let mut counts = Counts::default();
     let mut trouble = None;
+    let mut add = |result: Result<(Counts, Option<String>)>| match result {
+        Ok((found, complaint)) => {
+            counts.add(found);
+            trouble = trouble.take().or(complaint);
+        }
+        Err(error) => trouble = Some(format!("{error:#}")),
+    };
     for arguments in invocations(layer, arguments) {
-        match invoke(layer, &arguments) {
-            Ok((found, complaint)) => {
-                counts.add(found);
-                trouble = trouble.or(complaint);
-            }
-            Err(error) => trouble = Some(format!("{error:#}")),
+        add(invoke(layer, &arguments, &[]));
+        if matches!(layer.runs, Runs::Store) {
+            add(other_etcd().and_then(|etcd| invoke(layer, &arguments, &[("OVERLAY_ETCD", etcd)])));
         }
     }
     if trouble.is_none() && counts.passed + counts.failed == 0 {
@@ -224,9 +227,9 @@ fn invocations(layer: &Layer, arguments: &[String]) -> Vec<Vec<String>> {
             ]),
             owned(&["--package", "overlay-common", "--package", "xtask", "--doc", "--"]),
         ],
-        Runs::Integration(threads) => {
+        Runs::Store | Runs::Integration => {
             let mut words = owned(&["--package", "overlay-agent", "--test", layer.name, "--"]);
-            if matches!(threads, Threads::One) {
+            if matches!(layer.runs, Runs::Integration) {
                 words.push("--test-threads=1".to_owned());
             }
             vec![words]
@@ -238,9 +241,26 @@ fn invocations(layer: &Layer, arguments: &[String]) -> Vec<Vec<String>> {
     invocations
 }
 
+/// The binary of [`OTHER_ETCD`].
+fn other_etcd() -> Result<PathBuf> {
+    let (suite, version) = OTHER_ETCD;
+    let etcd = Release::new(suite)?.unpacked("etcd-server")?.join("usr/bin/etcd");
+    let said = Cmd::new(&etcd).arg("--version").read()?;
+    ensure!(
+        said.contains(&format!("etcd Version: {version}.")),
+        "it is not etcd {version}: {said}"
+    );
+    println!("\n━━ once more, with etcd {version} of Debian's {suite}");
+    Ok(etcd)
+}
+
 /// Runs `cargo test` once: its counts, and what went wrong apart from failed tests.
-fn invoke(layer: &Layer, arguments: &[String]) -> Result<(Counts, Option<String>)> {
-    if matches!(layer.runs, Runs::Integration(_)) {
+fn invoke(
+    layer: &Layer,
+    arguments: &[String],
+    environment: &[(&str, PathBuf)],
+) -> Result<(Counts, Option<String>)> {
+    if !matches!(layer.runs, Runs::Units) {
         let tests = workspace::root().join("overlay-agent/tests");
         let [file, folder] = [format!("{}.rs", layer.name), format!("{}/main.rs", layer.name)];
         if !tests.join(&file).exists() && !tests.join(&folder).exists() {
@@ -248,7 +268,10 @@ fn invoke(layer: &Layer, arguments: &[String]) -> Result<(Counts, Option<String>
         }
     }
     let mut counts = Counts::default();
-    let status = workspace::cargo()
+    let cargo = environment
+        .iter()
+        .fold(workspace::cargo(), |cargo, (variable, value)| cargo.env(variable, value));
+    let status = cargo
         .args(["test", "--locked", "--no-fail-fast"])
         .args(arguments)
         .deadline(LAYER_WITHIN)
@@ -307,7 +330,7 @@ mod tests {
 
     #[test]
     fn a_layer_without_tests_has_failed() {
-        let missing = layer("no-such-layer", "", Runs::Integration(Threads::One));
+        let missing = layer("no-such-layer", "", Runs::Integration);
         let outcome = run_layer(&missing, &[]);
         assert_eq!(outcome.counts.failed, 1);
         let trouble = outcome.trouble.unwrap();

@@ -1,5 +1,5 @@
 //! The control plane under load: as many leases as a /8 has, a real etcd, a real agent, and the control
-//! loops of many. `cargo xtask load` builds and runs this, optimised.
+//! loops of many. `cargo xtask bench control` builds and runs this, optimised.
 
 mod agent;
 mod etcd;

@@ -92,7 +92,7 @@ impl Agent {
         }
         problems.extend(self.store.troubles().sentences());
         problems.extend(self.config_problems.iter().cloned());
-        problems.extend(self.faults.reconcile.iter().chain(&self.faults.firewall).cloned());
+        problems.extend(self.fault.iter().cloned().chain(self.firewall.fault()));
         problems
     }
 

@@ -24,6 +24,9 @@ pub struct Attachment {
 #[derive(Debug, Default)]
 pub struct Attachments {
     attached: BTreeMap<(&'static str, u32), Attachment>,
+    /// Every pinned link is one of these. Otherwise there may be an earlier agent's, and those of interfaces
+    /// that went while nobody looked.
+    tidy: bool,
 }
 
 impl Attachments {
@@ -48,6 +51,7 @@ impl Attachments {
         for (hook, place) in &lost {
             self.attached.remove(&(*hook, place.ifindex));
         }
+        self.tidy &= lost.is_empty();
         Ok(lost)
     }
 
@@ -89,14 +93,18 @@ impl Attachments {
         }
     }
 
-    /// Detaches whatever an earlier agent left attached and this one has not taken over.
-    pub fn detach_leftovers(&self, pins: &PinPath) -> Result<()> {
+    /// Detaches whatever is attached and not ours any more.
+    pub fn detach_leftovers(&mut self, pins: &PinPath) -> Result<()> {
+        if self.tidy {
+            return Ok(());
+        }
         let ours: Vec<_> =
             self.attached.keys().map(|(hook, ifindex)| format!("{hook}-{ifindex}")).collect();
         for name in pins.links()?.into_iter().filter(|name| !ours.contains(name)) {
             let pin = pins.link(&name);
             fs::remove_file(&pin).with_context(|| format!("removing {}", pin.display()))?;
         }
+        self.tidy = true;
         Ok(())
     }
 
@@ -121,7 +129,7 @@ fn link_name(hook: Hook, ifindex: u32) -> String {
 
 const fn direction(hook: Hook) -> TcAttachType {
     match hook {
-        Hook::ToTunnel => TcAttachType::Egress,
+        Hook::ToTunnel | Hook::ToBridge => TcAttachType::Egress,
         Hook::FromContainer | Hook::FromBridge | Hook::FromUplink | Hook::FromTunnel => {
             TcAttachType::Ingress
         }

@@ -4,7 +4,14 @@
 mod forward;
 mod masquerade;
 
+use std::time::Duration;
+
 use anyhow::Result;
+use tokio::{
+    sync::watch,
+    time::{MissedTickBehavior, interval},
+};
+use tokio_util::task::AbortOnDropHandle;
 
 pub use masquerade::Masquerade;
 
@@ -34,8 +41,24 @@ impl Firewall {
         Self { device, forward, masquerade, listing: None }
     }
 
+    /// Looks after the rules at once and then every `period`, in a task of its own: the programs that it runs
+    /// wait for each other's lock, and the datapath is not to wait with them.
+    pub fn keep(mut self, period: Duration) -> Kept {
+        let (report, fault) = watch::channel(None);
+        let task = async move {
+            let mut check = interval(period);
+            check.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            loop {
+                check.tick().await;
+                let outcome = self.ensure().await;
+                report.send_replace(crate::agent::report("bringing the firewall in step", outcome));
+            }
+        };
+        Kept { fault, task: AbortOnDropHandle::new(tokio::spawn(task)) }
+    }
+
     /// Puts right whatever is missing or was changed. Nothing is touched that is not ours.
-    pub async fn ensure(&mut self) -> Result<()> {
+    async fn ensure(&mut self) -> Result<()> {
         if self.forward {
             forward::ensure(&self.device).await?;
         }
@@ -53,5 +76,24 @@ impl Firewall {
             }
             _ => Ok(()),
         }
+    }
+}
+
+/// Rules that a task looks after, for as long as this value lives.
+#[derive(Debug)]
+pub struct Kept {
+    fault: watch::Receiver<Option<String>>,
+    task: AbortOnDropHandle<()>,
+}
+
+impl Kept {
+    /// What failed the last time, as a sentence.
+    pub fn fault(&self) -> Option<String> {
+        self.fault.borrow().clone()
+    }
+
+    /// Whether the task has died, which it never should.
+    pub fn is_dead(&self) -> bool {
+        self.task.is_finished()
     }
 }

@@ -3,7 +3,8 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod config;
+mod faults;
 mod fixed;
 mod health;
-mod outage;
+mod release;
 mod support;

@@ -16,7 +16,12 @@ pub(crate) const SOON: Duration = Duration::from_secs(15);
 pub(crate) const PROBES: u16 = 8471;
 
 pub(crate) fn options(etcd: &Etcd) -> AgentOptions {
-    AgentOptions::new(env!("CARGO_BIN_EXE_overlay-agent"), etcd)
+    options_for(&etcd.endpoint())
+}
+
+/// For etcd endpoints as a comma-separated list of URLs.
+pub(crate) fn options_for(endpoints: &str) -> AgentOptions {
+    AgentOptions::with_endpoints(env!("CARGO_BIN_EXE_overlay-agent"), endpoints)
         .argument(&format!("--healthz-port={PROBES}"))
         .argument("--iptables-forward-rules=false")
 }

@@ -166,7 +166,7 @@ fn a_container_can_use_neither_anothers_address_nor_anothers_mac() {
         assert_eq!(world.run(hook, packet).reason, expected, "{hook:?}");
     }
     // The packet of another veth: the program runs on the bridge's number here.
-    let elsewhere = Context { ifindex: world.bridge_ifindex(), segment_size: 0 };
+    let elsewhere = Context { ifindex: world.bridge_ifindex(), ..Context::default() };
     let outcome = world.run_with(Hook::FromContainer, &own, elsewhere);
     assert_eq!(outcome.reason, Reason::SpoofedSource);
 }

@@ -8,5 +8,6 @@ mod from_tunnel;
 mod from_uplink;
 mod packets;
 mod roundtrip;
+mod to_bridge;
 mod to_tunnel;
 mod world;

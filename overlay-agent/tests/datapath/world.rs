@@ -125,7 +125,7 @@ impl World {
     }
 
     pub(crate) fn run(&mut self, hook: Hook, packet: &[u8]) -> Outcome {
-        self.run_with(hook, packet, Context { ifindex: 1, segment_size: 0 })
+        self.run_with(hook, packet, Context { ifindex: 1, ..Context::default() })
     }
 
     /// Runs a program over a packet. Exactly one counter must have risen, by one packet and the

@@ -11,7 +11,7 @@ use crate::{
 };
 
 /// `overlay_agent::fail::point` names them, in this order where nothing of ours is there yet.
-const POINTS: [&str; 28] = [
+const POINTS: [&str; 29] = [
     "pin path",
     "network config",
     "uplink",
@@ -31,6 +31,7 @@ const POINTS: [&str; 28] = [
     "to_tunnel",
     "from_tunnel",
     "from_bridge",
+    "to_bridge",
     "from_container",
     "map peers",
     "map vteps",

@@ -45,7 +45,10 @@ pub(crate) const ACTS: [Act; 26] = [
     act("the address is deleted", |on| on.ip("address flush dev overlay.1")),
     act("the route is deleted", |on| on.ip("route flush dev overlay.1")),
     act("a program is detached from the uplink", |on| on.unpin_link("from_uplink")),
-    act("a program is detached from the bridge", |on| on.unpin_link("from_bridge")),
+    act("programs are detached from the bridge", |on| {
+        on.unpin_link("from_bridge")?;
+        on.unpin_link("to_bridge")
+    }),
     act("a program is detached from the container", |on| on.unpin_link("from_container")),
     act("programs are detached from the device", |on| {
         on.unpin_link("to_tunnel")?;
@@ -276,7 +279,7 @@ pub(crate) fn healthy(on: &Target<'_>) -> Result<State> {
         let state = state(on)?;
         let known = state["endpoints"].matches("\"address\"").count();
         ensure!(known >= 2, "the container is not known yet: {}", state["endpoints"]);
-        ensure!(state["programs"].lines().count() == 5, "{}", state["programs"]);
+        ensure!(state["programs"].lines().count() == 6, "{}", state["programs"]);
         ensure!(state["forwarding"].contains("overlay"), "{}", state["forwarding"]);
         Ok(state)
     })

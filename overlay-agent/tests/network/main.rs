@@ -6,6 +6,7 @@ mod chaos;
 mod corners;
 mod crashes;
 mod damage;
+mod doctor;
 mod flannel;
 mod masquerade;
 mod matrix;

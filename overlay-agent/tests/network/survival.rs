@@ -1,6 +1,6 @@
 //! Containers notice nothing of what happens to the agent, and the agent mends what happens to the kernel.
 
-use std::time::Duration;
+use std::{os::unix::fs::PermissionsExt as _, time::Duration};
 
 use nix::sys::signal::Signal;
 use xtask::lab::{ETCD_PREFIX, Lab, UPLINK, eventually, stream::Stream};
@@ -54,37 +54,7 @@ fn losing_etcd_loses_nothing() {
 fn maps_of_another_version_are_replaced_without_a_gap() {
     let mut overlay = Overlay::new();
     overlay.agents[0].stop().unwrap();
-    // As an agent of another version would have left it: the number is the first of the settings.
-    let config = overlay.lab.host(0).pins().join("config");
-    let pretend = |overlay: &Overlay| {
-        let dump = overlay
-            .lab
-            .host(0)
-            .command("bpftool")
-            .args(["-j", "map", "dump", "pinned"])
-            .arg(&config)
-            .read()
-            .unwrap();
-        let dump: serde_json::Value = serde_json::from_str(&dump).unwrap();
-        let mut value: Vec<_> = dump[0]["value"]
-            .as_array()
-            .unwrap()
-            .iter()
-            .map(|byte| byte.as_str().unwrap().to_owned())
-            .collect();
-        value[0] = "0x63".to_owned();
-        overlay
-            .lab
-            .host(0)
-            .command("bpftool")
-            .args(["map", "update", "pinned"])
-            .arg(&config)
-            .args(["key", "0", "0", "0", "0", "value"])
-            .args(&value)
-            .run()
-            .unwrap();
-    };
-    pretend(&overlay);
+    overlay.lab.host(0).pretend_other_abi().unwrap();
     nothing_is_lost(&mut overlay, "upgrade to another version of the maps", |overlay| {
         overlay.agents[0] = overlay.lab.host(0).start_agent(&overlay.options).unwrap();
     });
@@ -114,6 +84,50 @@ fn damage_is_mended_within_a_second() {
     }
     for stream in streams {
         println!("{:?}", stream.stop().unwrap());
+    }
+}
+
+/// The look twice a second may come before the news that an interface is gone; its links must go all the same.
+#[test]
+fn an_interface_that_goes_unnoticed_leaves_no_link_behind() {
+    let mut overlay = Overlay::new();
+    let healthy = {
+        let host = overlay.lab.host(0);
+        let target = Target { host, container: &overlay.containers[0], peer: overlay.lab.host(1) };
+        damage::healthy(&target).unwrap()
+    };
+    for round in 0..8 {
+        // When it wakes up, both are due, and chance says which it sees first.
+        overlay.agents[0].process().signal(Signal::SIGSTOP).unwrap();
+        let host = overlay.lab.host(0);
+        host.ip(["link", "del", "overlay.1"]).unwrap();
+        std::thread::sleep(Duration::from_millis(700));
+        overlay.agents[0].process().signal(Signal::SIGCONT).unwrap();
+        let target = Target { host, container: &overlay.containers[0], peer: overlay.lab.host(1) };
+        let what = format!("round {round}, the device is deleted");
+        damage::mended(&target, &overlay.agents[0], &healthy, SOON, &what).unwrap();
+    }
+}
+
+/// They wait for each other's lock, or for a machine that is busy.
+#[test]
+fn a_program_of_the_firewall_that_hangs_delays_nothing_else() {
+    let slow = tempfile::tempdir().unwrap();
+    let iptables = slow.path().join("iptables");
+    std::fs::write(&iptables, "#!/bin/sh\nsleep 5\nPATH=${PATH#*:} exec iptables \"$@\"\n")
+        .unwrap();
+    std::fs::set_permissions(&iptables, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let path = format!("{}:{}", slow.path().display(), std::env::var("PATH").unwrap());
+    let overlay = Overlay::with(Lab::builder(), |options| {
+        options.argument(damage::ARGUMENT).environment("PATH", &path)
+    });
+    let host = overlay.lab.host(0);
+    let target = Target { host, container: &overlay.containers[0], peer: overlay.lab.host(1) };
+    let healthy = damage::healthy(&target).unwrap();
+    let act = damage::ACTS.iter().find(|act| act.what == "a peer is deleted").unwrap();
+    for _ in 0..5 {
+        (act.does)(&target).unwrap();
+        damage::mended(&target, &overlay.agents[0], &healthy, act.within, act.what).unwrap();
     }
 }
 

@@ -1,6 +1,7 @@
 //! An etcd of one member that lives as long as its test.
 
 use std::{
+    ffi::OsString,
     net::TcpListener,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -183,7 +184,7 @@ fn spawn(dir: &Path, member: &Member) -> Child {
     let client = client_url(member);
     let peer = format!("http://127.0.0.1:{}", member.peer_port);
     let log = std::fs::File::options().create(true).append(true).open(dir.join("log")).unwrap();
-    let mut command = Command::new("etcd");
+    let mut command = Command::new(binary());
     command
         .args(["--name", &member.name, "--logger", "zap", "--log-level", "error"])
         .arg("--data-dir")
@@ -201,6 +202,11 @@ fn spawn(dir: &Path, member: &Member) -> Child {
         }
     }
     command.spawn().unwrap_or_else(|error| panic!("cannot start etcd, is it installed? {error}"))
+}
+
+/// `cargo xtask test store` names one version after the other.
+fn binary() -> OsString {
+    std::env::var_os("OVERLAY_ETCD").unwrap_or_else(|| "etcd".into())
 }
 
 /// A port that nobody listens on. Somebody could before etcd does, but only by bad luck: the kernel

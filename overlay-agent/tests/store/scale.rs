@@ -5,10 +5,7 @@ use std::time::Instant;
 use etcd_client::{Client, Txn, TxnOp};
 use overlay_agent::store::{Follower, LeaseUpdate};
 
-use crate::{
-    acquire::take_at_once,
-    support::{Followed, World, key, lease, request, subnet, value},
-};
+use crate::support::{Followed, World, key, lease, request, subnet, take_at_once, value};
 
 /// etcd's default limit of operations in one transaction.
 const BATCH: usize = 128;

@@ -1,6 +1,6 @@
 //! What the tests say over and over.
 
-use std::{future::Future, net::Ipv4Addr, time::Duration};
+use std::{collections::HashSet, future::Future, net::Ipv4Addr, time::Duration};
 
 use etcd_client::{Client, PutOptions};
 use ipnetwork::Ipv4Network;
@@ -15,7 +15,7 @@ use overlay_agent::{
     },
 };
 use overlay_common::MacAddr;
-use tokio::{sync::mpsc, time::timeout};
+use tokio::{sync::mpsc, task::JoinSet, time::timeout};
 
 use crate::etcd::TestEtcd;
 
@@ -159,4 +159,25 @@ impl Followed {
     pub(crate) async fn until(&mut self, wanted: &LeaseUpdate) {
         while self.next().await != *wanted {}
     }
+}
+
+/// How many connections hosts share, where there are more hosts than a test may have open files.
+const CONNECTIONS: u32 = 100;
+
+/// That many hosts take subnets at the same time.
+pub(crate) async fn take_at_once(world: &World, hosts: u32) -> HashSet<String> {
+    let mut tasks = JoinSet::new();
+    let stores: Vec<_> = (0..hosts.min(CONNECTIONS)).map(|_| world.etcd.store()).collect();
+    for (host, store) in (0..hosts).zip(stores.iter().cycle().cloned()) {
+        let config = world.config.clone();
+        let request =
+            Request { public_ip: (0xc633_6400 + host).into(), vtep_mac: None, ..request(0) };
+        tasks.spawn(async move { acquire(&store, &config, &request).await });
+    }
+    let mut subnets = HashSet::new();
+    while let Some(result) = tasks.join_next().await {
+        let acquired = result.expect("no task panics").unwrap_or_else(|error| panic!("{error}"));
+        assert!(subnets.insert(acquired.lease.subnet.to_string()));
+    }
+    subnets
 }

@@ -1,4 +1,6 @@
-use super::{Tables, has_options, is_fragment, load_headers, lookup_peer};
+use super::{
+    Tables, has_options, is_fragment, load_headers, lookup_peer, stack_flow::answers_a_stack_flow,
+};
 use crate::{
     Reason,
     encap::OVERHEAD,
@@ -6,7 +8,7 @@ use crate::{
         ETHERNET_LENGTH, Ethernet, IPV4_LENGTH, PROTOCOL_TCP, PROTOCOL_UDP, Packet,
         TCP_DATA_OFFSET, UDP_LENGTH,
     },
-    tables::{EndpointKey, HostConfig, Peer, VtepKey},
+    tables::{Direction, EndpointKey, HostConfig, Peer, VtepKey},
 };
 use network_types::{ip::Ipv4Hdr, udp::UdpHdr};
 
@@ -57,6 +59,9 @@ pub fn from_container(
     }
     if ipv4.ttl <= 1 {
         return Err(Reason::TtlExpired);
+    }
+    if answers_a_stack_flow(packet, ETHERNET_LENGTH, &ipv4, Direction::Left, tables) {
+        return Err(Reason::StackFlow);
     }
     let inner_length = fitting_length(packet, host, &ipv4)?;
     let peer = lookup_peer(host, tables, ipv4.dst_addr).ok_or(Reason::NoPeer)?;

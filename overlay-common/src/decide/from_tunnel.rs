@@ -4,7 +4,7 @@ use super::{Recipient, Tables, check_inner, recipient, stack_flow::answers_a_sta
 use crate::{
     Reason,
     packet::{ETHERNET_LENGTH, Packet},
-    tables::{HostConfig, VtepKey},
+    tables::{Direction, HostConfig, VtepKey},
 };
 
 /// The tunnel key of a packet that the kernel decapsulated.
@@ -44,7 +44,7 @@ pub fn from_tunnel(
     if !host.fast_path() {
         return Err(Reason::ToStack);
     }
-    if answers_a_stack_flow(packet, ETHERNET_LENGTH, &ipv4, tables) {
+    if answers_a_stack_flow(packet, ETHERNET_LENGTH, &ipv4, Direction::Arrived, tables) {
         return Err(Reason::ToStack);
     }
     match recipient(tables, ipv4.dst_addr) {

@@ -8,7 +8,7 @@ use crate::{
     Reason, checksum, ecn,
     encap::{INNER_ETHERNET_OFFSET, INNER_IPV4_OFFSET, VXLAN_OFFSET},
     packet::{ETHERNET_LENGTH, IPV4_LENGTH, PROTOCOL_TCP, PROTOCOL_UDP, Packet},
-    tables::{HostConfig, VtepKey},
+    tables::{Direction, HostConfig, VtepKey},
 };
 
 /// A VXLAN packet that may be decapsulated, and for whom.
@@ -64,7 +64,7 @@ pub fn from_uplink(
         return Err(Reason::IpOptions);
     }
     let recipient = recipient(tables, ipv4.dst_addr);
-    if answers_a_stack_flow(packet, INNER_IPV4_OFFSET, &ipv4, tables) {
+    if answers_a_stack_flow(packet, INNER_IPV4_OFFSET, &ipv4, Direction::Arrived, tables) {
         return Err(Reason::StackFlow);
     }
     let is_aggregate = packet.segment_size() != 0;

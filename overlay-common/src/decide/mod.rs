@@ -5,6 +5,7 @@ mod from_container;
 mod from_tunnel;
 mod from_uplink;
 mod stack_flow;
+mod to_bridge;
 mod to_tunnel;
 
 use network_types::ip::Ipv4Hdr;
@@ -13,13 +14,16 @@ pub use from_container::{Encapsulation, from_bridge, from_container};
 pub use from_tunnel::{Delivery, TunnelSource, from_tunnel};
 pub use from_uplink::{Decapsulation, from_uplink};
 pub use stack_flow::remember_leaving;
+pub use to_bridge::to_bridge;
 pub use to_tunnel::{TunnelTarget, to_tunnel};
 
 use crate::{
     Reason,
     packet::{ETHERNET_LENGTH, ETHERTYPE_IPV4, Ethernet, IPV4_LENGTH, Packet},
     prefix::Prefix,
-    tables::{Endpoint, EndpointKey, HostConfig, Peer, PeerKey, StackFlowKey, Vtep, VtepKey},
+    tables::{
+        Direction, Endpoint, EndpointKey, HostConfig, Peer, PeerKey, StackFlowKey, Vtep, VtepKey,
+    },
 };
 
 /// The maps that decisions look into.
@@ -30,10 +34,10 @@ pub trait Tables {
     fn vtep(&self, key: &VtepKey) -> Option<Vtep>;
     /// The local container that has this address.
     fn endpoint(&self, key: &EndpointKey) -> Option<Endpoint>;
-    /// Whether any flow of a local container ever left through the stack.
-    fn any_stack_flow(&self) -> bool;
+    /// Whether any flow of a local container ever went through the stack this way.
+    fn any_stack_flow(&self, direction: Direction) -> bool;
     /// Whether this one did.
-    fn is_stack_flow(&self, key: &StackFlowKey) -> bool;
+    fn is_stack_flow(&self, key: &StackFlowKey, direction: Direction) -> bool;
 }
 
 /// Whom a received packet is for, as far as the maps tell.

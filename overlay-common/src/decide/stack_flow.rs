@@ -1,13 +1,14 @@
-//! What leaves through the stack comes back through the stack. Netfilter may have rewritten a container's
-//! packet on its way out (a DNAT to a remote container, as services do); the answer then means nothing to
-//! the container before netfilter has put it right.
+//! What leaves through the stack comes back through the stack, and what arrives through it leaves through
+//! it. Netfilter may have rewritten a container's packet on its way out (a DNAT to a remote container, as
+//! services do) or a peer's on its way in (a published port): the answer means nothing to the other end
+//! before netfilter has put it right.
 
 use network_types::ip::Ipv4Hdr;
 
 use super::{Tables, is_fragment};
 use crate::{
     packet::{ETHERNET_LENGTH, PROTOCOL_TCP, PROTOCOL_UDP, Packet},
-    tables::{EndpointKey, HostConfig, StackFlowKey},
+    tables::{Direction, EndpointKey, HostConfig, StackFlowKey},
 };
 
 const PROTOCOL_ICMP: u8 = 1;
@@ -45,12 +46,43 @@ fn ports(packet: &impl Packet, offset: usize, ipv4: &Ipv4Hdr) -> Ports {
     Ports { shown, source: identifier, destination: identifier }
 }
 
+/// Whether a packet shows its flow, seen from the local end, and if so hands it to `use_flow`.
+///
+/// A closure instead of an `Option` to return, for the reason above.
+#[inline(always)]
+fn with_flow(
+    packet: &impl Packet,
+    offset: usize,
+    ipv4: &Ipv4Hdr,
+    seen: Direction,
+    use_flow: impl FnOnce(&StackFlowKey),
+) -> bool {
+    let ports = ports(packet, offset, ipv4);
+    if ports.shown {
+        let protocol = u32::from(ipv4.proto);
+        use_flow(&match seen {
+            Direction::Left => StackFlowKey {
+                local: ipv4.src_addr,
+                remote: ipv4.dst_addr,
+                local_port: ports.source,
+                remote_port: ports.destination,
+                protocol,
+            },
+            Direction::Arrived => StackFlowKey {
+                local: ipv4.dst_addr,
+                remote: ipv4.src_addr,
+                local_port: ports.destination,
+                remote_port: ports.source,
+                protocol,
+            },
+        });
+    }
+    ports.shown
+}
+
 /// Has the flow of a packet remembered that the stack sends for a local container. Not so for the host's
 /// own packets, for those that show no ports, and where the fast path is off, because then everything
 /// takes the stack.
-///
-/// A closure instead of an `Option` to return: its bytes that hold nothing would be copied, and the
-/// verifier refuses to read what was never written.
 #[inline(always)]
 pub fn remember_leaving(
     packet: &impl Packet,
@@ -68,39 +100,43 @@ pub fn remember_leaving(
     if owner.is_some_and(|owner| owner.is_host()) {
         return;
     }
-    let ports = ports(packet, ETHERNET_LENGTH, &ipv4);
-    if ports.shown {
-        remember(&StackFlowKey {
-            local: ipv4.src_addr,
-            remote: ipv4.dst_addr,
-            local_port: ports.source,
-            remote_port: ports.destination,
-            protocol: u32::from(ipv4.proto),
-        });
-    }
+    with_flow(packet, ETHERNET_LENGTH, &ipv4, Direction::Left, remember);
 }
 
-/// Whether a received packet, whose IPv4 header is at `offset`, belongs to a flow that left through the
-/// stack. A packet that shows no ports may: it does wherever any such flow exists.
+/// Has the flow of a packet remembered that the stack sends to a local container. Returns whether it
+/// shows one.
+#[inline(always)]
+pub(super) fn remember_arriving(
+    packet: &impl Packet,
+    ipv4: &Ipv4Hdr,
+    remember: impl FnOnce(&StackFlowKey),
+) -> bool {
+    with_flow(packet, ETHERNET_LENGTH, ipv4, Direction::Arrived, remember)
+}
+
+/// Whether a packet, which goes `this` way and whose IPv4 header is at `offset`, belongs to a flow that
+/// went the other way through the stack. A packet that shows no ports may: it does wherever there is any
+/// such flow.
 #[inline(always)]
 pub(super) fn answers_a_stack_flow(
     packet: &impl Packet,
     offset: usize,
     ipv4: &Ipv4Hdr,
+    this: Direction,
     tables: &impl Tables,
 ) -> bool {
-    if !tables.any_stack_flow() {
+    let other = match this {
+        Direction::Left => Direction::Arrived,
+        Direction::Arrived => Direction::Left,
+    };
+    if !tables.any_stack_flow(other) {
         return false;
     }
-    let ports = ports(packet, offset, ipv4);
-    !ports.shown
-        || tables.is_stack_flow(&StackFlowKey {
-            local: ipv4.dst_addr,
-            remote: ipv4.src_addr,
-            local_port: ports.destination,
-            remote_port: ports.source,
-            protocol: u32::from(ipv4.proto),
-        })
+    let mut found = false;
+    let shown = with_flow(packet, offset, ipv4, this, |flow| {
+        found = tables.is_stack_flow(flow, other);
+    });
+    !shown || found
 }
 
 #[cfg(test)]
@@ -109,16 +145,30 @@ mod tests {
     use crate::{
         Reason,
         decide::{
-            from_uplink,
-            test_support::{HOST, LOCAL, REMOTE, World, udp_packet, vxlan_packet},
+            from_container, from_uplink,
+            test_support::{ENDPOINT, HOST, LOCAL, REMOTE, World, udp_packet, vxlan_packet},
+            to_bridge,
         },
+        packet::test_support::Bytes,
     };
 
-    fn remembered(world: &World, [from, to]: [[u8; 4]; 2]) -> Vec<StackFlowKey> {
-        let mut flows = Vec::new();
+    type Flows = Vec<(StackFlowKey, Direction)>;
+
+    fn remembered(world: &World, [from, to]: [[u8; 4]; 2]) -> Flows {
+        let mut flows = Flows::new();
         let packet = udp_packet(from, to, 10);
-        remember_leaving(&packet, &world.host, world, |flow| flows.push(*flow));
+        let mut remember = |flow: &StackFlowKey| flows.push((*flow, Direction::Left));
+        remember_leaving(&packet, &world.host, world, &mut remember);
         flows
+    }
+
+    /// What is remembered of a packet on its way from the stack to the bridge, and why it left the hook.
+    fn arrived(world: &World, packet: &impl Packet, ours: bool) -> (Flows, Reason) {
+        let mut flows = Flows::new();
+        let (Ok(reason) | Err(reason)) = to_bridge(packet, ours, &world.host, |flow| {
+            flows.push((*flow, Direction::Arrived));
+        });
+        (flows, reason)
     }
 
     #[test]
@@ -151,5 +201,42 @@ mod tests {
         let mut world = World::new();
         world.host.flags = 0;
         assert_eq!(remembered(&world, [LOCAL, REMOTE]), []);
+    }
+
+    /// A published port: a peer's packet that netfilter has sent on to a container.
+    #[test]
+    fn the_answer_to_a_flow_that_arrived_through_the_stack_leaves_through_it() {
+        let mut world = World::new();
+        let mut answer = udp_packet(LOCAL, REMOTE, 10);
+        answer.bytes[34..38].copy_from_slice(&[0, 53, 0x12, 0x34]);
+        let decide = |world: &World, answer: &Bytes| {
+            from_container(answer, ENDPOINT.ifindex, &world.host, world)
+        };
+        assert!(decide(&world, &answer).is_ok());
+
+        let (flows, reason) = arrived(&world, &udp_packet(REMOTE, LOCAL, 10), false);
+        assert_eq!(reason, Reason::FromStack);
+        world.stack_flows = flows;
+        assert_eq!(decide(&world, &answer).expect_err("declined"), Reason::StackFlow);
+
+        answer.bytes[35] = 54;
+        assert!(decide(&world, &answer).is_ok(), "another flow");
+        let question = vxlan_packet(&world.host, REMOTE, LOCAL);
+        assert!(from_uplink(&question, &world.host, &world).is_ok(), "the way in is not changed");
+    }
+
+    #[test]
+    fn only_what_the_stack_brings_from_a_peer_is_remembered() {
+        let world = World::new();
+        let seen = |packet, ours| arrived(&world, &packet, ours);
+        assert_eq!(seen(udp_packet(REMOTE, LOCAL, 10), true), (vec![], Reason::Delivered));
+        assert_eq!(seen(udp_packet(HOST, LOCAL, 10), false), (vec![], Reason::NotFromPeer));
+        assert_eq!(seen(udp_packet([8, 8, 8, 8], LOCAL, 10), false), (vec![], Reason::NotFromPeer));
+        let mut arp = udp_packet(REMOTE, LOCAL, 10);
+        arp.bytes[13] = 6;
+        assert_eq!(seen(arp, false), (vec![], Reason::NotIpv4));
+        let mut fragment = udp_packet(REMOTE, LOCAL, 10);
+        fragment.bytes[20] = 0x20;
+        assert_eq!(seen(fragment, false), (vec![], Reason::Fragment));
     }
 }

@@ -11,7 +11,9 @@ use crate::{
         ETHERTYPE_IPV4, Ethernet,
         test_support::{Bytes, bytes_of, ipv4},
     },
-    tables::{Endpoint, EndpointKey, HostConfig, Peer, PeerKey, StackFlowKey, Vtep, VtepKey},
+    tables::{
+        Direction, Endpoint, EndpointKey, HostConfig, Peer, PeerKey, StackFlowKey, Vtep, VtepKey,
+    },
 };
 
 pub(super) const LOCAL: [u8; 4] = [10, 1, 15, 2];
@@ -30,7 +32,7 @@ const PEER_SUBNET: Prefix = Prefix { address: [10, 1, 20, 0], length: 24 };
 
 pub(super) struct World {
     pub(super) host: HostConfig,
-    pub(super) stack_flows: Vec<StackFlowKey>,
+    pub(super) stack_flows: Vec<(StackFlowKey, Direction)>,
 }
 
 impl World {
@@ -73,12 +75,12 @@ impl Tables for World {
         }
     }
 
-    fn any_stack_flow(&self) -> bool {
-        !self.stack_flows.is_empty()
+    fn any_stack_flow(&self, direction: Direction) -> bool {
+        self.stack_flows.iter().any(|(_, went)| *went == direction)
     }
 
-    fn is_stack_flow(&self, key: &StackFlowKey) -> bool {
-        self.stack_flows.contains(key)
+    fn is_stack_flow(&self, key: &StackFlowKey, direction: Direction) -> bool {
+        self.stack_flows.contains(&(*key, direction))
     }
 }
 

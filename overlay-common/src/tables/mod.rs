@@ -13,10 +13,11 @@ pub use counter::{COUNTERS_MAP, Counter, counter_index, counter_slots};
 pub use endpoint::{ENDPOINTS_CAPACITY, ENDPOINTS_MAP, Endpoint, EndpointKey};
 pub use peer::{PEERS_CAPACITY, PEERS_MAP, Peer, PeerKey};
 pub use stack_flow::{
-    STACK_FLOWS_CAPACITY, STACK_FLOWS_MAP, STACK_STATE_MAP, StackFlow, StackFlowKey, StackState,
+    Direction, STACK_FLOWS_CAPACITY, STACK_FLOWS_MAP, STACK_STATE_MAP, StackFlow, StackFlowKey,
+    StackState,
 };
 pub use vtep::{VTEPS_CAPACITY, VTEPS_MAP, Vtep, VtepKey};
 
 /// Version of every layout in this module. A new agent adopts pinned maps only if theirs is the
 /// same; raise it with any change of a key, a value, a capacity or the meaning of a field.
-pub const ABI_VERSION: u32 = 2;
+pub const ABI_VERSION: u32 = 3;

@@ -11,7 +11,7 @@ pub const STACK_FLOWS_CAPACITY: usize = 16_384;
 pub const STACK_STATE_MAP: &str = "stack_state";
 
 map_type! {
-    /// A flow of a local container that left through the host's stack, seen from here.
+    /// A flow of a local container that went through the host's stack, seen from here.
     pub struct StackFlowKey[16] {
         /// The container's address.
         pub local: [u8; 4],
@@ -28,18 +28,36 @@ map_type! {
 }
 
 map_type! {
-    /// That such a flow exists is all there is to know of it.
+    /// Which way the stack has seen a flow go.
     pub struct StackFlow[4] {
-        /// Always 1.
-        pub present: u32,
+        /// The union of [`Direction`]s.
+        pub directions: u32,
     }
 }
 
 map_type! {
-    /// Whether there ever was such a flow: while there was none, nobody pays for looking. The only entry
-    /// of its map.
+    /// Which ways there ever was such a flow: while there was none, nobody pays for looking. The only
+    /// entry of its map.
     pub struct StackState[4] {
-        /// 0 or 1.
-        pub any: u32,
+        /// The union of all flows' [`Direction`]s.
+        pub directions: u32,
+    }
+}
+
+/// Which way a flow went through the stack: packets the other way have to go through it as well.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    /// Out of a container, into the overlay.
+    Left = 1,
+    /// Out of the overlay, to a container.
+    Arrived = 2,
+}
+
+impl Direction {
+    /// Whether it is among these.
+    #[inline(always)]
+    pub const fn is_in(self, directions: u32) -> bool {
+        directions & self as u32 != 0
     }
 }

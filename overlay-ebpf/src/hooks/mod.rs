@@ -4,4 +4,5 @@ mod from_bridge;
 mod from_container;
 mod from_tunnel;
 mod from_uplink;
+mod to_bridge;
 mod to_tunnel;

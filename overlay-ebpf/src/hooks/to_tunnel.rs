@@ -1,5 +1,5 @@
 use aya_ebpf::{macros::classifier, programs::TcContext};
-use overlay_common::{Hook, Reason, decide};
+use overlay_common::{Hook, Reason, decide, tables::Direction};
 
 use crate::{
     maps::{Maps, host, remember_stack_flow},
@@ -18,7 +18,9 @@ pub(crate) fn to_tunnel(ctx: TcContext) -> i32 {
         let host = host().ok_or(Reason::NotConfigured)?;
         let skb = Skb::new(ctx, HEADERS);
         let target = decide::to_tunnel(&skb, host, &Maps)?;
-        decide::remember_leaving(&skb, host, &Maps, remember_stack_flow);
+        decide::remember_leaving(&skb, host, &Maps, |flow| {
+            remember_stack_flow(flow, Direction::Left);
+        });
         set_tunnel_key(ctx, host, &target)
     })
 }

@@ -17,6 +17,27 @@ use crate::packet::{Skb, ifindex};
 
 const AF_INET: u8 = 2;
 
+/// What `tc_index` holds from here to the bridge's egress, so that our deliveries are told from what the
+/// stack forwards. Nothing but TC looks at it.
+const DELIVERY_MARK: u32 = 0x4f56;
+
+#[inline(always)]
+fn set_tc_index(ctx: &TcContext, value: u32) {
+    // SAFETY: the context is valid for as long as the program runs.
+    unsafe { (*ctx.skb.skb).tc_index = value };
+}
+
+/// Whether [`deliver`] sent this packet to the bridge. It is not told again.
+#[inline(always)]
+pub(crate) fn take_delivery_mark(ctx: &TcContext) -> bool {
+    // SAFETY: as above.
+    let marked = unsafe { (*ctx.skb.skb).tc_index } == DELIVERY_MARK;
+    if marked {
+        set_tc_index(ctx, 0);
+    }
+    marked
+}
+
 /// Delivers an inner packet past the host's netfilter: into the container where it is known, else to
 /// the bridge, whose neighbour table finds it.
 #[inline(always)]
@@ -27,7 +48,7 @@ pub(crate) fn deliver(
 ) -> Result<Reason, Reason> {
     match recipient {
         Recipient::Endpoint(endpoint) => to_endpoint(ctx, host, endpoint),
-        Recipient::Subnet | Recipient::Host => to_bridge(host),
+        Recipient::Subnet | Recipient::Host => to_bridge(ctx, host),
     }
 }
 
@@ -47,7 +68,8 @@ fn to_endpoint(ctx: &TcContext, host: &HostConfig, endpoint: Endpoint) -> Result
 }
 
 #[inline(always)]
-fn to_bridge(host: &HostConfig) -> Result<Reason, Reason> {
+fn to_bridge(ctx: &TcContext, host: &HostConfig) -> Result<Reason, Reason> {
+    set_tc_index(ctx, DELIVERY_MARK);
     // SAFETY: no next hop is given, so no memory is read.
     match unsafe { bpf_redirect_neigh(host.bridge_ifindex, core::ptr::null_mut(), 0, 0) } as i32 {
         TC_ACT_REDIRECT => Ok(Reason::ToBridge),

@@ -22,7 +22,7 @@ const CLIENT_PORT: u16 = 2379;
 /// How often to try another free port when somebody was faster.
 const PORT_ATTEMPTS: usize = 5;
 
-/// A running etcd with one member: stopped when dropped.
+/// A running member of an etcd, mostly the only one: stopped when dropped.
 #[derive(Debug)]
 pub struct Etcd {
     process: Process,
@@ -33,72 +33,88 @@ pub struct Etcd {
     ledger: Ledger,
 }
 
+/// What a member is started with.
+struct Member<'a> {
+    name: String,
+    /// URLs for clients, separated by commas; the first is the one that it tells others.
+    listen: String,
+    /// Its URL for other members.
+    peer: String,
+    /// All members: `name=peer`, separated by commas.
+    cluster: String,
+    namespace: Option<PathBuf>,
+    ledger: &'a Ledger,
+}
+
 impl Etcd {
     /// Starts one on a host, at its address on the wire and on its loopback.
     pub fn on_host(host: &Host) -> Result<Self> {
-        let endpoint = format!("http://{}:{CLIENT_PORT}", host.address());
-        let listen = format!("{endpoint},http://127.0.0.1:{CLIENT_PORT}");
-        Self::start(
-            host.ledger(),
-            &listen,
-            &endpoint,
-            "http://127.0.0.1:2380",
-            Some(host.namespace().path()),
-        )
+        let mut etcd = Self::start(Member::on_host(host, "http://127.0.0.1:2380".to_owned()))?;
+        etcd.wait_healthy()?;
+        Ok(etcd)
+    }
+
+    /// Starts a cluster with a member on each of these hosts.
+    pub fn cluster(hosts: &[Host]) -> Result<Vec<Self>> {
+        fn member(host: &Host) -> Member<'_> {
+            Member::on_host(host, format!("http://{}:2380", host.address()))
+        }
+        let all: Vec<_> = hosts.iter().map(|host| member(host).cluster).collect();
+        let start = |host| Self::start(Member { cluster: all.join(","), ..member(host) });
+        let mut cluster = hosts.iter().map(start).collect::<Result<Vec<_>>>()?;
+        for etcd in &mut cluster {
+            etcd.wait_healthy()?;
+        }
+        Ok(cluster)
     }
 
     /// Starts one on the loopback of the namespace we are in, at a free port.
     pub fn on_loopback(ledger: &Ledger) -> Result<Self> {
         let mut attempt = 0;
         loop {
-            let [client, peer] =
+            let [listen, peer] =
                 [free_port()?, free_port()?].map(|port| format!("http://127.0.0.1:{port}"));
-            match Self::start(ledger, &client, &client, &peer, None) {
+            let mut etcd = Self::start(Member {
+                name: "lab".to_owned(),
+                cluster: format!("lab={peer}"),
+                listen,
+                peer,
+                namespace: None,
+                ledger,
+            })?;
+            match etcd.wait_healthy() {
                 Err(error)
                     if attempt < PORT_ATTEMPTS
                         && format!("{error:#}").contains("address already in use") =>
                 {
                     attempt += 1;
                 }
-                result => return result,
+                result => return result.map(|()| etcd),
             }
         }
     }
 
-    fn start(
-        ledger: &Ledger,
-        listen: &str,
-        advertise: &str,
-        peer: &str,
-        namespace: Option<PathBuf>,
-    ) -> Result<Self> {
+    fn start(member: Member<'_>) -> Result<Self> {
         static COUNT: AtomicUsize = AtomicUsize::new(0);
-        let name = format!("etcd-{}", COUNT.fetch_add(1, Ordering::Relaxed));
+        let Member { name, listen, peer, cluster, namespace, ledger } = member;
         let directory = ledger.directory();
+        let files = format!("etcd-{}", COUNT.fetch_add(1, Ordering::Relaxed));
+        let endpoint = listen.split(',').next().unwrap_or(&listen).to_owned();
         let mut command = Cmd::new("etcd")
             .arg("--data-dir")
-            .arg(directory.join(&name))
-            .args(["--name", "lab"])
-            .args(["--listen-client-urls", listen])
-            .args(["--advertise-client-urls", advertise])
-            .args(["--listen-peer-urls", peer])
-            .args(["--initial-advertise-peer-urls", peer])
-            .args(["--initial-cluster", &format!("lab={peer}")]);
+            .arg(directory.join(&files))
+            .args(["--name", &name])
+            .args(["--listen-client-urls", &listen])
+            .args(["--advertise-client-urls", &endpoint])
+            .args(["--listen-peer-urls", &peer])
+            .args(["--initial-advertise-peer-urls", &peer])
+            .args(["--initial-cluster", &cluster]);
         if let Some(namespace) = &namespace {
             command = namespace::enter(namespace, command);
         }
-        let log = directory.join(format!("{name}.log"));
+        let log = directory.join(format!("{files}.log"));
         let process = Process::spawn(ledger, "etcd", &command, &log)?;
-        let mut etcd = Self {
-            process,
-            endpoint: advertise.to_owned(),
-            command,
-            log,
-            namespace,
-            ledger: ledger.clone(),
-        };
-        etcd.wait_healthy()?;
-        Ok(etcd)
+        Ok(Self { process, endpoint, command, log, namespace, ledger: ledger.clone() })
     }
 
     /// Its URL for clients.
@@ -180,6 +196,23 @@ impl Etcd {
         match &self.namespace {
             Some(namespace) => namespace::enter(namespace, command),
             None => command,
+        }
+    }
+}
+
+impl<'a> Member<'a> {
+    /// The only member, unless its `cluster` says otherwise.
+    fn on_host(host: &'a Host, peer: String) -> Self {
+        Self {
+            name: host.name().to_owned(),
+            listen: format!(
+                "http://{}:{CLIENT_PORT},http://127.0.0.1:{CLIENT_PORT}",
+                host.address()
+            ),
+            cluster: format!("{}={peer}", host.name()),
+            peer,
+            namespace: Some(host.namespace().path()),
+            ledger: host.ledger(),
         }
     }
 }

@@ -9,6 +9,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
+use serde_json::Value;
 
 use super::{
     Agent, AgentOptions, Capture, Container, Docker,
@@ -141,6 +142,24 @@ impl Host {
     /// Captures what goes over its cable, from now on; see [`Capture::start`].
     pub fn capture(&self, filter: &str) -> Result<Capture> {
         Capture::start(&self.ledger, &self.namespace, UPLINK, filter)
+    }
+
+    /// Makes the pinned maps look as an agent of another ABI version would have left them. No agent may run:
+    /// it would mend them.
+    pub fn pretend_other_abi(&self) -> Result<()> {
+        let config = self.pins.join("config");
+        let bpftool = |action: &[&str]| self.command("bpftool").args(action).arg(&config);
+        let dump = bpftool(&["-j", "map", "dump", "pinned"]).read()?;
+        let dump: Value = serde_json::from_str(&dump).context("a dump is not JSON")?;
+        let bytes = dump[0]["value"].as_array().context("the settings cannot be read")?;
+        let mut bytes: Vec<_> = bytes.iter().filter_map(Value::as_str).collect();
+        // The version is the first of the settings.
+        *bytes.first_mut().context("there are no settings")? = "0x63";
+        bpftool(&["map", "update", "pinned"])
+            .args(["key", "0", "0", "0", "0", "value"])
+            .args(&bytes)
+            .run()
+            .map(drop)
     }
 
     /// Adds a plain container: a namespace behind the bridge that Docker would make, with the next

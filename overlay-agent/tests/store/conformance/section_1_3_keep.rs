@@ -1,4 +1,4 @@
-//! Keeping a lease.
+//! `reference/flannel.md`, 1.3: keeping a lease, and 1.5.2, 3, 7: losing it.
 
 use std::time::{Duration, Instant};
 

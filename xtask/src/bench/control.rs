@@ -1,14 +1,14 @@
-//! `load`: the control plane with as many leases as a /8 has. The generator itself is an example of the
+//! `bench control`: the control plane with as many leases as a /8 has. The generator itself is an example of the
 //! agent's crate, because it runs the agent's own control loops.
 
 use anyhow::{Context as _, Result};
 use clap::Args;
 
-use crate::{build, workspace};
+use crate::{build, command::Cmd, workspace};
 
-/// The command line of `load`.
+/// The command line of `bench control`.
 #[derive(Debug, Clone, Args)]
-pub struct Options {
+pub(super) struct Options {
     /// How many leases there are
     #[arg(long, default_value_t = 65_536)]
     leases: u32,
@@ -24,7 +24,7 @@ pub struct Options {
 }
 
 /// Builds the agent and the generator, optimised, and runs it.
-pub fn run(options: &Options) -> Result<()> {
+pub(super) fn run(options: &Options) -> Result<()> {
     build::object()?;
     workspace::cargo()
         .args(["build", "--locked", "--release", "--package", "overlay-agent"])
@@ -33,7 +33,7 @@ pub fn run(options: &Options) -> Result<()> {
         .stream()?;
     let release = workspace::target_dir()?.join("release");
     let number = |name: &str, value: u32| [format!("--{name}"), value.to_string()];
-    crate::command::Cmd::new(release.join("examples/load"))
+    Cmd::new(release.join("examples/load"))
         .args(number("leases", options.leases))
         .args(number("agents", options.agents))
         .args(number("acquiring", options.acquiring))

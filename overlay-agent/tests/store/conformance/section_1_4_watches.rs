@@ -1,4 +1,4 @@
-//! Following everybody's leases.
+//! `reference/flannel.md`, 1.4: following everybody's leases, and 1.5.5: seeing every change.
 
 use overlay_agent::store::{Follower, LeaseUpdate};
 
@@ -79,46 +79,6 @@ async fn a_restart_of_etcd_is_survived_and_nothing_is_missed() {
     }
     world.put("10.5.3.0-24", &value(3)).await;
     followed.until(&LeaseUpdate::Put(lease("10.5.3.0/24", 3))).await;
-}
-
-#[tokio::test]
-async fn malformed_and_foreign_keys_disturb_nobody() {
-    let mut world = World::new(CONFIG).await;
-    world.put("10.5.1.0-24", &value(1)).await;
-    world.put("nonsense", "nonsense").await;
-    world.put("10.5.9.0-24", "nonsense").await;
-    world.client.put("/coreos.com/network/subnetsX", "nonsense", None).await.unwrap();
-    let mut followed = Followed::new(Follower::new(world.store.clone()));
-    assert_eq!(followed.snapshot().await, [lease("10.5.1.0/24", 1)]);
-
-    // A lease whose value becomes nonsense is kept as it was.
-    for name in ["10.5.1.0-24", "10.5.9.7-24", "more nonsense", "10.5.9.0-24"] {
-        world.put(name, r#"{"PublicIP":null}"#).await;
-    }
-    world.delete("nonsense").await;
-    world.put("10.5.2.0-24", &value(2)).await;
-    assert_eq!(followed.next().await, LeaseUpdate::Put(lease("10.5.2.0/24", 2)));
-}
-
-#[tokio::test]
-async fn a_host_that_changes_to_another_backend_is_removed() {
-    let mut world = World::new(CONFIG).await;
-    world.put("10.5.1.0-24", &value(1)).await;
-    let mut followed = Followed::new(Follower::new(world.store.clone()));
-    followed.snapshot().await;
-    world.put("10.5.1.0-24", r#"{"PublicIP":"192.0.2.1","BackendType":"host-gw"}"#).await;
-    assert_eq!(followed.next().await, LeaseUpdate::Removed(subnet("10.5.1.0/24")));
-}
-
-#[tokio::test]
-async fn a_host_of_both_families_is_followed_by_its_ipv4_subnet() {
-    let mut world = World::new(CONFIG).await;
-    let mut followed = Followed::new(Follower::new(world.store.clone()));
-    followed.snapshot().await;
-    world.put("10.5.1.0-24&fd00:12:13::-56", &value(1)).await;
-    assert_eq!(followed.next().await, LeaseUpdate::Put(lease("10.5.1.0/24", 1)));
-    world.delete("10.5.1.0-24&fd00:12:13::-56").await;
-    assert_eq!(followed.next().await, LeaseUpdate::Removed(subnet("10.5.1.0/24")));
 }
 
 #[tokio::test]

@@ -1,0 +1,34 @@
+//! Several endpoints, of which some do not answer.
+
+use overlay_agent::store::{Etcd, config::wait_for_config};
+
+use crate::{
+    etcd::TestEtcd,
+    support::{CONFIG, CONFIG_KEY, within},
+};
+
+#[tokio::test]
+async fn an_endpoint_that_is_down_is_passed_over() {
+    let etcd = TestEtcd::start().await;
+    etcd.client().await.put(CONFIG_KEY, CONFIG, None).await.unwrap();
+    for position in [0, 1] {
+        let mut config = etcd.config();
+        config.endpoints.insert(position, "http://127.0.0.1:1".to_owned());
+        let store = Etcd::new(&config).unwrap();
+        within(wait_for_config(&store)).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn when_no_endpoint_answers_each_is_named_with_its_reason() {
+    let etcd = TestEtcd::start().await;
+    let mut config = etcd.config();
+    config.endpoints = vec!["http://127.0.0.1:1".to_owned()];
+    let error = Etcd::new(&config).unwrap().get(CONFIG_KEY).await.unwrap_err();
+    let text = error.to_string();
+    assert_eq!(
+        text,
+        "cannot read /coreos.com/network/config: no etcd endpoint answers (http://127.0.0.1:1: \
+         Connection refused (os error 111))"
+    );
+}
