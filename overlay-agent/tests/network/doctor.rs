@@ -29,7 +29,7 @@ const OTHER: usize = 2;
 
 impl Ward {
     fn new() -> Self {
-        let lab = Lab::builder().hosts(3).start().unwrap();
+        let lab = Lab::builder().hosts(3).imitate_wire(true).start().unwrap();
         let etcd = lab.start_etcd(NETWORK_CONFIG).unwrap();
         let options = AgentOptions::new(AGENT, &etcd);
         let agents: Vec<_> =
@@ -60,8 +60,8 @@ impl Ward {
 
     fn examine(&self, command: Cmd) -> Result<Value> {
         let output = self.patient().namespace().wrap(command).output()?;
-        let diagnosis: Value = serde_json::from_str(&output.stdout)
-            .with_context(|| format!("no JSON: {output:?}"))?;
+        let diagnosis: Value =
+            serde_json::from_str(&output.stdout).with_context(|| format!("no JSON: {output:?}"))?;
         let healthy = diagnosis["healthy"] == true;
         ensure!(output.status.code() == Some(i32::from(!healthy)), "{diagnosis} with {output:?}");
         ensure!(diagnosis["unknown"] == serde_json::json!([]), "{diagnosis}");
@@ -72,7 +72,8 @@ impl Ward {
     fn finds(&self, command: Cmd, check: &str, words: &[&str]) {
         let diagnosis = self.examine(command).unwrap();
         let findings = diagnosis["findings"].as_array().unwrap();
-        let checks: BTreeSet<_> = findings.iter().map(|finding| finding["check"].as_str().unwrap()).collect();
+        let checks: BTreeSet<_> =
+            findings.iter().map(|finding| finding["check"].as_str().unwrap()).collect();
         assert_eq!(checks, BTreeSet::from([check]), "{diagnosis}");
         let problem = findings[0]["problem"].as_str().unwrap();
         for word in words {
@@ -91,7 +92,13 @@ impl Ward {
     }
 
     /// One fault: made, found alone, mended, gone.
-    fn fault(&self, check: &str, words: &[&str], make: impl FnOnce(&Host), mend: impl FnOnce(&Host)) {
+    fn fault(
+        &self,
+        check: &str,
+        words: &[&str],
+        make: impl FnOnce(&Host),
+        mend: impl FnOnce(&Host),
+    ) {
         make(self.patient());
         self.finds(self.command(&[]), check, words);
         mend(self.patient());
@@ -197,7 +204,11 @@ fn every_fault_of_the_host_is_named_alone() {
         |host| {
             for direction in ["-i", "-o"] {
                 let rule = format!("-D FORWARD {direction} overlay.1 -m comment --comment");
-                let rule = host.command("iptables").args(rule.split(' ')).args(["overlay forward", "-j", "ACCEPT"]);
+                let rule = host.command("iptables").args(rule.split(' ')).args([
+                    "overlay forward",
+                    "-j",
+                    "ACCEPT",
+                ]);
                 rule.run().unwrap();
             }
             run(host, "iptables", "-P FORWARD DROP");
@@ -208,7 +219,8 @@ fn every_fault_of_the_host_is_named_alone() {
 
 /// As an agent of another version would have left it.
 fn set_abi_version(map: &Path, version: u8) {
-    let dump = Cmd::new("bpftool").args(["--json", "map", "dump", "pinned"]).arg(map).read().unwrap();
+    let dump =
+        Cmd::new("bpftool").args(["--json", "map", "dump", "pinned"]).arg(map).read().unwrap();
     let dump: Value = serde_json::from_str(&dump).unwrap();
     let mut value: Vec<String> = dump[0]["value"]
         .as_array()
@@ -265,7 +277,10 @@ fn every_fault_of_the_way_to_others_is_named_alone() {
         |host| {
             let patient = host.namespace().name();
             switch
-                .ip(["link", "add", "second", "type", "veth", "peer", "name", "eth1", "netns", patient])
+                .ip([
+                    "link", "add", "second", "type", "veth", "peer", "name", "eth1", "netns",
+                    patient,
+                ])
                 .unwrap();
             switch.ip(["link", "set", "second", "master", "switch", "up"]).unwrap();
             ip(host, "address add 192.168.33.111/24 dev eth1 noprefixroute");
@@ -305,7 +320,8 @@ fn every_fault_of_etcd_and_of_time_is_named_alone() {
             ("--etcd-certfile", file("client.pem")),
             ("--etcd-keyfile", file("client-key.pem")),
         ];
-        let arguments: Vec<_> = arguments.iter().flat_map(|(flag, file)| [*flag, file.as_str()]).collect();
+        let arguments: Vec<_> =
+            arguments.iter().flat_map(|(flag, file)| [*flag, file.as_str()]).collect();
         ward.finds(ward.command(&arguments), "certificate", &["client.pem", words]);
     }
 
