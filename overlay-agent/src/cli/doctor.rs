@@ -3,7 +3,7 @@
 use anyhow::Result;
 use clap::Args;
 
-use super::{cleanup::CleanupArgs, etcd::EtcdArgs, output::Output};
+use super::{cleanup::PlaceArgs, etcd::EtcdArgs, output::Output};
 use crate::{
     doctor::{Places, examine},
     exit::{Exit, WithExit as _},
@@ -19,7 +19,7 @@ pub struct DoctorArgs {
 
     /// Where things of the agent's are.
     #[command(flatten)]
-    pub places: CleanupArgs,
+    pub places: PlaceArgs,
 
     /// How to reach etcd.
     #[command(flatten)]
@@ -28,7 +28,7 @@ pub struct DoctorArgs {
 
 /// Looks at everything and prints what it found. That decides the exit code.
 pub async fn run(args: DoctorArgs) -> Result<Exit> {
-    let CleanupArgs { pin_path, subnet_file, socket } = args.places;
+    let PlaceArgs { pin_path, subnet_file, socket } = args.places;
     let etcd = EtcdConfig::try_from(&args.etcd).exit(Exit::Usage)?;
     let diagnosis = examine(Places { etcd, socket, pin_path, subnet_file }).await?;
     args.output.print(&diagnosis, || diagnosis.to_text())?;
