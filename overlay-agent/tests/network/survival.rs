@@ -193,6 +193,7 @@ fn what_is_not_ours_is_left_alone() {
 #[test]
 fn cleanup_gives_the_lease_back_if_told_so() {
     let Overlay { mut agents, etcd, lab, .. } = Overlay::new();
+    let etcd = etcd.unwrap();
     let host = lab.host(0);
     let others = agents[1].status().unwrap()["lease"]["subnet"].as_str().unwrap().to_owned();
     agents[0].stop().unwrap();
