@@ -63,6 +63,7 @@ pub struct Dataplane {
     synced: bool,
     in_use: bool,
     uplink_mtu: Option<u32>,
+    uplink_has_address: bool,
     verifications: u32,
     config: HostConfig,
 }
@@ -100,6 +101,7 @@ impl Dataplane {
             synced: false,
             in_use: false,
             uplink_mtu: None,
+            uplink_has_address: true,
             verifications: 0,
         };
         dataplane.reconcile().await?;
@@ -241,6 +243,14 @@ impl Dataplane {
             _ => {}
         }
         self.uplink_mtu = found.map(|link| link.mtu);
+        // While there is no interface, there is nothing to say about its addresses.
+        self.uplink_has_address = found.is_none_or(|link| {
+            let wanted = self.spec.uplink_address;
+            observed
+                .addresses
+                .iter()
+                .any(|(index, address, _)| (*index, *address) == (link.index, wanted))
+        });
     }
 
     fn follow_bridge(&mut self, observed: &Observed) {
@@ -435,6 +445,11 @@ impl Dataplane {
     /// The uplink's MTU when it was last looked at; none where it was not there.
     pub const fn uplink_mtu(&self) -> Option<u32> {
         self.uplink_mtu
+    }
+
+    /// Whether the uplink, if it exists, has the address that outer packets are sent from.
+    pub const fn uplink_has_address(&self) -> bool {
+        self.uplink_has_address
     }
 
     /// Whether the uplink exists.

@@ -12,6 +12,8 @@ pub enum Exit {
     Failure = 1,
     /// The command line, or the environment in its place, cannot be followed.
     Usage = 64,
+    /// What was handed over is damaged or out of date.
+    Data = 65,
     /// What was asked for is not there.
     NotFound = 66,
     /// This host cannot carry the overlay as it is now.
@@ -28,10 +30,11 @@ pub enum Exit {
 
 impl Exit {
     /// All of them, in the order of their numbers.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Ok,
         Self::Failure,
         Self::Usage,
+        Self::Data,
         Self::NotFound,
         Self::Unavailable,
         Self::Conflict,
@@ -49,14 +52,17 @@ impl Exit {
     pub const fn meaning(self) -> &'static str {
         match self {
             Self::Ok => "done, or stopped by SIGTERM or SIGINT",
-            Self::Failure => "unexpected failure; from `status`: something is wrong",
+            Self::Failure => "unexpected failure; from `status` and `doctor`: something is wrong",
             Self::Usage => "bad flag or environment variable, or an --iface that does not exist",
+            Self::Data => "the join token is damaged, or its time is over",
             Self::NotFound => "what was asked for is not there: no such lease, no network config",
             Self::Unavailable => {
                 "something on this host is in the way: the kernel lacks something, or the UDP port is taken \
                  by another VXLAN device; or etcd, or the agent that was asked, does not answer"
             }
-            Self::Conflict => "it would strand leases (--force does it), or a lease is in the way",
+            Self::Conflict => {
+                "it would harm what is there: leases, or settings that somebody else has made"
+            }
             Self::Busy => "another agent runs on the same pin path",
             Self::NotPermitted => "not root",
             Self::Config => "the network config is malformed",

@@ -3,7 +3,10 @@
 use std::{io, process::ExitCode};
 
 use overlay_agent::{
-    cli::{Cli, Command, cleanup, config, docker_opts, env::ProcessEnvironment, lease, status},
+    cli::{
+        Cli, Command, cleanup, config, docker_opts, doctor, env::HostEnvironment, init, join,
+        lease, leave, status,
+    },
     exit::{Exit, WithExit as _},
     run,
     run_config::RunConfig,
@@ -12,7 +15,7 @@ use overlay_agent::{
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    let cli = match Cli::from_command_line(std::env::args_os(), &ProcessEnvironment) {
+    let cli = match Cli::from_command_line(std::env::args_os(), &HostEnvironment::read()) {
         Ok(cli) => cli,
         Err(error) => return telemetry::print_usage(&error).into(),
     };
@@ -23,6 +26,10 @@ async fn main() -> ExitCode {
             Err(error) => Err(error),
         },
         Command::Status(args) => status::run(args).await,
+        Command::Doctor(args) => Box::pin(doctor::run(*args)).await,
+        Command::Init(args) => Box::pin(init::run(*args)).await.map(|()| Exit::Ok),
+        Command::Join(args) => Box::pin(join::run(args)).await.map(|()| Exit::Ok),
+        Command::Leave(args) => Box::pin(leave::run(*args)).await.map(|()| Exit::Ok),
         Command::Config(command) => config::run(command).await,
         Command::Lease(command) => lease::run(command).await,
         Command::Cleanup(args) => cleanup::run(args).await.map(|()| Exit::Ok),

@@ -8,6 +8,7 @@ pub mod build;
 pub mod check;
 pub mod command;
 pub mod demo;
+pub mod dist;
 pub mod docs;
 pub mod interrupt;
 pub mod lab;

@@ -3,7 +3,9 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use xtask::{bench, build, check, demo, docs, interrupt, lab::standing, setup, test, verifier};
+use xtask::{
+    bench, build, check, demo, dist, docs, interrupt, lab::standing, setup, test, verifier,
+};
 
 /// Setting up, building, checking, testing and showing the overlay.
 #[derive(Debug, Parser)]
@@ -32,6 +34,8 @@ enum Verb {
     /// Hosts left standing to explore
     #[command(subcommand)]
     Lab(standing::Verb),
+    /// Make the Debian package and the tarball that users install
+    Dist(dist::Options),
     /// Measure us beside flannel, Cilium's way and no overlay at all
     Bench(bench::Options),
 }
@@ -47,6 +51,7 @@ fn main() -> ExitCode {
         Verb::Verifier(options) => verifier::run(options),
         Verb::Docs => docs::run(),
         Verb::Demo(options) => demo::run(&options),
+        Verb::Dist(options) => dist::run(options),
         Verb::Bench(options) => bench::run(&options),
         Verb::Lab(verb) => standing::run(verb),
     };

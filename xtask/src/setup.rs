@@ -19,6 +19,12 @@ pub(crate) const BPF_LINKER: &str = "bpf-linker";
 /// The version that goes with the compiler's LLVM.
 const BPF_LINKER_VERSION: &str = "0.13.0";
 
+/// Makes Debian packages of what cargo has built.
+pub(crate) const CARGO_DEB: &str = "cargo-deb";
+
+/// One version, so that everybody's packages are alike.
+const CARGO_DEB_VERSION: &str = "3.8.0";
+
 /// The LLVM that Debian's compiler for BPF is built with.
 const LLVM_PREFIX: &str = "/usr/lib/llvm-22";
 
@@ -93,6 +99,11 @@ const PACKAGES: &[Package] = &[
     package(&["binutils"], "strip makes what goes into their memory small"),
     package(&["debian-archive-keyring"], "proves that they are Debian's"),
     package(&["procps"], "sysctl and pgrep"),
+    package(&["faketime"], "gives a program another clock than the machine's"),
+    package(&["dpkg-dev"], "finds the libraries that our package depends on"),
+    package(&["lintian"], "checks our package as Debian checks its own"),
+    package(&["debootstrap"], "unpacks whole Debian machines, where the package is tested"),
+    package(&["systemd-container"], "boots them: systemd-nspawn"),
     package(&["util-linux"], "nsenter and unshare"),
 ];
 
@@ -101,6 +112,7 @@ const PACKAGES: &[Package] = &[
 struct Missing {
     packages: Vec<&'static Package>,
     linker: bool,
+    packager: bool,
     components: Vec<&'static str>,
     /// What we cannot install here, as sentences.
     by_hand: Vec<String>,
@@ -120,7 +132,8 @@ impl Missing {
         } else {
             missing.by_hand = programs_missing(nightly);
         }
-        missing.linker = !nightly && !linker_is_there()?;
+        missing.linker = !nightly && !tool_is_there(BPF_LINKER, BPF_LINKER_VERSION)?;
+        missing.packager = is_debian_like() && !tool_is_there(CARGO_DEB, CARGO_DEB_VERSION)?;
         for (component, command) in [("rustfmt", "fmt"), ("clippy", "clippy")] {
             let there = workspace::cargo().args([command, "--version"]).output()?.status.success();
             if !there {
@@ -133,6 +146,7 @@ impl Missing {
     fn is_nothing(&self) -> bool {
         self.packages.is_empty()
             && !self.linker
+            && !self.packager
             && self.components.is_empty()
             && self.by_hand.is_empty()
     }
@@ -143,6 +157,9 @@ impl Missing {
         }
         if self.linker {
             println!("missing  {:<24} links the BPF programs", linker_title());
+        }
+        if self.packager {
+            println!("missing  {:<24} makes the Debian package", packager_title());
         }
         for component in &self.components {
             println!("missing  {component:<24} formatting and lints of `cargo xtask check`");
@@ -167,6 +184,9 @@ impl Missing {
         }
         if self.linker {
             commands.push(format!("LLVM_PREFIX={LLVM_PREFIX} {}", install_linker()?));
+        }
+        if self.packager {
+            commands.push(install_packager()?.to_string());
         }
         if !self.components.is_empty() {
             commands.push(install_components(&self.components).to_string());
@@ -238,6 +258,10 @@ fn install(missing: &Missing) -> Result<()> {
     if missing.linker {
         println!("\nbuilding {} (a minute or two)", linker_title());
         install_linker()?.stream()?;
+    }
+    if missing.packager {
+        println!("\nbuilding {} (two minutes or three)", packager_title());
+        install_packager()?.stream()?;
     }
     if !missing.components.is_empty() {
         install_components(&missing.components).stream()?;
@@ -331,28 +355,47 @@ fn linker_title() -> String {
     format!("{BPF_LINKER} {BPF_LINKER_VERSION}")
 }
 
+fn packager_title() -> String {
+    format!("{CARGO_DEB} {CARGO_DEB_VERSION}")
+}
+
 fn install_linker() -> Result<Cmd> {
+    Ok(install_tool(BPF_LINKER, BPF_LINKER_VERSION)?.env("LLVM_PREFIX", LLVM_PREFIX).args([
+        "--no-default-features",
+        "--features",
+        "llvm-22",
+    ]))
+}
+
+fn install_packager() -> Result<Cmd> {
+    install_tool(CARGO_DEB, CARGO_DEB_VERSION)
+}
+
+fn install_tool(name: &str, version: &str) -> Result<Cmd> {
     Ok(workspace::cargo()
-        .env("LLVM_PREFIX", LLVM_PREFIX)
         // It goes with the tools, wherever our own build goes.
         .env_remove("CARGO_TARGET_DIR")
-        .args(["install", BPF_LINKER, "--version", BPF_LINKER_VERSION, "--locked"])
-        .args(["--no-default-features", "--features", "llvm-22", "--root"])
+        .args(["install", name, "--version", version, "--locked", "--root"])
         .arg(tools_dir()?))
+}
+
+/// A program that `setup` has built.
+pub(crate) fn tool(name: &str) -> Result<PathBuf> {
+    Ok(tools_dir()?.join("bin").join(name))
 }
 
 fn tools_dir() -> Result<PathBuf> {
     Ok(workspace::target_dir()?.join("tools"))
 }
 
-/// Whether `setup` has built the linker, in this version.
-fn linker_is_there() -> Result<bool> {
-    let linker = tools_dir()?.join("bin").join(BPF_LINKER);
-    if !linker.is_file() {
+/// Whether `setup` has built a program, in this version.
+fn tool_is_there(name: &str, version: &str) -> Result<bool> {
+    let program = tool(name)?;
+    if !program.is_file() {
         return Ok(false);
     }
-    let version = Cmd::new(&linker).arg("--version").output()?;
-    Ok(version.stdout.trim() == linker_title())
+    let said = Cmd::new(&program).arg("--version").output()?;
+    Ok(said.stdout.split_whitespace().last() == Some(version))
 }
 
 fn install_components(components: &[&str]) -> Cmd {

@@ -49,6 +49,7 @@ const LAYERS: &[Layer] = &[
     layer("control", "agents, etcd and what operators see", Runs::Integration),
     layer("network", "hosts and containers in namespaces", Runs::Integration),
     layer("docker", "real Docker daemons", Runs::Integration),
+    layer("install", "the package on whole machines", Runs::Integration),
     layer("vm", "the kernels that people run, in virtual machines", Runs::Machines),
 ];
 

@@ -41,7 +41,9 @@ pub fn cargo() -> Cmd {
         .map(|(name, _)| name)
         .filter(|name| {
             let name = name.to_string_lossy();
-            name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_")
+            name.starts_with("CARGO_PKG_")
+                || name.starts_with("CARGO_MANIFEST_")
+                || name == "OUT_DIR"
         })
         .fold(Cmd::new(program), Cmd::env_remove)
         .directory(root())

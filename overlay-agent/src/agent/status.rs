@@ -100,7 +100,8 @@ impl Agent {
         }
         problems.extend(self.store.troubles().sentences());
         problems.extend(self.config_problems.iter().cloned());
-        problems.extend(self.fault.iter().cloned().chain(self.firewall.fault()));
+        problems.extend(self.fault.iter().chain(&self.lost_address).cloned());
+        problems.extend(self.firewall.fault());
         problems
     }
 

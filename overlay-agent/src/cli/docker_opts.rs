@@ -8,6 +8,7 @@ use clap::Args;
 
 use crate::{
     docker_opts::{Wanted, gateway_of, render, variables},
+    exit::{Exit, WithExit as _},
     subnet_env,
 };
 
@@ -37,6 +38,10 @@ pub struct DockerOptsArgs {
     /// Leave --ip-masq out, for a dockerd that does not know it
     #[arg(short = 'm')]
     pub no_ip_masq: bool,
+
+    /// Fail while there is no subnet, for a Docker that must not start without one
+    #[arg(long)]
+    pub require_subnet: bool,
 }
 
 impl DockerOptsArgs {
@@ -52,6 +57,11 @@ impl DockerOptsArgs {
 
 /// Reads the subnet file and writes the options.
 pub fn run(args: &DockerOptsArgs) -> anyhow::Result<()> {
+    if args.require_subnet && subnet_env::read_subnet(&args.subnet_file)?.is_none() {
+        let file = args.subnet_file.display();
+        return Err(anyhow::anyhow!("there is no subnet in {file} yet: the agent writes it"))
+            .exit(Exit::NotFound);
+    }
     let text = match std::fs::read_to_string(&args.subnet_file) {
         Ok(text) => text,
         // As with the script: without an overlay, Docker starts with its own defaults.
@@ -95,6 +105,7 @@ mod tests {
             combined,
             key: "DOCKER_OPTS".to_owned(),
             no_ip_masq: false,
+            require_subnet: false,
         }
     }
 
@@ -109,6 +120,21 @@ mod tests {
             let wanted = args(individual, combined).wanted();
             assert_eq!((wanted.individual, wanted.combined.is_some()), expected);
         }
+    }
+
+    #[test]
+    fn a_docker_that_needs_a_subnet_is_not_started_without_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let output = dir.path().join("docker_opts.env");
+        let args = DockerOptsArgs {
+            subnet_file: dir.path().join("none"),
+            output: output.clone(),
+            require_subnet: true,
+            ..args(false, true)
+        };
+        let error = run(&args).unwrap_err();
+        assert_eq!(Exit::of(&error), Exit::NotFound);
+        assert!(!output.exists());
     }
 
     #[test]

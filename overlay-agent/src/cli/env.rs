@@ -3,16 +3,24 @@
 //! A variable is turned into the argument it stands for and put at the end of the command line, so
 //! that there is one parser, one set of rules and one kind of error for both.
 
-use std::ffi::{OsStr, OsString};
+use std::{
+    collections::BTreeMap,
+    ffi::{OsStr, OsString},
+};
 
 use clap::{Command, error::ErrorKind, parser::ValueSource};
+
+use crate::{
+    dotenv,
+    provision::{AGENT_ENV, OPERATOR_ENV},
+};
 
 /// The prefixes of the variables' names, the first one first.
 const PREFIXES: [&str; 2] = ["OVERLAY_", "FLANNELD_"];
 
 /// Verbs whose flags have no variables: what mk-docker-opts.sh reads from the environment has its
-/// own rules.
-const WITHOUT: [&str; 1] = ["docker-opts"];
+/// own rules, and what `init` and `join` are asked for is not what the agent was told.
+const WITHOUT: [&str; 3] = ["docker-opts", "init", "join"];
 
 /// What is typed at a prompt and has no place in a service's environment, where `FLANNELD_VERSION`
 /// may well mean something else.
@@ -24,13 +32,28 @@ pub trait Environment {
     fn get(&self, name: &str) -> Option<OsString>;
 }
 
-/// The process's environment.
-#[derive(Clone, Copy, Debug)]
-pub struct ProcessEnvironment;
+/// The process's environment, and behind it what this host's agent is told by its service: so that every
+/// verb knows where etcd is.
+#[derive(Clone, Debug)]
+pub struct HostEnvironment(BTreeMap<String, OsString>);
 
-impl Environment for ProcessEnvironment {
+impl HostEnvironment {
+    /// Reads the service's files, as far as they are there.
+    pub fn read() -> Self {
+        let mut variables = BTreeMap::new();
+        // In the order of the unit: the last one counts.
+        for file in [AGENT_ENV, OPERATOR_ENV] {
+            let text = std::fs::read_to_string(file).unwrap_or_default();
+            let assignments = dotenv::assignments(&text);
+            variables.extend(assignments.map(|(name, value)| (name.to_owned(), value.into())));
+        }
+        Self(variables)
+    }
+}
+
+impl Environment for HostEnvironment {
     fn get(&self, name: &str) -> Option<OsString> {
-        std::env::var_os(name)
+        std::env::var_os(name).or_else(|| self.0.get(name).cloned())
     }
 }
 
@@ -43,8 +66,8 @@ impl<F: Fn(&str) -> Option<OsString>> Environment for F {
 /// What `--help` says about variables.
 pub(super) fn help() -> String {
     "Every flag can also be given as an environment variable, OVERLAY_<NAME> or FLANNELD_<NAME>, for \
-     example OVERLAY_ETCD_ENDPOINTS. The command line counts first, then OVERLAY_, then FLANNELD_. An \
-     empty variable counts as unset; a flag that can be repeated takes one value."
+     example OVERLAY_ETCD_ENDPOINTS. The command line counts first, then OVERLAY_, then FLANNELD_; \
+     /etc/default/overlay-agent and /etc/overlay/agent.env stand in for the environment. An empty variable counts as unset; a flag that can be repeated takes one value."
         .to_owned()
 }
 

@@ -3,11 +3,15 @@
 pub mod cleanup;
 pub mod config;
 pub mod docker_opts;
+pub mod doctor;
 pub mod env;
 pub mod etcd;
 mod go_style;
+pub mod init;
+pub mod join;
 pub mod lease;
-mod output;
+pub mod leave;
+pub(crate) mod output;
 pub mod run;
 pub mod status;
 
@@ -54,6 +58,14 @@ pub enum Command {
     Run(Box<run::RunArgs>),
     /// Say what the running agent does, and what is wrong if something is
     Status(status::StatusArgs),
+    /// Look for what is known to go wrong, and say what mends it
+    Doctor(Box<doctor::DoctorArgs>),
+    /// Make this host the first one of an overlay: etcd, agent and Docker
+    Init(Box<init::InitArgs>),
+    /// Make this host a member, with the line that `init` printed on the first one
+    Join(join::JoinArgs),
+    /// Give the lease back, and Docker a bridge of its own
+    Leave(Box<leave::LeaveArgs>),
     /// Check, read or write the network config that all hosts share
     #[command(subcommand)]
     Config(config::ConfigCommand),

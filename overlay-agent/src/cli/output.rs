@@ -36,6 +36,6 @@ impl Output {
 }
 
 /// Prints to stdout, where a reader that has gone is an error, not a panic.
-pub(super) fn print(text: impl fmt::Display) -> anyhow::Result<()> {
+pub(crate) fn print(text: impl fmt::Display) -> anyhow::Result<()> {
     write!(io::stdout(), "{text}").context("cannot print the answer")
 }

@@ -9,7 +9,7 @@ use clap::{ArgAction, Args, ValueEnum};
 use super::{etcd::EtcdArgs, go_bool};
 pub use crate::run_config::RunConfig;
 
-pub(super) const DEFAULT_SOCKET: &str = "/run/overlay/agent.sock";
+pub(crate) const DEFAULT_SOCKET: &str = "/run/overlay/agent.sock";
 
 const UPLINK: &str = "Uplink";
 const OURS: &str = "Overlay";

@@ -166,7 +166,7 @@ fn can_adopt(pins: &PinPath) -> bool {
     if !MAPS.iter().all(|name| pins.map(name).exists()) {
         return false;
     }
-    match pinned_abi_version(&pins.map(CONFIG_MAP)) {
+    match read_abi_version(&pins.map(CONFIG_MAP)) {
         Ok(ABI_VERSION) => true,
         found => {
             tracing::info!(?found, ours = ABI_VERSION, "replacing BPF maps of another version");
@@ -175,7 +175,13 @@ fn can_adopt(pins: &PinPath) -> bool {
     }
 }
 
-fn pinned_abi_version(path: &std::path::Path) -> Result<u32> {
+/// The version of the maps that are pinned in this directory, if there are any.
+pub fn pinned_abi_version(directory: &std::path::Path) -> Result<Option<u32>> {
+    let path = directory.join(CONFIG_MAP);
+    if path.exists() { read_abi_version(&path).map(Some) } else { Ok(None) }
+}
+
+fn read_abi_version(path: &std::path::Path) -> Result<u32> {
     let map = Map::Array(MapData::from_pin(path).context("opening the pinned configuration")?);
     let config = Array::<_, HostConfig>::try_from(map).context("reading the configuration map")?;
     Ok(config.get(&0, 0).context("reading the pinned configuration")?.abi_version)

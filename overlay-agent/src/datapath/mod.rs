@@ -10,6 +10,6 @@ mod tables;
 pub use attach::{Attachment, Attachments, Mechanism, remove_filters};
 pub use counters::{CounterRow, read_counters};
 pub use features::{Features, Missing};
-pub use loader::Programs;
+pub use loader::{Programs, pinned_abi_version};
 pub use pins::PinPath;
 pub use tables::{Changes, Tables, TypedMap};

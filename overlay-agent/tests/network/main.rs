@@ -7,6 +7,7 @@ mod corners;
 mod crashes;
 mod damage;
 mod direct;
+mod doctor;
 mod flannel;
 mod kernels;
 mod masquerade;

@@ -3,7 +3,7 @@
 use std::{os::unix::fs::PermissionsExt as _, time::Duration};
 
 use nix::sys::signal::Signal;
-use xtask::lab::{ETCD_PREFIX, Lab, UPLINK, eventually, stream::Stream};
+use xtask::lab::{AgentOptions, ETCD_PREFIX, Lab, UPLINK, eventually, stream::Stream};
 
 use crate::{
     damage::{self, Target},
@@ -188,6 +188,44 @@ fn what_is_not_ours_is_left_alone() {
     assert!(!host.pins().exists() && !host.subnet_file().exists());
     assert!(!read("bpftool net").contains("from_uplink"));
     assert!(!read("iptables -S FORWARD").contains("overlay"));
+}
+
+/// As DHCP may do: the subnet stays, and peers send to the new address as soon as etcd has told them.
+#[test]
+fn a_host_that_gets_another_address_keeps_its_subnet_and_its_containers() {
+    let mut overlay = Overlay::with(Lab::builder(), AgentOptions::any_address);
+    let before = overlay.agents[1].status().unwrap()["lease"].clone();
+    let host = overlay.lab.host(1);
+    host.ip(["address", "del", &format!("{}/24", host.address()), "dev", UPLINK]).unwrap();
+    overlay.agents[1]
+        .wait_status(SOON, "the loss to be told", |status| {
+            let problems = status["problems"].to_string();
+            anyhow::ensure!(problems.contains("eth0 has lost its address"), "{problems}");
+            Ok(())
+        })
+        .unwrap();
+    host.ip(["address", "add", "192.168.33.111/24", "dev", UPLINK]).unwrap();
+    eventually(SOON, "the lease to name the new address", || {
+        let lease = overlay.agents[1].status()?["lease"].clone();
+        anyhow::ensure!(lease["public_ip"] == "192.168.33.111", "{lease}");
+        anyhow::ensure!(lease["subnet"] == before["subnet"], "{lease}");
+        anyhow::ensure!(lease["vtep_mac"] == before["vtep_mac"], "{lease}");
+        let peers = overlay.agents[0].status()?["peers"].clone();
+        anyhow::ensure!(peers[0]["public_ip"] == "192.168.33.111", "{peers}");
+        Ok(())
+    })
+    .unwrap();
+    let [one, two] = overlay.pair();
+    one.ping(two.address()).unwrap();
+    two.ping(one.address()).unwrap();
+    let [to, from] = [("from_container", "encapsulated"), ("from_uplink", "to_endpoint")]
+        .map(|(hook, reason)| overlay.rise(hook, reason));
+    overlay.ping();
+    assert!(to.of(&overlay)[1] > 0 && from.of(&overlay)[1] > 0, "by the fast path");
+    let leases = overlay.etcd.list(&format!("{ETCD_PREFIX}/subnets")).unwrap();
+    assert_eq!(leases.len(), 2, "{leases:?}");
+    let log = overlay.agents[1].log().unwrap();
+    assert!(!log.contains("our subnet was taken"), "{log}");
 }
 
 #[test]

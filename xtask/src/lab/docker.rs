@@ -237,7 +237,7 @@ pub(super) fn client(socket: &Path) -> Cmd {
 }
 
 /// A file system with nothing but busybox and its names, made once per lab.
-fn busybox_archive(ledger: &Ledger) -> Result<PathBuf> {
+pub(super) fn busybox_archive(ledger: &Ledger) -> Result<PathBuf> {
     let archive = ledger.directory().join("busybox.tar");
     if archive.exists() {
         return Ok(archive);

@@ -26,11 +26,13 @@ mod bpffs;
 mod capture;
 mod cgroups;
 mod container;
+mod debian;
 mod docker;
 pub mod dump;
 mod etcd;
 mod host;
 pub mod ledger;
+mod machine;
 mod namespace;
 mod process;
 pub mod standing;
@@ -59,6 +61,7 @@ pub use self::{
     etcd::Etcd,
     host::Host,
     ledger::Ledger,
+    machine::Machine,
     namespace::{Namespace, enter, path as namespace_path},
     process::{Process, ProcessId, STOP_WITHIN, tail},
     wait::{GiveUp, PATIENCE_VARIABLE, eventually},

@@ -1,0 +1,36 @@
+//! `overlay-agent doctor`: what is wrong on this host or between it and the others, and what mends it.
+
+use anyhow::Result;
+use clap::Args;
+
+use super::{cleanup::PlaceArgs, etcd::EtcdArgs, output::Output};
+use crate::{
+    doctor::{Places, examine},
+    exit::{Exit, WithExit as _},
+    run_config::EtcdConfig,
+};
+
+/// Arguments of `doctor`.
+#[derive(Debug, Args)]
+pub struct DoctorArgs {
+    /// How to answer
+    #[arg(long, value_enum, default_value_t = Output::Text)]
+    pub output: Output,
+
+    /// Where things of the agent's are.
+    #[command(flatten)]
+    pub places: PlaceArgs,
+
+    /// How to reach etcd.
+    #[command(flatten)]
+    pub etcd: EtcdArgs,
+}
+
+/// Looks at everything and prints what it found. That decides the exit code.
+pub async fn run(args: DoctorArgs) -> Result<Exit> {
+    let PlaceArgs { pin_path, subnet_file, socket } = args.places;
+    let etcd = EtcdConfig::try_from(&args.etcd).exit(Exit::Usage)?;
+    let diagnosis = examine(Places { etcd, socket, pin_path, subnet_file }).await?;
+    args.output.print(&diagnosis, || diagnosis.to_text())?;
+    Ok(if diagnosis.healthy { Exit::Ok } else { Exit::Failure })
+}

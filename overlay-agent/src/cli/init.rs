@@ -1,0 +1,101 @@
+//! `overlay-agent init`: the first host of an overlay, with one line.
+
+use std::{path::PathBuf, time::Duration};
+
+use clap::Args;
+use ipnetwork::Ipv4Network;
+
+use crate::{
+    exit::{Exit, WithExit as _},
+    lease::key::Prefix,
+    provision::{self, DEFAULT_NETWORK, Init},
+    run_config::{EtcdConfig, Identity},
+};
+
+const ETCD: &str = "etcd";
+
+/// Arguments of `init`.
+#[derive(Debug, Args)]
+pub struct InitArgs {
+    /// The overlay's network, from which every host gets a part
+    #[arg(long, value_name = "CIDR", help = network_help())]
+    pub network: Option<Ipv4Network>,
+
+    /// The interface that reaches the other hosts, by name or address; by default the way out
+    #[arg(long, value_name = "NAME|IP")]
+    pub iface: Option<String>,
+
+    /// How long the line for the other hosts is good
+    #[arg(
+        long, value_name = "HOURS", default_value_t = 24,
+        value_parser = clap::value_parser!(u32).range(1..=8760)
+    )]
+    pub token_hours: u32,
+
+    /// An etcd that exists, as a list of URLs separated by commas; otherwise this host's is set up
+    #[arg(long, value_name = "URLS", value_delimiter = ',', help_heading = ETCD)]
+    pub etcd_endpoints: Vec<String>,
+
+    /// The place in etcd where the overlay's config and leases are
+    #[arg(long, value_name = "KEY", default_value = "/coreos.com/network", help_heading = ETCD)]
+    pub etcd_prefix: String,
+
+    /// The authority that signed that etcd's certificate, in PEM
+    #[arg(long, value_name = "FILE", requires = "etcd_endpoints", help_heading = ETCD)]
+    pub etcd_cafile: Option<PathBuf>,
+
+    /// The certificate that hosts show to it, in PEM
+    #[arg(long, value_name = "FILE", requires = "etcd_keyfile", help_heading = ETCD)]
+    pub etcd_certfile: Option<PathBuf>,
+
+    /// That certificate's private key, in PEM
+    #[arg(long, value_name = "FILE", requires = "etcd_certfile", help_heading = ETCD)]
+    pub etcd_keyfile: Option<PathBuf>,
+
+    /// Set etcd up without certificates, open to everybody who reaches it: for a lab only
+    #[arg(long, conflicts_with = "etcd_endpoints", help_heading = ETCD)]
+    pub no_tls: bool,
+}
+
+fn network_help() -> String {
+    format!(
+        "The overlay's network, from which every host gets a part; by default the one that is in etcd, \
+         else {DEFAULT_NETWORK}"
+    )
+}
+
+impl From<InitArgs> for Init {
+    fn from(args: InitArgs) -> Self {
+        let identity = args
+            .etcd_certfile
+            .zip(args.etcd_keyfile)
+            .map(|(cert_file, key_file)| Identity { cert_file, key_file });
+        let etcd = (!args.etcd_endpoints.is_empty()).then(|| EtcdConfig {
+            endpoints: args.etcd_endpoints,
+            prefix: Prefix::new(&args.etcd_prefix),
+            ca_file: args.etcd_cafile,
+            identity,
+            user: None,
+        });
+        Self {
+            network: args.network,
+            iface: args.iface,
+            etcd,
+            prefix: args.etcd_prefix,
+            tls: !args.no_tls,
+            token_lifetime: Duration::from_hours(args.token_hours.into()),
+        }
+    }
+}
+
+/// Makes this host the first one.
+pub async fn run(args: InitArgs) -> anyhow::Result<()> {
+    for file in [&args.etcd_cafile, &args.etcd_certfile, &args.etcd_keyfile].into_iter().flatten() {
+        // The service reads them later, from another folder.
+        if !file.is_absolute() {
+            let error = anyhow::anyhow!("{} has to be an absolute path", file.display());
+            return Err(error).exit(Exit::Usage);
+        }
+    }
+    provision::init(&args.into()).await
+}

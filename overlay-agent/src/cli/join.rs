@@ -1,0 +1,60 @@
+//! `overlay-agent join`: every other host, with the line that `init` printed.
+
+use std::{
+    fs,
+    io::{self, Read as _},
+    os::unix::fs::PermissionsExt as _,
+    path::Path,
+};
+
+use anyhow::{Context as _, Result};
+use clap::Args;
+
+use crate::{
+    exit::{Exit, WithExit as _},
+    provision::{self, Join, token::Token},
+    run_config::Secret,
+};
+
+/// Arguments of `join`.
+#[derive(Debug, Args)]
+pub struct JoinArgs {
+    /// The line that `overlay-agent init` printed, or a file with it; - reads standard input, which keeps
+    /// it off the list of processes
+    #[arg(value_name = "FILE|TOKEN")]
+    pub token: Secret,
+
+    /// The interface that reaches the other hosts, by name or address; by default the way out
+    #[arg(long, value_name = "NAME|IP")]
+    pub iface: Option<String>,
+}
+
+/// Makes this host a member.
+pub async fn run(args: JoinArgs) -> Result<()> {
+    let line = line(args.token.reveal())?;
+    let token = line.parse::<Token>().exit(Exit::Data)?;
+    provision::join(&Join { token, iface: args.iface }).await
+}
+
+/// The line itself, wherever it is.
+fn line(given: &str) -> Result<String> {
+    if given == "-" {
+        let mut line = String::new();
+        io::stdin()
+            .read_to_string(&mut line)
+            .context("cannot read the token from standard input")?;
+        return Ok(line);
+    }
+    let path = Path::new(given);
+    if !path.exists() && !given.contains('/') {
+        return Ok(given.to_owned());
+    }
+    let line = fs::read_to_string(path)
+        .with_context(|| format!("cannot read the token in {}", path.display()))
+        .exit(Exit::NotFound)?;
+    let mode = fs::metadata(path).map_or(0, |found| found.permissions().mode());
+    if mode & 0o077 != 0 {
+        tracing::warn!("others can read the token in {}: `chmod 600` it", path.display());
+    }
+    Ok(line)
+}

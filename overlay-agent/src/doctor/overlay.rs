@@ -1,0 +1,169 @@
+//! What is ours on this host, and the way to the other hosts.
+
+use std::{collections::BTreeSet, net::Ipv4Addr};
+
+use anyhow::Result;
+use ipnetwork::Ipv4Network;
+use overlay_common::tables::ABI_VERSION;
+
+use super::{Check, Findings, Host, ping};
+use crate::{
+    datapath::pinned_abi_version, netlink, network_config::ENCAPSULATION_OVERHEAD,
+    provision::DOCKER_BRIDGE, subnet_env::bridge_address,
+};
+
+/// Of thousands of peers, as many say how things are.
+const PEERS: usize = 16;
+
+/// Whatever source the kernel chooses.
+const ANY: Ipv4Addr = Ipv4Addr::UNSPECIFIED;
+
+/// Less is no underlay for IPv4.
+const SMALLEST: u16 = 576;
+
+/// Whether the pinned maps are those of this agent, and this agent is the one that runs.
+pub(super) fn maps(host: &Host, found: &mut Findings) {
+    let own = env!("CARGO_PKG_VERSION");
+    if let Ok(status) = &host.agent
+        && status.version != own
+    {
+        found.add(
+            Check::Maps,
+            format!(
+                "the agent that runs is {}, and the one that is installed {own}",
+                status.version
+            ),
+            "systemctl restart overlay-agent",
+        );
+    }
+    match pinned_abi_version(&host.places.pin_path) {
+        // 0: nobody has filled them.
+        Ok(None | Some(0 | ABI_VERSION)) => {}
+        Ok(Some(version)) => found.add(
+            Check::Maps,
+            format!(
+                "the maps at {} are of version {version}, and this agent's are of version {ABI_VERSION}: it is \
+                 not the one that made them",
+                host.places.pin_path.display()
+            ),
+            "install the newest overlay-agent, then systemctl restart overlay-agent",
+        ),
+        Err(error) => found.unknown(format!("maps: {error:#}")),
+    }
+}
+
+/// Whether another device has the port.
+pub(super) fn device(host: &Host, found: &mut Findings) {
+    let Some(vni) = host.network.as_ref().map(|network| network.vni) else { return };
+    if let Err(error) = netlink::check_port(&host.observed, vni, host.port(), false) {
+        found.add(
+            Check::Device,
+            format!("{error:#}"),
+            "ip link delete DEVICE, with the name above; of flanneld, run the agent with --replace-flannel",
+        );
+    }
+}
+
+/// Whether Docker's bridge is in the leased subnet.
+pub(super) fn docker(host: &Host, found: &mut Findings) {
+    let bridge = host.observed.links.values().find(|link| link.name == DOCKER_BRIDGE);
+    let (Some(bridge), Some(subnet)) = (bridge, host.subnet) else { return };
+    if host.overlay().is_some_and(|overlay| overlay.bridge.is_some()) {
+        return;
+    }
+    let wanted = (bridge.index, bridge_address(subnet), subnet.prefix());
+    if host.observed.addresses.contains(&wanted) {
+        return;
+    }
+    let has: Vec<_> = host
+        .observed
+        .addresses
+        .iter()
+        .filter(|(index, ..)| *index == bridge.index)
+        .map(|(_, address, length)| format!("{address}/{length}"))
+        .collect();
+    found.add(
+        Check::Docker,
+        format!(
+            "Docker's bridge has {}, and this host's subnet is {subnet}: no other host reaches its containers",
+            if has.is_empty() { "no address".to_owned() } else { has.join(", ") }
+        ),
+        "overlay-agent docker-opts -c, then restart Docker with $DOCKER_OPTS; after `init` or `join`, systemctl \
+         restart docker",
+    );
+}
+
+/// Probes the way to peers: whether they answer, with whole packets, and inside the overlay.
+pub(super) async fn paths(
+    host: &Host,
+    explained: &BTreeSet<Ipv4Addr>,
+    found: &mut Findings,
+) -> Result<()> {
+    let Some(overlay) = host.overlay() else { return Ok(()) };
+    let peers: Vec<_> =
+        host.peers().into_iter().filter(|(_, peer)| !explained.contains(peer)).collect();
+    if peers.len() > PEERS {
+        found.unknown(format!("paths to {} of {} peers", peers.len() - PEERS, peers.len()));
+    }
+    let whole =
+        u16::try_from(overlay.mtu).unwrap_or(u16::MAX).saturating_add(ENCAPSULATION_OVERHEAD);
+    let own = overlay.lease.subnet.network();
+    for &(subnet, peer) in peers.iter().take(PEERS) {
+        path(subnet, peer, whole, own, host.port(), found).await?;
+    }
+    Ok(())
+}
+
+async fn path(
+    subnet: Ipv4Network,
+    peer: Ipv4Addr,
+    whole: u16,
+    own: Ipv4Addr,
+    port: u16,
+    found: &mut Findings,
+) -> Result<()> {
+    let outer = ping::answers(peer, ANY, SMALLEST).await?;
+    let inner = ping::answers(subnet.network(), own, SMALLEST).await?;
+    match (outer, inner) {
+        (false, false) => found.add(
+            Check::Peer,
+            format!("{peer}, which leases {subnet}, does not answer at all"),
+            format!("look after that host; if it is gone for good, overlay-agent lease release {subnet}"),
+        ),
+        (true, false) => found.add(
+            Check::UdpPort,
+            format!("{peer} answers, but not through the overlay: something between blocks UDP port {port}"),
+            format!("on both hosts and all between: iptables -I INPUT -p udp --dport {port} -j ACCEPT"),
+        ),
+        _ => {}
+    }
+    if outer && !ping::answers(peer, ANY, whole).await? {
+        let largest = largest(peer, whole).await?;
+        let underlay = serde_json::json!({ "Type": "vxlan", "MTU": largest });
+        found.add(
+            Check::Mtu,
+            format!(
+                "{peer} gets packets of {largest} bytes at most, and the overlay sends up to {whole}: large \
+                 ones are lost or cut"
+            ),
+            format!(
+                "raise the MTU on the way to {whole}, or overlay-agent config set with \"Backend\": {underlay}"
+            ),
+        );
+    }
+    Ok(())
+}
+
+/// The largest packet that is answered, found by halves.
+async fn largest(peer: Ipv4Addr, whole: u16) -> Result<u16> {
+    let (mut good, mut bad) = (SMALLEST, whole);
+    while bad - good > 1 {
+        let middle = good + (bad - good) / 2;
+        if ping::answers(peer, ANY, middle).await? {
+            good = middle;
+        } else {
+            bad = middle;
+        }
+    }
+    Ok(good)
+}

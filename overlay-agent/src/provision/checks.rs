@@ -1,0 +1,121 @@
+//! What has to be so on a host before anything is changed.
+
+use std::net::{Ipv4Addr, UdpSocket};
+
+use anyhow::{Context as _, Result, anyhow};
+use futures::TryStreamExt as _;
+use ipnetwork::Ipv4Network;
+use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage};
+use rtnetlink::RouteMessageBuilder;
+
+use super::docker;
+use crate::{
+    datapath::Programs,
+    exit::{Exit, WithExit as _},
+    netlink::{self, Observed},
+    network_config::NetworkConfig,
+    run_config::UplinkConfig,
+    uplink::{self, Uplink},
+};
+
+/// Fails for anybody but root.
+pub(super) fn root(verb: &str) -> Result<()> {
+    if nix::unistd::Uid::effective().is_root() {
+        return Ok(());
+    }
+    Err(anyhow!("overlay-agent {verb} has to be root: it writes configuration and starts services"))
+        .exit(Exit::NotPermitted)
+}
+
+/// The interface and the address by which other hosts reach this one.
+pub(super) async fn uplink(iface: Option<&str>) -> Result<Uplink> {
+    let config = UplinkConfig {
+        ifaces: iface.into_iter().map(str::to_owned).collect(),
+        ..Default::default()
+    };
+    uplink::discover(&config).await.context("cannot choose the interface to the other hosts")
+}
+
+/// Whether this kernel takes the programs, the port is free and the network is nobody else's.
+pub(super) async fn kernel_and_network(network: &NetworkConfig) -> Result<()> {
+    drop(Programs::load_unpinned().context("this kernel does not take the overlay's programs")?);
+    let handle = netlink::connect()?;
+    let observed = netlink::observe(&handle).await?;
+    netlink::check_port(&observed, network.vni, network.port, false)?;
+    let tunnel = netlink::tunnel_name(network.vni);
+    if !observed.links.values().any(|link| link.name == tunnel) {
+        port_is_free(network.port)?;
+    }
+    let all = RouteMessageBuilder::<Ipv4Addr>::new().build();
+    let routes: Vec<_> =
+        handle.route().get(all).execute().try_collect().await.context("cannot list the routes")?;
+    let routes = routes.iter().filter_map(|route| destination(route, &observed));
+    match overlapping(network.network, &tunnel, routes) {
+        None => Ok(()),
+        Some((route, device)) => Err(anyhow!(
+            "the overlay's network {} overlaps {route}, which this host reaches by {device}: choose \
+             another one with `overlay-agent init --network`",
+            network.network
+        ))
+        .exit(Exit::Conflict),
+    }
+}
+
+fn port_is_free(port: u16) -> Result<()> {
+    UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port))
+        .with_context(|| {
+            format!("UDP port {port}, which carries the overlay, cannot be had: `ss -ulpn` names who has it")
+        })
+        .exit(Exit::Unavailable)
+        .map(drop)
+}
+
+/// Where a route of the main table leads to, and by which interface; not the default route.
+fn destination(route: &RouteMessage, observed: &Observed) -> Option<(Ipv4Network, String)> {
+    if route.header.table != RouteHeader::RT_TABLE_MAIN {
+        return None;
+    }
+    let (mut address, mut device) = (None, None);
+    for attribute in &route.attributes {
+        match attribute {
+            RouteAttribute::Destination(RouteAddress::Inet(found)) => address = Some(*found),
+            RouteAttribute::Oif(index) => {
+                device = observed.links.get(index).map(|link| link.name.clone());
+            }
+            _ => {}
+        }
+    }
+    let network = Ipv4Network::new(address?, route.header.destination_prefix_length).ok()?;
+    Some((network, device.unwrap_or_else(|| "nowhere".to_owned())))
+}
+
+/// The first route that is neither the overlay's own nor that of the bridge that moves into it.
+fn overlapping(
+    network: Ipv4Network,
+    tunnel: &str,
+    routes: impl IntoIterator<Item = (Ipv4Network, String)>,
+) -> Option<(Ipv4Network, String)> {
+    routes.into_iter().find(|(route, device)| {
+        route.overlaps(network) && device != tunnel && device != docker::BRIDGE
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_somebody_elses_route_is_in_the_way() {
+        let routes = |list: &[(&str, &str)]| -> Vec<_> {
+            list.iter().map(|(r, device)| (r.parse().unwrap(), (*device).to_owned())).collect()
+        };
+        let network = "10.1.0.0/16".parse().unwrap();
+        let own =
+            [("10.1.0.0/16", "overlay.1"), ("10.1.7.0/24", "docker0"), ("10.2.0.0/16", "eth0")];
+        assert_eq!(overlapping(network, "overlay.1", routes(&own)), None);
+        for (route, device) in [("10.0.0.0/8", "eth1"), ("10.1.9.0/30", "tun0")] {
+            let found = overlapping(network, "overlay.1", routes(&[(route, device)]));
+            assert_eq!(found, routes(&[(route, device)]).pop());
+        }
+    }
+}

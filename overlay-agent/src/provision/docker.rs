@@ -1,0 +1,261 @@
+//! Docker's service: started after the agent, with the subnet that this host leases.
+
+use std::{net::Ipv4Addr, path::Path};
+
+use anyhow::{Context as _, Result, anyhow};
+use ipnetwork::Ipv4Network;
+use serde_json::{Map, Value};
+
+use super::{
+    DOCKER_DROP_IN,
+    files::{self, Readers},
+    report::Report,
+    systemd,
+};
+use crate::{
+    dotenv,
+    exit::{Exit, WithExit as _},
+    netlink,
+    subnet_env::bridge_address,
+};
+
+/// Docker's own bridge.
+pub const BRIDGE: &str = "docker0";
+
+/// What address it had before, for `leave`.
+const OWN_ADDRESS: &str = "/etc/overlay/docker-bridge";
+/// What address it has on a host of which nothing else is known.
+const USUAL_ADDRESS: &str = "172.17.0.1/16";
+
+const UNIT: &str = "docker.service";
+const SOCKET: &str = "docker.socket";
+const DAEMON_JSON: &str = "/etc/docker/daemon.json";
+const DEFAULTS: &str = "/etc/default/docker";
+const TEMPLATE: &str = include_str!("../../../packaging/systemd/docker.conf");
+
+/// Docker's service, on which nothing is in our way.
+#[derive(Debug)]
+pub(super) struct Docker {
+    drop_in: String,
+}
+
+/// Fails where there is no Docker, or where somebody else has told it which bridge to use.
+pub(super) async fn check() -> Result<Docker> {
+    let unit = systemd::files_of(UNIT)
+        .await?
+        .with_context(|| {
+            format!("there is no {UNIT}: install Docker first, `apt install docker.io`")
+        })
+        .exit(Exit::Unavailable)?;
+    let theirs = without_ours(&unit);
+    let command = start_command(&theirs)
+        .with_context(|| format!("{UNIT} has no ExecStart"))
+        .exit(Exit::Unavailable)?;
+    let defaults = files::read(Path::new(DEFAULTS))?.unwrap_or_default();
+    let options: Vec<_> = dotenv::assignments(&defaults)
+        .filter(|(name, _)| *name == "DOCKER_OPTS")
+        .map(|(_, value)| value)
+        .collect();
+    let daemon = files::read(Path::new(DAEMON_JSON))?.unwrap_or_default();
+    let found = daemon_json_conflict(&daemon)?
+        .map(|key| (DAEMON_JSON, key))
+        .or_else(|| option_conflict(&options.join(" ")).map(|option| (DEFAULTS, option)))
+        .or_else(|| option_conflict(&command).map(|option| (UNIT, option)));
+    if let Some((place, setting)) = found {
+        return Err(anyhow!(
+            "{place} sets {setting}, and the overlay has to: it tells Docker the subnet that this host \
+             leases. Remove it there, and run this again"
+        ))
+        .exit(Exit::Conflict);
+    }
+    Ok(Docker { drop_in: drop_in(&command) })
+}
+
+impl Docker {
+    /// Has Docker wait for the agent and take its options.
+    pub(super) async fn configure(&self, report: &mut Report) -> Result<()> {
+        if !Path::new(DOCKER_DROP_IN).exists()
+            && let Some(address) = bridge_address_now().await?
+        {
+            files::write(Path::new(OWN_ADDRESS), &format!("{address}\n"), Readers::All)?;
+        }
+        let mut changed = files::write(Path::new(DOCKER_DROP_IN), &self.drop_in, Readers::All)?;
+        if changed {
+            systemd::reload().await?;
+        }
+        changed |= systemd::enable(UNIT).await?;
+        report.step(changed, "docker", &format!("starts after the agent ({DOCKER_DROP_IN})"))
+    }
+
+    /// Has Docker use this subnet, by starting it anew unless it does.
+    pub(super) async fn bring_up(&self, subnet: Ipv4Network, report: &mut Report) -> Result<()> {
+        let wanted = (bridge_address(subnet), subnet.prefix());
+        let changed = !systemd::is_active(UNIT).await? || !bridge_has(wanted).await?;
+        if changed {
+            restart_on_new_bridge().await?;
+        }
+        report.step(
+            changed,
+            "docker",
+            &format!("runs with its bridge at {}/{}", wanted.0, wanted.1),
+        )
+    }
+}
+
+/// Gives Docker back its own bridge, and returns the address of that, if Docker had ours.
+///
+/// Docker remembers the last address of its bridge whatever becomes of the bridge, so it is started once with
+/// the one from before; that it remembers, too.
+pub(super) async fn release() -> Result<Option<String>> {
+    let path = Path::new(DOCKER_DROP_IN);
+    if !path.exists() {
+        return Ok(None);
+    }
+    let recorded = files::read(Path::new(OWN_ADDRESS))?;
+    let address = recorded.as_deref().map_or(USUAL_ADDRESS, str::trim).to_owned();
+    if let Some(command) = systemd::files_of(UNIT).await?.as_deref().and_then(start_command) {
+        let command = command.replace("$DOCKER_OPTS", "");
+        let once =
+            format!("[Service]\nExecStart=\nExecStart={command} $DOCKER_OPTS --bip={address}\n");
+        files::write(path, &once, Readers::All)?;
+        systemd::reload().await?;
+        restart_on_new_bridge().await?;
+    }
+    files::remove(path)?;
+    // Others may have settings there.
+    path.parent().map(std::fs::remove_dir);
+    systemd::reload().await?;
+    Ok(Some(address))
+}
+
+/// The address that Docker's bridge has, if it is there.
+async fn bridge_address_now() -> Result<Option<String>> {
+    let observed = netlink::observe(&netlink::connect()?).await?;
+    let bridge = observed.links.values().find(|link| link.name == BRIDGE);
+    Ok(bridge.and_then(|link| {
+        let mut addresses = observed.addresses.iter().filter(|(index, ..)| *index == link.index);
+        addresses.next().map(|(_, address, length)| format!("{address}/{length}"))
+    }))
+}
+
+/// Docker keeps the address that it finds on its bridge, so the bridge has to go.
+async fn restart_on_new_bridge() -> Result<()> {
+    // The socket would start the daemon again.
+    let socket = systemd::files_of(SOCKET).await?.map(|_| SOCKET);
+    let units: Vec<_> = socket.into_iter().chain([UNIT]).collect();
+    systemd::stop(&units).await?;
+    let handle = netlink::connect()?;
+    let observed = netlink::observe(&handle).await?;
+    if let Some(bridge) = observed.links.values().find(|link| link.name == BRIDGE) {
+        handle
+            .link()
+            .del(bridge.index)
+            .execute()
+            .await
+            .with_context(|| format!("cannot remove {BRIDGE}, which has another subnet"))?;
+    }
+    systemd::start(UNIT).await.exit(Exit::Unavailable)
+}
+
+async fn bridge_has((address, length): (Ipv4Addr, u8)) -> Result<bool> {
+    let observed = netlink::observe(&netlink::connect()?).await?;
+    let bridge = observed.links.values().find(|link| link.name == BRIDGE);
+    Ok(bridge.is_some_and(|link| observed.addresses.contains(&(link.index, address, length))))
+}
+
+/// The unit's files except our own.
+fn without_ours(unit: &str) -> String {
+    let mut ours = false;
+    let mut text = String::new();
+    for line in unit.lines() {
+        // `systemctl cat` puts every file's name before its text.
+        if let Some(file) = line.strip_prefix("# /") {
+            ours = file == DOCKER_DROP_IN.trim_start_matches('/');
+        }
+        if !ours {
+            text.push_str(line);
+            text.push('\n');
+        }
+    }
+    text
+}
+
+/// What the unit starts: the last `ExecStart` counts.
+fn start_command(unit: &str) -> Option<String> {
+    let joined = unit.replace("\\\n", " ");
+    let commands = joined.lines().filter_map(|line| line.trim().strip_prefix("ExecStart="));
+    commands.map(str::trim).filter(|command| !command.is_empty()).last().map(str::to_owned)
+}
+
+/// Our drop-in, for a service that starts this. Debian's takes `$DOCKER_OPTS`; to others it is added.
+fn drop_in(command: &str) -> String {
+    if command.contains("$DOCKER_OPTS") {
+        return TEMPLATE.to_owned();
+    }
+    format!("{TEMPLATE}ExecStart=\nExecStart={command} $DOCKER_OPTS\n")
+}
+
+/// The setting in `daemon.json` that Docker refuses beside our options.
+fn daemon_json_conflict(text: &str) -> Result<Option<&'static str>> {
+    if text.trim().is_empty() {
+        return Ok(None);
+    }
+    let settings: Map<String, Value> = serde_json::from_str(text)
+        .with_context(|| format!("{DAEMON_JSON} is malformed: Docker could not start"))
+        .exit(Exit::Conflict)?;
+    let ours = ["bip", "bridge", "mtu", "ip-masq"];
+    Ok(ours.into_iter().find(|key| settings.contains_key(*key)))
+}
+
+/// The option on a command line that says what our options say.
+fn option_conflict(command: &str) -> Option<&'static str> {
+    let ours = ["--bip", "--bridge", "-b", "--mtu"];
+    command
+        .split_whitespace()
+        .map(|word| word.split_once('=').map_or(word, |(option, _)| option))
+        .find_map(|option| ours.into_iter().find(|ours| *ours == option))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DEBIAN: &str = "# /lib/systemd/system/docker.service\n[Service]\nType=notify\n\
+        ExecStart=/usr/sbin/dockerd -H fd:// $DOCKER_OPTS\nExecReload=/bin/kill -s HUP $MAINPID\n";
+
+    #[test]
+    fn debians_service_takes_our_options_and_others_are_given_them() {
+        let command = start_command(DEBIAN).unwrap();
+        assert_eq!(command, "/usr/sbin/dockerd -H fd:// $DOCKER_OPTS");
+        assert_eq!(drop_in(&command), TEMPLATE);
+        let text = drop_in("/usr/bin/dockerd -H fd://");
+        assert!(text.ends_with("ExecStart=\nExecStart=/usr/bin/dockerd -H fd:// $DOCKER_OPTS\n"));
+    }
+
+    #[test]
+    fn the_last_command_counts_and_may_be_longer_than_a_line() {
+        let unit = format!(
+            "{DEBIAN}# /etc/x.conf\n[Service]\nExecStart=\nExecStart=dockerd \\\n  --mtu=9\n"
+        );
+        let command = start_command(&unit).unwrap();
+        assert_eq!(option_conflict(&command), Some("--mtu"));
+    }
+
+    #[test]
+    fn what_we_have_written_ourselves_is_not_in_the_way() {
+        let ours = drop_in("dockerd --bip=10.1.2.1/24");
+        let unit = format!("{DEBIAN}\n# {DOCKER_DROP_IN}\n{ours}");
+        assert_eq!(start_command(&without_ours(&unit)), start_command(DEBIAN));
+    }
+
+    #[test]
+    fn a_bridge_of_somebody_elses_is_named() {
+        assert_eq!(daemon_json_conflict("{\"bip\": \"10.9.0.1/24\"}").unwrap(), Some("bip"));
+        assert_eq!(daemon_json_conflict("{\"log-level\": \"warn\"}").unwrap(), None);
+        assert_eq!(daemon_json_conflict("").unwrap(), None);
+        assert!(daemon_json_conflict("{").is_err());
+        assert_eq!(option_conflict("--debug --bip 10.9.0.1/24"), Some("--bip"));
+        assert_eq!(option_conflict("dockerd -b br0"), Some("-b"));
+        assert_eq!(option_conflict("dockerd --bip-not=1 -bb"), None);
+    }
+}

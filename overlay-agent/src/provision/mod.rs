@@ -1,0 +1,153 @@
+//! Making a host a member of an overlay network, and undoing that: `init`, `join` and `leave`.
+//!
+//! First everything is checked, then things are done one after the other. Each step looks before it acts
+//! and does nothing where all is as it should be, so that a second run changes nothing and one that was
+//! interrupted goes on.
+
+mod checks;
+mod docker;
+mod enrol;
+mod etcd;
+mod files;
+mod join;
+mod member;
+pub mod pki;
+mod report;
+mod systemd;
+pub mod token;
+mod undo;
+
+use std::{net::Ipv4Addr, path::PathBuf, time::Duration};
+
+use ipnetwork::Ipv4Network;
+
+pub use self::{
+    docker::BRIDGE as DOCKER_BRIDGE,
+    etcd::init,
+    join::join,
+    undo::{Leaving, leave},
+};
+use crate::run_config::{EtcdConfig, Identity};
+
+/// Where everything is that makes this host a member.
+pub const CONFIG_DIR: &str = "/etc/overlay";
+/// What `init` and `join` tell the agent, and every other verb.
+pub const AGENT_ENV: &str = "/etc/overlay/agent.env";
+/// What the operator tells the agent; it counts more.
+pub const OPERATOR_ENV: &str = "/etc/default/overlay-agent";
+/// The line for other hosts, on the first one.
+pub const TOKEN_FILE: &str = "/etc/overlay/join.token";
+
+const ETCD_ENV: &str = "/etc/overlay/etcd.env";
+const ETCD_DROP_IN: &str = "/etc/systemd/system/etcd.service.d/overlay.conf";
+const ETCD_DATA: &str = "/var/lib/etcd/overlay";
+const DOCKER_DROP_IN: &str = "/etc/systemd/system/docker.service.d/overlay.conf";
+const PKI_DIR: &str = "/etc/overlay/pki";
+
+const AGENT_UNIT: &str = "overlay-agent.service";
+const ETCD_UNIT: &str = "etcd.service";
+
+/// The network of our first users.
+pub const DEFAULT_NETWORK: &str = "10.1.0.0/16";
+
+/// How long the agent may take until every lease is programmed and Docker's bridge is there.
+const READY_WITHIN: Duration = Duration::from_mins(1);
+
+/// The certificate of the authority that signs for etcd and for the hosts.
+pub fn ca_file() -> PathBuf {
+    pki_file("ca.pem")
+}
+
+/// A file among the keys and certificates.
+fn pki_file(name: &str) -> PathBuf {
+    PathBuf::from(PKI_DIR).join(name)
+}
+
+/// What hosts show to etcd.
+pub fn host_identity() -> Identity {
+    Identity { cert_file: pki_file("client.pem"), key_file: pki_file("client-key.pem") }
+}
+
+/// What `init` is asked for.
+#[derive(Clone, Debug)]
+pub struct Init {
+    /// The overlay's network; the one that is in etcd, else [`DEFAULT_NETWORK`], if nothing is said.
+    pub network: Option<Ipv4Network>,
+    /// The interface that reaches the other hosts, by name or address.
+    pub iface: Option<String>,
+    /// An etcd that exists; otherwise this host's is set up.
+    pub etcd: Option<EtcdConfig>,
+    /// Where in etcd the network is.
+    pub prefix: String,
+    /// Whether etcd asks who its clients are.
+    pub tls: bool,
+    /// How long the line for other hosts is good.
+    pub token_lifetime: Duration,
+}
+
+/// What `join` is asked for.
+#[derive(Clone, Debug)]
+pub struct Join {
+    /// The line that `init` printed.
+    pub token: token::Token,
+    /// As for [`Init`].
+    pub iface: Option<String>,
+}
+
+/// The text of [`AGENT_ENV`].
+fn agent_env(etcd: &EtcdConfig, iface: Option<&str>) -> String {
+    let mut text = "# Written by `overlay-agent init` or `join`, removed by `overlay-agent leave`. Settings of\n\
+                    # your own go to /etc/default/overlay-agent, which counts more.\n"
+        .to_owned();
+    let mut set = |name: &str, value: String| text.push_str(&format!("OVERLAY_{name}={value}\n"));
+    set("ETCD_ENDPOINTS", etcd.endpoints.join(","));
+    set("ETCD_PREFIX", etcd.prefix.to_string());
+    if let Some(ca) = &etcd.ca_file {
+        set("ETCD_CAFILE", ca.display().to_string());
+    }
+    if let Some(Identity { cert_file, key_file }) = &etcd.identity {
+        set("ETCD_CERTFILE", cert_file.display().to_string());
+        set("ETCD_KEYFILE", key_file.display().to_string());
+    }
+    if let Some(iface) = iface {
+        set("IFACE", iface.to_owned());
+    }
+    text
+}
+
+/// The URL of an etcd at this address.
+fn endpoint(address: Ipv4Addr, tls: bool) -> String {
+    format!("{}://{address}:2379", if tls { "https" } else { "http" })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lease::key::Prefix;
+
+    #[test]
+    fn the_agent_is_told_what_it_needs_and_nothing_else() {
+        let mut etcd = EtcdConfig {
+            endpoints: vec!["https://192.0.2.1:2379".to_owned()],
+            prefix: Prefix::new("/coreos.com/network"),
+            ca_file: Some(ca_file()),
+            identity: Some(host_identity()),
+            user: None,
+        };
+        let text = agent_env(&etcd, Some("eth1"));
+        let settings: Vec<_> = text.lines().skip(2).collect();
+        assert_eq!(
+            settings,
+            [
+                "OVERLAY_ETCD_ENDPOINTS=https://192.0.2.1:2379",
+                "OVERLAY_ETCD_PREFIX=/coreos.com/network",
+                "OVERLAY_ETCD_CAFILE=/etc/overlay/pki/ca.pem",
+                "OVERLAY_ETCD_CERTFILE=/etc/overlay/pki/client.pem",
+                "OVERLAY_ETCD_KEYFILE=/etc/overlay/pki/client-key.pem",
+                "OVERLAY_IFACE=eth1",
+            ]
+        );
+        (etcd.ca_file, etcd.identity) = (None, None);
+        assert_eq!(agent_env(&etcd, None).lines().count(), 4);
+    }
+}

@@ -1,0 +1,10 @@
+//! Whole machines: Debian with its own systemd, our package installed by `apt`, and one line on each. What
+//! is tested is what the README says.
+#![expect(clippy::unwrap_used, reason = "a test that panics has failed")]
+
+mod foreign;
+mod leave;
+mod ready;
+mod restart;
+mod support;
+mod tokens;
