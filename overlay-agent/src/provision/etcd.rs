@@ -1,6 +1,7 @@
 //! `init`: the first host, with the etcd that all others use.
 
 use std::{
+    fmt::Write as _,
     net::{IpAddr, Ipv4Addr},
     path::Path,
     time::{Duration, SystemTime, UNIX_EPOCH},
@@ -251,16 +252,16 @@ async fn wait_for_answer(etcd: &EtcdConfig) -> Result<()> {
 fn make_certificates(address: Ipv4Addr) -> Result<bool> {
     let (ca, ca_key) = (ca_file(), pki_file("ca-key.pem"));
     let mut changed = false;
-    let authority = match (files::read(&ca)?, files::read(&ca_key)?) {
-        (Some(certificate), Some(key)) => Authority::load(Credential { certificate, key })?,
-        _ => {
+    let authority =
+        if let (Some(certificate), Some(key)) = (files::read(&ca)?, files::read(&ca_key)?) {
+            Authority::load(Credential { certificate, key })?
+        } else {
             let authority = Authority::new(pki::LIFETIME)?;
             // Without the key, the certificate is of no use: it comes last.
             changed |= files::write(&ca_key, &authority.own().key, Readers::Root)?;
             changed |= files::write(&ca, &authority.own().certificate, Readers::All)?;
             authority
-        }
-    };
+        };
     let addresses = [IpAddr::V4(address), IpAddr::V4(Ipv4Addr::LOCALHOST)];
     let server = (pki_file("server.pem"), pki_file("server-key.pem"));
     if !is_good(&server.0, &server.1, &authority, &addresses)? {
@@ -303,6 +304,7 @@ fn etcd_env(address: Ipv4Addr, tls: bool) -> String {
          ETCD_INITIAL_CLUSTER=overlay={peer}\n\
          ETCD_AUTO_COMPACTION_RETENTION=1h\n"
     );
+    // Writing to a string cannot fail.
     if tls {
         for role in ["", "PEER_"] {
             for (name, file) in [
@@ -310,9 +312,9 @@ fn etcd_env(address: Ipv4Addr, tls: bool) -> String {
                 ("CERT_FILE", "server.pem"),
                 ("KEY_FILE", "server-key.pem"),
             ] {
-                text.push_str(&format!("ETCD_{role}{name}={}\n", pki_file(file).display()));
+                writeln!(text, "ETCD_{role}{name}={}", pki_file(file).display()).ok();
             }
-            text.push_str(&format!("ETCD_{role}CLIENT_CERT_AUTH=true\n"));
+            writeln!(text, "ETCD_{role}CLIENT_CERT_AUTH=true").ok();
         }
     }
     text
