@@ -43,7 +43,7 @@ const ASK_WITHIN: Duration = Duration::from_secs(3);
 /// How long ours may take until it answers.
 const ANSWER_WITHIN: Duration = Duration::from_secs(30);
 
-/// Makes this host the first one. Returns nothing; everything is said as it happens.
+/// Makes this host the first one.
 pub async fn init(wanted: &Init) -> Result<()> {
     checks::root("init")?;
     let uplink = checks::uplink(wanted.iface.as_deref()).await?;
@@ -61,7 +61,7 @@ pub async fn init(wanted: &Init) -> Result<()> {
     } else {
         stored_config(&etcd, local).await?
     };
-    let (text, network) = choose_network(wanted, existing.as_deref())?;
+    let (_, network) = choose_network(wanted, existing.as_deref())?;
     checks::kernel_and_network(&network).await?;
     Report::found(
         "machine",
@@ -73,11 +73,7 @@ pub async fn init(wanted: &Init) -> Result<()> {
 
     let renewed = local && set_up_local(uplink.address, wanted.tls, &etcd, &mut report).await?;
     let store = Etcd::new(&etcd)?;
-    if existing.is_none() {
-        set(&store, text.as_bytes(), &network, false).await?;
-    }
-    let key = store.prefix().config_key();
-    report.step(existing.is_none(), "network", &format!("{} ({key})", network.network))?;
+    write_network(wanted, &etcd, &store, &mut report).await?;
     if local && let Some(identity) = &etcd.identity {
         enrol::publish(&store, &read_identity(identity)?).await?;
     }
@@ -91,6 +87,22 @@ pub async fn init(wanted: &Init) -> Result<()> {
         token.encode(),
         token::ago(token.left(SystemTime::now()))
     ))
+}
+
+/// Writes the network config, unless there is one: an etcd that was down before may have it.
+async fn write_network(
+    wanted: &Init,
+    etcd: &EtcdConfig,
+    store: &Etcd,
+    report: &mut Report,
+) -> Result<()> {
+    let existing = stored_config(etcd, false).await?;
+    let (text, network) = choose_network(wanted, existing.as_deref())?;
+    if existing.is_none() {
+        set(store, text.as_bytes(), &network, false).await?;
+    }
+    let key = store.prefix().config_key();
+    report.step(existing.is_none(), "network", &format!("{} ({key})", network.network))
 }
 
 /// Fails where this host's etcd is not ours to set up.
