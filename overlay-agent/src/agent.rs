@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use futures::StreamExt;
+use ipnetwork::Ipv4Network;
 use overlay_common::MacAddr;
 use rtnetlink::Handle;
 use tokio::{
@@ -17,10 +18,10 @@ use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use crate::{
     admin::{Requests, Status},
-    datapath::{Attachment, PinPath},
+    datapath::{Attachment, Features, PinPath},
     dataplane::{Dataplane, DataplaneSpec},
     fail,
-    firewall::{self, Firewall, Masquerade},
+    firewall::{self, Firewall, Forward, Masquerade},
     lease::{Lease, acquire::Request, keeper::LeaseEvent},
     netlink::{self, Tunnel, TunnelSpec},
     network_config::{
@@ -34,7 +35,7 @@ use crate::{
         outage::Outage,
     },
     subnet_env::{SubnetEnv, read_subnet},
-    uplink::Uplink,
+    uplink::{self, Uplink},
 };
 
 /// Kernel events within this time are one change: a container brings a dozen.
@@ -61,6 +62,8 @@ pub struct Agent {
     moving: Option<Moving>,
     /// What failed the last time it was tried.
     fault: Option<String>,
+    /// The uplink has no address to send from, as a sentence.
+    lost_address: Option<String>,
     /// What the network config says and this agent does not do.
     config_problems: Vec<String>,
 }
@@ -73,6 +76,7 @@ impl Agent {
     pub async fn start(
         config: RunConfig,
         pins: PinPath,
+        features: Features,
         store: Store,
         mut network: StoredConfig,
         uplink: Uplink,
@@ -89,9 +93,9 @@ impl Agent {
         let lease = joined.lease;
         fail::point("lease");
         let spec = dataplane_spec(&config, &network.config, &uplink, lease);
-        let dataplane = Dataplane::start(spec, pins).await?;
+        let dataplane = Dataplane::start(spec, pins, features).await?;
         fail::point("dataplane");
-        let firewall = firewall(&config, &network.config, lease, dataplane.tunnel());
+        let firewall = firewall(&config, &network.config, &uplink, lease, dataplane.tunnel());
         let agent = Self {
             config,
             network,
@@ -104,6 +108,7 @@ impl Agent {
             firewall,
             moving: None,
             fault: None,
+            lost_address: None,
             config_problems: Vec::new(),
         };
         agent.write_subnet_env()?;
@@ -195,9 +200,46 @@ impl Agent {
         let outcome = self.dataplane.verify().await;
         self.fault = report("bringing the kernel in step", outcome);
         self.follow_uplink_mtu().await;
+        self.follow_uplink_address().await;
+    }
+
+    /// A host that has another address (DHCP, most of all) tells its peers, and keeps its subnet.
+    async fn follow_uplink_address(&mut self) {
+        if self.moving.is_some() || self.dataplane.uplink_has_address() {
+            self.lost_address = None;
+            return;
+        }
+        let uplink = match uplink::discover(&self.config.uplink).await {
+            Ok(uplink) if uplink.address != self.uplink.address => uplink,
+            Ok(_) => return,
+            Err(error) => {
+                let Uplink { name, address, .. } = &self.uplink;
+                let sentence = format!(
+                    "{name} has lost its address {address}, and there is no other: {error:#}."
+                );
+                if self.lost_address.as_ref() != Some(&sentence) {
+                    tracing::error!("{sentence}");
+                }
+                self.lost_address = Some(sentence);
+                return;
+            }
+        };
+        tracing::warn!(
+            old = %self.uplink.address,
+            new = %uplink.address,
+            uplink = uplink.name,
+            "this host has another address"
+        );
+        self.uplink = uplink;
+        self.store.disconnect().await;
+        self.join_again(self.network.clone(), Some(self.lease.subnet));
     }
 
     fn lease_event(&mut self, event: LeaseEvent) {
+        if self.moving.is_some() {
+            // Whoever keeps the lease that we give up sees it change under our own hands.
+            return;
+        }
         match event {
             LeaseEvent::Retaken(lease) => {
                 tracing::warn!(subnet = %lease.subnet, "the lease was lost and is ours again");
@@ -206,22 +248,22 @@ impl Agent {
                 let owner =
                     owner.map_or_else(|| "another host".to_owned(), |owner| owner.to_string());
                 tracing::error!(subnet = %lease.subnet, key, owner, "our subnet was taken");
-                self.take_another_subnet(self.network.clone());
+                // The one in the subnet file is the one that we lose.
+                self.join_again(self.network.clone(), None);
             }
             LeaseEvent::Reassigned { old, new } => {
                 tracing::warn!(%old, %new, "the peers file has another lease for this host");
-                self.take_another_subnet(self.network.clone());
+                self.join_again(self.network.clone(), None);
             }
         }
     }
 
-    /// Starts to look for another subnet. Until one is found, which may take as long as etcd is away,
-    /// everything else goes on.
-    fn take_another_subnet(&mut self, mut network: StoredConfig) {
+    /// Starts to take a lease for this host as it is now, if it may be that of subnet `previous`. Until there
+    /// is one, which may take as long as etcd is away, everything else goes on.
+    fn join_again(&mut self, mut network: StoredConfig, previous: Option<Ipv4Network>) {
         let store = self.store.clone();
         let request = lease_request(&self.config, &self.uplink, Some(self.lease.vtep_mac));
-        // The one in the subnet file is the one that we lose.
-        let request = Request { previous: None, ..request };
+        let request = Request { previous, ..request };
         self.moving = Some(AbortOnDropHandle::new(tokio::spawn(async move {
             let mut outage = Outage::on("cannot take another subnet", store.troubles());
             loop {
@@ -244,8 +286,7 @@ impl Agent {
         let spec = dataplane_spec(&self.config, &self.network.config, &self.uplink, self.lease);
         let outcome = self.dataplane.move_to(spec).await;
         self.fault = report("moving to another subnet", outcome);
-        let tunnel = self.dataplane.tunnel();
-        self.firewall = firewall(&self.config, &self.network.config, self.lease, tunnel);
+        self.firewall = self.keep_firewall();
         self.write_subnet_env()?;
         if old.subnet != self.lease.subnet {
             tracing::error!(
@@ -256,6 +297,11 @@ impl Agent {
             );
         }
         Ok(())
+    }
+
+    fn keep_firewall(&self) -> firewall::Kept {
+        let tunnel = self.dataplane.tunnel();
+        firewall(&self.config, &self.network.config, &self.uplink, self.lease, tunnel)
     }
 
     /// Does what can be done about another network config while the agent runs, and says what cannot.
@@ -299,11 +345,17 @@ impl Agent {
         }
         if self.moving.is_some() {
             // By the config of now there may be room.
-            self.take_another_subnet(stored.clone());
+            self.join_again(stored.clone(), None);
         }
         if all.iter().any(|change| matches!(change, Change::Mtu(..))) {
             let outcome = self.change_mtu().await;
             self.fault = report("changing the MTU", outcome);
+        }
+        if let Some(direct) = all.iter().find_map(Change::direct_routing) {
+            tracing::warn!(direct, "direct routing was switched");
+            let outcome = self.dataplane.set_direct_routing(direct).await;
+            self.fault = report("switching direct routing", outcome);
+            self.firewall = self.keep_firewall();
         }
     }
 
@@ -389,6 +441,7 @@ fn lease_request(config: &RunConfig, uplink: &Uplink, vtep_mac: Option<MacAddr>)
 fn firewall(
     config: &RunConfig,
     network: &NetworkConfig,
+    uplink: &Uplink,
     lease: Lease,
     tunnel: &Tunnel,
 ) -> firewall::Kept {
@@ -397,8 +450,10 @@ fn firewall(
         subnet: lease.subnet,
         random: config.masquerade_random,
     });
-    Firewall::new(tunnel.name.clone(), config.forward_rules, masquerade)
-        .keep(config.iptables_resync)
+    let forward = config.forward_rules.then(|| Forward {
+        direct: network.direct_routing.then(|| (uplink.name.clone(), lease.subnet)),
+    });
+    Firewall::new(tunnel.name.clone(), forward, masquerade).keep(config.iptables_resync)
 }
 
 fn overlay_mtu(network: &NetworkConfig, uplink: &Uplink) -> u16 {
@@ -426,5 +481,6 @@ fn dataplane_spec(
         public_address: uplink.public_ip,
         bridge: config.bridge.clone(),
         fast_path: config.fast_path,
+        direct_routing: network.direct_routing,
     }
 }

@@ -1,6 +1,6 @@
 //! Removes everything that is ours on this host, and nothing else. What is ours shows in its name or its
-//! place: the pin path, VXLAN devices named `overlay.<VNI>`, the firewall rules that name such a device,
-//! the subnet file and the socket.
+//! place: the pin path, VXLAN devices named `overlay.<VNI>`, the firewall rules that name such a device, filters
+//! with our priority, handle and name, the subnet file and the socket.
 
 use std::{
     fs, io,
@@ -8,12 +8,15 @@ use std::{
 };
 
 use anyhow::{Context, Result};
+use ipnetwork::Ipv4Network;
+use overlay_common::MacAddr;
 use rtnetlink::Handle;
 
 use crate::{
-    datapath::PinPath,
+    datapath::{self, PinPath},
     firewall,
     netlink::{self, Link, LinkKind},
+    subnet_env::read_subnet,
 };
 
 /// Where things of ours are.
@@ -25,6 +28,14 @@ pub struct Places {
     pub subnet_file: PathBuf,
     /// The agent's socket.
     pub socket: PathBuf,
+}
+
+/// This host's lease, as what the agent has made shows it: the subnet of the subnet file, the MAC of the
+/// tunnel device. None where either is missing.
+pub async fn own_lease(places: &Places) -> Result<Option<(Ipv4Network, MacAddr)>> {
+    let observed = netlink::observe(&netlink::connect()?).await?;
+    let device = observed.links.values().find(|link| is_ours(link));
+    Ok(read_subnet(&places.subnet_file)?.zip(device.map(|device| device.mac)))
 }
 
 /// Removes everything, and returns what there was, for people to read. Fails where an agent is running.
@@ -41,6 +52,11 @@ pub async fn cleanup(places: &Places) -> Result<Vec<String>> {
         }
         remove_device(&handle, device).await?;
         removed.push(format!("device {}, its address and its route", device.name));
+    }
+    // Filters outlive their pin path; links go with it.
+    let filtered = datapath::remove_filters(&handle, &observed).await?;
+    if !filtered.is_empty() {
+        removed.push(format!("filters on {}", filtered.join(", ")));
     }
     pins.remove()?;
     if existed {

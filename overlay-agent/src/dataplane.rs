@@ -12,7 +12,7 @@ use rtnetlink::Handle;
 
 use crate::{
     containers,
-    datapath::{Attachment, Attachments, Changes, PinPath, Programs, Tables},
+    datapath::{Attachment, Attachments, Changes, Features, Mechanism, PinPath, Programs, Tables},
     fail,
     lease::Lease,
     netlink::{self, Link, Observed, Tunnel, TunnelSpec},
@@ -41,6 +41,8 @@ pub struct DataplaneSpec {
     pub bridge: Option<String>,
     /// Whether programs deliver past the host's stack.
     pub fast_path: bool,
+    /// Whether peers on the same link get their packets as they are.
+    pub direct_routing: bool,
 }
 
 /// The overlay on this host, as this agent keeps it.
@@ -51,6 +53,7 @@ pub struct Dataplane {
     programs: Programs,
     tables: Tables,
     attachments: Attachments,
+    features: Features,
     tunnel: Tunnel,
     bridge: Option<Link>,
     endpoints: HashMap<EndpointKey, Endpoint>,
@@ -60,6 +63,7 @@ pub struct Dataplane {
     synced: bool,
     in_use: bool,
     uplink_mtu: Option<u32>,
+    uplink_has_address: bool,
     verifications: u32,
     config: HostConfig,
 }
@@ -70,7 +74,7 @@ impl Dataplane {
     /// What an earlier agent left forwards all the while. Its maps, if they are of our version, stay filled
     /// until [`replace_leases`](Self::replace_leases), and our programs take the place of its own at once;
     /// else both serve until then.
-    pub async fn start(spec: DataplaneSpec, pins: PinPath) -> Result<Self> {
+    pub async fn start(spec: DataplaneSpec, pins: PinPath, features: Features) -> Result<Self> {
         let mut programs = Programs::load(&pins)?;
         programs.forward_logs()?;
         fail::point("programs");
@@ -83,11 +87,12 @@ impl Dataplane {
             peers: Peers::new(spec.tunnel.subnet, spec.public_address),
             config: HostConfig { peer_lengths: adopted.peer_lengths, ..HostConfig::default() },
             spec,
+            attachments: Attachments::new(Mechanism::of(&features), handle.clone()),
+            features,
             handle,
             pins,
             programs,
             tables,
-            attachments: Attachments::default(),
             tunnel,
             bridge: None,
             endpoints: HashMap::new(),
@@ -96,6 +101,7 @@ impl Dataplane {
             synced: false,
             in_use: false,
             uplink_mtu: None,
+            uplink_has_address: true,
             verifications: 0,
         };
         dataplane.reconcile().await?;
@@ -107,7 +113,15 @@ impl Dataplane {
     pub async fn move_to(&mut self, spec: DataplaneSpec) -> Result<()> {
         self.peers = Peers::new(spec.tunnel.subnet, spec.public_address);
         self.synced = false;
+        self.ways_are_stale = true;
         self.spec = spec;
+        self.reconcile().await
+    }
+
+    /// Routes to peers on the same link, or encapsulates for them too.
+    pub async fn set_direct_routing(&mut self, direct_routing: bool) -> Result<()> {
+        self.spec.direct_routing = direct_routing;
+        self.ways_are_stale = true;
         self.reconcile().await
     }
 
@@ -133,7 +147,7 @@ impl Dataplane {
         self.converge_endpoints(observed)?;
         fail::point("endpoints");
         if self.synced || self.programs.adopted() {
-            self.put_to_use(observed)?;
+            self.put_to_use(observed).await?;
         }
         Ok(())
     }
@@ -146,7 +160,7 @@ impl Dataplane {
             tracing::warn!("the pin path was removed by somebody else");
             repairs::made("pin path");
         }
-        for (hook, place) in self.attachments.forget_lost(&mut self.programs, &self.pins)? {
+        for (hook, place) in self.attachments.forget_lost(&mut self.programs, &self.pins).await? {
             tracing::warn!(hook, interface = place.interface, "our program was detached");
             repairs::made("program");
         }
@@ -178,11 +192,11 @@ impl Dataplane {
     }
 
     /// Attaches the programs and pins the maps: in this order, so that pinned maps are always filled ones.
-    fn put_to_use(&mut self, observed: &Observed) -> Result<()> {
-        self.attach(observed)?;
+    async fn put_to_use(&mut self, observed: &Observed) -> Result<()> {
+        self.attach(observed).await?;
         let pinned = self.tables.ensure_pinned(&self.pins)?;
         fail::point("pins");
-        self.attachments.detach_leftovers(&self.pins)?;
+        self.attachments.detach_leftovers(&self.pins, observed).await?;
         fail::point("leftovers");
         if self.in_use && !pinned.is_empty() {
             tracing::warn!(?pinned, "maps were unpinned by somebody else");
@@ -202,7 +216,11 @@ impl Dataplane {
             return Ok(());
         }
         let routes = netlink::Routes::observe(&self.handle).await?;
-        let ways = Ways { routes, uplink: self.spec.uplink.ifindex };
+        let ways = Ways {
+            routes,
+            uplink: self.spec.uplink.ifindex,
+            direct_routing: self.spec.direct_routing,
+        };
         if ways != self.ways {
             self.ways = ways;
             if self.synced {
@@ -225,6 +243,14 @@ impl Dataplane {
             _ => {}
         }
         self.uplink_mtu = found.map(|link| link.mtu);
+        // While there is no interface, there is nothing to say about its addresses.
+        self.uplink_has_address = found.is_none_or(|link| {
+            let wanted = self.spec.uplink_address;
+            observed
+                .addresses
+                .iter()
+                .any(|(index, address, _)| (*index, *address) == (link.index, wanted))
+        });
     }
 
     fn follow_bridge(&mut self, observed: &Observed) {
@@ -277,7 +303,7 @@ impl Dataplane {
         Ok(())
     }
 
-    fn attach(&mut self, observed: &Observed) -> Result<()> {
+    async fn attach(&mut self, observed: &Observed) -> Result<()> {
         let place = |link: &Link| Attachment { ifindex: link.index, interface: link.name.clone() };
         let tunnel =
             Attachment { ifindex: self.tunnel.ifindex, interface: self.tunnel.name.clone() };
@@ -298,11 +324,11 @@ impl Dataplane {
         for (hook, places) in places {
             for ifindex in self.attachments.of(hook) {
                 if !places.iter().any(|place| place.ifindex == ifindex) {
-                    self.attachments.detach(&self.pins, hook, ifindex)?;
+                    self.attachments.detach(&self.pins, hook, ifindex).await?;
                 }
             }
             for place in places {
-                self.attachments.attach(&mut self.programs, &self.pins, hook, &place)?;
+                self.attachments.attach(&mut self.programs, &self.pins, hook, &place).await?;
             }
             fail::point(hook.name());
         }
@@ -401,6 +427,11 @@ impl Dataplane {
         &self.attachments
     }
 
+    /// What the kernel gives us.
+    pub const fn features(&self) -> &Features {
+        &self.features
+    }
+
     /// The containers' bridge, once it has appeared.
     pub const fn bridge(&self) -> Option<&Link> {
         self.bridge.as_ref()
@@ -414,6 +445,11 @@ impl Dataplane {
     /// The uplink's MTU when it was last looked at; none where it was not there.
     pub const fn uplink_mtu(&self) -> Option<u32> {
         self.uplink_mtu
+    }
+
+    /// Whether the uplink, if it exists, has the address that outer packets are sent from.
+    pub const fn uplink_has_address(&self) -> bool {
+        self.uplink_has_address
     }
 
     /// Whether the uplink exists.

@@ -57,7 +57,7 @@ impl Exit {
             Self::Data => "the join token is damaged, or its time is over",
             Self::NotFound => "what was asked for is not there: no such lease, no network config",
             Self::Unavailable => {
-                "something on this host is in the way: kernel too old, no BPF, or the UDP port taken \
+                "something on this host is in the way: the kernel lacks something, or the UDP port is taken \
                  by another VXLAN device; or etcd, or the agent that was asked, does not answer"
             }
             Self::Conflict => {

@@ -1,8 +1,11 @@
-//! Places where a test can have the agent die, as if it had been killed just there. A release build has
-//! none of them.
+//! What a test can do to an agent from inside: have it die, as if it had been killed just there, or believe
+//! that its kernel is older than it is. A release build knows nothing of this.
 
 /// Names the place to die at.
 pub const VARIABLE: &str = "OVERLAY_FAIL_AT";
+
+/// Names features that the kernel is taken not to have, separated by commas.
+pub const WITHOUT_VARIABLE: &str = "OVERLAY_WITHOUT";
 
 /// Dies here if [`VARIABLE`] names this place.
 pub fn point(name: &str) {
@@ -12,4 +15,11 @@ pub fn point(name: &str) {
     }
     #[cfg(not(debug_assertions))]
     let _: &str = name;
+}
+
+/// Whether [`WITHOUT_VARIABLE`] names this feature.
+pub fn pretend_without(feature: &str) -> bool {
+    cfg!(debug_assertions)
+        && std::env::var(WITHOUT_VARIABLE)
+            .is_ok_and(|wanted| wanted.split(',').any(|name| name == feature))
 }

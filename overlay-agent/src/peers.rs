@@ -126,6 +126,8 @@ pub struct Ways {
     pub routes: Routes,
     /// The interface that carries encapsulated packets.
     pub uplink: u32,
+    /// Whether peers on the same link get their packets as they are (`DirectRouting`).
+    pub direct_routing: bool,
 }
 
 fn peer(lease: &Lease, ways: &Ways) -> Peer {
@@ -134,7 +136,9 @@ fn peer(lease: &Lease, ways: &Ways) -> Peer {
         public_address: lease.public_ip.octets(),
         next_hop: next_hop.unwrap_or(Ipv4Addr::UNSPECIFIED).octets(),
         vtep_mac: lease.vtep_mac.0,
-        reserved: [0; 2],
+        // As flannel decides it: by the way to the peer, if it has no gateway.
+        direct: u8::from(ways.direct_routing && next_hop == Some(lease.public_ip)),
+        reserved: 0,
     }
 }
 

@@ -11,7 +11,7 @@ use crate::{
     admin::{self, Waiting},
     agent::Agent,
     cleanup::{Places, cleanup},
-    datapath::{PinPath, Programs},
+    datapath::{Features, PinPath},
     exit::{Exit, WithExit},
     fail, netlink,
     run_config::RunConfig,
@@ -49,7 +49,7 @@ pub async fn run(config: RunConfig) -> Result<()> {
 const STOP_WITHIN: std::time::Duration = std::time::Duration::from_secs(2);
 
 async fn start_and_run(config: RunConfig, stop: CancellationToken) -> Result<()> {
-    check_host()?;
+    let features = check_host()?;
     let pins = PinPath::open(&config.pin_path)?;
     fail::point("pin path");
     let store = Store::new(&config)?;
@@ -64,13 +64,19 @@ async fn start_and_run(config: RunConfig, stop: CancellationToken) -> Result<()>
     let agent = tokio::select! {
         biased;
         () = stop.cancelled() => return Ok(()),
-        agent = Box::pin(start(config, pins, store, &waiting)) => agent?,
+        agent = Box::pin(start(config, pins, features, store, &waiting)) => agent?,
         never = waiting.answer(&mut requests) => match never {},
     };
     Box::pin(agent.run(stop, requests, notify_ready)).await
 }
 
-async fn start(config: RunConfig, pins: PinPath, store: Store, waiting: &Waiting) -> Result<Agent> {
+async fn start(
+    config: RunConfig,
+    pins: PinPath,
+    features: Features,
+    store: Store,
+    waiting: &Waiting,
+) -> Result<Agent> {
     let network = store.network().await?;
     fail::point("network config");
     let handle = netlink::connect()?;
@@ -83,17 +89,17 @@ async fn start(config: RunConfig, pins: PinPath, store: Store, waiting: &Waiting
     )?;
     fail::point("uplink");
     waiting.step("a subnet");
-    Agent::start(config, pins, store, network, uplink).await
+    Agent::start(config, pins, features, store, network, uplink).await
 }
 
-fn check_host() -> Result<()> {
+fn check_host() -> Result<Features> {
     if !nix::unistd::Uid::effective().is_root() {
         return Err(anyhow::anyhow!(
             "overlay-agent run has to be root: it loads BPF programs and makes network devices"
         ))
         .exit(Exit::NotPermitted);
     }
-    Programs::check()
+    Features::probe()
 }
 
 fn stop_on_signals() -> Result<CancellationToken> {

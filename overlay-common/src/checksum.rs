@@ -49,6 +49,14 @@ pub const fn update(check: [u8; 2], from: [u8; 2], to: [u8; 2]) -> [u8; 2] {
     (!fold(sum)).to_be_bytes()
 }
 
+/// The header as a router sends it on: its TTL, which must not be 0, one less.
+#[inline(always)]
+pub const fn one_hop_on(header: &Ipv4Hdr) -> Ipv4Hdr {
+    let ttl = header.ttl - 1;
+    let check = update(header.check, [header.ttl, header.proto], [ttl, header.proto]);
+    Ipv4Hdr { ttl, check, ..*header }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

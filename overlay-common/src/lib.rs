@@ -18,6 +18,7 @@ pub mod checksum;
 pub mod decide;
 pub mod ecn;
 pub mod encap;
+pub mod feature;
 mod mac;
 pub mod packet;
 mod prefix;
@@ -25,6 +26,7 @@ pub mod tables;
 mod verdict;
 mod vni;
 
+pub use feature::{Feature, Need};
 pub use mac::{MacAddr, ParseMacError};
 pub use prefix::Prefix;
 pub use verdict::{Class, Hook, Reason};

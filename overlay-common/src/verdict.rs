@@ -95,6 +95,7 @@ macro_rules! reasons {
 reasons! {
     Forwarded {
         Encapsulated = "encapsulated", "Encapsulated in BPF and sent straight to the peer.";
+        Routed = "routed", "Sent to a peer on the same link as it is, without encapsulation.";
         ToEndpoint = "to_endpoint", "Delivered into the container through its veth, past the bridge.";
         ToBridge = "to_bridge", "Delivered to the containers' bridge, past the host's netfilter.";
     }
@@ -126,6 +127,7 @@ reasons! {
         HelperDeclined = "helper_declined", "The kernel could not resize the packet, for one because it is encapsulated already.";
     }
     Dropped {
+        Unencapsulated = "unencapsulated", "From an overlay address to a container, but not encapsulated, and not from a peer on this link: forged.";
         VxlanTruncated = "vxlan_truncated", "The packet ends inside its outer or VXLAN header.";
         VxlanFlags = "vxlan_flags", "The VXLAN header carries no network identifier.";
         WrongVni = "wrong_vni", "The VXLAN network identifier is another one.";

@@ -19,6 +19,7 @@
 mod hooks;
 mod maps;
 mod packet;
+mod probe;
 mod steps;
 mod verdict;
 

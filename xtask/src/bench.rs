@@ -6,6 +6,7 @@
 mod analysis;
 mod contenders;
 mod control;
+mod cost;
 mod goals;
 mod packets;
 mod processor;
@@ -68,6 +69,8 @@ pub struct Options {
 enum Only {
     /// Nanoseconds per packet of each BPF program, at 2, 1,000 and 65,536 leases
     Packets(packets::Options),
+    /// Nanoseconds per packet of each BPF program at work, as the kernel's own statistics have it
+    Cost(cost::Options),
     /// What 65,536 leases cost the control plane: start, memory, requests, latency
     Control(control::Options),
     /// What streams between containers lose while agents and etcd stop, die, change and start
@@ -96,6 +99,7 @@ fn contenders_help() -> String {
 pub fn run(options: &Options) -> Result<()> {
     match &options.only {
         Some(Only::Packets(options)) => return packets::run(options),
+        Some(Only::Cost(options)) => return cost::run(options),
         Some(Only::Control(options)) => return control::run(options),
         Some(Only::Survival(options)) => return survival::run(options),
         Some(Only::Worker(options)) => return worker::run(options),

@@ -4,7 +4,12 @@ use std::fs;
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::{interrupt, setup, workspace};
+use crate::{
+    command::Cmd,
+    docs, interrupt,
+    setup::{self, OTHER_PROCESSOR},
+    workspace,
+};
 
 /// The crate that only compiles for BPF, or where a panic aborts.
 const BPF_PACKAGE: &str = "overlay-ebpf";
@@ -15,12 +20,15 @@ type Check = fn() -> Result<()>;
 /// Runs every check, and fails if one of them does.
 pub fn run() -> Result<()> {
     setup::ensure()?;
-    let checks: [(&str, Check); 5] = [
+    let checks: [(&str, Check); 8] = [
         ("every crate inherits the workspace's lints", lints_are_inherited),
         ("formatting", formatting),
         ("lints", lints),
         ("lints of the BPF programs", bpf_lints),
         ("documentation", documentation),
+        ("pages that are made of what the code says", docs::check),
+        ("the types of another processor", other_processor),
+        ("the pure decisions under Miri", miri),
     ];
     let mut failed = Vec::new();
     for (title, check) in checks {
@@ -96,6 +104,47 @@ fn documentation() -> Result<()> {
     workspace::cargo()
         .env("RUSTDOCFLAGS", "--deny warnings")
         .args(["doc", "--locked", "--no-deps", "--workspace", "--exclude", BPF_PACKAGE])
+        .stream()
+}
+
+/// Whole workspace, nothing linked: the C parts of dependencies need no compiler for that processor.
+fn other_processor() -> Result<()> {
+    if !setup::other_processor_is_there() {
+        println!("not checked: `rustup target add {OTHER_PROCESSOR}` is what is missing");
+        return Ok(());
+    }
+    let suffix = OTHER_PROCESSOR.replace('-', "_");
+    workspace::cargo()
+        .env(format!("CC_{suffix}"), "true")
+        .env(format!("AR_{suffix}"), "true")
+        .args(["check", "--locked", "--workspace", "--exclude", BPF_PACKAGE])
+        .args(["--all-targets", "--target", OTHER_PROCESSOR])
+        .stream()
+}
+
+/// What needs no kernel, under an interpreter that knows every undefined behaviour.
+fn miri() -> Result<()> {
+    let there = Cmd::new("rustup")
+        .args(["run", "nightly", "cargo", "miri", "--version"])
+        .env_remove("RUSTUP_TOOLCHAIN")
+        .output();
+    if !there.is_ok_and(|output| output.status.success()) {
+        println!(
+            "not checked: `rustup component add miri rust-src --toolchain nightly` is what is missing"
+        );
+        return Ok(());
+    }
+    Cmd::new("rustup")
+        .args(["run", "nightly", "cargo", "miri", "test", "--locked"])
+        .args(["--package", "overlay-common", "--lib", "--target-dir"])
+        .arg(workspace::target_dir()?.join("miri"))
+        .env_remove("RUSTUP_TOOLCHAIN")
+        .env_remove("CARGO")
+        .env("PROPTEST_CASES", "4")
+        // Property tests write what failed beside their source.
+        .env("MIRIFLAGS", "-Zmiri-disable-isolation")
+        .directory(workspace::root())
+        .no_deadline()
         .stream()
 }
 

@@ -3,7 +3,9 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use xtask::{bench, build, check, demo, dist, interrupt, lab::standing, setup, test};
+use xtask::{
+    bench, build, check, demo, dist, docs, interrupt, lab::standing, setup, test, verifier,
+};
 
 /// Setting up, building, checking, testing and showing the overlay.
 #[derive(Debug, Parser)]
@@ -23,6 +25,10 @@ enum Verb {
     Check,
     /// Run the tests, layer by layer
     Test(test::Options),
+    /// What each BPF program costs the verifier, on this kernel and on those that people run
+    Verifier(verifier::Options),
+    /// Write the pages that are made of what the code says
+    Docs,
     /// Show two Docker hosts talking, on this machine
     Demo(demo::Options),
     /// Hosts left standing to explore
@@ -42,6 +48,8 @@ fn main() -> ExitCode {
         Verb::Build(options) => build::run(options),
         Verb::Check => check::run(),
         Verb::Test(options) => test::run(&options),
+        Verb::Verifier(options) => verifier::run(options),
+        Verb::Docs => docs::run(),
         Verb::Demo(options) => demo::run(&options),
         Verb::Dist(options) => dist::run(options),
         Verb::Bench(options) => bench::run(&options),

@@ -33,6 +33,9 @@ pub(crate) const DEBIAN_CARGO: &str = "/usr/bin/cargo";
 /// See [`DEBIAN_CARGO`].
 pub(crate) const DEBIAN_RUSTC: &str = "/usr/bin/rustc";
 
+/// Users have it in clouds, and in small boxes.
+pub(crate) const OTHER_PROCESSOR: &str = "aarch64-unknown-linux-gnu";
+
 /// Asked by Debian's packages before they start a service.
 const SERVICE_POLICY: &str = "/usr/sbin/policy-rc.d";
 
@@ -90,6 +93,11 @@ const PACKAGES: &[Package] = &[
     package(&["tshark"], "reads captures as an independent judge of our frames"),
     package(&["iperf3"], "measures throughput"),
     package(&["iputils-ping"], "ping with every size"),
+    package(&["qemu-system-x86"], "boots the kernels that people run, for the tests in layer vm"),
+    package(&["kmod"], "modinfo says which modules those kernels need loaded, in which order"),
+    package(&["xz-utils"], "their modules are compressed"),
+    package(&["binutils"], "strip makes what goes into their memory small"),
+    package(&["debian-archive-keyring"], "proves that they are Debian's"),
     package(&["procps"], "sysctl and pgrep"),
     package(&["faketime"], "gives a program another clock than the machine's"),
     package(&["dpkg-dev"], "finds the libraries that our package depends on"),
@@ -190,17 +198,39 @@ impl Missing {
 /// Installs what is missing, or only reports it.
 pub fn run(options: Options) -> Result<()> {
     let missing = Missing::find()?;
-    if missing.is_nothing() {
-        println!("everything is there");
-        return Ok(());
+    if !missing.is_nothing() {
+        missing.report()?;
+        if options.check {
+            bail!("this machine is not set up");
+        }
+        install(&missing)?;
     }
-    missing.report()?;
-    if options.check {
-        bail!("this machine is not set up");
+    if !options.check {
+        add_other_processor();
     }
-    install(&missing)?;
     println!("everything is there");
     Ok(())
+}
+
+/// The standard library of the processor that `check` type-checks for. Without rustup or its server, that check says
+/// that it was not made: nothing else needs it.
+fn add_other_processor() {
+    if build::in_path("rustup").is_none() || other_processor_is_there() {
+        return;
+    }
+    println!("adding {OTHER_PROCESSOR}: `cargo xtask check` type-checks for it");
+    let add = Cmd::new("rustup").args(["target", "add", OTHER_PROCESSOR]).no_deadline();
+    if let Err(error) = add.stream() {
+        println!("{error:#}");
+    }
+}
+
+/// Whether rustup's toolchain compiles for [`OTHER_PROCESSOR`].
+pub(crate) fn other_processor_is_there() -> bool {
+    Cmd::new("rustup")
+        .args(["target", "list", "--installed"])
+        .output()
+        .is_ok_and(|output| output.stdout.lines().any(|line| line == OTHER_PROCESSOR))
 }
 
 /// The same for verbs that need a machine that is set up; says nothing when it is.
@@ -411,6 +441,10 @@ fn programs_missing(nightly: bool) -> Vec<String> {
         ("sysctl", "sets kernel parameters (procps)"),
         ("nsenter", "enters namespaces (util-linux)"),
         ("busybox", "the containers' image, statically linked"),
+        ("qemu-system-x86_64", "boots the kernels that people run, for the tests in layer vm"),
+        ("modinfo", "says which modules those kernels need (kmod)"),
+        ("xz", "their modules are compressed"),
+        ("strip", "makes what goes into their memory small (binutils)"),
     ];
     let mut sentences: Vec<String> = PROGRAMS
         .iter()

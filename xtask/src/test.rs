@@ -10,7 +10,7 @@ use anyhow::{Result, bail, ensure};
 use clap::Args;
 use comfy_table::{CellAlignment, Table, presets};
 
-use crate::{build, command::Cmd, interrupt, release::Release, setup, workspace};
+use crate::{build, command::Cmd, interrupt, release::Release, setup, vm, workspace};
 
 /// How long one layer may take: a test that hangs must not hang CI.
 const LAYER_WITHIN: Duration = Duration::from_mins(20);
@@ -26,6 +26,8 @@ enum Runs {
     /// The integration tests of that name, as many at a time as there are processors, with this machine's
     /// etcd and with a newer one.
     Store,
+    /// Some of the others' tests, on other kernels.
+    Machines,
 }
 
 /// The etcd that `store` talks to besides the machine's own, which on Debian 12 is 3.4.
@@ -48,6 +50,7 @@ const LAYERS: &[Layer] = &[
     layer("network", "hosts and containers in namespaces", Runs::Integration),
     layer("docker", "real Docker daemons", Runs::Integration),
     layer("install", "the package on whole machines", Runs::Integration),
+    layer("vm", "the kernels that people run, in virtual machines", Runs::Machines),
 ];
 
 const fn layer(name: &'static str, about: &'static str, runs: Runs) -> Layer {
@@ -58,8 +61,8 @@ const fn layer(name: &'static str, about: &'static str, runs: Runs) -> Layer {
 #[derive(Debug, Clone, Args)]
 #[command(after_help = layers_help())]
 pub struct Options {
-    /// Which layers; all of them otherwise
-    #[arg(value_name = "LAYER", value_parser = layer_names())]
+    /// Which layers; all of them otherwise. Layer vm runs on all kernels or on those named here
+    #[arg(value_name = "LAYER|KERNEL", value_parser = layer_names())]
     pub layers: Vec<String>,
     /// What the test programs get: a part of a test's name, `--nocapture`, …
     #[arg(last = true, value_name = "ARGUMENT")]
@@ -67,7 +70,8 @@ pub struct Options {
 }
 
 fn layer_names() -> Vec<&'static str> {
-    LAYERS.iter().map(|layer| layer.name).collect()
+    let kernels = vm::KERNELS.iter().map(|kernel| kernel.series);
+    LAYERS.iter().map(|layer| layer.name).chain(kernels).collect()
 }
 
 fn layers_help() -> String {
@@ -78,21 +82,21 @@ fn layers_help() -> String {
 
 /// How many tests ended how.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-struct Counts {
-    passed: u64,
-    failed: u64,
-    skipped: u64,
+pub(crate) struct Counts {
+    pub(crate) passed: u64,
+    pub(crate) failed: u64,
+    pub(crate) skipped: u64,
 }
 
 impl Counts {
-    fn add(&mut self, other: Self) {
+    pub(crate) fn add(&mut self, other: Self) {
         self.passed += other.passed;
         self.failed += other.failed;
         self.skipped += other.skipped;
     }
 
     /// The counts of one test program, from the line it ends with.
-    fn parse(line: &str) -> Option<Self> {
+    pub(crate) fn parse(line: &str) -> Option<Self> {
         let line = without_colours(line);
         let (_, counts) = line.split_once("test result: ")?.1.split_once(". ")?;
         let mut found = Self::default();
@@ -111,7 +115,7 @@ impl Counts {
         Some(found)
     }
 
-    fn closing_line(self) -> String {
+    pub(crate) fn closing_line(self) -> String {
         let skipped =
             if self.skipped > 0 { format!(", {} skipped", self.skipped) } else { String::new() };
         format!("{} passed, {} failed{skipped}", self.passed, self.failed)
@@ -158,10 +162,10 @@ pub fn run(options: &Options) -> Result<()> {
 
     let mut outcomes = Vec::new();
     for layer in LAYERS {
-        if options.layers.is_empty() || options.layers.iter().any(|name| name == layer.name) {
+        if is_chosen(layer, &options.layers) {
             interrupt::check()?;
             println!("\n━━━━ {}: {}", layer.name, layer.about);
-            outcomes.push(run_layer(layer, &options.arguments));
+            outcomes.push(run_layer(layer, options));
         }
     }
     interrupt::check()?;
@@ -181,7 +185,16 @@ pub fn run(options: &Options) -> Result<()> {
     Ok(())
 }
 
-fn run_layer(layer: &Layer, arguments: &[String]) -> Outcome {
+/// Whoever names a kernel means the layer that runs it.
+fn is_chosen(layer: &Layer, names: &[String]) -> bool {
+    let named = |wanted: &str| names.iter().any(|name| name == wanted);
+    names.is_empty()
+        || named(layer.name)
+        || matches!(layer.runs, Runs::Machines)
+            && vm::KERNELS.iter().any(|kernel| named(kernel.series))
+}
+
+fn run_layer(layer: &Layer, options: &Options) -> Outcome {
     let start = Instant::now();
     let mut counts = Counts::default();
     let mut trouble = None;
@@ -192,7 +205,10 @@ fn run_layer(layer: &Layer, arguments: &[String]) -> Outcome {
         }
         Err(error) => trouble = Some(format!("{error:#}")),
     };
-    for arguments in invocations(layer, arguments) {
+    if matches!(layer.runs, Runs::Machines) {
+        add(vm::layer::test(&vm::layer::chosen(&options.layers)));
+    }
+    for arguments in invocations(layer, &options.arguments) {
         add(invoke(layer, &arguments, &[]));
         if matches!(layer.runs, Runs::Store) {
             add(other_etcd().and_then(|etcd| invoke(layer, &arguments, &[("OVERLAY_ETCD", etcd)])));
@@ -227,6 +243,7 @@ fn invocations(layer: &Layer, arguments: &[String]) -> Vec<Vec<String>> {
             ]),
             owned(&["--package", "overlay-common", "--package", "xtask", "--doc", "--"]),
         ],
+        Runs::Machines => Vec::new(),
         Runs::Store | Runs::Integration => {
             let mut words = owned(&["--package", "overlay-agent", "--test", layer.name, "--"]);
             if matches!(layer.runs, Runs::Integration) {
@@ -331,7 +348,8 @@ mod tests {
     #[test]
     fn a_layer_without_tests_has_failed() {
         let missing = layer("no-such-layer", "", Runs::Integration);
-        let outcome = run_layer(&missing, &[]);
+        let options = Options { layers: Vec::new(), arguments: Vec::new() };
+        let outcome = run_layer(&missing, &options);
         assert_eq!(outcome.counts.failed, 1);
         let trouble = outcome.trouble.unwrap();
         assert!(trouble.contains("overlay-agent/tests/no-such-layer.rs"), "{trouble}");

@@ -8,7 +8,7 @@ mod waiting;
 pub use client::fetch_status;
 pub use server::{Requests, serve_probes, serve_socket};
 pub use status::{
-    CounterStatus, LeaseStatus, OverlayStatus, PeerStatus, ProgramStatus, Status, UplinkStatus,
-    Verdicts,
+    CounterStatus, FeatureStatus, LeaseStatus, OverlayStatus, PeerStatus, ProgramStatus, Status,
+    UplinkStatus, Verdicts,
 };
 pub use waiting::Waiting;

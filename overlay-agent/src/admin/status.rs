@@ -2,7 +2,7 @@ use std::{fmt::Write as _, net::Ipv4Addr};
 
 use comfy_table::{Table, presets::NOTHING};
 use ipnetwork::Ipv4Network;
-use overlay_common::{Class, Reason};
+use overlay_common::{Class, Feature, Reason};
 use serde::{Deserialize, Serialize};
 
 use crate::datapath::CounterRow;
@@ -40,6 +40,12 @@ pub struct OverlayStatus {
     pub lease: LeaseStatus,
     /// The interface that carries encapsulated packets.
     pub uplink: UplinkStatus,
+    /// The kernel's release.
+    pub kernel: String,
+    /// What holds the programs on interfaces: `tcx` or `clsact`.
+    pub attached_by: String,
+    /// What the kernel was found to have, and what not.
+    pub features: Vec<FeatureStatus>,
     /// Name of the tunnel device.
     pub tunnel: String,
     /// Name of the containers' bridge, once it has appeared.
@@ -96,6 +102,31 @@ pub struct ProgramStatus {
     pub hook: String,
     /// The interface.
     pub interface: String,
+}
+
+/// Something that not every kernel has.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+pub struct FeatureStatus {
+    /// Its name.
+    pub name: String,
+    /// Whether this kernel has it.
+    pub present: bool,
+    /// The first Linux that has it.
+    pub since: String,
+}
+
+impl FeatureStatus {
+    /// What was found out about a feature.
+    pub fn new(feature: Feature, present: bool) -> Self {
+        Self { name: feature.name().to_owned(), present, since: feature.since().to_owned() }
+    }
+
+    fn row(&self) -> [String; 3] {
+        let meaning = Feature::from_name(&self.name)
+            .map_or("", |feature| if self.present { feature.gives() } else { feature.without() });
+        let present = if self.present { "yes" } else { "no" };
+        [self.name.clone(), present.to_owned(), meaning.to_owned()]
+    }
 }
 
 /// One counter.
@@ -194,10 +225,11 @@ impl OverlayStatus {
         }
         write!(text, "\nPeers ({})\n{}\n", self.peers.len(), self.peer_table()).ok();
         write!(text, "\nPrograms\n{}\n", self.program_table()).ok();
+        write!(text, "\nKernel features\n{}\n", self.feature_table()).ok();
         write!(text, "\nPackets\n{}\n", self.counter_table()).ok();
     }
 
-    fn summary(&self) -> [String; 4] {
+    fn summary(&self) -> [String; 5] {
         let bridge = self.bridge.as_deref().unwrap_or("none yet");
         let path = if self.fast_path { "on" } else { "off" };
         [
@@ -211,6 +243,7 @@ impl OverlayStatus {
             ),
             format!("Bridge    {bridge}, {} containers known", self.endpoints),
             format!("Fast path {path}"),
+            format!("Kernel    {}, programs attached by {}", self.kernel, self.attached_by),
         ]
     }
 
@@ -230,6 +263,14 @@ impl OverlayStatus {
         let mut table = plain_table();
         for program in &self.programs {
             table.add_row([program.hook.clone(), format!("on {}", program.interface)]);
+        }
+        table
+    }
+
+    fn feature_table(&self) -> Table {
+        let mut table = plain_table();
+        for feature in &self.features {
+            table.add_row(feature.row());
         }
         table
     }

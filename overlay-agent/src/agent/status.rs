@@ -1,11 +1,13 @@
 //! What the running agent says about itself.
 
 use anyhow::Result;
+use overlay_common::Feature;
 
 use super::Agent;
 use crate::{
     admin::{
-        CounterStatus, LeaseStatus, OverlayStatus, PeerStatus, ProgramStatus, Status, UplinkStatus,
+        CounterStatus, FeatureStatus, LeaseStatus, OverlayStatus, PeerStatus, ProgramStatus,
+        Status, UplinkStatus,
     },
     datapath::read_counters,
     netlink::{self, Observed},
@@ -32,6 +34,12 @@ impl Agent {
                 name: spec.uplink.interface.clone(),
                 ifindex: spec.uplink.ifindex,
             },
+            kernel: dataplane.features().release().to_owned(),
+            attached_by: dataplane.attachments().mechanism().name().to_owned(),
+            features: Feature::ALL
+                .iter()
+                .map(|&feature| FeatureStatus::new(feature, dataplane.features().has(feature)))
+                .collect(),
             tunnel: dataplane.tunnel().name.clone(),
             bridge: dataplane.bridge().map(|link| link.name.clone()),
             endpoints: dataplane.endpoints(),
@@ -92,7 +100,8 @@ impl Agent {
         }
         problems.extend(self.store.troubles().sentences());
         problems.extend(self.config_problems.iter().cloned());
-        problems.extend(self.fault.iter().cloned().chain(self.firewall.fault()));
+        problems.extend(self.fault.iter().chain(&self.lost_address).cloned());
+        problems.extend(self.firewall.fault());
         problems
     }
 

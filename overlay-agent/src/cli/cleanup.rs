@@ -8,9 +8,9 @@ use std::{
 use anyhow::Context as _;
 use clap::Args;
 
-use super::run::DEFAULT_SOCKET;
+use super::{config::store, etcd::EtcdArgs, lease::give_back, run::DEFAULT_SOCKET};
 use crate::{
-    cleanup::{Places, cleanup},
+    cleanup::{Places, cleanup, own_lease},
     exit::{Exit, WithExit as _},
 };
 
@@ -28,6 +28,14 @@ pub struct CleanupArgs {
     /// Where the agent listens
     #[arg(long, value_name = "PATH", default_value = DEFAULT_SOCKET)]
     pub socket: PathBuf,
+
+    /// Give the lease back to etcd, too, so that another host may have the subnet at once
+    #[arg(long)]
+    pub lease: bool,
+
+    /// How to reach etcd, for --lease.
+    #[command(flatten)]
+    pub etcd: EtcdArgs,
 }
 
 /// Cleans up and says what was there.
@@ -38,7 +46,21 @@ pub async fn run(args: CleanupArgs) -> anyhow::Result<()> {
     }
     let places =
         Places { pin_path: args.pin_path, subnet_file: args.subnet_file, socket: args.socket };
-    let removed = cleanup(&places).await?;
+    let lease = if args.lease {
+        let lease = own_lease(&places).await?;
+        let lease = lease.context("there is no lease to give back: no subnet file, or no device");
+        Some((lease.exit(Exit::NotFound)?, store(&args.etcd)?))
+    } else {
+        None
+    };
+    let mut removed = cleanup(&places).await?;
+    if let Some(((subnet, vtep_mac), store)) = lease {
+        let given = give_back(&store, subnet, vtep_mac).await;
+        given.with_context(|| {
+            format!("everything on this host is removed, but lease {subnet} is still in etcd")
+        })?;
+        removed.push(format!("lease {subnet} from etcd"));
+    }
     let text = if removed.is_empty() {
         "there was nothing to remove\n".to_owned()
     } else {

@@ -238,6 +238,26 @@ async fn create(store: &Etcd, subnet: Ipv4Network, public_ip: Ipv4Addr) -> anyho
 pub async fn release(store: &Etcd, subnet: Ipv4Network) -> anyhow::Result<String> {
     let entry = find(store, subnet).await?;
     let report = LeaseReport::new(store.prefix(), &entry);
+    delete(store, &entry, &report).await?;
+    Ok(match report.public_ip {
+        Some(owner) => format!(
+            "{subnet} of {owner} is released; if the agent there runs, it takes the subnet again.\n"
+        ),
+        None => format!("{} is deleted.\n", report.key),
+    })
+}
+
+/// Deletes the lease of `subnet` if it is that of the host with this VTEP, else fails.
+pub async fn give_back(store: &Etcd, subnet: Ipv4Network, vtep_mac: MacAddr) -> anyhow::Result<()> {
+    let entry = find(store, subnet).await?;
+    let report = LeaseReport::new(store.prefix(), &entry);
+    if report.vtep_mac.as_deref() != Some(vtep_mac.to_string().as_str()) {
+        return Err(anyhow!("{} is another host's", report.key)).exit(Exit::Conflict);
+    }
+    delete(store, &entry, &report).await
+}
+
+async fn delete(store: &Etcd, entry: &Entry, report: &LeaseReport) -> anyhow::Result<()> {
     store
         .delete(&entry.key, entry.mod_revision)
         .await
@@ -248,12 +268,7 @@ pub async fn release(store: &Etcd, subnet: Ipv4Network) -> anyhow::Result<String
         // What is left of it expires by itself.
         store.retire(id).await.ok();
     }
-    Ok(match report.public_ip {
-        Some(owner) => format!(
-            "{subnet} of {owner} is released; if the agent there runs, it takes the subnet again.\n"
-        ),
-        None => format!("{} is deleted.\n", report.key),
-    })
+    Ok(())
 }
 
 /// The lease of exactly this subnet, whether its host has one address family or two.

@@ -3,7 +3,6 @@ use aya::{
     Ebpf, EbpfLoader,
     maps::{Array, Map, MapData},
     programs::{ProgramError, SchedClassifier},
-    util::KernelVersion,
 };
 use overlay_common::{
     Hook,
@@ -29,9 +28,6 @@ const MAPS: [&str; 7] = [
     COUNTERS_MAP,
 ];
 
-/// TCX, which our links build on, came with Linux 6.6 (commit e420bed02507).
-const FIRST_KERNEL: KernelVersion = KernelVersion::new(6, 6, 0);
-
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/overlay.bpf.o"));
 
 /// The loaded programs.
@@ -42,18 +38,6 @@ pub struct Programs {
 }
 
 impl Programs {
-    /// Fails where no program can be loaded, whatever else is done: a kernel that is too old, an agent
-    /// that was built without them.
-    pub fn check() -> Result<()> {
-        if OBJECT.is_empty() {
-            return Err(anyhow::anyhow!(
-                "this agent was built without its BPF object: build it with `cargo xtask build`"
-            ))
-            .exit(Exit::Unavailable);
-        }
-        check_kernel()
-    }
-
     /// Loads the programs: over the maps that an earlier agent pinned at `pins`, if they are of our ABI
     /// version; else over new ones, which are to be filled, put to use and pinned in that order, so that
     /// the earlier agent's serve until then.
@@ -79,11 +63,9 @@ impl Programs {
     }
 
     fn load_with(loader: &mut EbpfLoader<'_>) -> Result<Self> {
-        Self::check()?;
-        let mut ebpf =
-            loader.load(OBJECT).context("creating the BPF maps").exit(Exit::Unavailable)?;
+        let mut ebpf = load_object(loader)?;
         for hook in Hook::ALL {
-            classifier(&mut ebpf, hook)?
+            classifier(&mut ebpf, hook.name())?
                 .load()
                 .with_context(|| format!("loading BPF program {}", hook.name()))
                 .exit(Exit::Unavailable)?;
@@ -91,9 +73,14 @@ impl Programs {
         Ok(Self { ebpf, adopted: false })
     }
 
+    /// The object that they come from; empty where the agent was built without it.
+    pub const fn object() -> &'static [u8] {
+        OBJECT
+    }
+
     /// The program of a hook.
     pub fn get(&mut self, hook: Hook) -> Result<&mut SchedClassifier> {
-        classifier(&mut self.ebpf, hook)
+        classifier(&mut self.ebpf, hook.name())
     }
 
     /// Passes on what programs that were built with `cargo xtask build --bpf-log` have to say, for as long as
@@ -147,22 +134,31 @@ fn map_id(map: &Map) -> Result<u32> {
     Ok(data.info()?.id())
 }
 
-fn classifier(ebpf: &mut Ebpf, hook: Hook) -> Result<&mut SchedClassifier> {
-    ebpf.program_mut(hook.name())
-        .with_context(|| format!("BPF program {} is not in the object", hook.name()))?
+/// A program of the object, loaded or not.
+pub(super) fn classifier<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut SchedClassifier> {
+    ebpf.program_mut(name)
+        .with_context(|| format!("BPF program {name} is not in the object"))?
         .try_into()
         .map_err(|error: ProgramError| error.into())
 }
 
-fn check_kernel() -> Result<()> {
-    let kernel = KernelVersion::current().context("reading the kernel's version")?;
-    if kernel < FIRST_KERNEL {
+/// The object over maps with room for one entry, which cost nothing: for programs that only try something.
+pub(super) fn load_for_trial() -> Result<Ebpf> {
+    let mut loader = EbpfLoader::new();
+    for name in MAPS {
+        loader.map_max_entries(name, 1);
+    }
+    load_object(&mut loader)
+}
+
+fn load_object(loader: &mut EbpfLoader<'_>) -> Result<Ebpf> {
+    if OBJECT.is_empty() {
         return Err(anyhow::anyhow!(
-            "the kernel is too old: it is {kernel}, and TCX links came with {FIRST_KERNEL}"
+            "this agent was built without its BPF object: build it with `cargo xtask build`"
         ))
         .exit(Exit::Unavailable);
     }
-    Ok(())
+    loader.load(OBJECT).context("creating the BPF maps").exit(Exit::Unavailable)
 }
 
 fn can_adopt(pins: &PinPath) -> bool {

@@ -2,12 +2,14 @@
 
 mod attach;
 mod counters;
+mod features;
 mod loader;
 mod pins;
 mod tables;
 
-pub use attach::{Attachment, Attachments};
+pub use attach::{Attachment, Attachments, Mechanism, remove_filters};
 pub use counters::{CounterRow, read_counters};
+pub use features::{Features, Missing};
 pub use loader::{Programs, pinned_abi_version};
 pub use pins::PinPath;
 pub use tables::{Changes, Tables, TypedMap};

@@ -13,6 +13,7 @@ use tokio::{
 };
 use tokio_util::task::AbortOnDropHandle;
 
+pub use forward::Forward;
 pub use masquerade::Masquerade;
 
 /// Removes every rule for tunnel device `device`. Returns whether there were any.
@@ -29,7 +30,7 @@ pub async fn remove(device: &str) -> Result<bool> {
 #[derive(Debug)]
 pub struct Firewall {
     device: String,
-    forward: bool,
+    forward: Option<Forward>,
     masquerade: Option<Masquerade>,
     /// The masquerading rules as `nft` lists them after we have made them.
     listing: Option<String>,
@@ -37,7 +38,11 @@ pub struct Firewall {
 
 impl Firewall {
     /// Rules for tunnel device `device`.
-    pub const fn new(device: String, forward: bool, masquerade: Option<Masquerade>) -> Self {
+    pub const fn new(
+        device: String,
+        forward: Option<Forward>,
+        masquerade: Option<Masquerade>,
+    ) -> Self {
         Self { device, forward, masquerade, listing: None }
     }
 
@@ -59,8 +64,8 @@ impl Firewall {
 
     /// Puts right whatever is missing or was changed. Nothing is touched that is not ours.
     async fn ensure(&mut self) -> Result<()> {
-        if self.forward {
-            forward::ensure(&self.device).await?;
+        if let Some(forward) = &self.forward {
+            forward.ensure(&self.device).await?;
         }
         let found = masquerade::list(&self.device).await?;
         match &self.masquerade {

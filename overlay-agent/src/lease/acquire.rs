@@ -34,7 +34,8 @@ pub struct Request {
     pub public_ip: Ipv4Addr,
     /// The subnet that `subnet.env` says we had.
     pub previous: Option<Ipv4Network>,
-    /// The MAC to publish if no lease of ours says another.
+    /// The MAC to publish if no lease of ours says another. A lease of the subnet of the file that has it is ours
+    /// too, whatever its address: the host's has changed.
     pub vtep_mac: Option<MacAddr>,
     /// The TTL of the etcd lease.
     pub ttl: Duration,
@@ -146,7 +147,7 @@ struct Attempt<'a> {
 impl Attempt<'_> {
     async fn make(&mut self) -> Result<Step, Stop> {
         let listing = self.store.list().await?;
-        let survey = Survey::new(self.store, &listing, &self.config.config, self.request.public_ip);
+        let survey = Survey::new(self.store, &listing, &self.config.config, self.request);
         if let Some(own) = survey.own {
             return self.reuse(listing, own).await;
         }
@@ -319,7 +320,7 @@ struct Own {
 }
 
 impl Survey {
-    fn new(store: &Etcd, listing: &Listing, config: &NetworkConfig, public_ip: Ipv4Addr) -> Self {
+    fn new(store: &Etcd, listing: &Listing, config: &NetworkConfig, request: &Request) -> Self {
         let mut survey = Self {
             own: None,
             stale: None,
@@ -336,10 +337,15 @@ impl Survey {
             let Ok(value) = LeaseValue::decode(&entry.value) else {
                 continue;
             };
-            if value.public_ip != public_ip {
-                if let Backend::Vxlan { vtep_mac, .. } = value.backend {
-                    survey.macs.push(vtep_mac);
-                }
+            let vtep_mac = match value.backend {
+                Backend::Vxlan { vtep_mac, .. } => Some(vtep_mac),
+                Backend::Other(_) => None,
+            };
+            let moved = request.previous == Some(key.subnet)
+                && vtep_mac.is_some()
+                && vtep_mac == request.vtep_mac;
+            if value.public_ip != request.public_ip && !moved {
+                survey.macs.extend(vtep_mac);
             } else if !config.admits(key.subnet) || key.ipv6.is_some() {
                 survey.note_stale(entry);
             } else if survey.own.is_none() {

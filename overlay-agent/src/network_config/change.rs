@@ -29,6 +29,14 @@ impl Change {
     pub const fn parts_hosts(&self) -> bool {
         matches!(self, Self::Network(..) | Self::Vni(..) | Self::Port(..))
     }
+
+    /// Whether hosts on one link are to route to each other from now on, if that is the change.
+    pub const fn direct_routing(&self) -> Option<bool> {
+        match self {
+            Self::DirectRouting(_, new) => Some(*new),
+            _ => None,
+        }
+    }
 }
 
 impl fmt::Display for Change {

@@ -58,6 +58,14 @@ impl Store {
         }
     }
 
+    /// Connects anew for the next request, where there are connections.
+    pub async fn disconnect(&self) {
+        match self {
+            Self::Etcd(store) => store.disconnect().await,
+            Self::Fixed(_) => {}
+        }
+    }
+
     /// What fails at this moment.
     pub const fn troubles(&self) -> &Troubles {
         match self {

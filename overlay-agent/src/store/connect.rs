@@ -97,6 +97,11 @@ impl Connector {
         }
     }
 
+    /// Makes the next request connect anew: our side of the connection in use is gone.
+    pub(super) async fn disconnect(&self) {
+        self.state.lock().await.client = None;
+    }
+
     async fn dial(&self, first: usize) -> Result<(Client, usize), NoEndpoint> {
         let mut failures = Vec::new();
         let mut refused = true;

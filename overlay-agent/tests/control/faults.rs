@@ -25,7 +25,8 @@ fn put(etcd: &Etcd, third: u8, mac: u8) {
     let value = format!(
         r#"{{"PublicIP":"192.0.2.{third}","PublicIPv6":null,"BackendType":"vxlan","BackendData":{{"VNI":1,"VtepMAC":"02:00:00:00:00:{mac:02x}"}}}}"#
     );
-    etcd.put(&key(third), &value).unwrap();
+    // A member that was frozen for a minute, and led, takes its time.
+    eventually(GRACE, "etcd to take a lease", || etcd.put(&key(third), &value)).unwrap();
 }
 
 fn key(third: u8) -> String {

@@ -3,6 +3,8 @@
 
 mod budget;
 mod coverage;
+mod direct;
+mod features;
 mod from_container;
 mod from_tunnel;
 mod from_uplink;

@@ -23,6 +23,15 @@ pub(crate) const BRIDGE_MAC: MacAddr = MacAddr([2, 0x42, 0, 0, 0, 1]);
 pub(crate) const CONTAINER_MAC: MacAddr = MacAddr([2, 0x42, 10, 1, 15, 2]);
 pub(crate) const PORT: u16 = 8472;
 
+const PEER_SUBNET: Prefix = Prefix { address: [10, 1, 20, 0], length: 24 };
+const PEER: Peer = Peer {
+    public_address: PEER_PUBLIC,
+    next_hop: [0; 4],
+    vtep_mac: PEER_MAC.0,
+    direct: 0,
+    reserved: 0,
+};
+
 /// `TC_ACT_*` as the programs return them.
 const NEXT: i32 = -1;
 const SHOT: i32 = 2;
@@ -82,11 +91,9 @@ impl World {
         let bridge_ifindex = nix::net::if_::if_nametoindex("bridge0").unwrap();
         let mut programs = Programs::load_unpinned().unwrap();
         let mut tables = programs.take_tables().unwrap();
-        let peer_subnet = Prefix { address: [10, 1, 20, 0], length: 24 };
-        let peer = Peer { public_address: PEER_PUBLIC, vtep_mac: PEER_MAC.0, ..Peer::default() };
-        tables.peers.insert(&PeerKey::new(peer_subnet), &peer).unwrap();
+        tables.peers.insert(&PeerKey::new(PEER_SUBNET), &PEER).unwrap();
         let key = VtepKey { public_address: PEER_PUBLIC };
-        tables.vteps.insert(&key, &Vtep::new(peer_subnet)).unwrap();
+        tables.vteps.insert(&key, &Vtep::new(PEER_SUBNET)).unwrap();
         let endpoint = Endpoint { ifindex: 1, mac: CONTAINER_MAC.0, ..Endpoint::default() };
         tables.endpoints.insert(&EndpointKey { address: CONTAINER }, &endpoint).unwrap();
         let gateway = EndpointKey { address: GATEWAY };
@@ -112,6 +119,12 @@ impl World {
         let mut world = Self { programs, tables, host };
         world.configure(|_| ());
         world
+    }
+
+    /// Puts the peer on the same link (`DirectRouting`).
+    pub(crate) fn put_peer_on_link(&mut self) {
+        let key = PeerKey::new(PEER_SUBNET);
+        self.tables.peers.insert(&key, &Peer { direct: 1, ..PEER }).unwrap();
     }
 
     /// Changes the host's settings.

@@ -120,6 +120,7 @@ fn whatever_happens_is_mended_and_stays_mended() {
     }
     overlay.settle();
     let Overlay { mut agents, containers, options, etcd, lab } = overlay;
+    let etcd = etcd.unwrap();
     let streams: Vec<_> = containers
         .chunks(2)
         .flat_map(|pair| [(&pair[0], &pair[1], 7001), (&pair[1], &pair[0], 7002)])

@@ -1,8 +1,6 @@
 //! The agent dies at every step of its start: traffic goes on, and the next start leaves nothing stale.
 #![cfg(debug_assertions)]
 
-use std::time::Duration;
-
 use xtask::lab::{ETCD_PREFIX, Lab, stream::Stream};
 
 use crate::{
@@ -60,7 +58,7 @@ fn crash(overlay: &mut Overlay, point: &str) {
 }
 
 fn leases(overlay: &Overlay) -> Vec<(String, String)> {
-    overlay.etcd.list(&format!("{ETCD_PREFIX}/subnets")).unwrap()
+    overlay.etcd().list(&format!("{ETCD_PREFIX}/subnets")).unwrap()
 }
 
 /// For each point: `before`, crash there, start, and look at everything.
@@ -106,16 +104,7 @@ fn dying_at_any_step_of_the_first_start_leaves_nothing_stale() {
         die_and_start(&mut overlay, point, |overlay| {
             let host = overlay.lab.host(0);
             // But not the lease.
-            host.command(env!("CARGO_BIN_EXE_overlay-agent"))
-                .args(["cleanup", "--pin-path"])
-                .arg(host.pins())
-                .arg("--socket")
-                .arg(host.agent_socket())
-                .arg("--subnet-file")
-                .arg(host.subnet_file())
-                .deadline(Duration::from_secs(10))
-                .run()
-                .unwrap();
+            host.clean_up(env!("CARGO_BIN_EXE_overlay-agent")).unwrap();
         });
     }
 }

@@ -5,12 +5,16 @@ use std::{fs, net::Ipv4Addr, time::Duration};
 
 use xtask::lab::{Container, ETCD_PREFIX, Host, Lab, UPLINK, eventually};
 
-use crate::overlay::{Overlay, SOON, network_of};
+use crate::{
+    direct,
+    overlay::{Overlay, SOON, network_of},
+};
 
 const SUBNET: &str = "10.1.200.0";
 const MAC: &str = "c6:d2:32:6f:8f:44";
 
-fn become_flannel(overlay: &Overlay, host: &Host) -> Container {
+/// A flannel host, which has routes to others through its device, or, with `DirectRouting`, over the link.
+fn become_flannel(overlay: &Overlay, host: &Host, direct: bool) -> Container {
     let address = host.address().to_string();
     let ip = |command: &str| {
         host.ip(command.split(' ')).unwrap();
@@ -24,6 +28,10 @@ fn become_flannel(overlay: &Overlay, host: &Host) -> Container {
         let status = agent.status().unwrap();
         let mac = status["lease"]["vtep_mac"].as_str().unwrap();
         let subnet = status["lease"]["subnet"].as_str().unwrap();
+        if direct {
+            ip(&format!("route add {subnet} via {} dev {UPLINK}", peer.address()));
+            continue;
+        }
         let gateway = subnet.trim_end_matches("/24");
         ip(&format!("neighbour add {gateway} lladdr {mac} dev flannel.1 nud permanent"));
         ip(&format!("route add {subnet} via {gateway} dev flannel.1 onlink"));
@@ -40,16 +48,19 @@ fn become_flannel(overlay: &Overlay, host: &Host) -> Container {
     let value = format!(
         r#"{{"PublicIP":"{address}","PublicIPv6":null,"BackendType":"vxlan","BackendData":{{"VNI":1,"VtepMAC":"{MAC}"}}}}"#
     );
-    overlay.etcd.put(&format!("{ETCD_PREFIX}/subnets/{SUBNET}-24"), &value).unwrap();
+    overlay.etcd().put(&format!("{ETCD_PREFIX}/subnets/{SUBNET}-24"), &value).unwrap();
     host.add_container("c").unwrap()
 }
 
 #[test]
 fn a_flannel_host_and_ours_exchange_pings_and_tcp() {
-    for fast_path in [true, false] {
+    for (fast_path, direct) in [(true, false), (false, false), (true, true), (false, true)] {
         let overlay =
             Overlay::with(Lab::builder().hosts(3), |options| options.fast_path(fast_path));
-        let theirs = become_flannel(&overlay, overlay.lab.host(2));
+        if direct {
+            direct::switch_on(&overlay);
+        }
+        let theirs = become_flannel(&overlay, overlay.lab.host(2), direct);
         for agent in &overlay.agents {
             eventually(SOON, "flannel's lease to be known", || {
                 let known = agent.status()?["peers"].as_array().map_or(0, Vec::len);
@@ -81,12 +92,13 @@ fn a_flannel_host_and_ours_exchange_pings_and_tcp() {
                 assert!(moved > 50_000_000, "{moved} bytes in a second, to {}", host.name());
             }
         }
-        let path = if fast_path {
-            overlay.packets("from_container", "encapsulated")
-        } else {
-            overlay.packets("to_tunnel", "tunnel_key_set")
+        let (hook, reason) = match (fast_path, direct) {
+            (true, false) => ("from_container", "encapsulated"),
+            (true, true) => ("from_container", "routed"),
+            (false, _) => ("to_tunnel", "tunnel_key_set"),
         };
-        assert!(path[0] > 100 && path[1] > 100, "fast path {fast_path}: {path:?}");
+        let path = overlay.packets(hook, reason);
+        assert!(path[0] > 100 && path[1] > 100, "{hook} {reason}: {path:?}");
     }
 }
 

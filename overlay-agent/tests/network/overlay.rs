@@ -18,7 +18,8 @@ pub(crate) struct Overlay {
     pub(crate) agents: Vec<Agent>,
     pub(crate) containers: Vec<Container>,
     pub(crate) options: AgentOptions,
-    pub(crate) etcd: Etcd,
+    /// None where the agents go by a file.
+    pub(crate) etcd: Option<Etcd>,
     pub(crate) lab: Lab,
 }
 
@@ -36,6 +37,17 @@ impl Overlay {
         let lab = builder.start().unwrap();
         let etcd = lab.start_etcd(NETWORK_CONFIG).unwrap();
         let options = options(AgentOptions::new(env!("CARGO_BIN_EXE_overlay-agent"), &etcd));
+        Self::on(lab, Some(etcd), options)
+    }
+
+    /// The same with a peers file for etcd, which is too much for a machine without hardware support.
+    pub(crate) fn by_file(options: impl FnOnce(AgentOptions) -> AgentOptions) -> Self {
+        let lab = Lab::builder().start().unwrap();
+        let options = options(peers_file(&lab));
+        Self::on(lab, None, options)
+    }
+
+    fn on(lab: Lab, etcd: Option<Etcd>, options: AgentOptions) -> Self {
         let agents: Vec<_> =
             lab.hosts().iter().take(2).map(|host| host.start_agent(&options).unwrap()).collect();
         let containers: Vec<_> =
@@ -43,6 +55,10 @@ impl Overlay {
         let overlay = Self { agents, containers, options, etcd, lab };
         overlay.settle();
         overlay
+    }
+
+    pub(crate) const fn etcd(&self) -> &Etcd {
+        self.etcd.as_ref().unwrap()
     }
 
     /// Waits until every agent has every peer and has seen its container.
@@ -134,4 +150,20 @@ impl Rise<'_> {
 pub(crate) fn network_of(address: Ipv4Addr) -> Ipv4Addr {
     let [a, b, c, _] = address.octets();
     Ipv4Addr::new(a, b, c, 0)
+}
+
+/// Agents that go by a file in which every host has a subnet.
+pub(crate) fn peers_file(lab: &Lab) -> AgentOptions {
+    let mut text = "network = \"10.1.0.0/16\"\n".to_owned();
+    for (number, host) in (1..).zip(lab.hosts()) {
+        text += &format!(
+            "[[host]]\npublic-ip = \"{}\"\nsubnet = \"10.1.{number}.0/24\"\n",
+            host.address()
+        );
+    }
+    let file = lab.directory().join("peers.toml");
+    std::fs::write(&file, text).unwrap();
+    // Nobody listens there, and nobody must ask.
+    AgentOptions::with_endpoints(env!("CARGO_BIN_EXE_overlay-agent"), "http://127.0.0.1:1")
+        .argument(&format!("--peers={}", file.display()))
 }

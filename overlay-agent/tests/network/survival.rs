@@ -3,7 +3,7 @@
 use std::{os::unix::fs::PermissionsExt as _, time::Duration};
 
 use nix::sys::signal::Signal;
-use xtask::lab::{ETCD_PREFIX, Lab, UPLINK, eventually, stream::Stream};
+use xtask::lab::{AgentOptions, ETCD_PREFIX, Lab, UPLINK, eventually, stream::Stream};
 
 use crate::{
     damage::{self, Target},
@@ -11,7 +11,7 @@ use crate::{
 };
 
 /// Streams both ways; nothing may be lost or doubled while `act` happens.
-fn nothing_is_lost(overlay: &mut Overlay, what: &str, act: impl FnOnce(&mut Overlay)) {
+pub(crate) fn nothing_is_lost(overlay: &mut Overlay, what: &str, act: impl FnOnce(&mut Overlay)) {
     let [one, two] = overlay.pair();
     let streams =
         [Stream::start(one, two, 7001), Stream::start(two, one, 7002)].map(Result::unwrap);
@@ -26,7 +26,7 @@ fn nothing_is_lost(overlay: &mut Overlay, what: &str, act: impl FnOnce(&mut Over
 #[test]
 fn stopping_killing_and_starting_the_agent_loses_nothing() {
     let mut overlay = Overlay::new();
-    let leases = overlay.etcd.list(&format!("{ETCD_PREFIX}/subnets")).unwrap();
+    let leases = overlay.etcd().list(&format!("{ETCD_PREFIX}/subnets")).unwrap();
     nothing_is_lost(&mut overlay, "stop", |overlay| overlay.agents[0].stop().unwrap());
     nothing_is_lost(&mut overlay, "start", |overlay| {
         overlay.agents[0] = overlay.lab.host(0).start_agent(&overlay.options).unwrap();
@@ -35,7 +35,7 @@ fn stopping_killing_and_starting_the_agent_loses_nothing() {
         overlay.agents[0].kill().unwrap();
         overlay.agents[0] = overlay.lab.host(0).start_agent(&overlay.options).unwrap();
     });
-    let after = overlay.etcd.list(&format!("{ETCD_PREFIX}/subnets")).unwrap();
+    let after = overlay.etcd().list(&format!("{ETCD_PREFIX}/subnets")).unwrap();
     assert_eq!(leases, after, "the same leases: subnets and MACs");
     overlay.settle();
 }
@@ -44,8 +44,9 @@ fn stopping_killing_and_starting_the_agent_loses_nothing() {
 fn losing_etcd_loses_nothing() {
     let mut overlay = Overlay::new();
     nothing_is_lost(&mut overlay, "etcd away", |overlay| {
-        overlay.etcd.stop().unwrap();
-        overlay.etcd.start_again().unwrap();
+        let etcd = overlay.etcd.as_mut().unwrap();
+        etcd.stop().unwrap();
+        etcd.start_again().unwrap();
     });
     overlay.settle();
 }
@@ -168,16 +169,7 @@ fn what_is_not_ours_is_left_alone() {
     agents[0].stop().unwrap();
     let mut again = host.start_agent(&options).unwrap();
     again.stop().unwrap();
-    let output = host
-        .command(env!("CARGO_BIN_EXE_overlay-agent"))
-        .args(["cleanup", "--pin-path"])
-        .arg(host.pins())
-        .arg("--subnet-file")
-        .arg(host.subnet_file())
-        .arg("--socket")
-        .arg(host.agent_socket())
-        .read()
-        .unwrap();
+    let output = host.clean_up(env!("CARGO_BIN_EXE_overlay-agent")).unwrap();
     assert!(output.contains("overlay.1"), "{output}");
     let read = |command: &str| {
         let (program, arguments) = command.split_once(' ').unwrap();
@@ -196,6 +188,66 @@ fn what_is_not_ours_is_left_alone() {
     assert!(!host.pins().exists() && !host.subnet_file().exists());
     assert!(!read("bpftool net").contains("from_uplink"));
     assert!(!read("iptables -S FORWARD").contains("overlay"));
+}
+
+/// As DHCP may do: the subnet stays, and peers send to the new address as soon as etcd has told them.
+#[test]
+fn a_host_that_gets_another_address_keeps_its_subnet_and_its_containers() {
+    let mut overlay = Overlay::with(Lab::builder(), AgentOptions::any_address);
+    let before = overlay.agents[1].status().unwrap()["lease"].clone();
+    let host = overlay.lab.host(1);
+    host.ip(["address", "del", &format!("{}/24", host.address()), "dev", UPLINK]).unwrap();
+    overlay.agents[1]
+        .wait_status(SOON, "the loss to be told", |status| {
+            let problems = status["problems"].to_string();
+            anyhow::ensure!(problems.contains("eth0 has lost its address"), "{problems}");
+            Ok(())
+        })
+        .unwrap();
+    host.ip(["address", "add", "192.168.33.111/24", "dev", UPLINK]).unwrap();
+    eventually(SOON, "the lease to name the new address", || {
+        let lease = overlay.agents[1].status()?["lease"].clone();
+        anyhow::ensure!(lease["public_ip"] == "192.168.33.111", "{lease}");
+        anyhow::ensure!(lease["subnet"] == before["subnet"], "{lease}");
+        anyhow::ensure!(lease["vtep_mac"] == before["vtep_mac"], "{lease}");
+        let peers = overlay.agents[0].status()?["peers"].clone();
+        anyhow::ensure!(peers[0]["public_ip"] == "192.168.33.111", "{peers}");
+        Ok(())
+    })
+    .unwrap();
+    let [one, two] = overlay.pair();
+    one.ping(two.address()).unwrap();
+    two.ping(one.address()).unwrap();
+    let [to, from] = [("from_container", "encapsulated"), ("from_uplink", "to_endpoint")]
+        .map(|(hook, reason)| overlay.rise(hook, reason));
+    overlay.ping();
+    assert!(to.of(&overlay)[1] > 0 && from.of(&overlay)[1] > 0, "by the fast path");
+    let leases = overlay.etcd.list(&format!("{ETCD_PREFIX}/subnets")).unwrap();
+    assert_eq!(leases.len(), 2, "{leases:?}");
+    let log = overlay.agents[1].log().unwrap();
+    assert!(!log.contains("our subnet was taken"), "{log}");
+}
+
+#[test]
+fn cleanup_gives_the_lease_back_if_told_so() {
+    let Overlay { mut agents, etcd, lab, .. } = Overlay::new();
+    let host = lab.host(0);
+    let others = agents[1].status().unwrap()["lease"]["subnet"].as_str().unwrap().to_owned();
+    agents[0].stop().unwrap();
+    let output = host
+        .command(env!("CARGO_BIN_EXE_overlay-agent"))
+        .args(["cleanup", "--lease", "--etcd-endpoints", &etcd.endpoint(), "--pin-path"])
+        .arg(host.pins())
+        .arg("--subnet-file")
+        .arg(host.subnet_file())
+        .arg("--socket")
+        .arg(host.agent_socket())
+        .read()
+        .unwrap();
+    assert!(output.contains("from etcd") && output.contains("overlay.1"), "{output}");
+    let leases = etcd.list(&format!("{ETCD_PREFIX}/subnets")).unwrap();
+    let keys: Vec<_> = leases.iter().map(|(key, _)| key.as_str()).collect();
+    assert_eq!(keys, [format!("{ETCD_PREFIX}/subnets/{}", others.replace('/', "-"))]);
 }
 
 #[test]
@@ -221,6 +273,7 @@ fn flannel_is_replaced_in_place() {
     let mac = status["lease"]["vtep_mac"].as_str().unwrap().to_owned();
     let subnet = status["lease"]["subnet"].as_str().unwrap().to_owned();
     let Overlay { mut agents, containers, options, lab, etcd } = overlay;
+    let etcd = etcd.unwrap();
     let leases = etcd.list(&format!("{ETCD_PREFIX}/subnets")).unwrap();
     agents[0].stop().unwrap();
     let host = lab.host(0);

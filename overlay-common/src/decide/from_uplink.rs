@@ -1,7 +1,7 @@
 use network_types::{ip::Ipv4Hdr, udp::UdpHdr, vxlan::VxlanHdr};
 
 use super::{
-    Recipient, Tables, check_inner, has_options, is_fragment, load_headers, recipient,
+    Recipient, Tables, check_inner, has_options, is_fragment, load_headers, lookup_peer, recipient,
     stack_flow::answers_a_stack_flow,
 };
 use crate::{
@@ -11,9 +11,11 @@ use crate::{
     tables::{Direction, HostConfig, VtepKey},
 };
 
-/// A VXLAN packet that may be decapsulated, and for whom.
+/// A packet that may be delivered, and to whom.
 #[derive(Clone, Copy, Debug)]
-pub struct Decapsulation {
+pub struct Arrival {
+    /// Whether it has to be decapsulated before.
+    pub encapsulated: bool,
     /// Whom its inner packet is for.
     pub recipient: Recipient,
     /// Its inner IPv4 header.
@@ -31,8 +33,11 @@ pub fn from_uplink(
     packet: &impl Packet,
     host: &HostConfig,
     tables: &impl Tables,
-) -> Result<Decapsulation, Reason> {
+) -> Result<Arrival, Reason> {
     let (_, outer) = load_headers(packet)?;
+    if host.subnet().contains(outer.dst_addr) {
+        return from_link(packet, host, tables, outer);
+    }
     if outer.dst_addr != host.uplink_address || outer.proto != PROTOCOL_UDP {
         return Err(Reason::NotVxlan);
     }
@@ -77,7 +82,45 @@ pub fn from_uplink(
         }
         Recipient::Subnet | Recipient::Endpoint(_) => {}
     }
-    Ok(Decapsulation { recipient, ipv4, tos })
+    Ok(Arrival { encapsulated: true, recipient, ipv4, tos })
+}
+
+/// Decides about a packet for our subnet that is not encapsulated: from a peer on the same link, it is
+/// delivered like others (`DirectRouting`); from any other address of the overlay, it is forged.
+#[inline(always)]
+fn from_link(
+    packet: &impl Packet,
+    host: &HostConfig,
+    tables: &impl Tables,
+    ipv4: Ipv4Hdr,
+) -> Result<Arrival, Reason> {
+    if !host.network().contains(ipv4.src_addr) {
+        return Err(Reason::NotVxlan);
+    }
+    let peer = lookup_peer(host, tables, ipv4.src_addr).ok_or(Reason::Unencapsulated)?;
+    if !peer.is_direct() {
+        return Err(Reason::Unencapsulated);
+    }
+    if !host.fast_path() {
+        return Err(Reason::FastPathOff);
+    }
+    if has_options(&ipv4) {
+        return Err(Reason::IpOptions);
+    }
+    if is_fragment(&ipv4) {
+        return Err(Reason::Fragment);
+    }
+    if !checksum::is_valid(&ipv4) {
+        return Err(Reason::BadOuterChecksum);
+    }
+    if answers_a_stack_flow(packet, ETHERNET_LENGTH, &ipv4, Direction::Arrived, tables) {
+        return Err(Reason::StackFlow);
+    }
+    let recipient = recipient(tables, ipv4.dst_addr);
+    if recipient == Recipient::Host {
+        return Err(Reason::HostDestination);
+    }
+    Ok(Arrival { encapsulated: false, recipient, ipv4, tos: ipv4.tos })
 }
 
 /// RFC 7348, section 5: the identifier must be flagged as valid; reserved bits are ignored.
@@ -96,9 +139,14 @@ fn check_vxlan(host: &HostConfig, vxlan: &VxlanHdr) -> Result<(), Reason> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::decide::test_support::{ENDPOINT, LOCAL, REMOTE, World, vxlan_packet};
+    use crate::{
+        decide::test_support::{
+            ENDPOINT, HOST, LOCAL, PEER, REMOTE, World, udp_packet, vxlan_packet,
+        },
+        tables::Peer,
+    };
 
-    fn decide(edit: impl FnOnce(&mut Vec<u8>)) -> Result<Decapsulation, Reason> {
+    fn decide(edit: impl FnOnce(&mut Vec<u8>)) -> Result<Arrival, Reason> {
         let world = World::new();
         let mut packet = vxlan_packet(&world.host, REMOTE, LOCAL);
         edit(&mut packet.bytes);
@@ -126,7 +174,6 @@ mod tests {
 
     #[test]
     fn every_refusal_has_its_name() {
-        type Edit = fn(&mut Vec<u8>);
         let cases: [(Reason, Edit); 16] = [
             (Reason::NotIpv4, |bytes| bytes[13] = 0x06),
             (Reason::NotVxlan, |bytes| bytes[33] ^= 1),
@@ -197,5 +244,41 @@ mod tests {
         assert_eq!(udp, Reason::Aggregate);
         packet.bytes[73] = PROTOCOL_TCP;
         assert!(from_uplink(&packet, &world.host, &world).is_ok());
+    }
+
+    fn from_link(peer: Peer, edit: impl FnOnce(&mut Vec<u8>)) -> Result<Arrival, Reason> {
+        let world = World { peer, ..World::new() };
+        let mut packet = udp_packet(REMOTE, LOCAL, 10);
+        edit(&mut packet.bytes);
+        from_uplink(&packet, &world.host, &world)
+    }
+
+    type Edit = fn(&mut Vec<u8>);
+
+    #[test]
+    fn a_peer_on_the_link_may_send_packets_as_they_are() {
+        let on_link = Peer { direct: 1, ..PEER };
+        let arrival = from_link(on_link, |_| ()).expect("delivered");
+        assert_eq!(
+            (arrival.encapsulated, arrival.recipient),
+            (false, Recipient::Endpoint(ENDPOINT))
+        );
+        let cases: [(Reason, Edit); 8] = [
+            (Reason::NotVxlan, |bytes| bytes[26] = 11),
+            (Reason::Unencapsulated, |bytes| bytes[28] = 21),
+            (Reason::Unencapsulated, |bytes| bytes[28] = 15),
+            (Reason::IpOptions, |bytes| bytes[14] = 0x46),
+            (Reason::Fragment, |bytes| bytes[20] = 0x20),
+            (Reason::BadOuterChecksum, |bytes| bytes[24] ^= 1),
+            (Reason::HostDestination, |bytes| {
+                (bytes[33], bytes[25]) = (HOST[3], bytes[25].wrapping_add(1));
+            }),
+            (Reason::NotVxlan, |bytes| bytes[32] = 16),
+        ];
+        for (reason, edit) in cases {
+            assert_eq!(from_link(on_link, edit).expect_err("not delivered"), reason);
+        }
+        let refused = from_link(PEER, |_| ()).expect_err("not delivered");
+        assert_eq!(refused, Reason::Unencapsulated, "not on the link");
     }
 }

@@ -12,7 +12,7 @@ use network_types::ip::Ipv4Hdr;
 
 pub use from_container::{Encapsulation, from_bridge, from_container};
 pub use from_tunnel::{Delivery, TunnelSource, from_tunnel};
-pub use from_uplink::{Decapsulation, from_uplink};
+pub use from_uplink::{Arrival, from_uplink};
 pub use stack_flow::remember_leaving;
 pub use to_bridge::to_bridge;
 pub use to_tunnel::{TunnelTarget, to_tunnel};

@@ -23,7 +23,8 @@ pub(super) const PEER: Peer = Peer {
     public_address: [192, 168, 33, 11],
     next_hop: [0; 4],
     vtep_mac: [2, 0, 0, 0, 0, 11],
-    reserved: [0; 2],
+    direct: 0,
+    reserved: 0,
 };
 pub(super) const ENDPOINT: Endpoint =
     Endpoint { ifindex: 7, mac: [2, 0, 0, 0, 15, 2], reserved: [0; 2] };
@@ -32,12 +33,14 @@ const PEER_SUBNET: Prefix = Prefix { address: [10, 1, 20, 0], length: 24 };
 
 pub(super) struct World {
     pub(super) host: HostConfig,
+    pub(super) peer: Peer,
     pub(super) stack_flows: Vec<(StackFlowKey, Direction)>,
 }
 
 impl World {
     pub(super) fn new() -> Self {
         Self {
+            peer: PEER,
             stack_flows: Vec::new(),
             host: HostConfig {
                 flags: HostConfig::FAST_PATH,
@@ -60,7 +63,7 @@ impl World {
 
 impl Tables for World {
     fn peer(&self, key: &PeerKey) -> Option<Peer> {
-        (*key == PeerKey::new(PEER_SUBNET)).then_some(PEER)
+        (*key == PeerKey::new(PEER_SUBNET)).then_some(self.peer)
     }
 
     fn vtep(&self, key: &VtepKey) -> Option<Vtep> {

@@ -29,8 +29,21 @@ map_type! {
         pub next_hop: [u8; 4],
         /// Inner destination MAC: `VtepMAC` of the lease. A kernel VTEP drops every other.
         pub vtep_mac: [u8; 6],
+        /// 1 where containers' packets go to the peer as they are, over the link that both are on
+        /// (`DirectRouting`); else 0. What takes the stack is encapsulated all the same, which every peer
+        /// understands: redirected from the tunnel device, a packet keeps the route to that, by which the
+        /// kernel sends it wherever it had to wait for the neighbour.
+        pub direct: u8,
         /// Padding, zero.
-        pub reserved: [u8; 2],
+        pub reserved: u8,
+    }
+}
+
+impl Peer {
+    /// Whether packets may go to the peer, and come from it, without encapsulation.
+    #[inline(always)]
+    pub const fn is_direct(&self) -> bool {
+        self.direct != 0
     }
 }
 

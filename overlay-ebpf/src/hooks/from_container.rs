@@ -4,7 +4,7 @@ use overlay_common::{Hook, Reason, decide};
 use crate::{
     maps::{Maps, host},
     packet::{Skb, TCP_HEADERS, ifindex},
-    steps::encap,
+    steps::{encap, route},
     verdict::conclude,
 };
 
@@ -14,6 +14,6 @@ pub(crate) fn from_container(ctx: TcContext) -> i32 {
     conclude(Hook::FromContainer, &ctx, |ctx| {
         let host = host().ok_or(Reason::NotConfigured)?;
         let plan = decide::from_container(&Skb::new(ctx, TCP_HEADERS), ifindex(ctx), host, &Maps)?;
-        encap(ctx, host, &plan)
+        if plan.peer.is_direct() { route(ctx, host, &plan) } else { encap(ctx, host, &plan) }
     })
 }

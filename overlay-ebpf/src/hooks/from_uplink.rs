@@ -24,7 +24,9 @@ pub(crate) fn from_uplink(ctx: TcContext) -> i32 {
         if plan.recipient == Recipient::Subnet && !on_bridge(ctx, host, &plan.ipv4) {
             return Err(Reason::HostDestination);
         }
-        decap(ctx, &plan)?;
+        if plan.encapsulated {
+            decap(ctx, &plan)?;
+        }
         deliver(ctx, host, plan.recipient)
     })
 }

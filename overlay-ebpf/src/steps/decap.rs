@@ -8,18 +8,18 @@ use aya_ebpf::{
 };
 use overlay_common::{
     Reason, checksum,
-    decide::Decapsulation,
+    decide::Arrival,
     encap::OVERHEAD,
     packet::{ETHERNET_LENGTH, IPV4_LENGTH},
 };
 
 use crate::packet::Skb;
 
-const SHRINK: u64 = (BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_NO_CSUM_RESET) as u64;
+pub(crate) const SHRINK: u64 = (BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_NO_CSUM_RESET) as u64;
 
 /// Takes the outer headers off; the packet's first Ethernet header stays, with the MACs of the wire.
 #[inline(always)]
-pub(crate) fn decap(ctx: &TcContext, plan: &Decapsulation) -> Result<(), Reason> {
+pub(crate) fn decap(ctx: &TcContext, plan: &Arrival) -> Result<(), Reason> {
     ctx.adjust_room(-(OVERHEAD as i32), BPF_ADJ_ROOM_MAC, SHRINK)
         .or(Err(Reason::HelperDeclined))?;
     // The NIC's verdict on the outer UDP checksum went with the header. The helper refuses where there

@@ -3,9 +3,12 @@
 mod decap;
 mod deliver;
 mod encap;
+mod send;
 mod tunnel_key;
 
-pub(crate) use decap::decap;
+pub(crate) use decap::{SHRINK, decap};
 pub(crate) use deliver::{deliver, on_bridge, take_delivery_mark};
-pub(crate) use encap::encap;
+pub(crate) use encap::{GROW, encap};
+pub(crate) use send::route;
+use send::send;
 pub(crate) use tunnel_key::{set_tunnel_key, tunnel_source};

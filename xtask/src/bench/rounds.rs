@@ -129,7 +129,7 @@ pub(super) fn run(plan: &Plan, agent: &Path) -> Result<Vec<Sample>> {
 }
 
 /// A contender with its servers running.
-struct Track {
+pub(super) struct Track {
     contender: Contender,
     standing: Standing,
     servers: Vec<Process>,
@@ -139,7 +139,12 @@ struct Track {
 }
 
 impl Track {
-    fn new(lab: &Lab, contender: Contender, standing: Standing, cores: [usize; 2]) -> Result<Self> {
+    pub(super) fn new(
+        lab: &Lab,
+        contender: Contender,
+        standing: Standing,
+        cores: [usize; 2],
+    ) -> Result<Self> {
         let own = std::env::current_exe().context("cannot find our own program")?;
         let worker = Cmd::new(own).args(["bench", "worker"]);
         let address = standing.server().address.to_string();
@@ -167,7 +172,7 @@ impl Track {
     }
 
     /// One run, with what others did meanwhile.
-    fn measure(&mut self, work: Work, milliseconds: u64) -> Result<(Values, f64, f64)> {
+    pub(super) fn measure(&mut self, work: Work, milliseconds: u64) -> Result<(Values, f64, f64)> {
         for server in &mut self.servers {
             server.check_running()?;
         }

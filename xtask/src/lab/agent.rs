@@ -20,6 +20,8 @@ pub struct AgentOptions {
     etcd_endpoints: String,
     etcd_prefix: String,
     fast_path: bool,
+    /// Whether the host's address is named.
+    public_ip: bool,
     bridge: Option<String>,
     arguments: Vec<String>,
     environment: Vec<(String, String)>,
@@ -38,6 +40,7 @@ impl AgentOptions {
             etcd_endpoints: etcd_endpoints.to_owned(),
             etcd_prefix: ETCD_PREFIX.to_owned(),
             fast_path: true,
+            public_ip: true,
             bridge: None,
             arguments: Vec::new(),
             environment: Vec::new(),
@@ -60,6 +63,13 @@ impl AgentOptions {
     #[must_use]
     pub fn fast_path(mut self, on: bool) -> Self {
         self.fast_path = on;
+        self
+    }
+
+    /// Without `--public-ip`: the agent uses whatever address its host's cable has.
+    #[must_use]
+    pub fn any_address(mut self) -> Self {
+        self.public_ip = false;
         self
     }
 
@@ -94,11 +104,12 @@ impl AgentOptions {
             &self.etcd_prefix,
             "--iface",
             UPLINK,
-            "--public-ip",
-            &host.address().to_string(),
             "--fast-path",
             if self.fast_path { "on" } else { "off" },
         ]);
+        if self.public_ip {
+            command = command.args(["--public-ip", &host.address().to_string()]);
+        }
         command = command.arg("--subnet-file").arg(host.subnet_file());
         command = command.arg("--pin-path").arg(host.pins());
         command = command.arg("--socket").arg(host.agent_socket());

@@ -139,6 +139,18 @@ impl Host {
         Agent::spawn(&self.ledger, self, options)
     }
 
+    /// Removes what an agent left behind, and returns what it says it has removed.
+    pub fn clean_up(&self, agent_binary: impl AsRef<Path>) -> Result<String> {
+        self.command(agent_binary)
+            .args(["cleanup", "--pin-path"])
+            .arg(self.pins())
+            .arg("--subnet-file")
+            .arg(self.subnet_file())
+            .arg("--socket")
+            .arg(self.agent_socket())
+            .read()
+    }
+
     /// Captures what goes over its cable, from now on; see [`Capture::start`].
     pub fn capture(&self, filter: &str) -> Result<Capture> {
         Capture::start(&self.ledger, &self.namespace, UPLINK, filter)

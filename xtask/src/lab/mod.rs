@@ -64,7 +64,7 @@ pub use self::{
     machine::Machine,
     namespace::{Namespace, enter, path as namespace_path},
     process::{Process, ProcessId, STOP_WITHIN, tail},
-    wait::{GiveUp, eventually},
+    wait::{GiveUp, PATIENCE_VARIABLE, eventually},
     wire::{PREFIX_LENGTH, UPLINK, Wire},
 };
 use crate::interrupt;

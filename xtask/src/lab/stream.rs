@@ -11,10 +11,15 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, anyhow, ensure};
+use nix::sys::socket::{setsockopt, sockopt::RcvBufForce};
 
 use super::{Container, eventually};
 
 const INTERVAL: Duration = Duration::from_millis(1);
+
+/// In bytes, of which a small datagram takes some 800: enough for seconds in which a busy machine does not let
+/// the receiver run. What a full socket drops, the network has not lost.
+const RECEIVE_BUFFER: usize = 8 << 20;
 
 /// A stream between two containers, one way.
 #[derive(Debug)]
@@ -46,6 +51,7 @@ impl Stream {
         let receiver = to.namespace().within(move || {
             let socket = UdpSocket::bind(target)?;
             socket.set_read_timeout(Some(Duration::from_millis(500)))?;
+            setsockopt(&socket, RcvBufForce, &RECEIVE_BUFFER)?;
             Ok(socket)
         })?;
         let sender = from.namespace().within(move || {

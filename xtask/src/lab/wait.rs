@@ -1,7 +1,9 @@
 //! Waiting for a condition, with a deadline: never a sleep for luck.
 
 use std::{
-    fmt, thread,
+    env, fmt,
+    sync::OnceLock,
+    thread,
     time::{Duration, Instant},
 };
 
@@ -30,6 +32,7 @@ pub fn eventually<T>(
     what: &str,
     mut attempt: impl FnMut() -> Result<T>,
 ) -> Result<T> {
+    let within = within * patience();
     let start = Instant::now();
     let mut pause = Duration::from_millis(5);
     loop {
@@ -48,6 +51,16 @@ pub fn eventually<T>(
         thread::sleep(pause);
         pause = (pause * 2).min(Duration::from_millis(100));
     }
+}
+
+/// How many times longer things may take here: a number in this variable, for machines that are slow by nature.
+pub const PATIENCE_VARIABLE: &str = "OVERLAY_PATIENCE";
+
+fn patience() -> u32 {
+    static PATIENCE: OnceLock<u32> = OnceLock::new();
+    *PATIENCE.get_or_init(|| {
+        env::var(PATIENCE_VARIABLE).ok().and_then(|text| text.parse().ok()).unwrap_or(1)
+    })
 }
 
 #[cfg(test)]

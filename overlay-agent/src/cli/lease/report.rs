@@ -26,7 +26,8 @@ pub(super) struct LeaseReport {
     pub(super) public_ip: Option<Ipv4Addr>,
     /// How the host carries packets.
     backend: Option<String>,
-    vtep_mac: Option<String>,
+    /// The MAC of its tunnel device.
+    pub(super) vtep_mac: Option<String>,
     vni: Option<u32>,
     /// Whether it stays until it is deleted.
     reserved: bool,

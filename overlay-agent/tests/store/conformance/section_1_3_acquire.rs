@@ -125,3 +125,24 @@ async fn a_host_that_starts_while_etcd_is_away_waits_for_it() {
     world.etcd.restart().await;
     within(waiting).await.unwrap().unwrap();
 }
+
+/// Known by the subnet that it had and the MAC of its device, which is still there.
+#[tokio::test]
+async fn a_host_whose_address_has_changed_keeps_its_subnet() {
+    let mut world = World::new(CONFIG).await;
+    world.put_with_ttl("10.5.7.0-24", &value(1), 1000).await;
+    let moved = Request {
+        public_ip: [192, 0, 2, 101].into(),
+        previous: Some(subnet("10.5.7.0/24")),
+        ..request(1)
+    };
+    let acquired = world.acquire(&moved).await;
+    assert_eq!(acquired.lease.public_ip, moved.public_ip);
+    assert_eq!(acquired.lease.subnet, subnet("10.5.7.0/24"));
+    let kv = world.get("10.5.7.0-24").await.unwrap();
+    assert_eq!(kv.value_str().unwrap(), value(1).replace("192.0.2.1", "192.0.2.101"));
+
+    // Another host with that subnet file, but without the device, is not the same.
+    let clone = Request { public_ip: [192, 0, 2, 102].into(), vtep_mac: None, ..moved };
+    assert_ne!(world.acquire(&clone).await.lease.subnet, subnet("10.5.7.0/24"));
+}

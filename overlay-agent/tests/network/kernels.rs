@@ -1,0 +1,191 @@
+//! What must hold on every kernel that people run. `cargo xtask test vm` runs these inside virtual machines, without
+//! hardware support: nothing here measures, and traffic is as little as proves something.
+
+use std::time::Duration;
+
+use overlay_agent::{exit::Exit, fail};
+use serde_json::Value;
+use xtask::lab::{AgentOptions, Host, Lab, UPLINK, eventually};
+
+use crate::{
+    overlay::{Overlay, SOON, peers_file},
+    survival::nothing_is_lost,
+    throughput::{file, transfer},
+};
+
+/// Filters even where the kernel has TCX.
+pub(crate) fn by_filters(options: AgentOptions) -> AgentOptions {
+    options.environment(fail::WITHOUT_VARIABLE, "tcx")
+}
+
+/// Filters of ours on one side of an interface, by hook.
+pub(crate) fn filters(host: &Host, interface: &str, side: &str) -> Vec<String> {
+    let shown =
+        host.command("tc").args(["-j", "filter", "show", "dev", interface, side]).read().unwrap();
+    let shown: Vec<Value> = serde_json::from_str(&shown).unwrap();
+    shown
+        .iter()
+        .filter_map(|filter| filter["options"]["bpf_name"].as_str())
+        .filter(|name| overlay_common::Hook::ALL.iter().any(|hook| hook.name() == *name))
+        .map(str::to_owned)
+        .collect()
+}
+
+/// Pings of several sizes and a file each way, with offloads and without, and the counters that say which path they
+/// took.
+fn talk(fast_path: bool) {
+    let overlay = Overlay::by_file(|options| options.fast_path(fast_path));
+    let [one, two] = overlay.pair();
+    for imitate_wire in [false, true] {
+        overlay.lab.wire().imitate(imitate_wire).unwrap();
+        let counted = [
+            ("from_container", "encapsulated"),
+            ("from_uplink", "to_endpoint"),
+            ("to_tunnel", "tunnel_key_set"),
+            ("from_tunnel", ""),
+        ]
+        .map(|(hook, reason)| overlay.rise(hook, reason));
+        for size in ["0", "56", "1000", "1422"] {
+            one.command("ping")
+                .args(["-n", "-c", "5", "-i", "0.05", "-W", "5", "-p", "a5c3", "-s", size])
+                .arg(two.address().to_string())
+                .deadline(Duration::from_mins(1))
+                .run()
+                .unwrap();
+        }
+        let sent = file();
+        assert!(transfer(one, two, sent.clone()) == sent, "one to two");
+        assert!(transfer(two, one, sent.clone()) == sent, "two to one");
+
+        let [sent_fast, received_fast, sent_slow, received_slow] =
+            counted.map(|counter| counter.of(&overlay));
+        println!(
+            "wire imitated {imitate_wire}, fast path {fast_path}: fast {sent_fast:?} out, \
+             {received_fast:?} in; slow {sent_slow:?} out, {received_slow:?} in"
+        );
+        for host in [0, 1] {
+            let fast = [sent_fast[host], received_fast[host]];
+            let slow = [sent_slow[host], received_slow[host]];
+            let [taken, avoided] = if fast_path { [fast, slow] } else { [slow, fast] };
+            assert!(taken.iter().all(|&packets| packets > 40), "{taken:?}");
+            assert_eq!(avoided, [0, 0], "packets that took the other path");
+        }
+    }
+}
+
+#[test]
+fn containers_talk_by_the_fast_path_with_offloads_and_without() {
+    talk(true);
+}
+
+#[test]
+fn containers_talk_by_the_slow_path_with_offloads_and_without() {
+    talk(false);
+}
+
+#[test]
+fn killing_and_starting_the_agent_loses_nothing_on_any_kernel() {
+    let mut overlay = Overlay::by_file(|options| options);
+    nothing_is_lost(&mut overlay, "kill -9 and start", |overlay| {
+        overlay.agents[0].kill().unwrap();
+        overlay.agents[0] = overlay.lab.host(0).start_agent(&overlay.options).unwrap();
+    });
+    overlay.settle();
+}
+
+#[test]
+fn an_agent_takes_the_place_of_the_filters_of_the_one_before() {
+    let mut overlay = Overlay::by_file(by_filters);
+    let status = overlay.agents[0].status().unwrap();
+    assert_eq!(status["attached_by"], "clsact");
+    nothing_is_lost(&mut overlay, "filters: kill -9 and start", |overlay| {
+        overlay.agents[0].kill().unwrap();
+        overlay.agents[0] = overlay.lab.host(0).start_agent(&overlay.options).unwrap();
+    });
+    overlay.settle();
+    let host = overlay.lab.host(0);
+    let places = [
+        (UPLINK, "ingress", "from_uplink"),
+        (xtask::lab::BRIDGE, "ingress", "from_bridge"),
+        (xtask::lab::BRIDGE, "egress", "to_bridge"),
+        ("overlay.1", "ingress", "from_tunnel"),
+        ("overlay.1", "egress", "to_tunnel"),
+        (overlay.containers[0].veth(), "ingress", "from_container"),
+    ];
+    for (interface, side, hook) in places {
+        assert_eq!(filters(host, interface, side), [hook], "{interface} {side}");
+        host.command("tc")
+            .args(["filter", "del", "dev", interface, side, "pref", "8472"])
+            .run()
+            .unwrap();
+        eventually(Duration::from_secs(5), "the filter to be back", || {
+            anyhow::ensure!(filters(host, interface, side) == [hook], "{interface} {side}");
+            Ok(())
+        })
+        .unwrap();
+    }
+    overlay.ping();
+}
+
+#[test]
+fn filters_of_others_are_left_alone() {
+    let lab = Lab::builder().hosts(1).start().unwrap();
+    let host = lab.host(0);
+    let tc = |words: &str| host.command("tc").args(words.split(' ')).read().unwrap();
+    tc(&format!("qdisc add dev {UPLINK} clsact"));
+    // Classic filters that match nothing: return 0.
+    for (side, priority) in [("ingress", "1"), ("ingress", "50000"), ("egress", "8472")] {
+        host.command("tc")
+            .args(["filter", "add", "dev", UPLINK, side, "prio", priority])
+            .args(["bpf", "bytecode", "1,6 0 0 0"])
+            .run()
+            .unwrap();
+    }
+    let seen = || {
+        [
+            tc(&format!("qdisc show dev {UPLINK}")),
+            tc(&format!("filter show dev {UPLINK} ingress pref 1")),
+            tc(&format!("filter show dev {UPLINK} ingress pref 50000")),
+            tc(&format!("filter show dev {UPLINK} egress")),
+        ]
+    };
+    let before = seen();
+    let options = by_filters(peers_file(&lab));
+    for _ in 0..2 {
+        let mut agent = host.start_agent(&options).unwrap();
+        agent
+            .wait_status(SOON, "the programs to be attached", |status| {
+                let programs = status["programs"].to_string();
+                anyhow::ensure!(programs.contains("from_uplink"), "{programs}");
+                Ok(())
+            })
+            .unwrap();
+        assert_eq!(filters(host, UPLINK, "ingress"), ["from_uplink"]);
+        agent.stop().unwrap();
+        assert_eq!(filters(host, UPLINK, "ingress"), ["from_uplink"], "the agent is gone");
+        assert_eq!(seen(), before);
+    }
+    let removed = host.clean_up(env!("CARGO_BIN_EXE_overlay-agent")).unwrap();
+    assert!(removed.contains(&format!("filters on {UPLINK}")), "{removed}");
+    assert!(filters(host, UPLINK, "ingress").is_empty());
+    assert_eq!(seen(), before);
+}
+
+#[test]
+fn a_kernel_that_lacks_something_is_refused_by_name() {
+    let lab = Lab::builder().hosts(1).start().unwrap();
+    let options =
+        AgentOptions::with_endpoints(env!("CARGO_BIN_EXE_overlay-agent"), "http://127.0.0.1:1");
+    let output = options
+        .environment(fail::WITHOUT_VARIABLE, "btf,redirect_neigh")
+        .command(lab.host(0))
+        .deadline(SOON)
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(i32::from(Exit::Unavailable.code())), "{output:?}");
+    assert!(
+        output.stderr.contains("lacks redirect_neigh, which came with Linux 5.10"),
+        "{}",
+        output.stderr
+    );
+}

@@ -1,0 +1,110 @@
+//! The layer `vm` of the tests: a row for each kernel.
+
+use anyhow::Result;
+use comfy_table::{Table, presets};
+
+use super::{KERNELS, Kernel, Run, Step, run_all, test_programs};
+use crate::test::Counts;
+
+/// What to run where: every program and its decisions, packet by packet; then hosts and containers. Programs
+/// can move between links and filters only where there are both.
+fn steps(kernel: Kernel, [datapath, network]: &[std::path::PathBuf; 2]) -> Vec<Step> {
+    let mut filters = vec!["kernels::"];
+    if kernel.has_tcx() {
+        filters.push("switching::");
+    }
+    let step = |name, program: &std::path::Path, filters: &[&str]| Step {
+        name,
+        program: program.to_owned(),
+        arguments: ["--test-threads=1", "--nocapture"]
+            .iter()
+            .chain(filters)
+            .map(|&word| word.to_owned())
+            .collect(),
+    };
+    vec![step("datapath", datapath, &[]), step("network", network, &filters)]
+}
+
+/// The kernels among `names`; all where there is none.
+pub(crate) fn chosen(names: &[String]) -> Vec<Kernel> {
+    let named = |kernel: &Kernel| names.iter().any(|name| name == kernel.series);
+    let any = KERNELS.iter().any(named);
+    KERNELS.into_iter().filter(|kernel| !any || named(kernel)).collect()
+}
+
+/// Runs the tests on these kernels, shows what came of each, and returns the counts and what went wrong apart from
+/// failed tests.
+pub(crate) fn test(kernels: &[Kernel]) -> Result<(Counts, Option<String>)> {
+    let programs = test_programs(["datapath", "network"])?;
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING);
+    table.set_header(["KERNEL", "RELEASE", "DATAPATH", "NETWORK", "TIME", "RESULT"]);
+    let mut total = Counts::default();
+    let mut troubles = Vec::new();
+    for (kernel, result) in run_all(kernels, |kernel| steps(kernel, &programs)) {
+        match result {
+            Ok(run) => {
+                let (counts, row) = summarize(&run, &mut troubles);
+                total.add(counts);
+                table.add_row(row);
+            }
+            Err(error) => {
+                table.add_row([kernel.series, "", "", "", "", "failed"]);
+                troubles.push(format!("Linux {}: {error:#}", kernel.series));
+            }
+        }
+    }
+    println!("\n{table}\n");
+    Ok((total, (!troubles.is_empty()).then(|| troubles.join("\n"))))
+}
+
+fn summarize(run: &Run, troubles: &mut Vec<String>) -> (Counts, [String; 6]) {
+    println!("\n── Linux {}", run.release);
+    let mut total = Counts::default();
+    let mut cells = [String::from("did not run"), String::from("did not run")];
+    let before = troubles.len();
+    for (name, cell) in ["datapath", "network"].into_iter().zip(&mut cells) {
+        let Some(step) = run.steps.iter().find(|step| step.name == name) else {
+            troubles.push(format!("Linux {}: {name} did not run", run.release));
+            continue;
+        };
+        let counts = step.output.lines().find_map(Counts::parse);
+        let fine = step.code == Some(0) && counts.is_some_and(|counts| counts.failed == 0);
+        for line in step.output.lines().filter(|line| !fine || line.starts_with("test ")) {
+            println!("{line}");
+        }
+        match counts {
+            Some(counts) => {
+                total.add(counts);
+                *cell = counts.closing_line();
+            }
+            None => "did not end".clone_into(cell),
+        }
+        if !fine && counts.is_none_or(|counts| counts.failed == 0) {
+            troubles.push(format!("Linux {}: {name} ended with {:?}", run.release, step.code));
+        }
+    }
+    let fine = total.failed == 0 && troubles.len() == before;
+    let [datapath, network] = cells;
+    let row = [
+        run.kernel.series.to_owned(),
+        run.release.clone(),
+        datapath,
+        network,
+        format!("{:.0} s", run.time.as_secs_f64()),
+        if fine { "passed" } else { "failed" }.to_owned(),
+    ];
+    (total, row)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kernels_are_chosen_by_their_number() {
+        assert_eq!(chosen(&[]), KERNELS);
+        assert_eq!(chosen(&["vm".to_owned()]), KERNELS);
+        assert_eq!(chosen(&["6.12".to_owned()]), [KERNELS[1]]);
+    }
+}
