@@ -14,9 +14,9 @@ use crate::{
     exit::{Exit, WithExit as _},
 };
 
-/// Arguments of `cleanup`.
+/// Where things of the agent's are.
 #[derive(Debug, Args)]
-pub struct CleanupArgs {
+pub struct PlacesArgs {
     /// Where the programs and maps are pinned
     #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf/overlay")]
     pub pin_path: PathBuf,
@@ -28,6 +28,21 @@ pub struct CleanupArgs {
     /// Where the agent listens
     #[arg(long, value_name = "PATH", default_value = DEFAULT_SOCKET)]
     pub socket: PathBuf,
+}
+
+impl From<PlacesArgs> for Places {
+    fn from(args: PlacesArgs) -> Self {
+        let PlacesArgs { pin_path, subnet_file, socket } = args;
+        Self { pin_path, subnet_file, socket }
+    }
+}
+
+/// Arguments of `cleanup`.
+#[derive(Debug, Args)]
+pub struct CleanupArgs {
+    /// Where things of the agent's are.
+    #[command(flatten)]
+    pub places: PlacesArgs,
 
     /// Give the lease back to etcd, too, so that another host may have the subnet at once
     #[arg(long)]
@@ -44,8 +59,7 @@ pub async fn run(args: CleanupArgs) -> anyhow::Result<()> {
         return Err(anyhow::anyhow!("overlay-agent cleanup has to be root"))
             .exit(Exit::NotPermitted);
     }
-    let places =
-        Places { pin_path: args.pin_path, subnet_file: args.subnet_file, socket: args.socket };
+    let places = Places::from(args.places);
     let lease = if args.lease {
         let lease = own_lease(&places).await?;
         let lease = lease.context("there is no lease to give back: no subnet file, or no device");

@@ -5,9 +5,8 @@ use std::io::BufRead as _;
 use anyhow::{Context as _, Result};
 use clap::Args;
 
-use super::{cleanup::CleanupArgs, etcd::EtcdArgs, output::print};
+use super::{cleanup::PlacesArgs, etcd::EtcdArgs, output::print};
 use crate::{
-    cleanup::Places,
     exit::{Exit, WithExit as _},
     provision::{self, Leaving},
     run_config::EtcdConfig,
@@ -26,7 +25,7 @@ pub struct LeaveArgs {
 
     /// Where things of the agent's are.
     #[command(flatten)]
-    pub places: CleanupArgs,
+    pub places: PlacesArgs,
 
     /// How to reach etcd.
     #[command(flatten)]
@@ -35,9 +34,8 @@ pub struct LeaveArgs {
 
 /// Leaves, after asking.
 pub async fn run(args: LeaveArgs) -> Result<()> {
-    let CleanupArgs { pin_path, subnet_file, socket } = args.places;
     let leaving = Leaving {
-        places: Places { pin_path, subnet_file, socket },
+        places: args.places.into(),
         etcd: EtcdConfig::try_from(&args.etcd).exit(Exit::Usage)?,
         keep: args.keep,
     };

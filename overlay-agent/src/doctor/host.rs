@@ -17,7 +17,7 @@ pub(super) fn kernel(found: &mut Findings) {
         found.add(
             Check::Kernel,
             format!("this kernel does not take the programs: {error:#}"),
-            "boot Linux 6.6 or later with CONFIG_BPF_SYSCALL, and run this as root",
+            "boot Linux 6.1 or later, and run this as root",
         );
     }
 }
