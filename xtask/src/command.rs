@@ -72,7 +72,7 @@ impl Cmd {
     /// Runs another program with all that was said about this one.
     #[must_use]
     pub fn program(mut self, program: impl AsRef<OsStr>) -> Self {
-        self.program = program.as_ref().to_owned();
+        program.as_ref().clone_into(&mut self.program);
         self
     }
 

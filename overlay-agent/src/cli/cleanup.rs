@@ -16,7 +16,7 @@ use crate::{
 
 /// Where things of the agent's are.
 #[derive(Debug, Args)]
-pub struct PlaceArgs {
+pub struct PlacesArgs {
     /// Where the programs and maps are pinned
     #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf/overlay")]
     pub pin_path: PathBuf,
@@ -30,8 +30,9 @@ pub struct PlaceArgs {
     pub socket: PathBuf,
 }
 
-impl From<PlaceArgs> for Places {
-    fn from(PlaceArgs { pin_path, subnet_file, socket }: PlaceArgs) -> Self {
+impl From<PlacesArgs> for Places {
+    fn from(args: PlacesArgs) -> Self {
+        let PlacesArgs { pin_path, subnet_file, socket } = args;
         Self { pin_path, subnet_file, socket }
     }
 }
@@ -39,9 +40,9 @@ impl From<PlaceArgs> for Places {
 /// Arguments of `cleanup`.
 #[derive(Debug, Args)]
 pub struct CleanupArgs {
-    /// Where things are.
+    /// Where things of the agent's are.
     #[command(flatten)]
-    pub places: PlaceArgs,
+    pub places: PlacesArgs,
 
     /// Give the lease back to etcd, too, so that another host may have the subnet at once
     #[arg(long)]
@@ -58,7 +59,7 @@ pub async fn run(args: CleanupArgs) -> anyhow::Result<()> {
         return Err(anyhow::anyhow!("overlay-agent cleanup has to be root"))
             .exit(Exit::NotPermitted);
     }
-    let places = args.places.into();
+    let places = Places::from(args.places);
     let lease = if args.lease {
         let lease = own_lease(&places).await?;
         let lease = lease.context("there is no lease to give back: no subnet file, or no device");

@@ -14,6 +14,7 @@ use crate::{
 
 /// Arguments of `docker-opts`. They are those of flannel's script, which has short ones only.
 #[derive(Debug, Args)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag of the command line")]
 pub struct DockerOptsArgs {
     /// The subnet file to read
     #[arg(short = 'f', value_name = "FILE", default_value = "/run/flannel/subnet.env")]

@@ -3,9 +3,9 @@
 use anyhow::Result;
 use clap::Args;
 
-use super::{cleanup::PlaceArgs, etcd::EtcdArgs, output::Output};
+use super::{cleanup::PlacesArgs, etcd::EtcdArgs, output::Output};
 use crate::{
-    doctor::{Places, examine},
+    doctor::examine,
     exit::{Exit, WithExit as _},
     run_config::EtcdConfig,
 };
@@ -19,7 +19,7 @@ pub struct DoctorArgs {
 
     /// Where things of the agent's are.
     #[command(flatten)]
-    pub places: PlaceArgs,
+    pub places: PlacesArgs,
 
     /// How to reach etcd.
     #[command(flatten)]
@@ -28,9 +28,8 @@ pub struct DoctorArgs {
 
 /// Looks at everything and prints what it found. That decides the exit code.
 pub async fn run(args: DoctorArgs) -> Result<Exit> {
-    let PlaceArgs { pin_path, subnet_file, socket } = args.places;
     let etcd = EtcdConfig::try_from(&args.etcd).exit(Exit::Usage)?;
-    let diagnosis = examine(Places { etcd, socket, pin_path, subnet_file }).await?;
+    let diagnosis = examine(args.places.into(), etcd).await?;
     args.output.print(&diagnosis, || diagnosis.to_text())?;
     Ok(if diagnosis.healthy { Exit::Ok } else { Exit::Failure })
 }

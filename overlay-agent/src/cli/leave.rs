@@ -5,7 +5,7 @@ use std::io::BufRead as _;
 use anyhow::{Context as _, Result};
 use clap::Args;
 
-use super::{cleanup::PlaceArgs, etcd::EtcdArgs, output::print};
+use super::{cleanup::PlacesArgs, etcd::EtcdArgs, output::print};
 use crate::{
     exit::{Exit, WithExit as _},
     provision::{self, Leaving},
@@ -25,7 +25,7 @@ pub struct LeaveArgs {
 
     /// Where things of the agent's are.
     #[command(flatten)]
-    pub places: PlaceArgs,
+    pub places: PlacesArgs,
 
     /// How to reach etcd.
     #[command(flatten)]

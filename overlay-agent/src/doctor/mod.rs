@@ -9,7 +9,7 @@ mod overlay;
 mod ping;
 mod store;
 
-use std::{fmt::Write as _, net::Ipv4Addr, path::PathBuf};
+use std::{fmt::Write as _, net::Ipv4Addr};
 
 use anyhow::Result;
 use ipnetwork::Ipv4Network;
@@ -17,6 +17,7 @@ use serde::Serialize;
 
 use crate::{
     admin::{OverlayStatus, Status, fetch_status},
+    cleanup::Places,
     netlink::{self, Observed},
     network_config::{DEFAULT_PORT, NetworkConfig},
     run_config::EtcdConfig,
@@ -82,22 +83,11 @@ pub struct Diagnosis {
     pub unknown: Vec<String>,
 }
 
-/// Where to look.
-#[derive(Clone, Debug)]
-pub struct Places {
-    /// How to reach etcd; nothing for a host that does without.
-    pub etcd: EtcdConfig,
-    /// The agent's socket.
-    pub socket: PathBuf,
-    /// Where programs and maps are pinned.
-    pub pin_path: PathBuf,
-    /// The subnet file.
-    pub subnet_file: PathBuf,
-}
-
 /// What all checks need to know.
 struct Host {
     places: Places,
+    /// How to reach etcd.
+    etcd: EtcdConfig,
     agent: Result<Status>,
     /// What etcd says, if it does.
     network: Option<NetworkConfig>,
@@ -106,11 +96,11 @@ struct Host {
 }
 
 impl Host {
-    async fn observe(places: Places) -> Result<Self> {
+    async fn observe(places: Places, etcd: EtcdConfig) -> Result<Self> {
         let agent = fetch_status(&places.socket).await;
         let observed = netlink::observe(&netlink::connect()?).await?;
         let subnet = read_subnet(&places.subnet_file)?;
-        Ok(Self { places, agent, network: None, observed, subnet })
+        Ok(Self { places, etcd, agent, network: None, observed, subnet })
     }
 
     fn overlay(&self) -> Option<&OverlayStatus> {
@@ -162,21 +152,20 @@ impl Findings {
 }
 
 /// Looks at everything.
-pub async fn examine(places: Places) -> Result<Diagnosis> {
-    let mut host = Host::observe(places).await?;
+pub async fn examine(places: Places, etcd: EtcdConfig) -> Result<Diagnosis> {
+    let mut host = Host::observe(places, etcd).await?;
     let mut found = Findings::default();
     host::kernel(&mut found);
     if !found.has(Check::Kernel) {
         overlay::maps(&host, &mut found);
     }
     store::certificates(&host, &mut found);
-    let etcd = Etcd::new(&host.places.etcd);
-    match etcd {
+    match Etcd::new(&host.etcd) {
         Ok(etcd) => host.network = store::answers(&etcd, &mut found).await,
         Err(error) => found.unknown(format!("etcd: {error:#}")),
     }
     if !found.has(Check::Etcd) {
-        clock::skew(&host.places.etcd, &mut found).await;
+        clock::skew(&host.etcd, &mut found).await;
     }
     overlay::device(&host, &mut found);
     host::ip_forward(&mut found);

@@ -59,7 +59,7 @@ pub(super) async fn answers(etcd: &Etcd, found: &mut Findings) -> Option<Network
 
 /// Whether certificates are good for long enough.
 pub(super) fn certificates(host: &Host, found: &mut Findings) {
-    let etcd = &host.places.etcd;
+    let etcd = &host.etcd;
     let own = etcd.identity.as_ref().map(|identity| &identity.cert_file);
     for file in own.into_iter().chain(&etcd.ca_file) {
         certificate(file, found);

@@ -184,7 +184,7 @@ fn without_ours(unit: &str) -> String {
 fn start_command(unit: &str) -> Option<String> {
     let joined = unit.replace("\\\n", " ");
     let commands = joined.lines().filter_map(|line| line.trim().strip_prefix("ExecStart="));
-    commands.map(str::trim).filter(|command| !command.is_empty()).last().map(str::to_owned)
+    commands.map(str::trim).rfind(|command| !command.is_empty()).map(str::to_owned)
 }
 
 /// Our drop-in, for a service that starts this. Debian's takes `$DOCKER_OPTS`; to others it is added.

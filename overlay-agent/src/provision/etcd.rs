@@ -1,6 +1,7 @@
 //! `init`: the first host, with the etcd that all others use.
 
 use std::{
+    fmt::Write as _,
     net::{IpAddr, Ipv4Addr},
     path::Path,
     time::{Duration, SystemTime, UNIX_EPOCH},
@@ -42,7 +43,7 @@ const ASK_WITHIN: Duration = Duration::from_secs(3);
 /// How long ours may take until it answers.
 const ANSWER_WITHIN: Duration = Duration::from_secs(30);
 
-/// Makes this host the first one. Returns nothing; everything is said as it happens.
+/// Makes this host the first one.
 pub async fn init(wanted: &Init) -> Result<()> {
     checks::root("init")?;
     let uplink = checks::uplink(wanted.iface.as_deref()).await?;
@@ -60,7 +61,7 @@ pub async fn init(wanted: &Init) -> Result<()> {
     } else {
         stored_config(&etcd, local).await?
     };
-    let (text, network) = choose_network(wanted, existing.as_deref())?;
+    let (_, network) = choose_network(wanted, existing.as_deref())?;
     checks::kernel_and_network(&network).await?;
     Report::found(
         "machine",
@@ -72,11 +73,7 @@ pub async fn init(wanted: &Init) -> Result<()> {
 
     let renewed = local && set_up_local(uplink.address, wanted.tls, &etcd, &mut report).await?;
     let store = Etcd::new(&etcd)?;
-    if existing.is_none() {
-        set(&store, text.as_bytes(), &network, false).await?;
-    }
-    let key = store.prefix().config_key();
-    report.step(existing.is_none(), "network", &format!("{} ({key})", network.network))?;
+    write_network(wanted, &etcd, &store, &mut report).await?;
     if local && let Some(identity) = &etcd.identity {
         enrol::publish(&store, &read_identity(identity)?).await?;
     }
@@ -90,6 +87,22 @@ pub async fn init(wanted: &Init) -> Result<()> {
         token.encode(),
         token::ago(token.left(SystemTime::now()))
     ))
+}
+
+/// Writes the network config, unless there is one: an etcd that was down before may have it.
+async fn write_network(
+    wanted: &Init,
+    etcd: &EtcdConfig,
+    store: &Etcd,
+    report: &mut Report,
+) -> Result<()> {
+    let existing = stored_config(etcd, false).await?;
+    let (text, network) = choose_network(wanted, existing.as_deref())?;
+    if existing.is_none() {
+        set(store, text.as_bytes(), &network, false).await?;
+    }
+    let key = store.prefix().config_key();
+    report.step(existing.is_none(), "network", &format!("{} ({key})", network.network))
 }
 
 /// Fails where this host's etcd is not ours to set up.
@@ -251,16 +264,16 @@ async fn wait_for_answer(etcd: &EtcdConfig) -> Result<()> {
 fn make_certificates(address: Ipv4Addr) -> Result<bool> {
     let (ca, ca_key) = (ca_file(), pki_file("ca-key.pem"));
     let mut changed = false;
-    let authority = match (files::read(&ca)?, files::read(&ca_key)?) {
-        (Some(certificate), Some(key)) => Authority::load(Credential { certificate, key })?,
-        _ => {
+    let authority =
+        if let (Some(certificate), Some(key)) = (files::read(&ca)?, files::read(&ca_key)?) {
+            Authority::load(Credential { certificate, key })?
+        } else {
             let authority = Authority::new(pki::LIFETIME)?;
             // Without the key, the certificate is of no use: it comes last.
             changed |= files::write(&ca_key, &authority.own().key, Readers::Root)?;
             changed |= files::write(&ca, &authority.own().certificate, Readers::All)?;
             authority
-        }
-    };
+        };
     let addresses = [IpAddr::V4(address), IpAddr::V4(Ipv4Addr::LOCALHOST)];
     let server = (pki_file("server.pem"), pki_file("server-key.pem"));
     if !is_good(&server.0, &server.1, &authority, &addresses)? {
@@ -303,6 +316,7 @@ fn etcd_env(address: Ipv4Addr, tls: bool) -> String {
          ETCD_INITIAL_CLUSTER=overlay={peer}\n\
          ETCD_AUTO_COMPACTION_RETENTION=1h\n"
     );
+    // Writing to a string cannot fail.
     if tls {
         for role in ["", "PEER_"] {
             for (name, file) in [
@@ -310,9 +324,9 @@ fn etcd_env(address: Ipv4Addr, tls: bool) -> String {
                 ("CERT_FILE", "server.pem"),
                 ("KEY_FILE", "server-key.pem"),
             ] {
-                text.push_str(&format!("ETCD_{role}{name}={}\n", pki_file(file).display()));
+                writeln!(text, "ETCD_{role}{name}={}", pki_file(file).display()).ok();
             }
-            text.push_str(&format!("ETCD_{role}CLIENT_CERT_AUTH=true\n"));
+            writeln!(text, "ETCD_{role}CLIENT_CERT_AUTH=true").ok();
         }
     }
     text

@@ -17,7 +17,7 @@ mod systemd;
 pub mod token;
 mod undo;
 
-use std::{net::Ipv4Addr, path::PathBuf, time::Duration};
+use std::{fmt::Write as _, net::Ipv4Addr, path::PathBuf, time::Duration};
 
 use ipnetwork::Ipv4Network;
 
@@ -99,7 +99,8 @@ fn agent_env(etcd: &EtcdConfig, iface: Option<&str>) -> String {
     let mut text = "# Written by `overlay-agent init` or `join`, removed by `overlay-agent leave`. Settings of\n\
                     # your own go to /etc/default/overlay-agent, which counts more.\n"
         .to_owned();
-    let mut set = |name: &str, value: String| text.push_str(&format!("OVERLAY_{name}={value}\n"));
+    // Writing to a string cannot fail.
+    let mut set = |name: &str, value: String| writeln!(text, "OVERLAY_{name}={value}").ok();
     set("ETCD_ENDPOINTS", etcd.endpoints.join(","));
     set("ETCD_PREFIX", etcd.prefix.to_string());
     if let Some(ca) = &etcd.ca_file {

@@ -4,14 +4,15 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Result, anyhow};
 use ipnetwork::Ipv4Network;
+use overlay_common::MacAddr;
 
 use super::{
     AGENT_UNIT, CONFIG_DIR, ETCD_DATA, ETCD_DROP_IN, ETCD_UNIT, checks, docker, files,
     report::Report, systemd,
 };
 use crate::{
-    cleanup::{Places, cleanup},
-    cli::lease::release,
+    cleanup::{Places, cleanup, own_lease},
+    cli::lease::give_back,
     exit::{Exit, WithExit as _},
     run_config::EtcdConfig,
     store::Etcd,
@@ -52,8 +53,8 @@ pub async fn leave(leaving: &Leaving) -> Result<()> {
         systemd::disable(AGENT_UNIT).await?;
         report.done("agent", "stopped, and not started at boot any more")?;
     }
-    if let Some(subnet) = subnet.filter(|_| !leaving.keep) {
-        give_back(&leaving.etcd, subnet, &mut report).await?;
+    if let Some(lease) = own_lease(&leaving.places).await?.filter(|_| !leaving.keep) {
+        release(&leaving.etcd, lease, &mut report).await?;
     }
     for line in cleanup(&leaving.places).await? {
         report.done("removed", &line)?;
@@ -97,12 +98,16 @@ async fn refuse_to_strand_others(etcd: &EtcdConfig, own: Option<Ipv4Network>) ->
 }
 
 /// A lease that cannot be given back ends by itself.
-async fn give_back(etcd: &EtcdConfig, subnet: Ipv4Network, report: &mut Report) -> Result<()> {
-    let released = match Etcd::new(etcd) {
-        Ok(store) => release(&store, subnet).await.map(drop),
+async fn release(
+    etcd: &EtcdConfig,
+    (subnet, vtep_mac): (Ipv4Network, MacAddr),
+    report: &mut Report,
+) -> Result<()> {
+    let given = match Etcd::new(etcd) {
+        Ok(store) => give_back(&store, subnet, vtep_mac).await,
         Err(error) => Err(error),
     };
-    match released {
+    match given {
         Ok(()) => report.done("lease", &format!("{subnet} is given back")),
         Err(error) => {
             tracing::warn!("{subnet} could not be given back, and expires by itself: {error:#}");

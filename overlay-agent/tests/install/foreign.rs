@@ -2,7 +2,7 @@
 
 use xtask::lab::{Lab, Machine};
 
-use crate::support::{boot, configuration, install, refusal, wait_until_fine};
+use crate::support::{boot, configuration, install, member, refusal, wait_until_fine};
 
 /// `init` has to refuse with this code and these words, and to change nothing.
 fn refused(machine: &Machine<'_>, args: &[&str], code: i32, words: &[&str]) {
@@ -77,10 +77,39 @@ fn an_etcd_that_exists_is_used_without_certificates_if_it_has_none() {
     let said = one.run("overlay-agent", ["init", "--etcd-endpoints", &endpoint]).unwrap();
     assert!(!said.contains("BEGIN"), "{said}");
     wait_until_fine(&one);
-    let two = crate::support::member(&lab, 1, &one);
+    let two = member(&lab, 1, &one);
     wait_until_fine(&two);
     assert!(one.run("test", ["-e", "/etc/systemd/system/etcd.service.d"]).is_err());
     // Nobody's etcd is ours to stop.
     one.run("overlay-agent", ["leave", "--yes"]).unwrap();
     assert_eq!(one.property("etcd.service", "ActiveState").unwrap(), "active");
+}
+
+#[test]
+fn without_certificates_a_lab_is_open_and_says_so() {
+    let lab = Lab::builder().hosts(1).start().unwrap();
+    let one = boot(&lab, 0);
+    install(&one);
+    let output = one.command("overlay-agent").unwrap().args(["init", "--no-tls"]).run().unwrap();
+    assert!(output.stderr.contains("WARN --no-tls"), "{}", output.stderr);
+    let bridge = wait_until_fine(&one);
+    let leases =
+        one.shell("ETCDCTL_API=3 etcdctl get --prefix /coreos.com/network/subnets/").unwrap();
+    assert!(leases.contains("192.168.33.10"), "{leases}");
+
+    // With etcd down, a second `init` does not know the network, and must not write another.
+    one.run("systemctl", ["stop", "etcd.service"]).unwrap();
+    one.run("overlay-agent", ["init", "--no-tls"]).unwrap();
+    assert_eq!(wait_until_fine(&one), bridge);
+    one.run("systemctl", ["stop", "etcd.service"]).unwrap();
+    let (code, said) = refusal_with_notes(&one, &["init", "--no-tls", "--network", "10.9.0.0/16"]);
+    assert_eq!(code, 73, "{said}");
+    assert!(said.contains("10.1.0.0/16"), "{said}");
+}
+
+/// As [`refusal`], where warnings go before.
+fn refusal_with_notes(machine: &Machine<'_>, args: &[&str]) -> (i32, String) {
+    let output = machine.command("overlay-agent").unwrap().args(args).output().unwrap();
+    assert!(!output.status.success(), "{}", output.stdout);
+    (output.status.code().unwrap(), output.stderr)
 }

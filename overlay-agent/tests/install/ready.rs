@@ -5,8 +5,8 @@ use std::time::Duration;
 use xtask::lab::{Lab, Machine};
 
 use crate::support::{
-    SERVICES, TOKEN, boot, check_order, configuration, copy_token, install, listen, refusal,
-    say_hello, timed, token, wait_until_fine,
+    SERVICES, TOKEN, boot, check_order, configuration, copy_token, install, listen, member,
+    refusal, say_hello, timed, token, wait_until_fine,
 };
 
 /// What the README tells its readers to type: the host, and the command.
@@ -129,28 +129,31 @@ fn hardened(machine: &Machine<'_>) {
     assert!(level < 4.0, "{line}");
 }
 
-/// The third one gets its line by standard input, is interrupted twice, and goes on.
+/// However far it had come, by whatever time.
+fn interrupt(machine: &Machine<'_>, arguments: &str, input: &str) {
+    for seconds in [0.2, 0.7, 1.5] {
+        // Standard input is not that of a shell's job unless it is said so.
+        let line = format!(
+            "exec 3<&0; overlay-agent {arguments} <&3 & sleep {seconds}; kill -9 $! 2>/dev/null; wait $!"
+        );
+        machine.command("sh").unwrap().args(["-c", &line]).input(input).output().unwrap();
+    }
+}
+
+/// The third one gets its line by standard input.
 #[test]
-fn a_third_machine_that_was_interrupted_goes_on() {
+fn machines_that_were_interrupted_go_on() {
     let lab = Lab::builder().hosts(3).start().unwrap();
-    let one = crate::support::first(&lab);
-    let two = crate::support::member(&lab, 1, &one);
+    let one = boot(&lab, 0);
+    install(&one);
+    interrupt(&one, "init", "");
+    one.run("overlay-agent", ["init"]).unwrap();
+    let two = member(&lab, 1, &one);
     let three = boot(&lab, 2);
     install(&three);
     let line = token(&one);
-    // However far it had come by then.
-    for script in ["sleep 0.3", "sleep 2"] {
-        let interrupted = format!("overlay-agent join - & {script}; kill -9 $!; wait $!");
-        three
-            .command("sh")
-            .unwrap()
-            .args(["-c", &interrupted])
-            .input(line.clone())
-            .output()
-            .unwrap();
-    }
-    let join = three.command("overlay-agent").unwrap().args(["join", "-"]).input(line);
-    join.run().unwrap();
+    interrupt(&three, "join -", &line);
+    three.command("overlay-agent").unwrap().args(["join", "-"]).input(line).run().unwrap();
     for machine in [&one, &two, &three] {
         wait_until_fine(machine);
     }

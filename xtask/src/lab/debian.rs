@@ -9,13 +9,10 @@ use std::{
 use anyhow::{Context as _, Result};
 use nix::fcntl::{Flock, FlockArg};
 
-use crate::{command::Cmd, workspace};
+use crate::{command::Cmd, release, workspace};
 
 /// The release that our users run.
 const SUITE: &str = "bookworm";
-
-/// Where Debian is, for machines that do not say otherwise.
-const MIRROR: &str = "http://deb.debian.org/debian";
 
 /// What `debootstrap` needs to make a machine that boots.
 const BASE: &str = "systemd,systemd-sysv,dbus,iproute2,ca-certificates";
@@ -55,7 +52,7 @@ pub(super) fn root() -> Result<PathBuf> {
     Cmd::new("debootstrap")
         .args(["--variant=minbase", &format!("--include={BASE}"), SUITE])
         .arg(&partial)
-        .arg(mirror())
+        .arg(release::mirror()?)
         .env("PATH", path_with_sbin())
         .no_deadline()
         .run()?;
@@ -95,19 +92,6 @@ fn remove(root: &Path) -> Result<()> {
         }
         _ => Ok(()),
     }
-}
-
-/// Where this machine itself gets this release from.
-fn mirror() -> String {
-    let format = "$(REPO_URI) $(CODENAME) $(COMPONENT)";
-    let listed = Cmd::new("apt-get").args(["indextargets", "--format", format]).read();
-    listed
-        .ok()
-        .and_then(|text| {
-            let wanted = format!(" {SUITE} main");
-            text.lines().find_map(|line| line.strip_suffix(&wanted).map(str::to_owned))
-        })
-        .unwrap_or_else(|| MIRROR.to_owned())
 }
 
 /// A user's `PATH` may lack what `debootstrap` and `dpkg` call.
