@@ -17,12 +17,14 @@ const SUITE: &str = "bookworm";
 /// What `debootstrap` needs to make a machine that boots.
 const BASE: &str = "systemd,systemd-sysv,dbus,iproute2,ca-certificates";
 
-/// What a Docker host has, with the services as Debian starts them.
-const PACKAGES: [&str; 9] = [
+/// What a Docker host has, with the services as Debian starts them, and all that our package depends on and
+/// recommends: there is no mirror to be reached from a lab.
+const PACKAGES: [&str; 10] = [
     "busybox-static",
     "docker.io",
     "etcd-client",
     "etcd-server",
+    "ethtool",
     "iptables",
     "kmod",
     "ncat",
