@@ -36,9 +36,7 @@ fn kernel_support() -> Result<String> {
     kernels.sort_by_key(|kernel| parse_version(kernel));
     let costs = verifier::recorded()?;
     let measured = verifier::in_order(&costs);
-    let titles = |names: &[&str]| -> String {
-        names.iter().map(|name| format!(" Linux {name} |")).collect()
-    };
+    let titles = |names: &[&str]| format!(" Linux {} |", names.join(" | Linux "));
     let rules = |count: usize| "---|".repeat(count);
 
     let mut page = String::from(INTRODUCTION);

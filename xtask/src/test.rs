@@ -187,11 +187,11 @@ pub fn run(options: &Options) -> Result<()> {
 
 /// Whoever names a kernel means the layer that runs it.
 fn is_chosen(layer: &Layer, names: &[String]) -> bool {
-    let named = |wanted: &str| names.iter().any(|name| name == wanted);
+    let contains = |wanted: &str| names.iter().any(|name| name == wanted);
     names.is_empty()
-        || named(layer.name)
+        || contains(layer.name)
         || matches!(layer.runs, Runs::Machines)
-            && vm::KERNELS.iter().any(|kernel| named(kernel.series))
+            && vm::KERNELS.iter().any(|kernel| contains(kernel.series))
 }
 
 fn run_layer(layer: &Layer, options: &Options) -> Outcome {

@@ -9,15 +9,18 @@ use rtnetlink::RouteMessageBuilder;
 use tokio::process::Command;
 
 use super::{Check, Findings, Host};
-use crate::{datapath::Programs, netlink};
+use crate::{
+    datapath::{Features, Programs},
+    netlink,
+};
 
 /// Whether the programs can be loaded.
 pub(super) fn kernel(found: &mut Findings) {
-    if let Err(error) = Programs::load_unpinned() {
+    if let Err(error) = Features::probe().and_then(|_| Programs::load_unpinned()) {
         found.add(
             Check::Kernel,
             format!("this kernel does not take the programs: {error:#}"),
-            "boot Linux 6.1 or later, and run this as root",
+            "boot Linux 6.1 or later with CONFIG_BPF_SYSCALL, and run this as root",
         );
     }
 }

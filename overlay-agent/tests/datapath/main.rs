@@ -8,6 +8,7 @@ mod features;
 mod from_container;
 mod from_tunnel;
 mod from_uplink;
+mod fuzz;
 mod packets;
 mod roundtrip;
 mod to_bridge;

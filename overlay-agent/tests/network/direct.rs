@@ -11,7 +11,7 @@ const CONFIG: &str =
 
 fn switch(overlay: &Overlay, direct: bool) {
     let config = CONFIG.replace("DIRECT", &direct.to_string());
-    overlay.etcd.put(&format!("{ETCD_PREFIX}/config"), &config).unwrap();
+    overlay.etcd().put(&format!("{ETCD_PREFIX}/config"), &config).unwrap();
     for agent in &overlay.agents {
         eventually(SOON, "the agent to follow the config", || {
             let log = agent.log()?;

@@ -154,13 +154,11 @@ pub(crate) fn network_of(address: Ipv4Addr) -> Ipv4Addr {
 
 /// Agents that go by a file in which every host has a subnet.
 pub(crate) fn peers_file(lab: &Lab) -> AgentOptions {
-    let mut text = "network = \"10.1.0.0/16\"\n".to_owned();
-    for (number, host) in (1..).zip(lab.hosts()) {
-        text += &format!(
-            "[[host]]\npublic-ip = \"{}\"\nsubnet = \"10.1.{number}.0/24\"\n",
-            host.address()
-        );
-    }
+    let hosts = (1..).zip(lab.hosts());
+    let text = hosts.fold("network = \"10.1.0.0/16\"\n".to_owned(), |text, (number, host)| {
+        let address = host.address();
+        text + &format!("[[host]]\npublic-ip = \"{address}\"\nsubnet = \"10.1.{number}.0/24\"\n")
+    });
     let file = lab.directory().join("peers.toml");
     std::fs::write(&file, text).unwrap();
     // Nobody listens there, and nobody must ask.

@@ -222,7 +222,7 @@ fn a_host_that_gets_another_address_keeps_its_subnet_and_its_containers() {
         .map(|(hook, reason)| overlay.rise(hook, reason));
     overlay.ping();
     assert!(to.of(&overlay)[1] > 0 && from.of(&overlay)[1] > 0, "by the fast path");
-    let leases = overlay.etcd.list(&format!("{ETCD_PREFIX}/subnets")).unwrap();
+    let leases = overlay.etcd().list(&format!("{ETCD_PREFIX}/subnets")).unwrap();
     assert_eq!(leases.len(), 2, "{leases:?}");
     let log = overlay.agents[1].log().unwrap();
     assert!(!log.contains("our subnet was taken"), "{log}");
@@ -231,6 +231,7 @@ fn a_host_that_gets_another_address_keeps_its_subnet_and_its_containers() {
 #[test]
 fn cleanup_gives_the_lease_back_if_told_so() {
     let Overlay { mut agents, etcd, lab, .. } = Overlay::new();
+    let etcd = etcd.unwrap();
     let host = lab.host(0);
     let others = agents[1].status().unwrap()["lease"]["subnet"].as_str().unwrap().to_owned();
     agents[0].stop().unwrap();

@@ -135,3 +135,65 @@ fn check_inner(
 
 #[cfg(test)]
 mod test_support;
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::{
+        test_support::{
+            ENDPOINT, LOCAL, PEER, REMOTE, World, inner_packet, udp_packet, vxlan_packet,
+        },
+        *,
+    };
+    use crate::packet::test_support::Bytes;
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(4096))]
+
+        /// Any bytes at all, or a good packet of which some are any: there is a decision about it, and no
+        /// arithmetic overflows on the way.
+        #[test]
+        fn whatever_arrives_is_decided(
+            start in 0_usize..4,
+            noise in proptest::collection::vec((0_usize..100, any::<u8>()), 0..6),
+            bytes in proptest::collection::vec(any::<u8>(), 0..100),
+            length in 0_usize..120,
+            segment_size in prop_oneof![Just(0), any::<u32>()],
+            peer_is_direct: bool,
+        ) {
+            let mut world = World::new();
+            world.peer.direct = peer_is_direct.into();
+            let mut packet = match start {
+                0 => vxlan_packet(&world.host, REMOTE, LOCAL),
+                1 => inner_packet(&world.host, REMOTE, LOCAL),
+                2 => udp_packet(LOCAL, REMOTE, 40),
+                _ => Bytes { bytes, segment_size: 0 },
+            };
+            packet.segment_size = segment_size;
+            for (place, byte) in noise {
+                if let Some(there) = packet.bytes.get_mut(place) {
+                    *there = byte;
+                }
+            }
+            packet.bytes.truncate(length);
+            let (host, source) = (&world.host, TunnelSource { remote: PEER.public_address, vni: 1 });
+            if let Ok(arrival) = from_uplink(&packet, host, &world) {
+                prop_assert!(host.subnet().contains(arrival.ipv4.dst_addr));
+                prop_assert_eq!(arrival.ipv4.src_addr[..3].to_vec(), REMOTE[..3].to_vec());
+            }
+            if let Ok(delivery) = from_tunnel(&packet, source, host, &world) {
+                prop_assert!(host.subnet().contains(delivery.ipv4.dst_addr));
+            }
+            if let Ok(plan) = from_container(&packet, ENDPOINT.ifindex, host, &world) {
+                prop_assert!(host.subnet().contains(plan.ipv4.src_addr) && plan.ipv4.ttl > 1);
+            }
+            if let Ok(target) = to_tunnel(&packet, host, &world) {
+                prop_assert_eq!(target.peer, world.peer);
+            }
+            from_bridge(&packet, host, &world).ok();
+            to_bridge(&packet, false, host, |_| ()).ok();
+            remember_leaving(&packet, host, &world, |_| ());
+        }
+    }
+}

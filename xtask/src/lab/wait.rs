@@ -56,7 +56,8 @@ pub fn eventually<T>(
 /// How many times longer things may take here: a number in this variable, for machines that are slow by nature.
 pub const PATIENCE_VARIABLE: &str = "OVERLAY_PATIENCE";
 
-fn patience() -> u32 {
+/// The number in [`PATIENCE_VARIABLE`], or 1.
+pub(super) fn patience() -> u32 {
     static PATIENCE: OnceLock<u32> = OnceLock::new();
     *PATIENCE.get_or_init(|| {
         env::var(PATIENCE_VARIABLE).ok().and_then(|text| text.parse().ok()).unwrap_or(1)

@@ -2,6 +2,7 @@
 //! all of them, each at the path that it has here.
 
 use std::{
+    fmt::Write as _,
     fs,
     path::{Path, PathBuf},
 };
@@ -54,7 +55,8 @@ pub(super) fn build(kernel: &Unpacked, steps: &[Step]) -> Result<Vec<u8>> {
     for (number, module) in modules.iter().enumerate() {
         let path = format!("/modules/{number:02}.ko");
         archive.file(Path::new(&path), &uncompressed(module)?)?;
-        loads.push_str(&format!("insmod {path}\n"));
+        // Writing to a string cannot fail.
+        writeln!(loads, "insmod {path}").ok();
     }
     archive.file(Path::new("/init"), script(&loads, &package, steps)?.as_bytes())?;
     Ok(archive.finish())
@@ -83,11 +85,10 @@ cd {directory}
         directory = directory.display(),
     );
     for Step { name, program, arguments } in steps {
-        script.push_str(&format!(
-            "echo 'vm: begin {name}'\n{} {}\necho \"vm: end {name} $?\"\n",
-            program.display(),
-            arguments.join(" ")
-        ));
+        // As above.
+        writeln!(script, "echo 'vm: begin {name}'").ok();
+        writeln!(script, "{} {}", program.display(), arguments.join(" ")).ok();
+        writeln!(script, "echo \"vm: end {name} $?\"").ok();
     }
     script.push_str("echo 'vm: done'\nreboot -f\n");
     Ok(script)

@@ -27,9 +27,9 @@ fn steps(kernel: Kernel, [datapath, network]: &[std::path::PathBuf; 2]) -> Vec<S
 
 /// The kernels among `names`; all where there is none.
 pub(crate) fn chosen(names: &[String]) -> Vec<Kernel> {
-    let named = |kernel: &Kernel| names.iter().any(|name| name == kernel.series);
-    let any = KERNELS.iter().any(named);
-    KERNELS.into_iter().filter(|kernel| !any || named(kernel)).collect()
+    let is_named = |kernel: &Kernel| names.iter().any(|name| name == kernel.series);
+    let any = KERNELS.iter().any(is_named);
+    KERNELS.into_iter().filter(|kernel| !any || is_named(kernel)).collect()
 }
 
 /// Runs the tests on these kernels, shows what came of each, and returns the counts and what went wrong apart from

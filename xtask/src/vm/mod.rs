@@ -70,7 +70,7 @@ pub fn run_all(
                 loop {
                     let taken = next.lock().unwrap_or_else(PoisonError::into_inner).next();
                     let Some((index, (kernel, machine))) = taken else { break };
-                    let result = machine.and_then(|machine| machine.run());
+                    let result = machine.and_then(Machine::run);
                     let mut results = results.lock().unwrap_or_else(PoisonError::into_inner);
                     results.push((index, kernel, result));
                 }
@@ -173,7 +173,7 @@ pub fn test_programs<const N: usize>(names: [&str; N]) -> Result<[PathBuf; N]> {
         "test",
         "--locked",
         "--no-run",
-        "--message-format=json",
+        "--message-format=json-render-diagnostics",
         "--package",
         "overlay-agent",
     ]);
