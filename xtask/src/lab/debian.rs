@@ -19,7 +19,8 @@ pub struct Distribution {
     packages: &'static [&'static str],
 }
 
-/// What our users run: Docker 20.10.
+/// What our users run: Docker 20.10, and all that our package depends on and recommends, because there is no
+/// mirror to be reached from a lab.
 pub const BOOKWORM: Distribution = Distribution {
     suite: "bookworm",
     packages: &[
@@ -27,6 +28,7 @@ pub const BOOKWORM: Distribution = Distribution {
         "docker.io",
         "etcd-client",
         "etcd-server",
+        "ethtool",
         "iptables",
         "kmod",
         "ncat",
