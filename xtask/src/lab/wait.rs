@@ -23,6 +23,9 @@ impl fmt::Display for GiveUp {
 
 impl std::error::Error for GiveUp {}
 
+/// Asking costs, and a machine that is slow by nature is busy enough.
+const LONGEST_PAUSE: Duration = Duration::from_millis(100);
+
 /// Tries until it succeeds, and returns what it returned.
 ///
 /// Fails with `what` and the last reason once `within` is over, and at once on [`GiveUp`] or
@@ -49,7 +52,7 @@ pub fn eventually<T>(
             return Err(reason.context(format!("not within {within:?}: {what}")));
         }
         thread::sleep(pause);
-        pause = (pause * 2).min(Duration::from_millis(100));
+        pause = (pause * 2).min(LONGEST_PAUSE * patience());
     }
 }
 
