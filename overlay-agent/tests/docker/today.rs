@@ -8,8 +8,8 @@ use xtask::lab::{AgentOptions, Host, IMAGE, Lab, Machine, NETWORK_CONFIG, debian
 
 use crate::AGENT;
 
-/// Pulled up by emulated machines, several at a time.
-const SOON: Duration = Duration::from_secs(60);
+/// A machine that boots, and a Docker that starts for the first time.
+const SOON: Duration = Duration::from_mins(1);
 
 /// A machine whose Docker was told the host's subnet before it first started.
 fn boot(host: &Host) -> Machine<'_> {
