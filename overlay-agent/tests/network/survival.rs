@@ -115,8 +115,12 @@ fn an_interface_that_goes_unnoticed_leaves_no_link_behind() {
 fn a_program_of_the_firewall_that_hangs_delays_nothing_else() {
     let slow = tempfile::tempdir().unwrap();
     let iptables = slow.path().join("iptables");
-    std::fs::write(&iptables, "#!/bin/sh\nsleep 5\nPATH=${PATH#*:} exec iptables \"$@\"\n")
-        .unwrap();
+    let hangs = slow.path().join("hangs");
+    let script = format!(
+        "#!/bin/sh\n[ -e {} ] && sleep 5\nPATH=${{PATH#*:}} exec iptables \"$@\"\n",
+        hangs.display()
+    );
+    std::fs::write(&iptables, script).unwrap();
     std::fs::set_permissions(&iptables, std::fs::Permissions::from_mode(0o755)).unwrap();
     let path = format!("{}:{}", slow.path().display(), std::env::var("PATH").unwrap());
     let overlay = Overlay::with(Lab::builder(), |options| {
@@ -126,6 +130,7 @@ fn a_program_of_the_firewall_that_hangs_delays_nothing_else() {
     let target = Target { host, container: &overlay.containers[0], peer: overlay.lab.host(1) };
     let healthy = damage::healthy(&target).unwrap();
     let act = damage::ACTS.iter().find(|act| act.what == "a peer is deleted").unwrap();
+    std::fs::write(&hangs, "").unwrap();
     for _ in 0..5 {
         (act.does)(&target).unwrap();
         damage::mended(&target, &overlay.agents[0], &healthy, act.within, act.what).unwrap();
