@@ -10,7 +10,7 @@ use rtnetlink::RouteMessageBuilder;
 
 use super::docker;
 use crate::{
-    datapath::Programs,
+    datapath::{Features, Programs},
     exit::{Exit, WithExit as _},
     netlink::{self, Observed},
     network_config::NetworkConfig,
@@ -38,7 +38,11 @@ pub(super) async fn uplink(iface: Option<&str>) -> Result<Uplink> {
 
 /// Whether this kernel takes the programs, the port is free and the network is nobody else's.
 pub(super) async fn kernel_and_network(network: &NetworkConfig) -> Result<()> {
-    drop(Programs::load_unpinned().context("this kernel does not take the overlay's programs")?);
+    drop(
+        Features::probe()
+            .and_then(|_| Programs::load_unpinned())
+            .context("this kernel does not take the overlay's programs")?,
+    );
     let handle = netlink::connect()?;
     let observed = netlink::observe(&handle).await?;
     netlink::check_port(&observed, network.vni, network.port, false)?;

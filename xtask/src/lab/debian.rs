@@ -11,27 +11,47 @@ use nix::fcntl::{Flock, FlockArg};
 
 use crate::{command::Cmd, release, workspace};
 
-/// The release that our users run.
-const SUITE: &str = "bookworm";
+/// A release, and what a machine of it has.
+#[derive(Debug)]
+pub struct Distribution {
+    suite: &'static str,
+    /// What a Docker host has, with the services as Debian starts them.
+    packages: &'static [&'static str],
+}
+
+/// What our users run: Docker 20.10, and all that our package depends on and recommends, because there is no
+/// mirror to be reached from a lab.
+pub const BOOKWORM: Distribution = Distribution {
+    suite: "bookworm",
+    packages: &[
+        "busybox-static",
+        "docker.io",
+        "etcd-client",
+        "etcd-server",
+        "ethtool",
+        "iptables",
+        "kmod",
+        "ncat",
+        "nftables",
+        "procps",
+    ],
+};
+
+/// Docker as it is today: 28.5.
+pub const FORKY: Distribution = Distribution {
+    suite: "forky",
+    packages: &["docker.io", "docker-cli", "iptables", "kmod", "nftables", "procps"],
+};
 
 /// What `debootstrap` needs to make a machine that boots.
 const BASE: &str = "systemd,systemd-sysv,dbus,iproute2,ca-certificates";
 
-/// What a Docker host has, with the services as Debian starts them.
-const PACKAGES: [&str; 9] = [
-    "busybox-static",
-    "docker.io",
-    "etcd-client",
-    "etcd-server",
-    "iptables",
-    "kmod",
-    "ncat",
-    "nftables",
-    "procps",
-];
+/// How any release of Debian is unpacked, also one that this `debootstrap` does not know yet.
+const SCRIPT: &str = "/usr/share/debootstrap/scripts/sid";
 
 /// The unpacked root. Whoever needs it first makes it; others wait.
-pub(super) fn root() -> Result<PathBuf> {
+pub(super) fn root(of: &Distribution) -> Result<PathBuf> {
+    let Distribution { suite, packages } = of;
     let folder = workspace::target_dir()?.join("debian");
     fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
     let file =
@@ -39,32 +59,33 @@ pub(super) fn root() -> Result<PathBuf> {
     let _lock = Flock::lock(file, FlockArg::LockExclusive)
         .map_err(|(_, error)| error)
         .with_context(|| format!("cannot lock {}", folder.display()))?;
-    let root = folder.join(SUITE);
-    let stamp = folder.join(format!("{SUITE}.packages"));
-    let wanted = format!("{BASE} {}\n", PACKAGES.join(" "));
+    let root = folder.join(suite);
+    let stamp = folder.join(format!("{suite}.packages"));
+    let wanted = format!("{BASE} {}\n", packages.join(" "));
     if root.is_dir() && fs::read_to_string(&stamp).is_ok_and(|found| found == wanted) {
         return Ok(root);
     }
-    println!("unpacking Debian {SUITE} to {} (two minutes or three)", root.display());
+    println!("unpacking Debian {suite} to {} (two minutes or three)", root.display());
     remove(&root)?;
-    let partial = folder.join(format!("{SUITE}.partial"));
+    let partial = folder.join(format!("{suite}.partial"));
     remove(&partial)?;
     Cmd::new("debootstrap")
-        .args(["--variant=minbase", &format!("--include={BASE}"), SUITE])
+        .args(["--variant=minbase", &format!("--include={BASE}"), suite])
         .arg(&partial)
         .arg(release::mirror()?)
+        .arg(SCRIPT)
         .env("PATH", path_with_sbin())
         .no_deadline()
         .run()?;
-    install(&partial)?;
+    install(&partial, packages)?;
     fs::rename(&partial, &root)
         .with_context(|| format!("cannot rename {} to {}", partial.display(), root.display()))?;
     fs::write(&stamp, wanted).with_context(|| format!("cannot write {}", stamp.display()))?;
     Ok(root)
 }
 
-/// Installs [`PACKAGES`] as on a machine whose services start at the next boot.
-fn install(root: &Path) -> Result<()> {
+/// Installs packages as on a machine whose services start at the next boot.
+fn install(root: &Path, packages: &[&str]) -> Result<()> {
     let policy = root.join("usr/sbin/policy-rc.d");
     let failed = || format!("cannot write {}", policy.display());
     fs::write(&policy, "#!/bin/sh\nexit 101\n").with_context(failed)?;
@@ -72,7 +93,7 @@ fn install(root: &Path) -> Result<()> {
     // With a mount of its own that ends with the command, whatever comes between.
     let script = format!(
         "mount -t proc proc /proc && apt-get install --yes --no-install-recommends {} && apt-get clean",
-        PACKAGES.join(" ")
+        packages.join(" ")
     );
     Cmd::new("chroot")
         .arg(root)

@@ -15,7 +15,7 @@ use nix::{
 };
 
 use super::{
-    debian,
+    debian::{self, Distribution},
     docker::{self, IMAGE},
     eventually,
     host::Host,
@@ -57,8 +57,15 @@ pub struct Machine<'host> {
 }
 
 impl<'host> Machine<'host> {
-    /// Lays out a disk of its own over the common Debian, and boots it.
+    /// Lays out a disk of its own over Debian 12, and boots it.
     pub fn boot(host: &'host Host) -> Result<Self> {
+        let mut machine = Self::lay_out(host, &debian::BOOKWORM)?;
+        machine.switch_on()?;
+        Ok(machine)
+    }
+
+    /// Lays out a disk of its own over a common one.
+    pub fn lay_out(host: &'host Host, distribution: &Distribution) -> Result<Self> {
         let directory = host.directory().join("machine");
         let path = |name: &str| directory.join(name);
         for name in ["upper", "work", "root", "docker"] {
@@ -67,7 +74,7 @@ impl<'host> Machine<'host> {
         }
         let options = format!(
             "lowerdir={},upperdir={},workdir={}",
-            debian::root()?.display(),
+            debian::root(distribution)?.display(),
             path("upper").display(),
             path("work").display()
         );
@@ -79,12 +86,11 @@ impl<'host> Machine<'host> {
             Some(options.as_str()),
         )
         .with_context(|| format!("cannot lay out a disk at {}", path("root").display()))?;
-        let mut machine = Self { host, directory, process: None, init: None };
+        let machine = Self { host, directory, process: None, init: None };
         // Every machine is somebody.
         machine.write("/etc/machine-id", b"")?;
         machine.write("/etc/hostname", format!("{}\n", host.name()).as_bytes())?;
         host.ip(["route", "replace", "default", "via", &ROUTER.to_string(), "dev", UPLINK])?;
-        machine.switch_on()?;
         Ok(machine)
     }
 

@@ -26,7 +26,7 @@ mod bpffs;
 mod capture;
 mod cgroups;
 mod container;
-mod debian;
+pub mod debian;
 mod docker;
 pub mod dump;
 mod etcd;

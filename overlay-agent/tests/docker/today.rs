@@ -1,0 +1,83 @@
+//! Docker 28.5, whose rules drop what comes to a container otherwise than over its bridge: in the raw table for
+//! those with a published port, in its own chains for all others. That is what breaks flannel (moby#49792).
+
+use std::time::Duration;
+
+use anyhow::ensure;
+use xtask::lab::{AgentOptions, Host, IMAGE, Lab, Machine, NETWORK_CONFIG, debian, eventually};
+
+use crate::AGENT;
+
+/// Pulled up by emulated machines, several at a time.
+const SOON: Duration = Duration::from_secs(60);
+
+/// A machine whose Docker was told the host's subnet before it first started.
+fn boot(host: &Host) -> Machine<'_> {
+    let mut machine = Machine::lay_out(host, &debian::FORKY).unwrap();
+    let subnet = host.subnet().unwrap();
+    let told = serde_json::json!({ "bip": subnet.gateway_cidr(), "mtu": subnet.mtu });
+    machine.write("/etc/docker/daemon.json", told.to_string().as_bytes()).unwrap();
+    machine.switch_on().unwrap();
+    eventually(SOON, "Docker to answer", || machine.docker(["version"])).unwrap();
+    machine.import_image().unwrap();
+    machine
+}
+
+/// A container that greets whoever connects to its port 80, and its address.
+fn greeter(machine: &Machine<'_>, name: &str, options: &[&str]) -> String {
+    let greet = "while true; do echo hello | nc -l -p 80; done";
+    let mut run = vec!["run", "--detach", "--name", name];
+    run.extend(options);
+    run.extend([IMAGE, "sh", "-c", greet]);
+    machine.docker(run).unwrap();
+    let format = "{{.NetworkSettings.Networks.bridge.IPAddress}}";
+    machine.docker(["inspect", "--format", format, name]).unwrap()
+}
+
+#[test]
+fn containers_reach_each_other_in_spite_of_dockers_rules_of_today() {
+    let lab = Lab::builder().start().unwrap();
+    let etcd = lab.start_etcd(NETWORK_CONFIG).unwrap();
+    let options = AgentOptions::new(AGENT, &etcd);
+    let agents: Vec<_> =
+        lab.hosts().iter().map(|host| host.start_agent(&options).unwrap()).collect();
+    let machines: Vec<_> = lab.hosts().iter().map(boot).collect();
+    let version = machines[0].docker(["version", "--format", "{{.Server.Version}}"]).unwrap();
+    assert!(version.starts_with("28."), "{version}");
+
+    let published = greeter(&machines[0], "published", &["--publish", "8080:80"]);
+    let plain = greeter(&machines[0], "plain", &[]);
+    machines[1].docker(["run", "--detach", "--name", "client", IMAGE, "sleep", "600"]).unwrap();
+    // What would be in the way.
+    let rules = lab.host(0).command("nft").args(["list", "ruleset"]).read().unwrap();
+    let raw = format!("ip daddr {published}");
+    assert!(
+        rules.lines().any(|rule| rule.contains(&raw) && rule.contains("drop")),
+        "no rule of Docker's drops what comes to {published}:\n{rules}"
+    );
+    // As Docker sets it where it is who switches forwarding on.
+    for host in lab.hosts() {
+        host.command("iptables").args(["-P", "FORWARD", "DROP"]).run().unwrap();
+    }
+
+    let gateway = lab.host(0).subnet().unwrap().gateway.to_string();
+    let before = agents[0].packets("from_uplink", "to_endpoint").unwrap();
+    for (address, port) in [
+        (published.as_str(), "80"),
+        (plain.as_str(), "80"),
+        // By the port of the host, at its address in the overlay and at the one outside.
+        (gateway.as_str(), "8080"),
+        (lab.host(0).address().to_string().as_str(), "8080"),
+    ] {
+        eventually(SOON, &format!("a greeting from {address}:{port}"), || {
+            let heard = machines[1].docker(["exec", "client", "nc", "-w", "2", address, port])?;
+            ensure!(heard.contains("hello"), "{heard:?}");
+            Ok(())
+        })
+        .unwrap();
+    }
+    let after = agents[0].packets("from_uplink", "to_endpoint").unwrap();
+    assert!(after > before, "by the fast path");
+    let status = agents[0].status().unwrap();
+    assert_eq!(status["problems"], serde_json::json!([]), "{status}");
+}
