@@ -45,6 +45,14 @@ pub struct DataplaneSpec {
     pub direct_routing: bool,
 }
 
+/// The uplink as it was when it was last looked at.
+#[derive(Clone, Copy, Debug)]
+struct FoundUplink {
+    mtu: u32,
+    /// Whether it has the address that outer packets are sent from.
+    has_address: bool,
+}
+
 /// The overlay on this host, as this agent keeps it.
 pub struct Dataplane {
     spec: DataplaneSpec,
@@ -62,8 +70,8 @@ pub struct Dataplane {
     ways_are_stale: bool,
     synced: bool,
     in_use: bool,
-    uplink_mtu: Option<u32>,
-    uplink_has_address: bool,
+    /// None where it was not there when it was last looked at.
+    uplink_found: Option<FoundUplink>,
     verifications: u32,
     config: HostConfig,
 }
@@ -100,8 +108,7 @@ impl Dataplane {
             ways_are_stale: true,
             synced: false,
             in_use: false,
-            uplink_mtu: None,
-            uplink_has_address: true,
+            uplink_found: None,
             verifications: 0,
         };
         dataplane.reconcile().await?;
@@ -242,14 +249,13 @@ impl Dataplane {
             }
             _ => {}
         }
-        self.uplink_mtu = found.map(|link| link.mtu);
-        // While there is no interface, there is nothing to say about its addresses.
-        self.uplink_has_address = found.is_none_or(|link| {
-            let wanted = self.spec.uplink_address;
-            observed
+        let wanted = self.spec.uplink_address;
+        self.uplink_found = found.map(|link| FoundUplink {
+            mtu: link.mtu,
+            has_address: observed
                 .addresses
                 .iter()
-                .any(|(index, address, _)| (*index, *address) == (link.index, wanted))
+                .any(|(index, address, _)| (*index, *address) == (link.index, wanted)),
         });
     }
 
@@ -443,18 +449,18 @@ impl Dataplane {
     }
 
     /// The uplink's MTU when it was last looked at; none where it was not there.
-    pub const fn uplink_mtu(&self) -> Option<u32> {
-        self.uplink_mtu
+    pub fn uplink_mtu(&self) -> Option<u32> {
+        self.uplink_found.map(|uplink| uplink.mtu)
     }
 
     /// Whether the uplink, if it exists, has the address that outer packets are sent from.
-    pub const fn uplink_has_address(&self) -> bool {
-        self.uplink_has_address
+    pub fn uplink_has_address(&self) -> bool {
+        self.uplink_found.is_none_or(|uplink| uplink.has_address)
     }
 
     /// Whether the uplink exists.
     pub const fn uplink_is_there(&self) -> bool {
-        self.uplink_mtu.is_some()
+        self.uplink_found.is_some()
     }
 
     /// Whether every lease that the store knows has been programmed.

@@ -9,7 +9,7 @@ use xtask::lab::{AgentOptions, Host, IMAGE, Lab, Machine, NETWORK_CONFIG, debian
 use crate::AGENT;
 
 /// Pulled up by emulated machines, several at a time.
-const SOON: Duration = Duration::from_secs(60);
+const SOON: Duration = Duration::from_mins(1);
 
 /// A machine whose Docker was told the host's subnet before it first started.
 fn boot(host: &Host) -> Machine<'_> {
