@@ -71,7 +71,7 @@ const fn case(
 
 const CASES: [Case; 8] = [
     case("from_container, one peer", Hook::FromContainer, REDIRECT, to_peer, true),
-    case("from_bridge, one peer", Hook::FromBridge, REDIRECT, to_peer, true),
+    case("from_bridge, one peer", Hook::FromBridge, NEXT, to_peer, true),
     case("from_uplink, one peer", Hook::FromUplink, REDIRECT, from_peer, true),
     case("to_tunnel, one peer", Hook::ToTunnel, NEXT, to_peer, true),
     case("from_container, all peers", Hook::FromContainer, REDIRECT, to_peer, false),
