@@ -58,7 +58,7 @@ pub struct Agent {
     lease: Lease,
     following: Following,
     firewall: firewall::Kept,
-    /// Another subnet is being taken, because ours is another host's.
+    /// A lease is being taken anew: our subnet is another host's, or our address has changed.
     moving: Option<Moving>,
     /// What failed the last time it was tried.
     fault: Option<String>,
@@ -68,8 +68,12 @@ pub struct Agent {
     config_problems: Vec<String>,
 }
 
-/// Waits for a subnet, while the agent goes on with what it has.
-type Moving = AbortOnDropHandle<(StoredConfig, Joined)>;
+/// Waits for a lease, while the agent goes on with what it has.
+struct Moving {
+    task: AbortOnDropHandle<(StoredConfig, Joined)>,
+    /// The subnet that the new lease may be of.
+    previous: Option<Ipv4Network>,
+}
 
 impl Agent {
     /// Takes a lease and makes the overlay on this host.
@@ -264,8 +268,12 @@ impl Agent {
         let store = self.store.clone();
         let request = lease_request(&self.config, &self.uplink, Some(self.lease.vtep_mac));
         let request = Request { previous, ..request };
-        self.moving = Some(AbortOnDropHandle::new(tokio::spawn(async move {
-            let mut outage = Outage::on("cannot take another subnet", store.troubles());
+        let doing = match previous {
+            Some(_) => "cannot tell the new address",
+            None => "cannot take another subnet",
+        };
+        let task = AbortOnDropHandle::new(tokio::spawn(async move {
+            let mut outage = Outage::on(doing, store.troubles());
             loop {
                 match Box::pin(store.join(&mut network, &request)).await {
                     Ok(joined) => return (network, joined),
@@ -275,7 +283,8 @@ impl Agent {
                     }
                 }
             }
-        })));
+        }));
+        self.moving = Some(Moving { task, previous });
     }
 
     async fn move_to(&mut self, network: StoredConfig, joined: Joined) -> Result<()> {
@@ -285,7 +294,7 @@ impl Agent {
         self.following = joined.following;
         let spec = dataplane_spec(&self.config, &self.network.config, &self.uplink, self.lease);
         let outcome = self.dataplane.move_to(spec).await;
-        self.fault = report("moving to another subnet", outcome);
+        self.fault = report("putting the new lease to use", outcome);
         self.firewall = self.keep_firewall();
         self.write_subnet_env()?;
         if old.subnet != self.lease.subnet {
@@ -343,9 +352,9 @@ impl Agent {
                 self.lease.subnet
             ));
         }
-        if self.moving.is_some() {
+        if let Some(Moving { previous, .. }) = self.moving {
             // By the config of now there may be room.
-            self.join_again(stored.clone(), None);
+            self.join_again(stored.clone(), previous);
         }
         if all.iter().any(|change| matches!(change, Change::Mtu(..))) {
             let outcome = self.change_mtu().await;
@@ -417,7 +426,7 @@ fn tell_watchdog() {
 /// The end of a move; never, if there is none.
 async fn moved(moving: &mut Option<Moving>) -> Result<(StoredConfig, Joined)> {
     match moving {
-        Some(task) => Ok(task.await?),
+        Some(moving) => Ok((&mut moving.task).await?),
         None => std::future::pending().await,
     }
 }

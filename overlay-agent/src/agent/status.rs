@@ -78,11 +78,16 @@ impl Agent {
         if !self.dataplane.synced() {
             problems.push("The leases have not been listed yet.".to_owned());
         }
-        if self.moving.is_some() {
-            problems.push(format!(
-                "Our subnet {} belongs to another host now, and another one is being taken.",
-                self.lease.subnet
-            ));
+        if let Some(moving) = &self.moving {
+            let (subnet, address) = (self.lease.subnet, self.uplink.public_ip);
+            problems.push(match moving.previous {
+                Some(_) => format!(
+                    "This host's address is {address} now, and the lease of {subnet} does not say so yet."
+                ),
+                None => format!(
+                    "Our subnet {subnet} belongs to another host now, and another one is being taken."
+                ),
+            });
         }
         if self.dataplane.bridge().is_none() {
             problems.push(match &self.config.bridge {

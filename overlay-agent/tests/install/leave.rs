@@ -93,7 +93,7 @@ fn is_out_of_the_kernel(machine: &Machine<'_>) {
 fn files(machine: &Machine<'_>) -> String {
     machine
         .shell(
-            "find /etc /usr /opt /root /var/lib/etcd /run/systemd/system -xdev ! -path '*/member/*' \
+            "find /etc /usr /opt /srv /var/lib/etcd /run/systemd/system -xdev ! -path '*/member/*' \
              ! -path '/etc/*-' ! -path '*/__pycache__*' ! -path /usr | sort",
         )
         .unwrap()

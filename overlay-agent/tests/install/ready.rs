@@ -29,7 +29,7 @@ fn two_machines_are_ready_with_the_readmes_lines() {
             continue;
         }
         let machine = if host == "one" { &one } else { &two };
-        let (said, time) = timed(|| machine.shell(&format!("cd /root && {line}")).unwrap());
+        let (said, time) = timed(|| machine.shell(&format!("cd /srv && {line}")).unwrap());
         println!("{host:<4} {line:<40} {:>5.1} s", time.as_secs_f64());
         table.push((host, time));
         if line.starts_with("apt ") {
@@ -58,7 +58,7 @@ fn two_machines_are_ready_with_the_readmes_lines() {
     say_hello(&two, &one, "listener");
 
     again_changes_nothing(&one, &["init"]);
-    again_changes_nothing(&two, &["join", "/root/join.token"]);
+    again_changes_nothing(&two, &["join", "/srv/join.token"]);
     strangers_are_kept_out(&one);
     hardened(&one);
 }
@@ -98,12 +98,12 @@ fn strangers_are_kept_out(one: &Machine<'_>) {
     ]
     .concat();
     one.shell(
-        "cd /root && openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes \
+        "cd /srv && openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes \
          -subj /CN=stranger -keyout stranger-key.pem -out stranger.pem",
     )
     .unwrap();
     let stranger =
-        [&ca[..], &["--cert", "/root/stranger.pem", "--key", "/root/stranger-key.pem"]].concat();
+        [&ca[..], &["--cert", "/srv/stranger.pem", "--key", "/srv/stranger-key.pem"]].concat();
     let get = ["get", "--prefix", "/coreos.com/network"];
     let put = ["put", "/coreos.com/network/subnets/10.1.1.0-24", "{}"];
     for args in [&get[..], &put] {

@@ -40,7 +40,7 @@ fn whatever_is_killed_comes_back() {
 fn an_upgrade_restarts_the_agent_alone(machine: &Machine<'_>) {
     let bridge = wait_until_fine(machine);
     let [agent, docker] = [SERVICES[1], SERVICES[2]].map(|unit| machine.main_pid(unit).unwrap());
-    machine.run("dpkg", ["--install", "/root/overlay-agent.deb"]).unwrap();
+    machine.run("dpkg", ["--install", "/srv/overlay-agent.deb"]).unwrap();
     assert_eq!(wait_until_fine(machine), bridge);
     assert_ne!(machine.main_pid(SERVICES[1]).unwrap(), agent);
     assert_eq!(machine.main_pid(SERVICES[2]).unwrap(), docker);

@@ -32,7 +32,7 @@ fn package() -> &'static [u8] {
 /// A machine that has booted, with Docker and etcd as Debian starts them, and the package on its disk.
 pub(crate) fn boot(lab: &Lab, host: usize) -> Machine<'_> {
     let machine = Machine::boot(lab.host(host)).unwrap();
-    machine.write("/root/overlay-agent.deb", package()).unwrap();
+    machine.write("/srv/overlay-agent.deb", package()).unwrap();
     for unit in ["etcd.service", "docker.service"] {
         wait_for_unit(&machine, unit);
     }
@@ -42,7 +42,7 @@ pub(crate) fn boot(lab: &Lab, host: usize) -> Machine<'_> {
 /// Has `apt` install the package.
 pub(crate) fn install(machine: &Machine<'_>) {
     machine
-        .shell("DEBIAN_FRONTEND=noninteractive apt-get install --yes /root/overlay-agent.deb")
+        .shell("DEBIAN_FRONTEND=noninteractive apt-get install --yes /srv/overlay-agent.deb")
         .unwrap();
 }
 
@@ -59,7 +59,7 @@ pub(crate) fn member<'lab>(lab: &'lab Lab, host: usize, first: &Machine<'_>) -> 
     let machine = boot(lab, host);
     install(&machine);
     copy_token(first, &machine);
-    machine.run("overlay-agent", ["join", "/root/join.token"]).unwrap();
+    machine.run("overlay-agent", ["join", "/srv/join.token"]).unwrap();
     machine
 }
 
@@ -70,8 +70,8 @@ pub(crate) fn token(first: &Machine<'_>) -> String {
 
 /// As `scp` does, its mode included.
 pub(crate) fn copy_token(first: &Machine<'_>, to: &Machine<'_>) {
-    to.write("/root/join.token", token(first).as_bytes()).unwrap();
-    to.run("chmod", ["600", "/root/join.token"]).unwrap();
+    to.write("/srv/join.token", token(first).as_bytes()).unwrap();
+    to.run("chmod", ["600", "/srv/join.token"]).unwrap();
 }
 
 pub(crate) fn wait_for_unit(machine: &Machine<'_>, unit: &str) {

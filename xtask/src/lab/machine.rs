@@ -245,8 +245,8 @@ impl<'host> Machine<'host> {
         let archive = docker::busybox_archive(self.host.ledger())?;
         let bytes =
             fs::read(&archive).with_context(|| format!("cannot read {}", archive.display()))?;
-        self.write("/root/image.tar", &bytes)?;
-        self.docker(["import", "/root/image.tar", IMAGE]).map(drop)
+        self.write("/srv/image.tar", &bytes)?;
+        self.docker(["import", "/srv/image.tar", IMAGE]).map(drop)
     }
 
     /// A property of a unit.
