@@ -1,6 +1,6 @@
 use std::{ffi::OsStr, process::Output};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, ensure};
 use ipnetwork::Ipv4Network;
 use tokio::process::Command;
 
@@ -25,8 +25,9 @@ fn rules(device: &str) -> [Rule; 2] {
 }
 
 /// By which rules for direct routing are known, because neither interface nor subnet need be those of today.
+/// `iptables` would list a comment with dots in quotes.
 fn direct_comment(device: &str) -> String {
-    format!("{device}-direct-routing")
+    format!("{}-direct-routing", device.replace('.', "-"))
 }
 
 impl Forward {
@@ -53,7 +54,7 @@ impl Forward {
             if Some(&found) == missing {
                 missing = None;
             } else {
-                iptables("-D", &found).await?;
+                change("-D", &found).await?;
             }
         }
         match missing {
@@ -65,14 +66,17 @@ impl Forward {
 
 async fn add(rule: &Rule) -> Result<()> {
     crate::repairs::made("rule in FORWARD");
-    let output = iptables("-A", rule).await?.context("iptables has vanished")?;
-    if !output.status.success() {
-        bail!(
-            "adding rule `{}` to FORWARD: {}",
-            rule.join(" "),
-            String::from_utf8_lossy(&output.stderr).trim()
-        );
-    }
+    change("-A", rule).await
+}
+
+async fn change(action: &str, rule: &Rule) -> Result<()> {
+    let output = iptables(action, rule).await?.context("iptables has vanished")?;
+    ensure!(
+        output.status.success(),
+        "iptables {action} FORWARD {}: {}",
+        rule.join(" "),
+        String::from_utf8_lossy(&output.stderr).trim()
+    );
     Ok(())
 }
 
@@ -81,6 +85,11 @@ async fn direct_rules(comment: &str) -> Result<Vec<Rule>> {
     let Some(listing) = iptables::<&str>("-S", &[]).await? else {
         return Ok(Vec::new());
     };
+    ensure!(
+        listing.status.success(),
+        "listing the rules of FORWARD: {}",
+        String::from_utf8_lossy(&listing.stderr).trim()
+    );
     let listing = String::from_utf8_lossy(&listing.stdout);
     let words = listing.lines().map(|line| line.split(' ').skip(2).map(str::to_owned));
     Ok(words
@@ -92,7 +101,9 @@ async fn direct_rules(comment: &str) -> Result<Vec<Rule>> {
 /// Removes the rules. Returns whether there were any.
 pub(super) async fn remove(device: &str) -> Result<bool> {
     let mut removed = false;
-    let all = rules(device).into_iter().chain(direct_rules(&direct_comment(device)).await?);
+    // Where nothing can be listed, nothing of ours can have been made, and the rest is to go all the same.
+    let direct = direct_rules(&direct_comment(device)).await.unwrap_or_default();
+    let all = rules(device).into_iter().chain(direct);
     for rule in all {
         while iptables("-D", &rule).await?.is_some_and(|output| output.status.success()) {
             removed = true;

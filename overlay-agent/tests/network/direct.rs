@@ -2,9 +2,12 @@
 
 use std::net::Ipv4Addr;
 
-use xtask::lab::{ETCD_PREFIX, UPLINK, eventually, stream::Stream};
+use xtask::lab::{ETCD_PREFIX, Lab, UPLINK, eventually, stream::Stream};
 
-use crate::overlay::{Overlay, SOON, network_of};
+use crate::{
+    damage,
+    overlay::{Overlay, SOON, network_of},
+};
 
 const CONFIG: &str =
     r#"{"Network":"10.1.0.0/16","Backend":{"Type":"vxlan","DirectRouting":DIRECT}}"#;
@@ -67,6 +70,43 @@ fn peers_on_one_link_exchange_packets_as_they_are_also_after_switching_under_tra
         // The hosts do not switch in the same moment, and one that encapsulates takes nothing else.
         assert!(seen.lost < 100, "{seen:?}");
     }
+}
+
+/// Where forwarding is refused, what peers on the link send to the stack needs a rule: one, that stays.
+#[test]
+fn one_rule_lets_the_firewall_forward_what_comes_over_the_link() {
+    let overlay = Overlay::with(Lab::builder(), |options| options.argument(damage::ARGUMENT));
+    let rules = || {
+        let listing = overlay.lab.host(0).command("iptables").args(["-S", "FORWARD"]).read()?;
+        let ours = listing.lines().filter(|rule| rule.contains("direct-routing"));
+        anyhow::Ok(ours.map(str::to_owned).collect::<Vec<_>>())
+    };
+    let wait_for = |count: usize| {
+        eventually(SOON, &format!("{count} rules"), || {
+            let rules = rules()?;
+            anyhow::ensure!(rules.len() == count, "{rules:?}");
+            Ok(())
+        })
+        .unwrap();
+    };
+    wait_for(0);
+    switch(&overlay, true);
+    wait_for(1);
+    let numbers = || {
+        let status = overlay.agents[0].status().unwrap();
+        [&status["verifications"], &status["repairs"]].map(|number| number.as_u64().unwrap())
+    };
+    let [looked, repairs] = numbers();
+    // Two a second: the firewall is looked at three times meanwhile.
+    eventually(SOON, "verifications", || {
+        anyhow::ensure!(numbers()[0] > looked + 8, "not yet");
+        Ok(())
+    })
+    .unwrap();
+    assert_eq!(rules().unwrap().len(), 1, "{:?}", rules());
+    assert_eq!(numbers()[1], repairs, "nothing is made anew");
+    switch(&overlay, false);
+    wait_for(0);
 }
 
 /// The answer to what netfilter has rewritten comes past it, from a peer that does not encapsulate.
