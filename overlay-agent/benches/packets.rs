@@ -17,18 +17,24 @@ use std::net::Ipv4Addr;
 use aya::programs::{TestRun as _, TestRunOptions};
 use clap::Parser;
 use comfy_table::{CellAlignment, Table, presets};
+use overlay_agent::datapath::Tables;
 use overlay_common::{
     Hook, Prefix,
     tables::{Peer, PeerKey, Vtep, VtepKey},
 };
+
+use xtask::bench::statistics::Estimate;
 
 use crate::{
     packets::{Wire, udp, vxlan},
     world::{CONTAINER, PEER_MAC, World},
 };
 
-/// How many leases there are besides our own.
-const SIZES: [u32; 3] = [2, 1000, 65_536];
+/// Every /24 of a /8 but our own.
+const ALL: u32 = 65_535;
+
+/// How many leases there are, besides our own.
+const SIZES: [u32; 3] = [2, 1000, ALL];
 
 /// How often a program runs for one figure.
 const RUNS: u32 = 2000;
@@ -42,7 +48,7 @@ const REDIRECT: i32 = 7;
 #[derive(Parser)]
 struct Options {
     /// Every program meets every number of leases once in each
-    #[arg(long, default_value_t = 10)]
+    #[arg(long, default_value_t = 60)]
     rounds: u32,
     /// Cargo says so
     #[arg(long, hide = true)]
@@ -55,8 +61,8 @@ struct Case {
     hook: Hook,
     verdict: i32,
     packet: fn(u32) -> Vec<u8>,
-    /// Always the same lease, or each time another.
-    one_peer: bool,
+    /// Two peers in turn, or all of them.
+    two_peers: bool,
 }
 
 const fn case(
@@ -64,32 +70,80 @@ const fn case(
     hook: Hook,
     verdict: i32,
     packet: fn(u32) -> Vec<u8>,
-    one_peer: bool,
+    two_peers: bool,
 ) -> Case {
-    Case { title, hook, verdict, packet, one_peer }
+    Case { title, hook, verdict, packet, two_peers }
 }
 
 const CASES: [Case; 8] = [
-    case("from_container, one peer", Hook::FromContainer, REDIRECT, to_peer, true),
-    case("from_bridge, one peer", Hook::FromBridge, NEXT, to_peer, true),
-    case("from_uplink, one peer", Hook::FromUplink, REDIRECT, from_peer, true),
-    case("to_tunnel, one peer", Hook::ToTunnel, NEXT, to_peer, true),
+    case("from_container, two peers", Hook::FromContainer, REDIRECT, to_peer, true),
+    case("from_bridge, two peers", Hook::FromBridge, NEXT, to_peer, true),
+    case("from_uplink, two peers", Hook::FromUplink, REDIRECT, from_peer, true),
+    case("to_tunnel, two peers", Hook::ToTunnel, NEXT, to_peer, true),
     case("from_container, all peers", Hook::FromContainer, REDIRECT, to_peer, false),
     case("from_uplink, all peers", Hook::FromUplink, REDIRECT, from_peer, false),
     case("to_tunnel, all peers", Hook::ToTunnel, NEXT, to_peer, false),
     case("from_tunnel, refused at once", Hook::FromTunnel, SHOT, to_peer, true),
 ];
 
+/// A host whose peers come and go: the same maps and the same code at the same place in memory for each number of
+/// leases, because either is worth some nanoseconds.
+struct Hosts {
+    world: World,
+    /// Which of [`ALL`] are peers.
+    present: Vec<bool>,
+}
+
+impl Hosts {
+    fn new() -> Self {
+        let mut world = World::new();
+        world.configure(|host| {
+            host.network = [10, 0, 0, 0];
+            host.network_length = 8;
+        });
+        Self { world, present: vec![false; usize::try_from(ALL).unwrap()] }
+    }
+
+    /// Makes `size` hosts peers, the `busy` ones among them.
+    fn resize(&mut self, size: u32, busy: [u32; 2]) {
+        let others = if size == ALL { ALL } else { size - 2 };
+        for number in 0..ALL {
+            let wanted = number < others || busy.contains(&number);
+            let present = &mut self.present[usize::try_from(number).unwrap()];
+            if wanted != *present {
+                *present = wanted;
+                let subnet = Prefix { address: subnet(number), length: 24 };
+                let vtep = VtepKey { public_address: public(number) };
+                let Tables { peers, vteps, .. } = &mut self.world.tables;
+                if wanted {
+                    let public_address = public(number);
+                    let peer = Peer { public_address, vtep_mac: PEER_MAC.0, ..Peer::default() };
+                    peers.insert(&PeerKey::new(subnet), &peer).unwrap();
+                    vteps.insert(&vtep, &Vtep::new(subnet)).unwrap();
+                } else {
+                    peers.remove(&PeerKey::new(subnet)).unwrap();
+                    vteps.remove(&vtep).unwrap();
+                }
+            }
+        }
+    }
+}
+
 fn main() {
     let options = Options::parse();
-    let mut worlds = SIZES.map(|size| (size, world(size)));
+    let mut hosts = Hosts::new();
     let mut times = vec![[const { Vec::new() }; SIZES.len()]; CASES.len()];
     for round in 0..=options.rounds {
-        for (case, times) in CASES.iter().zip(&mut times) {
-            for step in 0..SIZES.len() {
-                let turn = (step + usize::try_from(round).unwrap()) % SIZES.len();
-                let (size, world) = &mut worlds[turn];
-                let time = measure(world, case, *size);
+        // Whom packets are for differs from round to round: where its entry lies in the table is chance.
+        let busy = [0, 1].map(|which| ALL - 1 - (2 * round + which) * 31 % (ALL - SIZES[1]));
+        let mut order = [0, 1, 2];
+        if round % 2 == 1 {
+            order.reverse();
+        }
+        for turn in order {
+            hosts.resize(SIZES[turn], busy);
+            for (case, times) in CASES.iter().zip(&mut times) {
+                let time = measure(&mut hosts, case, busy);
                 // The first round fills caches.
                 if round > 0 {
                     times[turn].push(time);
@@ -99,33 +153,16 @@ fn main() {
     }
     println!("{}", table(&times));
     println!(
-        "Medians of {} rounds of {RUNS} single runs each, in ns; ratios within a round.",
+        "Medians of {} rounds of {RUNS} single runs each, in ns; ratios within a round, with 95 % intervals.",
         options.rounds
     );
-    println!("\n{}", verifier(&mut worlds[0].1));
+    println!("\n{}", verifier(&mut hosts.world));
 }
 
-/// A host with this many peers, each with a /24 of its own.
-fn world(size: u32) -> World {
-    let mut world = World::new();
-    world.configure(|host| {
-        host.network = [10, 0, 0, 0];
-        host.network_length = 8;
-    });
-    for number in 0..size {
-        let subnet = Prefix { address: subnet(number), length: 24 };
-        let public_address = public(number);
-        let peer = Peer { public_address, vtep_mac: PEER_MAC.0, ..Peer::default() };
-        world.tables.peers.insert(&PeerKey::new(subnet), &peer).unwrap();
-        world.tables.vteps.insert(&VtepKey { public_address }, &Vtep::new(subnet)).unwrap();
-    }
-    world
-}
-
-/// 10.0.0.0, 10.0.1.0, … but not 10.1.15.0, which is ours, and what comes after it in its stead.
+/// 10.0.0.0, 10.0.1.0, … but not 10.1.15.0, which is ours.
 fn subnet(number: u32) -> [u8; 4] {
     const OWN: u32 = 0x010f;
-    let number = if number == OWN { 0xffff } else { number };
+    let number = number + u32::from(number >= OWN);
     (0x0a00_0000 | number << 8).to_be_bytes()
 }
 
@@ -149,16 +186,19 @@ fn from_peer(number: u32) -> Vec<u8> {
 }
 
 /// What a single run takes, in nanoseconds.
-fn measure(world: &mut World, case: &Case, size: u32) -> f64 {
+fn measure(hosts: &mut Hosts, case: &Case, busy: [u32; 2]) -> f64 {
     const IFINDEX: usize = 40;
     let mut context = [0; 192];
     context[IFINDEX..][..4].copy_from_slice(&1_u32.to_ne_bytes());
-    let program = world.programs.get(case.hook).unwrap();
+    let all: Vec<u32> =
+        (0..ALL).filter(|number| hosts.present[usize::try_from(*number).unwrap()]).collect();
+    let peers = if case.two_peers { &busy[..] } else { &all };
+    let program = hosts.world.programs.get(case.hook).unwrap();
     let mut out = vec![0; 512];
     let mut nanoseconds: Vec<f64> = (0..RUNS)
         .map(|run| {
-            // An odd factor far from small ones visits the leases all over the hash table.
-            let number = if case.one_peer { 1 } else { run.wrapping_mul(40_503) % size };
+            // A large prime visits the leases all over the hash table.
+            let number = peers[usize::try_from(run).unwrap() * 40_503 % peers.len()];
             let result = program
                 .test_run(TestRunOptions {
                     data_in: Some(&(case.packet)(number)),
@@ -179,37 +219,19 @@ fn measure(world: &mut World, case: &Case, size: u32) -> f64 {
     middle.iter().sum::<f64>() / f64::from(u32::try_from(middle.len()).unwrap())
 }
 
-fn median(values: &mut [f64]) -> f64 {
-    values.sort_by(f64::total_cmp);
-    let middle = values.len() / 2;
-    if values.len() % 2 == 1 {
-        values[middle]
-    } else {
-        f64::midpoint(values[middle - 1], values[middle])
-    }
-}
-
 fn table(times: &[[Vec<f64>; SIZES.len()]]) -> Table {
     let mut table = Table::new();
     table.load_style(presets::UTF8_FULL_CONDENSED);
-    table.set_header([
-        "ns per packet",
-        "2 leases",
-        "1,000",
-        "65,536",
-        "65,536 / 2",
-        "lowest",
-        "highest",
-    ]);
+    table.set_header(["ns per packet", "2 leases", "1,000", "65,535", "65,535 / 2", "interval"]);
     for (case, times) in CASES.iter().zip(times) {
         let mut row = vec![case.title.to_owned()];
-        row.extend(times.iter().map(|times| format!("{:.0}", median(&mut times.clone()))));
-        let mut ratios: Vec<f64> =
+        let estimate = |values: &[f64]| Estimate::of(values).unwrap();
+        row.extend(times.iter().map(|times| format!("{:.0}", estimate(times).median)));
+        let ratios: Vec<f64> =
             times[2].iter().zip(&times[0]).map(|(many, few)| many / few).collect();
-        let middle = median(&mut ratios);
-        for ratio in [middle, ratios[0], ratios[ratios.len() - 1]] {
-            row.push(format!("{ratio:.3}"));
-        }
+        let Estimate { median, low, high, .. } = estimate(&ratios);
+        row.push(format!("{median:.3}"));
+        row.push(format!("{low:.3}–{high:.3}"));
         table.add_row(row);
     }
     right_align(&mut table);

@@ -12,7 +12,7 @@ mod packets;
 mod processor;
 mod report;
 mod rounds;
-mod statistics;
+pub mod statistics;
 mod survival;
 mod work;
 mod worker;

@@ -1,6 +1,7 @@
 //! What the host's firewall has to do for the overlay: forward what goes through the tunnel device, and,
 //! with `--ip-masq`, give containers the host's address towards the outside.
 
+mod changes;
 mod forward;
 mod masquerade;
 
@@ -12,6 +13,8 @@ use tokio::{
     time::{MissedTickBehavior, interval},
 };
 use tokio_util::task::AbortOnDropHandle;
+
+use changes::Changes;
 
 pub use forward::Forward;
 pub use masquerade::Masquerade;
@@ -46,15 +49,20 @@ impl Firewall {
         Self { device, forward, masquerade, listing: None }
     }
 
-    /// Looks after the rules at once and then every `period`, in a task of its own: the programs that it runs
-    /// wait for each other's lock, and the datapath is not to wait with them.
+    /// Looks after the rules at once, whenever somebody changes any, and every `period`, because rules of
+    /// `iptables-legacy` make no event. In a task of its own: the programs that it runs wait for each other's
+    /// lock, and the datapath is not to wait with them.
     pub fn keep(mut self, period: Duration) -> Kept {
         let (report, fault) = watch::channel(None);
         let task = async move {
+            let mut changes = Changes::subscribe();
             let mut check = interval(period);
             check.set_missed_tick_behavior(MissedTickBehavior::Delay);
             loop {
-                check.tick().await;
+                tokio::select! {
+                    _ = check.tick() => {}
+                    () = changes.next() => {}
+                }
                 let outcome = self.ensure().await;
                 report.send_replace(crate::agent::report("bringing the firewall in step", outcome));
             }

@@ -3,21 +3,18 @@
 //! `OVERLAY_CHAOS_SEED` chooses another run, `OVERLAY_CHAOS_ACTS` says how many acts there are: the whole suite
 //! does 60, a hunt for bugs 500.
 
-use std::{sync::RwLock, time::Duration};
+use std::sync::RwLock;
 
 use anyhow::{Context as _, Result};
 use xtask::lab::{Agent, AgentOptions, Etcd, Lab, eventually, stream::Stream};
 
 use crate::{
-    damage::{self, ACTS, FIREWALL, State, Target},
+    damage::{self, ACTS, MENDED, State, Target},
     overlay::{Overlay, SOON},
 };
 
 /// Damaged at the same time, each by its own sequence: what takes time is to see that nothing happens.
 const HOSTS: usize = 6;
-
-/// An agent that has just started reads everything first; etcd and the machine decide how long it takes.
-const STARTED: Duration = SOON;
 
 /// Numbers that look like chance and can be had again (splitmix64).
 struct Chance(u64);
@@ -53,54 +50,49 @@ impl Victim<'_> {
         Ok(())
     }
 
-    /// One act, by chance; what it was, and how soon it is to be mended.
-    fn suffer(&mut self, chance: &mut Chance) -> Result<(String, Duration)> {
-        let kind = chance.below(ACTS.len() + 5);
+    /// One act, by chance; what it was. An agent that it starts is ready when it returns.
+    fn suffer(&mut self, chance: &mut Chance) -> Result<String> {
+        let kind = chance.below(ACTS.len() + 4);
         if let Some(act) = ACTS.get(kind) {
             (act.does)(&self.target).context(act.what)?;
-            return Ok((act.what.to_owned(), act.within));
+            return Ok(act.what.to_owned());
         }
-        let (what, within) = match kind - ACTS.len() {
+        Ok(match kind - ACTS.len() {
             0 => {
-                (FIREWALL.does)(&self.target).context(FIREWALL.what)?;
-                (FIREWALL.what.to_owned(), FIREWALL.within)
-            }
-            1 => {
                 self.agent.stop()?;
                 self.start()?;
-                ("the agent is stopped and started".to_owned(), STARTED)
+                "the agent is stopped and started".to_owned()
             }
-            2 => {
+            1 => {
                 self.agent.kill()?;
                 self.start()?;
-                ("the agent is killed and started".to_owned(), STARTED)
+                "the agent is killed and started".to_owned()
             }
-            3 => {
+            2 => {
                 let act = &ACTS[chance.below(ACTS.len())];
                 self.agent.kill()?;
                 (act.does)(&self.target).context(act.what)?;
                 self.start()?;
-                (format!("while there is no agent, {}", act.what), STARTED)
+                format!("while there is no agent, {}", act.what)
             }
             _ => {
                 let mut etcd = self.etcd.write().unwrap();
                 etcd.stop()?;
                 etcd.start_again()?;
-                ("etcd goes and comes back".to_owned(), Duration::from_secs(1))
+                "etcd goes and comes back".to_owned()
             }
-        };
-        Ok((what, within))
+        })
     }
 
     fn suffer_all(&mut self, seed: u64, acts: usize) -> Result<()> {
         let mut chance = Chance(seed);
         for number in 0..acts {
             let name = self.target.host.name();
-            let (what, within) = self
+            let what = self
                 .suffer(&mut chance)
                 .with_context(|| format!("seed {seed}, act {number} on {name}"))?;
             let story = format!("act {number} on {}, {what}", self.target.host.name());
-            damage::mended(&self.target, self.agent, &self.healthy, within, &story)?;
+            damage::mended(&self.target, self.agent, &self.healthy, MENDED, &story)?;
         }
         Ok(())
     }
@@ -112,8 +104,7 @@ fn whatever_happens_is_mended_and_stays_mended() {
     let acts = usize::try_from(number("OVERLAY_CHAOS_ACTS").unwrap_or(60)).unwrap();
     println!("OVERLAY_CHAOS_SEED={seed} OVERLAY_CHAOS_ACTS={acts}");
 
-    let mut overlay =
-        Overlay::with(Lab::builder().hosts(HOSTS), |options| options.argument(damage::ARGUMENT));
+    let mut overlay = Overlay::with(Lab::builder().hosts(HOSTS), |options| options);
     for host in &overlay.lab.hosts()[2..] {
         overlay.agents.push(host.start_agent(&overlay.options).unwrap());
         overlay.containers.push(host.add_container("c").unwrap());

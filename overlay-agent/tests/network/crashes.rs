@@ -1,7 +1,7 @@
 //! The agent dies at every step of its start: traffic goes on, and the next start leaves nothing stale.
 #![cfg(debug_assertions)]
 
-use xtask::lab::{ETCD_PREFIX, Lab, stream::Stream};
+use xtask::lab::{ETCD_PREFIX, stream::Stream};
 
 use crate::{
     damage::{self, Target},
@@ -83,7 +83,7 @@ fn target(overlay: &Overlay) -> Target<'_> {
 
 #[test]
 fn dying_at_any_step_of_a_restart_loses_nothing() {
-    let mut overlay = Overlay::with(Lab::builder(), |options| options.argument(damage::ARGUMENT));
+    let mut overlay = Overlay::new();
     let [one, two] = overlay.pair();
     let streams =
         [Stream::start(one, two, 7001), Stream::start(two, one, 7002)].map(Result::unwrap);
@@ -99,7 +99,7 @@ fn dying_at_any_step_of_a_restart_loses_nothing() {
 
 #[test]
 fn dying_at_any_step_of_the_first_start_leaves_nothing_stale() {
-    let mut overlay = Overlay::with(Lab::builder(), |options| options.argument(damage::ARGUMENT));
+    let mut overlay = Overlay::new();
     for point in POINTS {
         die_and_start(&mut overlay, point, |overlay| {
             let host = overlay.lab.host(0);

@@ -8,13 +8,7 @@ use serde_json::Value;
 use xtask::lab::{Agent, BRIDGE, Container, Host, UPLINK, eventually};
 
 /// What is deleted or changed is right again within this time.
-const MENDED: Duration = Duration::from_secs(1);
-
-/// Rules of the firewall are looked at once a second, by programs that take their time.
-const FIREWALL_MENDED: Duration = Duration::from_secs(3);
-
-/// What an agent needs besides, for [`FIREWALL_MENDED`] to hold.
-pub(crate) const ARGUMENT: &str = "--iptables-resync=1";
+pub(crate) const MENDED: Duration = Duration::from_secs(1);
 
 /// The host that is damaged.
 pub(crate) struct Target<'a> {
@@ -28,16 +22,14 @@ pub(crate) struct Target<'a> {
 /// One kind of damage.
 pub(crate) struct Act {
     pub(crate) what: &'static str,
-    /// How soon everything is as before.
-    pub(crate) within: Duration,
     pub(crate) does: fn(&Target<'_>) -> Result<()>,
 }
 
 const fn act(what: &'static str, does: fn(&Target<'_>) -> Result<()>) -> Act {
-    Act { what, within: MENDED, does }
+    Act { what, does }
 }
 
-pub(crate) const ACTS: [Act; 26] = [
+pub(crate) const ACTS: [Act; 30] = [
     act("the device is deleted", |on| on.ip("link del overlay.1")),
     act("the device is down", |on| on.ip("link set overlay.1 down")),
     act("the device has another MTU", |on| on.ip("link set overlay.1 mtu 1300")),
@@ -75,16 +67,26 @@ pub(crate) const ACTS: [Act; 26] = [
         on.ip(&format!("link set {UPLINK} down"))?;
         on.ip(&format!("link set {UPLINK} up"))
     }),
+    act("the uplink has another MTU for a moment", |on| {
+        on.ip(&format!("link set {UPLINK} mtu 1400"))?;
+        on.ip(&format!("link set {UPLINK} mtu 1500"))
+    }),
+    act("the uplink is without its address for a moment", |on| {
+        let address = format!("{}/24", on.host.address());
+        on.ip(&format!("address del {address} dev {UPLINK}"))?;
+        on.ip(&format!("address add {address} dev {UPLINK}"))
+    }),
+    act("the container's forwarding entry is deleted", |on| {
+        let (mac, veth) = (on.container.namespace().mac("eth0")?, on.container.veth());
+        on.host.command("bridge").args(["fdb", "del", &mac, "dev", veth, "master"]).run().map(drop)
+    }),
     act("the container's cable is taken out of the bridge and put back", |on| {
         on.ip(&format!("link set {} nomaster", on.container.veth()))?;
         on.plug_in()
     }),
     act("the bridge is made anew", make_bridge_anew),
+    act("a rule of the firewall is deleted", delete_rule),
 ];
-
-/// Beside the others, because an agent looks less often.
-pub(crate) const FIREWALL: Act =
-    Act { what: "a rule of the firewall is deleted", within: FIREWALL_MENDED, does: delete_rule };
 
 fn delete_rule(on: &Target<'_>) -> Result<()> {
     on.host

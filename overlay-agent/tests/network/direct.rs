@@ -4,10 +4,7 @@ use std::net::Ipv4Addr;
 
 use xtask::lab::{ETCD_PREFIX, Lab, UPLINK, eventually, stream::Stream};
 
-use crate::{
-    damage,
-    overlay::{Overlay, SOON, network_of},
-};
+use crate::overlay::{Overlay, SOON, network_of};
 
 const CONFIG: &str =
     r#"{"Network":"10.1.0.0/16","Backend":{"Type":"vxlan","DirectRouting":DIRECT}}"#;
@@ -75,7 +72,7 @@ fn peers_on_one_link_exchange_packets_as_they_are_also_after_switching_under_tra
 /// Where forwarding is refused, what peers on the link send to the stack needs a rule: one, that stays.
 #[test]
 fn one_rule_lets_the_firewall_forward_what_comes_over_the_link() {
-    let overlay = Overlay::with(Lab::builder(), |options| options.argument(damage::ARGUMENT));
+    let overlay = Overlay::with(Lab::builder(), |options| options.argument("--iptables-resync=1"));
     let rules = || {
         let listing = overlay.lab.host(0).command("iptables").args(["-S", "FORWARD"]).read()?;
         let ours = listing.lines().filter(|rule| rule.contains("direct-routing"));

@@ -9,6 +9,7 @@ mod damage;
 mod direct;
 mod doctor;
 mod flannel;
+mod foreign;
 mod kernels;
 mod masquerade;
 mod matrix;

@@ -1,12 +1,12 @@
 //! Containers notice nothing of what happens to the agent, and the agent mends what happens to the kernel.
 
-use std::{os::unix::fs::PermissionsExt as _, time::Duration};
+use std::{os::unix::fs::PermissionsExt as _, path::Path, time::Duration};
 
 use nix::sys::signal::Signal;
 use xtask::lab::{AgentOptions, ETCD_PREFIX, Lab, UPLINK, eventually, stream::Stream};
 
 use crate::{
-    damage::{self, Target},
+    damage::{self, MENDED, Target},
     overlay::{Overlay, SOON},
 };
 
@@ -67,7 +67,7 @@ fn maps_of_another_version_are_replaced_without_a_gap() {
 /// Whatever somebody removes or changes is right again within a second, and a ping goes through.
 #[test]
 fn damage_is_mended_within_a_second() {
-    let overlay = Overlay::with(Lab::builder(), |options| options.argument(damage::ARGUMENT));
+    let overlay = Overlay::new();
     let [container, other] = overlay.pair();
     let host = overlay.lab.host(0);
     let target = Target { host, container, peer: overlay.lab.host(1) };
@@ -75,9 +75,9 @@ fn damage_is_mended_within_a_second() {
     let streams = [Stream::start(container, other, 7001), Stream::start(other, container, 7002)]
         .map(Result::unwrap);
     let healthy = damage::healthy(&target).unwrap();
-    for act in damage::ACTS.iter().chain([&damage::FIREWALL]) {
+    for act in &damage::ACTS {
         (act.does)(&target).unwrap();
-        damage::mended(&target, &overlay.agents[0], &healthy, act.within, act.what).unwrap();
+        damage::mended(&target, &overlay.agents[0], &healthy, MENDED, act.what).unwrap();
         eventually(SOON, &format!("{}: a ping to go through", act.what), || {
             container.ping(other.address())
         })
@@ -110,21 +110,23 @@ fn an_interface_that_goes_unnoticed_leaves_no_link_behind() {
     }
 }
 
+/// A search path on which `iptables` does `first` before what it always does.
+fn in_front_of_iptables(directory: &Path, first: &str) -> String {
+    let script = directory.join("iptables");
+    let text = format!("#!/bin/sh\n{first}\nPATH=${{PATH#*:}} exec iptables \"$@\"\n");
+    std::fs::write(&script, text).unwrap();
+    std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755)).unwrap();
+    format!("{}:{}", directory.display(), std::env::var("PATH").unwrap())
+}
+
 /// They wait for each other's lock, or for a machine that is busy.
 #[test]
 fn a_program_of_the_firewall_that_hangs_delays_nothing_else() {
     let slow = tempfile::tempdir().unwrap();
-    let iptables = slow.path().join("iptables");
     let hangs = slow.path().join("hangs");
-    let script = format!(
-        "#!/bin/sh\n[ -e {} ] && sleep 5\nPATH=${{PATH#*:}} exec iptables \"$@\"\n",
-        hangs.display()
-    );
-    std::fs::write(&iptables, script).unwrap();
-    std::fs::set_permissions(&iptables, std::fs::Permissions::from_mode(0o755)).unwrap();
-    let path = format!("{}:{}", slow.path().display(), std::env::var("PATH").unwrap());
+    let path = in_front_of_iptables(slow.path(), &format!("[ -e {} ] && sleep 5", hangs.display()));
     let overlay = Overlay::with(Lab::builder(), |options| {
-        options.argument(damage::ARGUMENT).environment("PATH", &path)
+        options.environment("PATH", &path).argument("--iptables-resync=1")
     });
     let host = overlay.lab.host(0);
     let target = Target { host, container: &overlay.containers[0], peer: overlay.lab.host(1) };
@@ -133,66 +135,52 @@ fn a_program_of_the_firewall_that_hangs_delays_nothing_else() {
     std::fs::write(&hangs, "").unwrap();
     for _ in 0..5 {
         (act.does)(&target).unwrap();
-        damage::mended(&target, &overlay.agents[0], &healthy, act.within, act.what).unwrap();
+        damage::mended(&target, &overlay.agents[0], &healthy, MENDED, act.what).unwrap();
     }
 }
 
+/// Whoever looks whenever something changes must not take its own repairs for a reason to go on for ever.
 #[test]
-fn what_is_not_ours_is_left_alone() {
-    let overlay = Overlay::new();
-    let host = overlay.lab.host(0);
-    let run = |command: &str| {
-        let (program, arguments) = command.split_once(' ').unwrap();
-        host.command(program).args(arguments.split(' ')).run().unwrap();
+fn the_firewall_is_looked_at_when_it_changes_and_otherwise_seldom() {
+    let logged = tempfile::tempdir().unwrap();
+    let log = logged.path().join("log");
+    let path = in_front_of_iptables(logged.path(), &format!("echo \"$*\" >>{}", log.display()));
+    let mut overlay = Overlay::with(Lab::builder(), |options| {
+        options.environment("PATH", &path).argument("--iptables-resync=3600")
+    });
+    // One agent of the two writes the log.
+    overlay.agents[1].stop().unwrap();
+    let looks = || {
+        let calls = std::fs::read_to_string(&log).unwrap_or_default();
+        calls.lines().filter(|call| call.contains("-S FORWARD")).count()
     };
-    run("ip link add flannel.1 type vxlan id 9 dstport 4789 dev eth0");
-    run("tc qdisc add dev eth0 clsact");
-    // A classic filter that lets everything pass: return 0xffffffff.
-    host.command("tc")
-        .args(["filter", "add", "dev", "eth0", "ingress", "prio", "1", "bpf", "bytecode"])
-        .arg("1,6 0 0 4294967295")
-        .run()
+    let agent = &overlay.agents[0];
+    let time_goes_by = || {
+        let verifications = || agent.status().unwrap()["verifications"].as_u64().unwrap();
+        let before = verifications();
+        eventually(SOON, "three seconds to pass", || {
+            anyhow::ensure!(verifications() >= before + 6, "they have not");
+            Ok(())
+        })
         .unwrap();
-    run("nft add table ip somebody");
-    let theirs = host.pins().parent().unwrap().join("somebody-else");
-    std::fs::create_dir(&theirs).unwrap();
-    overlay.ping();
-    let seen = || {
-        let read = |command: &str| {
-            let (program, arguments) = command.split_once(' ').unwrap();
-            host.command(program).args(arguments.split(' ')).read().unwrap()
-        };
-        [
-            read("ip -brief link show flannel.1"),
-            read("tc filter show dev eth0 ingress"),
-            read("nft list table ip somebody"),
-        ]
     };
-    let before = seen();
-    let Overlay { mut agents, options, lab, .. } = overlay;
-    let host = lab.host(0);
-    agents[0].stop().unwrap();
-    let mut again = host.start_agent(&options).unwrap();
-    again.stop().unwrap();
-    let output = host.clean_up(env!("CARGO_BIN_EXE_overlay-agent")).unwrap();
-    assert!(output.contains("overlay.1"), "{output}");
-    let read = |command: &str| {
-        let (program, arguments) = command.split_once(' ').unwrap();
-        host.command(program).args(arguments.split(' ')).read().unwrap()
-    };
-    let after = [
-        read("ip -brief link show flannel.1"),
-        read("tc filter show dev eth0 ingress"),
-        read("nft list table ip somebody"),
-    ];
-    assert_eq!(before, after);
-    assert!(theirs.exists());
-    std::fs::remove_dir(&theirs).unwrap();
-    // And nothing of ours is left.
-    assert!(!host.ip(["-brief", "link"]).unwrap().contains("overlay."));
-    assert!(!host.pins().exists() && !host.subnet_file().exists());
-    assert!(!read("bpftool net").contains("from_uplink"));
-    assert!(!read("iptables -S FORWARD").contains("overlay"));
+    time_goes_by();
+    let before = looks();
+    assert!(before > 0);
+    time_goes_by();
+    assert_eq!(looks(), before, "nobody has touched it");
+
+    let host = overlay.lab.host(0);
+    host.command("iptables").args(["-w", "-F", "FORWARD"]).run().unwrap();
+    eventually(MENDED, "the rules to be back", || {
+        let rules = host.command("iptables").args(["-w", "-S", "FORWARD"]).read()?;
+        anyhow::ensure!(rules.matches("overlay.1").count() == 2, "{rules}");
+        Ok(())
+    })
+    .unwrap();
+    time_goes_by();
+    // One that mends, one for what that has changed, and one for a change that came in two parts.
+    assert!((before + 1..=before + 3).contains(&looks()), "{before} before, {} after", looks());
 }
 
 /// As DHCP may do: the subnet stays, and peers send to the new address as soon as etcd has told them.

@@ -9,7 +9,7 @@ use crate::{build, setup, workspace};
 #[derive(Debug, Clone, Args)]
 pub(super) struct Options {
     /// Rounds; every program meets every number of leases once in each
-    #[arg(long, value_name = "N", default_value_t = 10)]
+    #[arg(long, value_name = "N", default_value_t = 60)]
     #[arg(value_parser = clap::value_parser!(u32).range(1..=1000))]
     rounds: u32,
 }

@@ -7,17 +7,17 @@ const CONFIDENCE: f64 = 0.95;
 
 /// The middle of some measurements, and how far it can be trusted.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-pub(super) struct Estimate {
+pub struct Estimate {
     /// The median.
-    pub(super) median: f64,
+    pub median: f64,
     /// The interval that holds the true median …
-    pub(super) low: f64,
+    pub low: f64,
     /// … between these two.
-    pub(super) high: f64,
+    pub high: f64,
     /// With this probability: from as few as five rounds there is no interval of 95 %.
-    pub(super) confidence: f64,
+    pub confidence: f64,
     /// How many measurements it is made of.
-    pub(super) count: usize,
+    pub count: usize,
 }
 
 impl Estimate {
@@ -25,7 +25,7 @@ impl Estimate {
     ///
     /// The interval lies between two of the measurements, chosen by the binomial distribution: each is
     /// below the true median with a probability of one half, whatever else is true of them.
-    pub(super) fn of(values: &[f64]) -> Option<Self> {
+    pub fn of(values: &[f64]) -> Option<Self> {
         let sorted = sorted(values);
         let median = median_of_sorted(&sorted)?;
         let (skipped, confidence) = skipped_at_each_end(sorted.len());
