@@ -12,7 +12,7 @@ use overlay_common::{
     tables::{Endpoint, EndpointKey},
 };
 
-use crate::netlink::{Link, LinkKind, Observed};
+use crate::netlink::{Link, LinkKind, Neighbour, Observed};
 
 /// The bridge that carries our subnet: the one named, else whichever has an address inside it.
 pub fn bridge<'a>(
@@ -52,10 +52,14 @@ pub fn container_ports<'a>(
 /// the host, the MAC was seen behind exactly one port, and that port is a veth into another network
 /// namespace. Whatever the kernel is unsure of is left out: the bridge finds it. The host's own addresses
 /// are there too, as its own.
+///
+/// A bridge forgets a MAC after five minutes without a packet from it, and sees none of a container that
+/// talks by the fast path: where it merely knows nothing, what was `known` stays true.
 pub fn endpoints(
     observed: &Observed,
     bridge: &Link,
     subnet: Ipv4Network,
+    known: &HashMap<EndpointKey, Endpoint>,
 ) -> HashMap<EndpointKey, Endpoint> {
     let own: BTreeSet<Ipv4Addr> = observed
         .addresses
@@ -63,14 +67,24 @@ pub fn endpoints(
         .map(|(_, address, _)| *address)
         .filter(|address| subnet.contains(*address))
         .collect();
-    let ports = ports(observed, bridge);
+    let deliverable: BTreeSet<u32> =
+        container_ports(observed, bridge).map(|link| link.index).collect();
+    let ports = ports(observed, bridge, &deliverable);
+    let remembered = |neighbour: &Neighbour| {
+        let endpoint = known.get(&EndpointKey { address: neighbour.address.octets() })?;
+        let same = endpoint.mac == neighbour.mac.0 && deliverable.contains(&endpoint.ifindex);
+        same.then_some(endpoint.ifindex)
+    };
     let containers = observed
         .neighbours
         .iter()
         .filter(|neighbour| neighbour.ifindex == bridge.index)
         .filter(|neighbour| subnet.contains(neighbour.address) && !own.contains(&neighbour.address))
         .filter_map(|neighbour| {
-            let &ifindex = ports.get(&neighbour.mac)?.as_ref()?;
+            let ifindex = match ports.get(&neighbour.mac) {
+                Some(&port) => port?,
+                None => remembered(neighbour)?,
+            };
             Some((neighbour.address, Endpoint { ifindex, mac: neighbour.mac.0, reserved: [0; 2] }))
         });
     containers
@@ -79,17 +93,20 @@ pub fn endpoints(
         .collect()
 }
 
-/// The port each MAC was seen behind; `None` where there is more than one.
-fn ports(observed: &Observed, bridge: &Link) -> HashMap<MacAddr, Option<u32>> {
-    let deliverable: BTreeSet<u32> =
-        container_ports(observed, bridge).map(|link| link.index).collect();
+/// The port of `bridge` each MAC was seen behind; `None` where there is more than one, or one that is not
+/// `deliverable`.
+fn ports(
+    observed: &Observed,
+    bridge: &Link,
+    deliverable: &BTreeSet<u32>,
+) -> HashMap<MacAddr, Option<u32>> {
     let mut ports: HashMap<MacAddr, Option<u32>> = HashMap::new();
-    for &(mac, ifindex) in observed.forwarding.iter().filter(|(_, port)| deliverable.contains(port))
-    {
-        ports
-            .entry(mac)
-            .and_modify(|port| *port = port.filter(|&known| known == ifindex))
-            .or_insert(Some(ifindex));
+    for &(mac, ifindex) in &observed.forwarding {
+        if observed.links.get(&ifindex).and_then(|link| link.master) != Some(bridge.index) {
+            continue;
+        }
+        let here = deliverable.contains(&ifindex).then_some(ifindex);
+        ports.entry(mac).and_modify(|port| *port = port.filter(|_| *port == here)).or_insert(here);
     }
     ports
 }
@@ -97,7 +114,6 @@ fn ports(observed: &Observed, bridge: &Link) -> HashMap<MacAddr, Option<u32>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::netlink::Neighbour;
 
     const BRIDGE: u32 = 3;
     const VETH: u32 = 9;
@@ -143,7 +159,7 @@ mod tests {
     }
 
     fn found(observed: &Observed) -> HashMap<EndpointKey, Endpoint> {
-        endpoints(observed, &observed.links[&BRIDGE], subnet())
+        endpoints(observed, &observed.links[&BRIDGE], subnet(), &HashMap::new())
     }
 
     #[test]
@@ -161,6 +177,37 @@ mod tests {
         let endpoints = found(&observed());
         let endpoint = endpoints[&EndpointKey { address: CONTAINER.octets() }];
         assert_eq!((endpoint.ifindex, endpoint.mac), (VETH, MAC.0));
+    }
+
+    #[test]
+    fn a_container_is_known_longer_than_the_bridge_remembers_it_but_not_against_the_evidence() {
+        type Edit = fn(&mut Observed);
+        let known = found(&observed());
+        let container = EndpointKey { address: CONTAINER.octets() };
+        let after = |edit: Edit| {
+            let mut observed = observed();
+            observed.forwarding.clear();
+            edit(&mut observed);
+            endpoints(&observed, &observed.links[&BRIDGE], subnet(), &known).remove(&container)
+        };
+        assert_eq!(after(|_| ()), Some(known[&container]));
+        let cases: [(&str, Edit); 5] = [
+            ("a port that is gone", |observed| {
+                observed.links.remove(&VETH);
+            }),
+            ("a port that is down", |observed| {
+                observed.links.get_mut(&VETH).expect("there").up = false;
+            }),
+            ("seen behind a port that leads nowhere we know", |observed| {
+                observed.links.insert(21, link(21, LinkKind::Other, Some(BRIDGE)));
+                observed.forwarding.push((MAC, 21));
+            }),
+            ("another MAC", |observed| observed.neighbours[0].mac = MacAddr([2; 6])),
+            ("an address that nobody has", |observed| observed.neighbours.clear()),
+        ];
+        for (name, edit) in cases {
+            assert_eq!(after(edit), None, "{name}");
+        }
     }
 
     #[test]

@@ -88,6 +88,7 @@ impl Dataplane {
         let handle = netlink::connect()?;
         let observed = netlink::observe(&handle).await?;
         let tunnel = netlink::ensure_tunnel(&handle, &observed, &spec.tunnel).await?;
+        let endpoints = tables.endpoints.entries()?;
         let adopted = tables.config.get(&0, 0).context("reading BPF map config")?;
         let mut dataplane = Self {
             peers: Peers::new(spec.tunnel.subnet, spec.public_address),
@@ -101,7 +102,7 @@ impl Dataplane {
             tables,
             tunnel,
             bridge: None,
-            endpoints: HashMap::new(),
+            endpoints,
             ways: Ways::default(),
             ways_are_stale: true,
             synced: false,
@@ -341,7 +342,10 @@ impl Dataplane {
 
     fn converge_endpoints(&mut self, observed: &Observed) -> Result<()> {
         let endpoints = match &self.bridge {
-            Some(bridge) => containers::endpoints(observed, bridge, self.spec.tunnel.subnet),
+            Some(bridge) => {
+                let subnet = self.spec.tunnel.subnet;
+                containers::endpoints(observed, bridge, subnet, &self.endpoints)
+            }
             None => HashMap::new(),
         };
         let changes = self.tables.endpoints.converge(&endpoints)?;

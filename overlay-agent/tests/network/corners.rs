@@ -6,7 +6,7 @@ use std::{
 };
 
 use nix::sys::socket::{setsockopt, sockopt::UdpGsoSegment};
-use xtask::lab::{Container, Lab, eventually};
+use xtask::lab::{BRIDGE, Container, Lab, eventually, stream::Stream};
 
 use crate::overlay::{Overlay, SOON, network_of};
 
@@ -94,6 +94,39 @@ fn what_is_delivered_to_the_bridge_is_not_taken_for_the_stacks() {
     .unwrap();
     assert!(delivered.of(&overlay)[0] > 0, "the first packet is for an unknown container");
     assert_eq!(overlay.packets("to_bridge", "from_stack"), [0, 0]);
+}
+
+/// Bridges forget MACs that they do not see, five minutes after the last packet, and they see none of a container that
+/// talks by the fast path.
+#[test]
+fn a_container_is_known_longer_than_the_bridge_remembers_it() {
+    let mut overlay = Overlay::new();
+    // Hundredths of a second.
+    let ageing = ["link", "set", BRIDGE, "type", "bridge", "ageing_time", "50"];
+    overlay.lab.host(0).ip(ageing).unwrap();
+    let stream = Stream::start(&overlay.containers[1], &overlay.containers[0], 7001).unwrap();
+    for what in ["the first agent", "the second agent"] {
+        let host = overlay.lab.host(0);
+        let mac = overlay.containers[0].namespace().mac("eth0").unwrap();
+        eventually(SOON, "the bridge to forget the container", || {
+            let known = host.command("bridge").args(["fdb", "show", "br", BRIDGE]).read()?;
+            anyhow::ensure!(!known.contains(&mac), "{known}");
+            Ok(())
+        })
+        .unwrap();
+        let [fast, slow] =
+            ["to_endpoint", "to_bridge"].map(|reason| overlay.rise("from_uplink", reason));
+        eventually(SOON, &format!("{what} to let packets take the fast path"), || {
+            anyhow::ensure!(fast.of(&overlay)[0] > 1000, "{:?}", fast.of(&overlay));
+            Ok(())
+        })
+        .unwrap();
+        assert_eq!(slow.of(&overlay)[0], 0, "{what}");
+        overlay.agents[0].kill().unwrap();
+        overlay.agents[0] = overlay.lab.host(0).start_agent(&overlay.options).unwrap();
+    }
+    let seen = stream.stop().unwrap();
+    assert_eq!((seen.lost, seen.doubled), (0, 0), "{seen:?}");
 }
 
 /// One second of one TCP stream; bytes received.
