@@ -48,6 +48,9 @@ pub struct Options {
     /// Rounds; every contender does all the work once in each
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
     rounds: Option<u32>,
+    /// Length of a run
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=20))]
+    seconds: Option<u64>,
     /// Measure only these
     #[arg(long = "contender", value_name = "NAME", num_args = 1.., value_parser = contenders::names())]
     contenders: Vec<String>,
@@ -121,7 +124,7 @@ impl Options {
     fn plan(&self) -> Result<Plan> {
         let quick = usize::from(self.quick);
         let contenders = if self.contenders.is_empty() {
-            contenders::ALL.to_vec()
+            contenders::usual()
         } else {
             // In the order of the report, each once.
             for name in &self.contenders {
@@ -150,7 +153,7 @@ impl Options {
             wires,
             works,
             rounds: self.rounds.unwrap_or(ROUNDS[quick]),
-            milliseconds: MILLISECONDS[quick],
+            milliseconds: self.seconds.map_or(MILLISECONDS[quick], |seconds| seconds * 1000),
             cores: self.cores,
         })
     }

@@ -5,12 +5,15 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use super::{
-    contenders::{FLANNEL, HOST, OURS},
+    contenders::{CEILING, FLANNEL, HOST, OURS, OURS_MANY},
     goals::{Goal, Verdict},
     rounds::{Sample, Wire},
     statistics::{self, Estimate},
     work::{Quantity, Work},
 };
+
+/// What else is compared, where both were measured: what is out of reach for us, and whether leases cost anything.
+const PAIRS: [[&str; 2]; 2] = [[CEILING, HOST], [OURS_MANY, OURS]];
 
 /// One line of the table.
 #[derive(Debug, Clone, Serialize)]
@@ -23,6 +26,14 @@ pub(super) struct Line {
     pub(super) goal: Option<Goal>,
     /// What ours reaches against the host, and against flannel.
     pub(super) verdicts: [Option<Verdict>; 2],
+    pub(super) pairs: Vec<Pair>,
+}
+
+/// Two contenders against each other.
+#[derive(Debug, Clone, Serialize)]
+pub(super) struct Pair {
+    pub(super) contenders: [&'static str; 2],
+    pub(super) ratio: Option<Estimate>,
 }
 
 /// One contender in a line.
@@ -112,7 +123,15 @@ fn line(
         [(goal.host, ours.to_host), (goal.flannel, ours.to_flannel)]
             .map(|(bound, ratio)| ratio.map(|ratio| bound.judge(&ratio)))
     });
-    Line { wire, work, quantity, unit: work.unit(quantity), columns, goal, verdicts }
+    let pairs = PAIRS
+        .into_iter()
+        .filter(|pair| pair.iter().all(|name| contenders.contains(name)))
+        .map(|pair| {
+            let [values, to] = pair.map(by_round);
+            Pair { contenders: pair, ratio: ratio(&values, &to) }
+        })
+        .collect();
+    Line { wire, work, quantity, unit: work.unit(quantity), columns, goal, verdicts, pairs }
 }
 
 /// Of each round's ratio.
@@ -174,6 +193,15 @@ mod tests {
         let noise = noise(&samples, &lines);
         assert_eq!((noise.runs, noise.disturbed), (30, 0));
         assert!(noise.host_spread.unwrap() > 0.3);
+    }
+
+    #[test]
+    fn pairs_are_compared_where_both_were_measured() {
+        let samples = [sample(OURS, 1, 100.0), sample(OURS_MANY, 1, 99.0)];
+        let lines = lines(&samples, &[OURS, OURS_MANY]);
+        let [pair] = &lines[0].pairs[..] else { panic!("{:?}", lines[0].pairs) };
+        assert_eq!(pair.contenders, [OURS_MANY, OURS]);
+        assert!((pair.ratio.unwrap().median - 0.99).abs() < 1e-9, "{pair:?}");
     }
 
     #[test]

@@ -5,6 +5,7 @@ mod collect_metadata;
 mod flannel;
 mod host;
 mod ours;
+mod ours_many;
 mod ours_slow;
 mod program;
 mod redirect;
@@ -23,7 +24,7 @@ const REACHABLE_WITHIN: Duration = Duration::from_secs(15);
 const OVERHEAD: u32 = 50;
 
 /// All of them, in the order of a report's columns. A new one is a file and a line here.
-pub(super) const ALL: [Contender; 7] = [
+pub(super) const ALL: [Contender; 8] = [
     host::CONTENDER,
     redirect::CONTENDER,
     route::CONTENDER,
@@ -31,6 +32,7 @@ pub(super) const ALL: [Contender; 7] = [
     collect_metadata::CONTENDER,
     ours_slow::CONTENDER,
     ours::CONTENDER,
+    ours_many::CONTENDER,
 ];
 
 /// Against these every other one is compared.
@@ -39,6 +41,10 @@ pub(super) const HOST: &str = "host";
 pub(super) const FLANNEL: &str = "flannel";
 /// The one that has goals to reach.
 pub(super) const OURS: &str = "ours";
+/// What a program outside of the container can reach at best.
+pub(super) const CEILING: &str = "redirect";
+/// Ours with as many leases as there can be.
+pub(super) const OURS_MANY: &str = "ours-65536";
 
 /// A way for packets to go from host to host.
 #[derive(Clone, Copy)]
@@ -47,6 +53,8 @@ pub(super) struct Contender {
     pub(super) name: &'static str,
     /// What it is, in a line.
     pub(super) about: &'static str,
+    /// Whether it is measured without being named.
+    usual: bool,
     set_up: fn(&Site<'_>) -> Result<Standing>,
 }
 
@@ -144,6 +152,11 @@ impl Standing {
             crate::lab::enter(&namespace, ping).run().map(drop)
         })
     }
+}
+
+/// Those that are measured unless others are named.
+pub(super) fn usual() -> Vec<Contender> {
+    ALL.into_iter().filter(|contender| contender.usual).collect()
 }
 
 /// Every contender's name.

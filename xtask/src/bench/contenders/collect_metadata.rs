@@ -14,6 +14,7 @@ use crate::lab::{Container, Host};
 pub(super) const CONTENDER: Contender = Contender {
     name: "collect-metadata",
     about: "collect-metadata device driven from TC (Cilium's way)",
+    usual: true,
     set_up,
 };
 

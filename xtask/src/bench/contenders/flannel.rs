@@ -6,8 +6,12 @@ use anyhow::Result;
 use super::{Contender, OVERHEAD, Site, Standing, add_containers, ip};
 use crate::lab::{Host, UPLINK};
 
-pub(super) const CONTENDER: Contender =
-    Contender { name: super::FLANNEL, about: "kernel VXLAN device as flannel sets it up", set_up };
+pub(super) const CONTENDER: Contender = Contender {
+    name: super::FLANNEL,
+    about: "kernel VXLAN device as flannel sets it up",
+    usual: true,
+    set_up,
+};
 
 const NETWORK: u8 = 30;
 

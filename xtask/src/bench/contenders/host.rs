@@ -4,8 +4,12 @@ use anyhow::Result;
 
 use super::{Contender, Place, Site, Standing};
 
-pub(super) const CONTENDER: Contender =
-    Contender { name: super::HOST, about: "host to host, no overlay, no container", set_up };
+pub(super) const CONTENDER: Contender = Contender {
+    name: super::HOST,
+    about: "host to host, no overlay, no container",
+    usual: true,
+    set_up,
+};
 
 #[expect(clippy::unnecessary_wraps, reason = "as every contender, which can fail")]
 fn set_up(site: &Site<'_>) -> Result<Standing> {

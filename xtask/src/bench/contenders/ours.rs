@@ -8,7 +8,7 @@ use super::{Contender, Site, Standing};
 use crate::lab::{Agent, AgentOptions, eventually};
 
 pub(super) const CONTENDER: Contender =
-    Contender { name: super::OURS, about: "our agent, as users have it", set_up };
+    Contender { name: super::OURS, about: "our agent, as users have it", usual: true, set_up };
 
 const NETWORK: u8 = 60;
 
@@ -26,8 +26,17 @@ pub(super) fn with_fast_path(site: &Site<'_>, network: u8, fast_path: bool) -> R
     site.etcd.put(&format!("{prefix}/config"), &config)?;
     let options =
         AgentOptions::new(site.agent, site.etcd).etcd_prefix(&prefix).fast_path(fast_path);
+    with_agents(site, &options, 1)
+}
+
+/// An agent on each host that comes to know so many peers, and a container that it knows.
+pub(super) fn with_agents(
+    site: &Site<'_>,
+    options: &AgentOptions,
+    peers: usize,
+) -> Result<Standing> {
     let agents =
-        site.hosts.iter().map(|host| host.start_agent(&options)).collect::<Result<Vec<_>>>()?;
+        site.hosts.iter().map(|host| host.start_agent(options)).collect::<Result<Vec<_>>>()?;
     let containers =
         site.hosts.iter().map(|host| host.add_container("c")).collect::<Result<Vec<_>>>()?;
     for (host, container) in site.hosts.iter().zip(&containers) {
@@ -36,16 +45,16 @@ pub(super) fn with_fast_path(site: &Site<'_>, network: u8, fast_path: bool) -> R
     }
     for agent in &agents {
         eventually(SETTLED_WITHIN, "the agents know each other and their containers", || {
-            settled(agent)
+            settled(agent, peers)
         })?;
     }
     Standing::of_containers(agents, containers)
 }
 
-fn settled(agent: &Agent) -> Result<()> {
+fn settled(agent: &Agent, peers: usize) -> Result<()> {
     let status = agent.status()?;
-    let peers = status["peers"].as_array().map_or(0, Vec::len);
-    ensure!(peers == 1, "the agent knows {peers} peers instead of one: {status}");
+    let known = status["peers"].as_array().map_or(0, Vec::len);
+    ensure!(known == peers, "the agent knows {known} peers instead of {peers}");
     ensure!(status["endpoints"] != 0, "the agent knows no container yet: {status}");
     Ok(())
 }

@@ -8,8 +8,9 @@ use super::{Contender, Site, Standing, add_containers, index_of, mac_bytes, prog
 use crate::lab::UPLINK;
 
 pub(super) const CONTENDER: Contender = Contender {
-    name: "redirect",
+    name: super::CEILING,
     about: "BPF redirect without encapsulation: the ceiling",
+    usual: true,
     set_up,
 };
 

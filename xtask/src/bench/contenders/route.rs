@@ -5,8 +5,12 @@ use anyhow::Result;
 use super::{Contender, Site, Standing, add_containers, ip};
 use crate::lab::UPLINK;
 
-pub(super) const CONTENDER: Contender =
-    Contender { name: "route", about: "containers, plain routing, no encapsulation", set_up };
+pub(super) const CONTENDER: Contender = Contender {
+    name: "route",
+    about: "containers, plain routing, no encapsulation",
+    usual: true,
+    set_up,
+};
 
 const NETWORK: u8 = 20;
 

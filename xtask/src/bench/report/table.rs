@@ -33,11 +33,17 @@ fn of_wire(report: &Report, wire: Wire) -> String {
     let mut header = vec![""];
     header.extend(&names);
     header.extend(["ours/host", "we want", "ours/flannel", "we want", ""]);
+    let lines: Vec<&Line> = report.lines.iter().filter(|line| line.wire == wire).collect();
+    let pairs: Vec<String> = lines.first().map_or_else(Vec::new, |line| {
+        line.pairs.iter().map(|pair| pair.contenders.join("/")).collect()
+    });
+    header.extend(pairs.iter().map(String::as_str));
     table.set_header(header);
-    for line in report.lines.iter().filter(|line| line.wire == wire) {
+    for line in lines {
         let mut row = vec![format!("{}, {}", line.work.title(), line.unit)];
         row.extend(names.iter().map(|name| line.column(name).map_or_else(String::new, value)));
         row.extend(judged(line));
+        row.extend(line.pairs.iter().map(|pair| ratio(pair.ratio)));
         table.add_row(row);
     }
     for column in table.column_iter_mut().skip(1).take(names.len()) {
@@ -71,7 +77,9 @@ pub(super) fn ratio(estimate: Option<Estimate>) -> String {
         None => String::new(),
         Some(estimate) if !estimate.median.is_finite() || estimate.median == 0.0 => String::new(),
         Some(estimate) if is_too_noisy(&estimate) => "too noisy".to_owned(),
-        Some(Estimate { median, low, high, .. }) => format!("{median:.2} ({low:.2}–{high:.2})"),
+        Some(Estimate { median, low, high, .. }) => {
+            format!("{median:.3} ({low:.3}–{high:.3})")
+        }
     }
 }
 
@@ -96,7 +104,7 @@ mod tests {
     fn a_ratio_is_a_figure_only_if_it_is_known() {
         let estimate =
             |low, high| Some(Estimate { median: 1.0, low, high, confidence: 0.97, count: 10 });
-        assert_eq!(ratio(estimate(0.98, 1.02)), "1.00 (0.98–1.02)");
+        assert_eq!(ratio(estimate(0.98, 1.02)), "1.000 (0.980–1.020)");
         assert_eq!(ratio(estimate(0.5, 1.5)), "too noisy");
         assert_eq!(ratio(None), "");
     }
