@@ -44,8 +44,8 @@ const SETTLE: Duration = Duration::from_millis(3);
 /// However many events there are, the kernel is not looked at more often.
 const PAUSE: Duration = Duration::from_millis(20);
 
-/// Without any event, because some damage makes none.
-const VERIFY: Duration = Duration::from_millis(500);
+/// Without any event, because some damage makes none. All of it is to be mended within a second.
+const VERIFY: Duration = Duration::from_millis(250);
 
 /// What the agent works with, once the store and the host have told.
 pub struct Agent {

@@ -24,7 +24,7 @@ use crate::{
 const OFTEN_VERIFIED: usize = 4096;
 
 /// Beyond that, one in so many does.
-const SELDOM: u32 = 60;
+const SELDOM: u32 = 120;
 
 /// What the overlay on this host should be.
 #[derive(Clone, Debug)]

@@ -250,7 +250,7 @@ fn entries(dump: &str) -> Result<String> {
     Ok(lines.join("\n"))
 }
 
-/// Waits until all is as `healthy`, and then for two more verifications, which must change nothing.
+/// Waits until all is as `healthy`, and then for four more verifications, which must change nothing.
 pub(crate) fn mended(
     on: &Target<'_>,
     agent: &Agent,
@@ -265,13 +265,13 @@ pub(crate) fn mended(
         Ok((number("verifications")?, number("repairs")?))
     };
     let (looked, repairs) = numbers()?;
-    let after = eventually(within.max(Duration::from_secs(5)), "two verifications", || {
+    let after = eventually(within.max(Duration::from_secs(5)), "four verifications", || {
         let (now, after) = numbers()?;
-        ensure!(now >= looked + 2, "{} so far", now - looked);
+        ensure!(now >= looked + 4, "{} so far", now - looked);
         Ok(after)
     })?;
     ensure!(after == repairs, "{what}: mended, and changed {} times after", after - repairs);
-    same(healthy, &state(on)?).with_context(|| format!("{what}: two verifications later"))
+    same(healthy, &state(on)?).with_context(|| format!("{what}: four verifications later"))
 }
 
 fn same(healthy: &State, found: &State) -> Result<()> {

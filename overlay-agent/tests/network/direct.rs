@@ -94,9 +94,9 @@ fn one_rule_lets_the_firewall_forward_what_comes_over_the_link() {
         [&status["verifications"], &status["repairs"]].map(|number| number.as_u64().unwrap())
     };
     let [looked, repairs] = numbers();
-    // Two a second: the firewall is looked at three times meanwhile.
+    // Four a second: the firewall is looked at three times meanwhile.
     eventually(SOON, "verifications", || {
-        anyhow::ensure!(numbers()[0] > looked + 8, "not yet");
+        anyhow::ensure!(numbers()[0] > looked + 16, "not yet");
         Ok(())
     })
     .unwrap();
