@@ -55,7 +55,7 @@ pub fn container_ports<'a>(
 ///
 /// A bridge forgets a MAC after five minutes without a packet from it, and sees none of a container that
 /// talks by the fast path: where it merely knows nothing, what was `known` stays true.
-pub fn endpoints(
+pub(crate) fn endpoints(
     observed: &Observed,
     bridge: &Link,
     subnet: Ipv4Network,
