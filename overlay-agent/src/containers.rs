@@ -106,7 +106,10 @@ fn ports(
             continue;
         }
         let here = deliverable.contains(&ifindex).then_some(ifindex);
-        ports.entry(mac).and_modify(|port| *port = port.filter(|_| *port == here)).or_insert(here);
+        let port = ports.entry(mac).or_insert(here);
+        if *port != here {
+            *port = None;
+        }
     }
     ports
 }

@@ -87,7 +87,7 @@ pub struct RunArgs {
     )]
     pub ip_masq_fully_random_disable: bool,
 
-    /// How often to look after the firewall rules
+    /// How often to look after the firewall rules, besides whenever nftables tells of a change
     #[arg(long, value_name = "SECONDS", default_value_t = 5, help_heading = FIREWALL)]
     pub iptables_resync: u32,
 

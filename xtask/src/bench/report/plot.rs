@@ -26,6 +26,7 @@ const MUTED: RGBColor = RGBColor(0x6b, 0x77, 0x85);
 pub(super) fn colour(contender: &str) -> RGBColor {
     match contender {
         "ours" => RGBColor(0x0b, 0x8a, 0x6f),
+        "ours-65536" => RGBColor(0x05, 0x5a, 0x48),
         "ours-slow" => RGBColor(0x7c, 0xc4, 0xb2),
         "flannel" => RGBColor(0xe0, 0x7b, 0x2c),
         "collect-metadata" => RGBColor(0x7a, 0x5c, 0xc4),
