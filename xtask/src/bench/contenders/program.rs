@@ -6,15 +6,16 @@ use std::{
     fs, io,
     net::Ipv4Addr,
     os::{
-        fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
+        fd::{AsRawFd as _, FromRawFd as _, OwnedFd, RawFd},
         unix::ffi::OsStrExt as _,
     },
     path::Path,
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 use nix::libc;
 
+use super::index_of;
 use crate::lab::Host;
 
 /// `struct bpf_insn`.
@@ -46,8 +47,8 @@ const CONTEXT: u8 = 6;
 /// The frame pointer.
 const FRAME: u8 = 10;
 
-/// A MAC address of a frame on the stack.
-const MAC_AT: i16 = -40;
+/// A frame's two MAC addresses on the stack.
+const MACS_AT: i16 = -48;
 /// `struct bpf_tunnel_key`, up to its label, on the stack.
 const KEY_AT: i16 = -32;
 /// Its length.
@@ -128,17 +129,18 @@ impl Assembler {
         ]);
     }
 
-    /// Overwrites the frame's destination.
-    fn store_destination(&mut self, mac: [u8; 6]) {
-        let [first @ .., fifth, sixth] = mac;
+    /// Overwrites how the frame begins: the destination's MAC address, or that and the source's.
+    fn store_macs(&mut self, macs: &[u8]) {
+        let length = i16::try_from(macs.len()).unwrap_or(i16::MAX);
+        for (at, half) in (MACS_AT..).step_by(2).zip(macs.chunks_exact(2)) {
+            self.push(&[store_half(at, i32::from(u16::from_le_bytes([half[0], half[1]])))]);
+        }
         self.push(&[
-            store_word(MAC_AT, i32::from_le_bytes(first)),
-            store_half(MAC_AT + 4, i32::from(u16::from_le_bytes([fifth, sixth]))),
             move_register(1, CONTEXT),
             move_immediate(2, 0),
             move_register(3, FRAME),
-            add_immediate(3, MAC_AT),
-            move_immediate(4, 6),
+            add_immediate(3, MACS_AT),
+            move_immediate(4, length.into()),
             move_immediate(5, 0),
             call(helper::SKB_STORE_BYTES),
         ]);
@@ -186,7 +188,7 @@ pub(super) fn to_tunnel(
         call(helper::SKB_SET_TUNNEL_KEY),
         leave_unless(0, 0),
     ]);
-    program.store_destination(peer_mac);
+    program.store_macs(&peer_mac);
     program.redirect(helper::REDIRECT, device)
 }
 
@@ -202,15 +204,21 @@ pub(super) fn to_container(mac: [u8; 6], veth: u32) -> Vec<Instruction> {
         call(helper::SKB_GET_TUNNEL_KEY),
         leave_unless(0, 0),
     ]);
-    program.store_destination(mac);
+    program.store_macs(&mac);
     program.redirect(helper::REDIRECT_PEER, veth)
 }
 
-/// What goes to `subnet` (a /24) goes out of `uplink` as it is, to the host with this MAC address.
-pub(super) fn to_uplink(subnet: [u8; 4], peer_mac: [u8; 6], uplink: u32) -> Vec<Instruction> {
+/// What goes to `subnet` (a /24) goes out of `uplink` as it is, from and to the hosts with these MAC
+/// addresses. Were it not from the host's own, the switch would forget that one after a while, and send
+/// what comes for it to every port.
+pub(super) fn to_uplink(
+    subnet: [u8; 4],
+    [peer_mac, own_mac]: [[u8; 6]; 2],
+    uplink: u32,
+) -> Vec<Instruction> {
     let mut program = Assembler::new();
     program.leave_unless_to(subnet, [255, 255, 255, 0]);
-    program.store_destination(peer_mac);
+    program.store_macs(&[peer_mac, own_mac].concat());
     program.redirect(helper::REDIRECT, uplink)
 }
 
@@ -218,7 +226,7 @@ pub(super) fn to_uplink(subnet: [u8; 4], peer_mac: [u8; 6], uplink: u32) -> Vec<
 pub(super) fn from_uplink(address: Ipv4Addr, mac: [u8; 6], veth: u32) -> Vec<Instruction> {
     let mut program = Assembler::new();
     program.leave_unless_to(address.octets(), [255; 4]);
-    program.store_destination(mac);
+    program.store_macs(&mac);
     program.redirect(helper::REDIRECT_PEER, veth)
 }
 
@@ -243,24 +251,43 @@ struct PinAttributes {
     flags: u32,
 }
 
-/// Runs a program over everything that a device of a host receives.
+/// The part of `union bpf_attr` that attaching takes.
+#[repr(C)]
+struct LinkAttributes {
+    program: u32,
+    device: u32,
+    attach_type: u32,
+    flags: u32,
+}
+
+/// Runs a program over everything that a device of a host receives, in the way that our agent does: by
+/// TCX where the kernel has it, else by a filter, which costs more.
 pub(super) fn attach(host: &Host, name: &str, program: &[Instruction], device: &str) -> Result<()> {
     let pins = host.pins();
     fs::create_dir_all(pins).with_context(|| format!("cannot create {}", pins.display()))?;
-    let pin = pins.join(name);
-    load_and_pin(name, program, &pin)?;
-    let tc = |arguments: &str| host.command("tc").args(arguments.split(' '));
-    tc(&format!("qdisc add dev {device} clsact")).run()?;
-    tc(&format!("filter add dev {device} ingress bpf direct-action object-pinned"))
-        .arg(&pin)
-        .run()?;
-    Ok(())
+    let file = pins.join(name);
+    let program = load(name, program)?;
+    let index = index_of(host.namespace(), device)?;
+    let descriptor = program.as_raw_fd();
+    // The kernel looks for the device in the namespace of the thread that asks.
+    match host.namespace().within(move || Ok(link(descriptor, index)))? {
+        Ok(link) => pin(&link, &file),
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
+            pin(&program, &file)?;
+            let tc = |arguments: &str| host.command("tc").args(arguments.split(' '));
+            tc(&format!("qdisc add dev {device} clsact")).run()?;
+            tc(&format!("filter add dev {device} ingress bpf direct-action object-pinned"))
+                .arg(&file)
+                .run()?;
+            Ok(())
+        }
+        Err(error) => Err(error).with_context(|| format!("cannot attach {name} to {device}")),
+    }
 }
 
-/// Loads a TC program, and pins it for `tc` to find.
-fn load_and_pin(name: &str, program: &[Instruction], pin: &Path) -> Result<()> {
+/// Loads a TC program.
+fn load(name: &str, program: &[Instruction]) -> Result<OwnedFd> {
     const PROG_LOAD: libc::c_long = 5;
-    const OBJ_PIN: libc::c_long = 6;
     const SCHED_CLS: u32 = 3;
     let license = c"GPL";
     let mut log = vec![0_u8; 1 << 16];
@@ -275,21 +302,42 @@ fn load_and_pin(name: &str, program: &[Instruction], pin: &Path) -> Result<()> {
     };
     // SAFETY: the attributes point to memory that outlives the call, and lengths are right.
     let loaded = unsafe { bpf(PROG_LOAD, &raw const attributes) };
-    let descriptor = loaded.with_context(|| {
+    loaded.with_context(|| {
         let end = log.iter().position(|&byte| byte == 0).unwrap_or(log.len());
         format!("the kernel refuses {name}: {}", String::from_utf8_lossy(&log[..end]))
-    })?;
-    let path = CString::new(pin.as_os_str().as_bytes())
-        .with_context(|| format!("{} has a zero byte", pin.display()))?;
-    let attributes = PinAttributes {
-        path: path.as_ptr() as u64,
-        descriptor: u32::try_from(descriptor.as_raw_fd()).context("a negative descriptor")?,
+    })
+}
+
+/// Attaches a program to what a device of this thread's namespace receives, for as long as the link is
+/// open or pinned. A kernel without TCX says `EINVAL`.
+fn link(program: RawFd, device: u32) -> io::Result<OwnedFd> {
+    const LINK_CREATE: libc::c_long = 28;
+    const TCX_INGRESS: u32 = 46;
+    let attributes = LinkAttributes {
+        program: program.cast_unsigned(),
+        device,
+        attach_type: TCX_INGRESS,
         flags: 0,
     };
-    // SAFETY: as above. Pinning returns 0, which is nobody's descriptor to close.
+    // SAFETY: the attributes are numbers.
+    unsafe { bpf(LINK_CREATE, &raw const attributes) }
+}
+
+/// Keeps a program or a link alive in the BPF file system.
+fn pin(object: &OwnedFd, file: &Path) -> Result<()> {
+    const OBJ_PIN: libc::c_long = 6;
+    let path = CString::new(file.as_os_str().as_bytes())
+        .with_context(|| format!("{} has a zero byte", file.display()))?;
+    let attributes = PinAttributes {
+        path: path.as_ptr() as u64,
+        descriptor: object.as_raw_fd().cast_unsigned(),
+        flags: 0,
+    };
+    // SAFETY: the path lives. Pinning returns 0, which is nobody's descriptor to close.
     let pinned = unsafe { bpf_raw(OBJ_PIN, &raw const attributes) };
     if pinned != 0 {
-        bail!("cannot pin {name} at {}: {}", pin.display(), io::Error::last_os_error());
+        return Err(io::Error::last_os_error())
+            .with_context(|| format!("cannot pin {}", file.display()));
     }
     Ok(())
 }
@@ -325,7 +373,7 @@ mod tests {
         for program in [
             to_tunnel([10, 40, 2, 0], peer, [2, 0, 0, 0, 0, 1], 7),
             to_container([2; 6], 9),
-            to_uplink([10, 40, 2, 0], [2; 6], 7),
+            to_uplink([10, 40, 2, 0], [[2; 6], [4; 6]], 7),
             from_uplink(peer, [2; 6], 9),
         ] {
             let end = program.len() - 2;
