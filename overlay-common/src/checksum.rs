@@ -1,38 +1,35 @@
 //! The Internet checksum (RFC 1071) over IPv4 headers, and its incremental update (RFC 1624).
+//!
+//! Sums are taken over words as they lie in memory, which gives the sum as it lies in memory, in whatever
+//! byte order (RFC 1071, section 2 (B)), and over as many bytes at a time as a word has (2 (C)).
 
 use network_types::ip::Ipv4Hdr;
 
+/// The 16-bit sum out of that of fewer than `2^15` words of 32 bits: with so few, the last line cannot carry.
 #[inline(always)]
-const fn fold(sum: u32) -> u16 {
+const fn fold(sum: u64) -> u16 {
+    let sum = (sum & 0xffff_ffff) + (sum >> 32);
     let sum = (sum & 0xffff) + (sum >> 16);
     ((sum & 0xffff) + (sum >> 16)) as u16
 }
 
 #[inline(always)]
-const fn word(bytes: [u8; 2]) -> u32 {
-    u16::from_be_bytes(bytes) as u32
-}
-
-#[inline(always)]
-const fn sum(header: &Ipv4Hdr) -> u32 {
-    let [s0, s1, s2, s3] = header.src_addr;
-    let [d0, d1, d2, d3] = header.dst_addr;
-    word([header.vihl, header.tos])
-        + word(header.tot_len)
-        + word(header.id)
-        + word(header.frags)
-        + word([header.ttl, header.proto])
-        + word(header.check)
-        + word([s0, s1])
-        + word([s2, s3])
-        + word([d0, d1])
-        + word([d2, d3])
+const fn sum(header: &Ipv4Hdr) -> u64 {
+    const fn word(bytes: [u8; 4]) -> u64 {
+        u32::from_ne_bytes(bytes) as u64
+    }
+    let [length, id, fragment, check] = [header.tot_len, header.id, header.frags, header.check];
+    word([header.vihl, header.tos, length[0], length[1]])
+        + word([id[0], id[1], fragment[0], fragment[1]])
+        + word([header.ttl, header.proto, check[0], check[1]])
+        + word(header.src_addr)
+        + word(header.dst_addr)
 }
 
 /// The checksum of a header without options whose checksum field is zero, in network order.
 #[inline(always)]
 pub const fn ipv4_header(header: &Ipv4Hdr) -> [u8; 2] {
-    (!fold(sum(header))).to_be_bytes()
+    (!fold(sum(header))).to_ne_bytes()
 }
 
 /// Whether the checksum of a header without options is right.
@@ -45,8 +42,11 @@ pub const fn is_valid(header: &Ipv4Hdr) -> bool {
 /// RFC 1624, equation 3.
 #[inline(always)]
 pub const fn update(check: [u8; 2], from: [u8; 2], to: [u8; 2]) -> [u8; 2] {
-    let sum = (!word(check) & 0xffff) + (!word(from) & 0xffff) + word(to);
-    (!fold(sum)).to_be_bytes()
+    const fn word(bytes: [u8; 2]) -> u16 {
+        u16::from_ne_bytes(bytes)
+    }
+    let sum = !word(check) as u64 + !word(from) as u64 + word(to) as u64;
+    (!fold(sum)).to_ne_bytes()
 }
 
 /// The header as a router sends it on: its TTL, which must not be 0, one less.

@@ -10,24 +10,23 @@ pub struct Prefix {
 }
 
 impl Prefix {
+    /// The mask, as it lies in memory.
     #[inline(always)]
     const fn mask(self) -> u32 {
-        match u32::MAX.checked_shl(32_u32.wrapping_sub(self.length as u32)) {
-            Some(mask) => mask,
-            None => 0,
-        }
+        // In 64 bits, a shift by 32 is nothing special.
+        (u64::MAX.wrapping_shl(32_u32.wrapping_sub(self.length as u32)) as u32).to_be()
     }
 
     /// The network address.
     #[inline(always)]
     pub const fn masked(self) -> [u8; 4] {
-        (u32::from_be_bytes(self.address) & self.mask()).to_be_bytes()
+        (u32::from_ne_bytes(self.address) & self.mask()).to_ne_bytes()
     }
 
     /// Whether `address` lies inside.
     #[inline(always)]
     pub const fn contains(self, address: [u8; 4]) -> bool {
-        (u32::from_be_bytes(address) ^ u32::from_be_bytes(self.address)) & self.mask() == 0
+        (u32::from_ne_bytes(address) ^ u32::from_ne_bytes(self.address)) & self.mask() == 0
     }
 }
 

@@ -26,7 +26,6 @@ unsafe fn copy_words<T>(from: *const u8, to: *mut u8) {
             }
         };
     }
-    copy!(u64);
     copy!(u32);
     copy!(u16);
     copy!(u8);

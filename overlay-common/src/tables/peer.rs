@@ -20,7 +20,8 @@ map_type! {
 }
 
 map_type! {
-    /// Where to send packets for a peer's subnet.
+    /// Where to send packets for a peer's subnet. Aligned, lest addresses be read byte by byte.
+    #[repr(align(4))]
     pub struct Peer[16] {
         /// Outer destination: `PublicIP` of the lease.
         pub public_address: [u8; 4],
