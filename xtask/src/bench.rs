@@ -36,6 +36,10 @@ const ROUNDS: [u32; 2] = [10, 6];
 /// Length of a run in ms, except where iperf3 counts in seconds.
 const MILLISECONDS: [u64; 2] = [1000, 250];
 
+/// What Linux and Debian use unless told otherwise. A machine that uses `bbr`, which sends by a timer, shows the
+/// cost of that timer first: a fifth of the throughput, and hardly any difference between contenders.
+const CONGESTION_CONTROL: &str = "cubic";
+
 /// The command line of `bench`.
 #[derive(Debug, Clone, Args)]
 #[command(args_conflicts_with_subcommands = true, after_help = contenders_help())]
@@ -63,6 +67,9 @@ pub struct Options {
     /// One core for everything, or one for each side
     #[arg(long, value_enum, default_value_t = Cores::One)]
     cores: Cores,
+    /// How TCP finds its speed
+    #[arg(long, value_name = "NAME", default_value = CONGESTION_CONTROL)]
+    congestion_control: String,
     /// Measure this agent instead of building one
     #[arg(long, value_name = "FILE")]
     agent: Option<PathBuf>,
@@ -155,6 +162,7 @@ impl Options {
             rounds: self.rounds.unwrap_or(ROUNDS[quick]),
             milliseconds: self.seconds.map_or(MILLISECONDS[quick], |seconds| seconds * 1000),
             cores: self.cores,
+            congestion_control: self.congestion_control.clone(),
         })
     }
 

@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::Result;
 use tokio::{
     sync::watch,
-    time::{MissedTickBehavior, interval},
+    time::{Instant, MissedTickBehavior, interval, sleep},
 };
 use tokio_util::task::AbortOnDropHandle;
 
@@ -18,6 +18,10 @@ use changes::Changes;
 
 pub use forward::Forward;
 pub use masquerade::Masquerade;
+
+/// How many times as long as a look took there is none: where somebody changes rules without pause, and there
+/// are thousands to list, looking takes a fifth of the time and not all of it.
+const REST: u32 = 4;
 
 /// Removes every rule for tunnel device `device`. Returns whether there were any.
 pub async fn remove(device: &str) -> Result<bool> {
@@ -63,8 +67,10 @@ impl Firewall {
                     _ = check.tick() => {}
                     () = changes.next() => {}
                 }
+                let begun = Instant::now();
                 let outcome = self.ensure().await;
                 report.send_replace(crate::agent::report("bringing the firewall in step", outcome));
+                sleep(begun.elapsed() * REST).await;
             }
         };
         Kept { fault, task: AbortOnDropHandle::new(tokio::spawn(task)) }

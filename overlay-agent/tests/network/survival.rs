@@ -1,6 +1,10 @@
 //! Containers notice nothing of what happens to the agent, and the agent mends what happens to the kernel.
 
-use std::{os::unix::fs::PermissionsExt as _, path::Path, time::Duration};
+use std::{
+    os::unix::fs::PermissionsExt as _,
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use nix::sys::signal::Signal;
 use xtask::lab::{AgentOptions, ETCD_PREFIX, Lab, UPLINK, eventually, stream::Stream};
@@ -181,6 +185,37 @@ fn the_firewall_is_looked_at_when_it_changes_and_otherwise_seldom() {
     time_goes_by();
     // One that mends, one for what that has changed, and one for a change that came in two parts.
     assert!((before + 1..=before + 3).contains(&looks()), "{before} before, {} after", looks());
+}
+
+#[test]
+fn rules_that_change_without_pause_are_looked_at_with_pauses() {
+    let slow = tempfile::tempdir().unwrap();
+    let log = slow.path().join("log");
+    let path =
+        in_front_of_iptables(slow.path(), &format!("echo \"$*\" >>{}; sleep 0.1", log.display()));
+    let mut overlay = Overlay::with(Lab::builder(), |options| options.environment("PATH", &path));
+    overlay.agents[1].stop().unwrap();
+    let changes = |seconds: u64| {
+        let until = Instant::now() + Duration::from_secs(seconds);
+        while Instant::now() < until {
+            overlay
+                .lab
+                .host(0)
+                .command("nft")
+                .args(["add table churn; delete table churn"])
+                .run()
+                .unwrap();
+        }
+    };
+    // What is left of the start, whose repairs change rules too.
+    changes(2);
+    let calls = || std::fs::read_to_string(&log).unwrap_or_default().lines().count();
+    let before = calls();
+    changes(5);
+    // Of five seconds, the tenths in which it runs; one look may have begun before and one may end after.
+    let running = calls() - before;
+    assert!(running >= 3, "it does look: {running}");
+    assert!(running <= 10 + 3 * 2, "a fifth of the time is ten tenths: {running}");
 }
 
 /// As DHCP may do: the subnet stays, and peers send to the new address as soon as etcd has told them.

@@ -144,6 +144,18 @@ impl Standing {
         &self.places[1]
     }
 
+    /// Has both ends send TCP by this congestion control (`tcp_congestion_control`), whatever the machine's own.
+    pub(super) fn set_congestion_control(&self, name: &str) -> Result<()> {
+        for place in &self.places {
+            let setting = format!("net.ipv4.tcp_congestion_control={name}");
+            let sysctl = crate::command::Cmd::new("sysctl").args(["-q", "-w", &setting]);
+            crate::lab::enter(&crate::lab::namespace_path(&place.namespace), sysctl)
+                .run()
+                .with_context(|| format!("this kernel may have no congestion control {name}"))?;
+        }
+        Ok(())
+    }
+
     fn prove(&self) -> Result<()> {
         let to = self.server().address.to_string();
         eventually(REACHABLE_WITHIN, "the client reaches the server", || {

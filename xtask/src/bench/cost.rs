@@ -9,6 +9,7 @@ use comfy_table::{CellAlignment, Table, presets::NOTHING};
 use serde_json::Value;
 
 use super::{
+    CONGESTION_CONTROL,
     contenders::{Contender, OURS},
     rounds::{self, Cores, Track},
     work::Work,
@@ -105,6 +106,7 @@ pub(super) fn run(options: &Options) -> Result<()> {
         let etcd = Etcd::on_host(lab.host(0))?;
         let contender = Contender::find(OURS)?;
         let standing = contender.set_up(&lab, 0, &etcd, &agent)?;
+        standing.set_congestion_control(CONGESTION_CONTROL)?;
         let mut track = Track::new(&lab, contender, standing, rounds::pinned(Cores::One)?)?;
         for work in WORKS {
             let before = costs(&lab)?;

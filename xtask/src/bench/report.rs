@@ -116,11 +116,12 @@ fn plan_sentence(plan: &Plan, machine: &Machine) -> String {
         Cores::Each => format!("clients on core {client}, servers on core {server}"),
     };
     format!(
-        "{} contenders, {} rounds each, runs of {} ms (iperf3: {} s), {cores}",
+        "{} contenders, {} rounds each, runs of {} ms (iperf3: {} s), {cores}, TCP by {}",
         plan.contenders.len(),
         plan.rounds,
         plan.milliseconds,
-        plan.milliseconds.div_ceil(1000)
+        plan.milliseconds.div_ceil(1000),
+        plan.congestion_control
     )
 }
 

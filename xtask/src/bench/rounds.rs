@@ -69,6 +69,7 @@ pub(super) struct Plan {
     pub(super) rounds: u32,
     pub(super) milliseconds: u64,
     pub(super) cores: Cores,
+    pub(super) congestion_control: String,
 }
 
 fn names<S: serde::Serializer>(contenders: &[Contender], to: S) -> Result<S::Ok, S::Error> {
@@ -120,6 +121,7 @@ pub(super) fn run(plan: &Plan, agent: &Path) -> Result<Vec<Sample>> {
     let mut tracks = Vec::new();
     for (index, contender) in plan.contenders.iter().enumerate() {
         let standing = contender.set_up(&lab, index * 2, &etcd, agent)?;
+        standing.set_congestion_control(&plan.congestion_control)?;
         tracks.push(Track::new(&lab, *contender, standing, cores)?);
     }
     let samples = Rounds::new(plan, &lab, &mut tracks).run()?;
