@@ -117,7 +117,16 @@ fn create_and_lock(directory: &Path) -> Result<Flock<File>> {
 
 fn mount_bpf_file_system() -> Result<()> {
     let root = Path::new("/sys/fs/bpf");
-    if statfs(root).is_ok_and(|found| found.filesystem_type() == BPF_FS_MAGIC) {
+    let is_mounted = || statfs(root).is_ok_and(|found| found.filesystem_type() == BPF_FS_MAGIC);
+    if is_mounted() {
+        return Ok(());
+    }
+    // Two agents that start at once must not mount it over what the other has just pinned.
+    let directory = File::open(root).with_context(|| format!("opening {}", root.display()))?;
+    let _lock = Flock::lock(directory, FlockArg::LockExclusive)
+        .map_err(|(_directory, errno)| errno)
+        .with_context(|| format!("locking {}", root.display()))?;
+    if is_mounted() {
         return Ok(());
     }
     mount(Some("bpf"), root, Some("bpf"), MsFlags::empty(), None::<&str>)

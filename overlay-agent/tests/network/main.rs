@@ -16,6 +16,7 @@ mod matrix;
 mod mutation;
 mod overlay;
 mod paths;
+mod pins;
 mod survival;
 mod switching;
 mod throughput;

@@ -12,8 +12,12 @@ use crate::{
 /// Runs the agent to its end, with nothing in its environment.
 async fn agent(etcd: &TestEtcd, args: &[&str]) -> Output {
     let dir = tempfile::tempdir().unwrap();
+    let endpoint = etcd.endpoint();
+    // No two agents share a pin path, not even for as long as it takes to fail.
+    let port = endpoint.rsplit(':').next().unwrap();
     let agent = Command::new(env!("CARGO_BIN_EXE_overlay-agent"))
-        .args(["run", "--etcd-endpoints", &etcd.endpoint()])
+        .args(["run", "--etcd-endpoints", &endpoint])
+        .args(["--pin-path", &format!("/sys/fs/bpf/overlay-store-{port}")])
         .arg("--subnet-file")
         .arg(dir.path().join("subnet.env"))
         .args(args)
