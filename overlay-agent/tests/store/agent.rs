@@ -13,11 +13,13 @@ use crate::{
 async fn agent(etcd: &TestEtcd, args: &[&str]) -> Output {
     let dir = tempfile::tempdir().unwrap();
     let endpoint = etcd.endpoint();
-    // No two agents share a pin path, not even for as long as it takes to fail.
+    // No two agents share a pin path or a socket, not even for as long as it takes to fail.
     let port = endpoint.rsplit(':').next().unwrap();
     let agent = Command::new(env!("CARGO_BIN_EXE_overlay-agent"))
         .args(["run", "--etcd-endpoints", &endpoint])
         .args(["--pin-path", &format!("/sys/fs/bpf/overlay-store-{port}")])
+        .arg("--socket")
+        .arg(dir.path().join("agent.sock"))
         .arg("--subnet-file")
         .arg(dir.path().join("subnet.env"))
         .args(args)
@@ -38,7 +40,7 @@ async fn a_malformed_config_ends_the_agent_with_one_line_and_its_own_code() {
     let text = r#"{"Network":"10.5.0.0/16","SubnetMin":"10.6.0.0"}"#;
     etcd.client().await.put(CONFIG_KEY, text, None).await.unwrap();
     let output = agent(&etcd, &["--iface", "lo"]).await;
-    assert_eq!(output.status.code(), Some(78));
+    assert_eq!(output.status.code(), Some(78), "{output:?}");
     assert_eq!(
         String::from_utf8_lossy(&output.stderr),
         "error: the network config at /coreos.com/network/config is malformed: SubnetMin 10.6.0.0 is \
@@ -51,7 +53,7 @@ async fn an_interface_that_does_not_exist_is_an_error_of_usage() {
     let etcd = TestEtcd::start().await;
     etcd.client().await.put(CONFIG_KEY, CONFIG, None).await.unwrap();
     let output = agent(&etcd, &["--iface", "none-such"]).await;
-    assert_eq!(output.status.code(), Some(64));
+    assert_eq!(output.status.code(), Some(64), "{output:?}");
     let line = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(
         line.contains("no interface is usable for --iface none-such; there are lo ("),
