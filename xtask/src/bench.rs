@@ -37,7 +37,7 @@ const ROUNDS: [u32; 2] = [10, 6];
 const MILLISECONDS: [u64; 2] = [1000, 250];
 
 /// What Linux and Debian use unless told otherwise. A machine that uses `bbr`, which sends by a timer, shows the
-/// cost of that timer first: a fifth of the throughput, and hardly any difference between contenders.
+/// cost of that timer first: a fifth of the throughput, and little of what tells contenders apart.
 const CONGESTION_CONTROL: &str = "cubic";
 
 /// The command line of `bench`.

@@ -122,10 +122,13 @@ fn mount_bpf_file_system() -> Result<()> {
         return Ok(());
     }
     // Two agents that start at once must not mount it over what the other has just pinned.
-    let directory = File::open(root).with_context(|| format!("opening {}", root.display()))?;
+    let directory = File::open(root)
+        .context("opening /sys/fs/bpf to mount the BPF file system there")
+        .exit(Exit::Unavailable)?;
     let _lock = Flock::lock(directory, FlockArg::LockExclusive)
         .map_err(|(_directory, errno)| errno)
-        .with_context(|| format!("locking {}", root.display()))?;
+        .context("locking /sys/fs/bpf to mount the BPF file system there")
+        .exit(Exit::Unavailable)?;
     if is_mounted() {
         return Ok(());
     }

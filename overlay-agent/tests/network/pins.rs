@@ -6,7 +6,7 @@ use nix::{
     mount::{MntFlags, MsFlags, mount, umount2},
     sched::{CloneFlags, unshare},
 };
-use overlay_agent::datapath::PinPath;
+use overlay_agent::{datapath::PinPath, exit::Exit};
 
 const BPF: &str = "/sys/fs/bpf";
 
@@ -16,15 +16,22 @@ fn mounted() -> usize {
     mounts.lines().filter(|line| line.split(' ').nth(4) == Some(BPF)).count()
 }
 
-/// One of them used to mount the BPF file system over what the other had just pinned.
-#[test]
-fn agents_that_start_at_once_mount_the_bpf_file_system_once() {
-    const AGENTS: usize = 8;
-    // A thread with mounts of its own, which those that it starts share.
+/// Runs on a thread with mounts of its own, which those that it starts share.
+fn with_own_mounts(task: impl FnOnce() + Send + 'static) {
     let alone = || {
         unshare(CloneFlags::CLONE_FS | CloneFlags::CLONE_NEWNS).unwrap();
         mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)
             .unwrap();
+        task();
+    };
+    thread::spawn(alone).join().unwrap();
+}
+
+/// One of them used to mount the BPF file system over what the other had just pinned.
+#[test]
+fn agents_that_start_at_once_mount_the_bpf_file_system_once() {
+    const AGENTS: usize = 8;
+    with_own_mounts(|| {
         for round in 0..50 {
             while mounted() > 0 {
                 umount2(BPF, MntFlags::MNT_DETACH).unwrap();
@@ -46,6 +53,18 @@ fn agents_that_start_at_once_mount_the_bpf_file_system_once() {
             });
             assert_eq!(mounted(), 1, "round {round}");
         }
-    };
-    thread::spawn(alone).join().unwrap();
+    });
+}
+
+#[test]
+fn a_host_without_a_place_for_the_bpf_file_system_is_told_so() {
+    with_own_mounts(|| {
+        mount(Some("none"), "/sys/fs", Some("tmpfs"), MsFlags::empty(), None::<&str>).unwrap();
+        let error = PinPath::open(&Path::new(BPF).join("agent")).unwrap_err();
+        assert_eq!(Exit::of(&error), Exit::Unavailable);
+        assert_eq!(
+            format!("{error:#}"),
+            "opening /sys/fs/bpf to mount the BPF file system there: No such file or directory (os error 2)"
+        );
+    });
 }

@@ -15,7 +15,10 @@ use std::{fmt, fs, net::Ipv4Addr, path::Path, time::Duration};
 
 use anyhow::{Context as _, Result, anyhow, bail};
 
-use crate::lab::{Agent, Container, Etcd, Host, Lab, Namespace, eventually};
+use crate::{
+    command::Cmd,
+    lab::{self, Agent, Container, Etcd, Host, Lab, Namespace, eventually},
+};
 
 /// How long packets may take to find their way once everything runs.
 const REACHABLE_WITHIN: Duration = Duration::from_secs(15);
@@ -87,6 +90,13 @@ pub(super) struct Place {
     pub(super) address: Ipv4Addr,
 }
 
+impl Place {
+    /// A command, run there.
+    pub(super) fn enter(&self, command: Cmd) -> Cmd {
+        lab::enter(&lab::namespace_path(&self.namespace), command)
+    }
+}
+
 impl Contender {
     /// The contender of this name.
     pub(super) fn find(name: &str) -> Result<Self> {
@@ -148,8 +158,8 @@ impl Standing {
     pub(super) fn set_congestion_control(&self, name: &str) -> Result<()> {
         for place in &self.places {
             let setting = format!("net.ipv4.tcp_congestion_control={name}");
-            let sysctl = crate::command::Cmd::new("sysctl").args(["-q", "-w", &setting]);
-            crate::lab::enter(&crate::lab::namespace_path(&place.namespace), sysctl)
+            place
+                .enter(Cmd::new("sysctl").args(["-q", "-w", &setting]))
                 .run()
                 .with_context(|| format!("this kernel may have no congestion control {name}"))?;
         }
@@ -159,9 +169,8 @@ impl Standing {
     fn prove(&self) -> Result<()> {
         let to = self.server().address.to_string();
         eventually(REACHABLE_WITHIN, "the client reaches the server", || {
-            let ping = crate::command::Cmd::new("ping").args(["-n", "-c", "1", "-W", "1", &to]);
-            let namespace = crate::lab::namespace_path(&self.client().namespace);
-            crate::lab::enter(&namespace, ping).run().map(drop)
+            let ping = Cmd::new("ping").args(["-n", "-c", "1", "-W", "1", &to]);
+            self.client().enter(ping).run().map(drop)
         })
     }
 }

@@ -17,7 +17,7 @@ use super::{
 use crate::{
     command::Cmd,
     interrupt,
-    lab::{self, Etcd, Lab, Process, eventually},
+    lab::{Etcd, Lab, Process, eventually},
 };
 
 /// How long servers may take to listen.
@@ -157,7 +157,7 @@ impl Track {
             [("iperf3", iperf, "listening"), ("worker", echo, worker::LISTENING)]
         {
             let log = lab.directory().join(format!("{name}-{}.log", contender.name));
-            let command = place(command, &standing.server().namespace, cores[1]);
+            let command = standing.server().enter(on_core(command, cores[1]));
             let what = format!("{name} of {}", contender.name);
             let mut process = Process::spawn(lab.ledger(), &what, &command, &log)?;
             eventually(LISTENING_WITHIN, &format!("{what} listens"), || {
@@ -180,7 +180,7 @@ impl Track {
         }
         let to = self.standing.server().address.to_string();
         let command = work.client(&self.worker, &to, milliseconds);
-        let command = place(command, &self.standing.client().namespace, self.cores[0]);
+        let command = self.standing.client().enter(on_core(command, self.cores[0]));
         let mut cores = self.cores.to_vec();
         cores.dedup();
         let (start, before, own_before) = (Instant::now(), Core::read(&cores)?, self.own()?);
@@ -206,10 +206,9 @@ impl Track {
     }
 }
 
-/// A command in a namespace, on a core.
-fn place(command: Cmd, namespace: &str, core: usize) -> Cmd {
-    let command = command.behind("taskset", ["-c", &core.to_string()]);
-    lab::enter(&lab::namespace_path(namespace), command)
+/// A command on a core.
+fn on_core(command: Cmd, core: usize) -> Cmd {
+    command.behind("taskset", ["-c", &core.to_string()])
 }
 
 struct Rounds<'run> {
