@@ -156,6 +156,9 @@ impl Agent {
                     if change.routes {
                         self.dataplane.routes_changed();
                     }
+                    if change.containers {
+                        self.dataplane.containers_changed();
+                    }
                     due.get_or_insert_with(|| (Instant::now() + SETTLE).max(earliest));
                 }
                 () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {
@@ -203,8 +206,19 @@ impl Agent {
         tell_watchdog();
         let outcome = self.dataplane.verify().await;
         self.fault = report("bringing the kernel in step", outcome);
+        self.follow_uplink_interface();
         self.follow_uplink_mtu().await;
         self.follow_uplink_address().await;
+    }
+
+    /// The dataplane goes by the interface's number and address; whatever goes by its name follows.
+    fn follow_uplink_interface(&mut self) {
+        let Attachment { ifindex, interface } = &self.dataplane.spec().uplink;
+        if *interface == self.uplink.name && *ifindex == self.uplink.ifindex {
+            return;
+        }
+        (self.uplink.ifindex, self.uplink.name) = (*ifindex, interface.clone());
+        self.firewall = self.keep_firewall();
     }
 
     /// A host that has another address (DHCP, most of all) tells its peers, and keeps its subnet.
@@ -491,5 +505,6 @@ fn dataplane_spec(
         bridge: config.bridge.clone(),
         fast_path: config.fast_path,
         direct_routing: network.direct_routing,
+        source_check: config.source_check.clone(),
     }
 }

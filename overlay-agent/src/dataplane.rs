@@ -1,23 +1,21 @@
 //! The overlay on this host: what it should be, and the passes that make the kernel so.
 
-use std::{collections::HashMap, net::Ipv4Addr};
+use std::{collections::BTreeSet, net::Ipv4Addr};
 
 use anyhow::{Context, Result};
 use ipnetwork::Ipv4Network;
-use overlay_common::{
-    Hook,
-    tables::{ABI_VERSION, Endpoint, EndpointKey, HostConfig},
-};
+use overlay_common::tables::{ABI_VERSION, HostConfig};
 use rtnetlink::Handle;
 
 use crate::{
-    containers,
+    containers::{self, Containers, Contested, Identities},
     datapath::{Attachment, Attachments, Changes, Features, Mechanism, PinPath, Programs, Tables},
     fail,
     lease::Lease,
     netlink::{self, Link, Observed, Tunnel, TunnelSpec},
     peers::{Peers, Ways, peer_key, vtep_key},
-    repairs,
+    places, repairs,
+    source_check::SourceCheck,
 };
 
 /// Up to so many leases, every verification looks at each of them.
@@ -43,6 +41,8 @@ pub struct DataplaneSpec {
     pub fast_path: bool,
     /// Whether peers on the same link get their packets as they are.
     pub direct_routing: bool,
+    /// Which source addresses containers may use.
+    pub source_check: SourceCheck,
 }
 
 /// The overlay on this host, as this agent keeps it.
@@ -56,7 +56,7 @@ pub struct Dataplane {
     features: Features,
     tunnel: Tunnel,
     bridge: Option<Link>,
-    endpoints: HashMap<EndpointKey, Endpoint>,
+    containers: Containers,
     peers: Peers,
     ways: Ways,
     ways_are_stale: bool,
@@ -88,7 +88,12 @@ impl Dataplane {
         let handle = netlink::connect()?;
         let observed = netlink::observe(&handle).await?;
         let tunnel = netlink::ensure_tunnel(&handle, &observed, &spec.tunnel).await?;
-        let endpoints = tables.endpoints.entries()?;
+        let known = Identities {
+            endpoints: tables.endpoints.entries()?,
+            ports: tables.ports.entries()?,
+            ..Identities::default()
+        };
+        let containers = Containers::new(known, spec.source_check.exempt.clone())?;
         let adopted = tables.config.get(&0, 0).context("reading BPF map config")?;
         let mut dataplane = Self {
             peers: Peers::new(spec.tunnel.subnet, spec.public_address),
@@ -102,7 +107,7 @@ impl Dataplane {
             tables,
             tunnel,
             bridge: None,
-            endpoints,
+            containers,
             ways: Ways::default(),
             ways_are_stale: true,
             synced: false,
@@ -150,11 +155,12 @@ impl Dataplane {
         self.follow_ways().await?;
         self.write_config()?;
         fail::point("settings");
-        self.converge_endpoints(observed)?;
-        fail::point("endpoints");
         if self.synced || self.programs.adopted() {
             self.put_to_use(observed).await?;
         }
+        // After the programs: once an address is known to be somebody's, every port is watched.
+        self.converge_containers(observed)?;
+        fail::point("endpoints");
         Ok(())
     }
 
@@ -212,6 +218,11 @@ impl Dataplane {
         Ok(())
     }
 
+    /// Something in a container may have changed: the next pass looks at them.
+    pub const fn containers_changed(&mut self) {
+        self.containers.changed();
+    }
+
     /// The routes may have changed: the next pass looks at them.
     pub const fn routes_changed(&mut self) {
         self.ways_are_stale = true;
@@ -237,18 +248,19 @@ impl Dataplane {
         Ok(())
     }
 
-    /// An uplink that was removed and made again has another number.
+    /// An uplink that was removed and made again has another number; one that was renamed, another name; and one
+    /// that became a port of a bridge has left its address to that.
     fn follow_uplink(&mut self, observed: &Observed) {
-        let uplink = &mut self.spec.uplink;
-        let found = observed.links.values().find(|link| link.name == uplink.interface);
-        match found {
-            Some(link) if link.index != uplink.ifindex => {
-                tracing::warn!(uplink = uplink.interface, "the uplink was replaced");
-                uplink.ifindex = link.index;
-            }
-            _ => {}
-        }
         let wanted = self.spec.uplink_address;
+        let found = places::uplink(observed, &self.spec.uplink, wanted, self.tunnel.ifindex);
+        if let Some(link) = found {
+            let now = Attachment { ifindex: link.index, interface: link.name.clone() };
+            let was = std::mem::replace(&mut self.spec.uplink, now);
+            if was != self.spec.uplink {
+                let now = &self.spec.uplink.interface;
+                tracing::warn!(was = was.interface, now, %wanted, "the uplink is another");
+            }
+        }
         self.uplink = found.map(|link| SeenUplink {
             mtu: link.mtu,
             has_address: observed
@@ -284,10 +296,12 @@ impl Dataplane {
         let bridge = self.bridge.as_ref();
         let config = HostConfig {
             abi_version: ABI_VERSION,
-            flags: if spec.fast_path { HostConfig::FAST_PATH } else { 0 },
+            flags: spec.source_check.flags()
+                | if spec.fast_path { HostConfig::FAST_PATH } else { 0 },
             vni: spec.tunnel.vni.get(),
             uplink_ifindex: spec.uplink.ifindex,
             bridge_ifindex: bridge.map_or(0, |link| link.index),
+            tunnel_ifindex: self.tunnel.ifindex,
             network: spec.tunnel.network.network().octets(),
             subnet: spec.tunnel.subnet.network().octets(),
             uplink_address: spec.uplink_address.octets(),
@@ -308,52 +322,43 @@ impl Dataplane {
         Ok(())
     }
 
+    /// Everywhere first, and only then nowhere else: what changes its role is never without a program.
     async fn attach(&mut self, observed: &Observed) -> Result<()> {
-        let place = |link: &Link| Attachment { ifindex: link.index, interface: link.name.clone() };
-        let tunnel =
-            Attachment { ifindex: self.tunnel.ifindex, interface: self.tunnel.name.clone() };
-        let ports = self.bridge.as_ref().map_or_else(Vec::new, |bridge| {
-            containers::container_ports(observed, bridge).map(place).collect()
-        });
-        let places = [
-            (
-                Hook::FromUplink,
-                self.uplink_is_there().then(|| self.spec.uplink.clone()).into_iter().collect(),
-            ),
-            (Hook::ToTunnel, vec![tunnel.clone()]),
-            (Hook::FromTunnel, vec![tunnel]),
-            (Hook::FromBridge, self.bridge.iter().map(place).collect()),
-            (Hook::ToBridge, self.bridge.iter().map(place).collect()),
-            (Hook::FromContainer, ports),
-        ];
-        for (hook, places) in places {
-            for ifindex in self.attachments.of(hook) {
-                if !places.iter().any(|place| place.ifindex == ifindex) {
-                    self.attachments.detach(&self.pins, hook, ifindex).await?;
-                }
-            }
+        let uplink = self.uplink_is_there().then_some(&self.spec.uplink);
+        let places = places::places(observed, uplink, &self.tunnel, self.bridge.as_ref());
+        for (hook, places) in &places {
             for place in places {
-                self.attachments.attach(&mut self.programs, &self.pins, hook, &place).await?;
+                self.attachments.attach(&mut self.programs, &self.pins, *hook, place).await?;
             }
             fail::point(hook.name());
+        }
+        for (hook, places) in &places {
+            for ifindex in self.attachments.of(*hook) {
+                if !places.iter().any(|place| place.ifindex == ifindex) {
+                    self.attachments.detach(&self.pins, *hook, ifindex).await?;
+                }
+            }
         }
         Ok(())
     }
 
-    fn converge_endpoints(&mut self, observed: &Observed) -> Result<()> {
-        let endpoints = match &self.bridge {
-            Some(bridge) => {
-                let subnet = self.spec.tunnel.subnet;
-                containers::endpoints(observed, bridge, subnet, &self.endpoints)
+    fn converge_containers(&mut self, observed: &Observed) -> Result<()> {
+        self.containers.look(observed);
+        let before = self.containers.identities().clone();
+        let subnet = self.spec.tunnel.subnet;
+        let now = self.containers.identify(observed, self.bridge.as_ref(), subnet);
+        // Whose a MAC is before whose an address is: an address without its MAC is dropped.
+        let ports = self.tables.ports.converge(&now.ports)?;
+        let endpoints = self.tables.endpoints.converge(&now.endpoints)?;
+        let homes = self.tables.homes.converge(&now.homes)?;
+        if *now != before {
+            return Ok(());
+        }
+        for (map, changes) in [("ports", ports), ("endpoints", endpoints), ("homes", homes)] {
+            if changes != Changes::default() {
+                tracing::warn!(map, ?changes, "entries were changed by somebody else");
+                repairs::made(map);
             }
-            None => HashMap::new(),
-        };
-        let changes = self.tables.endpoints.converge(&endpoints)?;
-        if endpoints != self.endpoints {
-            self.endpoints = endpoints;
-        } else if changes != Changes::default() {
-            tracing::warn!(?changes, "endpoints were changed by somebody else");
-            repairs::made("endpoints");
         }
         Ok(())
     }
@@ -367,9 +372,14 @@ impl Dataplane {
         for (address, endpoint) in self.tables.endpoints.entries()? {
             if !endpoint.is_host() && gone.contains(&endpoint.ifindex) {
                 self.tables.endpoints.remove(&address)?;
-                self.endpoints.remove(&address);
             }
         }
+        for (mac, port) in self.tables.ports.entries()? {
+            if gone.contains(&port.ifindex) {
+                self.tables.ports.remove(&mac)?;
+            }
+        }
+        self.containers.forget(gone);
         Ok(())
     }
 
@@ -477,7 +487,12 @@ impl Dataplane {
 
     /// How many local containers can be delivered to directly.
     pub fn endpoints(&self) -> usize {
-        self.endpoints.values().filter(|endpoint| !endpoint.is_host()).count()
+        self.containers.identities().containers()
+    }
+
+    /// What two containers claim.
+    pub const fn contested(&self) -> &BTreeSet<Contested> {
+        &self.containers.identities().contested
     }
 
     /// How often everything was looked at.

@@ -17,6 +17,7 @@ use crate::{
         run::{OnExit, RunArgs, Switch},
     },
     lease::key::Prefix,
+    source_check::SourceCheck,
 };
 
 /// What the agent is to do.
@@ -47,6 +48,8 @@ pub struct RunConfig {
     pub bridge: Option<String>,
     /// Whether programs may deliver past the kernel's network stack.
     pub fast_path: bool,
+    /// Which source addresses containers may use.
+    pub source_check: SourceCheck,
     /// Whether the datapath is removed when the agent is stopped.
     pub cleanup_on_exit: bool,
     /// Whether to take the place of flannel's device.
@@ -175,6 +178,10 @@ impl TryFrom<RunArgs> for RunConfig {
             lease_ttl: Duration::from_secs(args.lease_ttl.into()),
             bridge: args.bridge.filter(|name| !name.is_empty()),
             fast_path: args.fast_path == Switch::On,
+            source_check: SourceCheck {
+                strictness: args.source_check,
+                exempt: args.source_check_exempt,
+            },
             cleanup_on_exit: args.on_exit == OnExit::Cleanup,
             replace_flannel: args.replace_flannel,
             pin_path: args.pin_path,

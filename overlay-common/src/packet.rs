@@ -13,6 +13,12 @@ pub const UDP_LENGTH: usize = 8;
 
 /// `EtherType` of IPv4, in network order.
 pub const ETHERTYPE_IPV4: [u8; 2] = [0x08, 0x00];
+/// `EtherType` of ARP, in network order.
+pub const ETHERTYPE_ARP: [u8; 2] = [0x08, 0x06];
+/// `EtherType` of a customer's VLAN tag (IEEE 802.1Q), in network order.
+pub const ETHERTYPE_8021Q: [u8; 2] = [0x81, 0x00];
+/// `EtherType` of a service's VLAN tag (IEEE 802.1ad), in network order.
+pub const ETHERTYPE_8021AD: [u8; 2] = [0x88, 0xa8];
 /// IPv4 protocol number of UDP.
 pub const PROTOCOL_UDP: u8 = 17;
 /// IPv4 protocol number of TCP.
@@ -37,8 +43,29 @@ pub struct Ethernet {
     pub ethertype: [u8; 2],
 }
 
-// SAFETY: all four consist of integers and byte arrays only; the assertions below hold the alignment.
+/// An ARP packet between Ethernet and IPv4 (RFC 826).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Arp {
+    /// Hardware type, protocol type, and the lengths of their addresses.
+    pub kind: [u8; 6],
+    /// What it is: request, reply.
+    pub operation: [u8; 2],
+    /// The sender's MAC.
+    pub sender_mac: MacAddr,
+    /// The sender's address, which receivers learn with the MAC.
+    pub sender: [u8; 4],
+}
+
+impl Arp {
+    /// Of Ethernet and IPv4: what the kernel believes.
+    pub const ETHERNET_IPV4: [u8; 6] = [0, 1, 8, 0, 6, 4];
+}
+
+// SAFETY: all five consist of integers and byte arrays only; the assertions below hold the alignment.
 unsafe impl Header for Ethernet {}
+// SAFETY: as above.
+unsafe impl Header for Arp {}
 // SAFETY: as above.
 unsafe impl Header for Ipv4Hdr {}
 // SAFETY: as above.
@@ -54,6 +81,7 @@ unsafe impl Header for [u8; 4] {}
 
 const _: () = {
     assert!(size_of::<Ethernet>() == ETHERNET_LENGTH && align_of::<Ethernet>() == 1);
+    assert!(size_of::<Arp>() == 18 && align_of::<Arp>() == 1);
     assert!(size_of::<Ipv4Hdr>() == IPV4_LENGTH && align_of::<Ipv4Hdr>() == 1);
     assert!(size_of::<UdpHdr>() == UDP_LENGTH && align_of::<UdpHdr>() == 1);
     assert!(size_of::<VxlanHdr>() == 8 && align_of::<VxlanHdr>() == 1);
@@ -74,8 +102,18 @@ pub trait Packet {
     /// Payload of one segment where the packet is an aggregate (GRO, GSO); 0 where it is not.
     fn segment_size(&self) -> u32;
 
-    /// Whether a VLAN tag is attached.
+    /// Whether the kernel has taken a VLAN tag off and keeps it beside the packet.
     fn has_vlan_tag(&self) -> bool;
+
+    /// The identifier in that tag; 0 where there is none.
+    fn vlan_id(&self) -> u16;
+
+    /// `EtherType` of what is behind the Ethernet header and that tag, in network order.
+    fn protocol(&self) -> [u8; 2];
+
+    /// Copies a header that starts `offset` bytes behind the Ethernet header, wherever in memory it is, also of
+    /// packets without an Ethernet header. For checks, where [`load`](Self::load) is for what is frequent.
+    fn network<T: Header>(&self, offset: usize) -> Option<T>;
 }
 
 #[cfg(test)]
@@ -86,6 +124,8 @@ pub(crate) mod test_support {
     pub(crate) struct Bytes {
         pub(crate) bytes: Vec<u8>,
         pub(crate) segment_size: u32,
+        /// What the kernel has taken off.
+        pub(crate) vlan: Option<u16>,
     }
 
     impl Packet for Bytes {
@@ -104,7 +144,19 @@ pub(crate) mod test_support {
         }
 
         fn has_vlan_tag(&self) -> bool {
-            false
+            self.vlan.is_some()
+        }
+
+        fn vlan_id(&self) -> u16 {
+            self.vlan.unwrap_or(0)
+        }
+
+        fn protocol(&self) -> [u8; 2] {
+            self.load::<Ethernet>(0).map_or([0; 2], |ethernet| ethernet.ethertype)
+        }
+
+        fn network<T: Header>(&self, offset: usize) -> Option<T> {
+            self.load(ETHERNET_LENGTH + offset)
         }
     }
 

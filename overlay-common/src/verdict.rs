@@ -16,17 +16,23 @@ pub enum Hook {
     ToTunnel,
     /// TC ingress of the tunnel device: packets that the kernel has decapsulated.
     FromTunnel,
+    /// TC ingress of every other interface of the host: nothing of the overlay comes that way.
+    FromInterface,
+    /// TC egress of the uplink: nobody but this host speaks VXLAN with its address.
+    ToWire,
 }
 
 impl Hook {
     /// Every hook, in the order of its number.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 8] = [
         Self::FromContainer,
         Self::FromBridge,
         Self::ToBridge,
         Self::FromUplink,
         Self::ToTunnel,
         Self::FromTunnel,
+        Self::FromInterface,
+        Self::ToWire,
     ];
     /// How many there are.
     pub const COUNT: u32 = Self::ALL.len() as u32;
@@ -40,6 +46,8 @@ impl Hook {
             Self::FromUplink => "from_uplink",
             Self::ToTunnel => "to_tunnel",
             Self::FromTunnel => "from_tunnel",
+            Self::FromInterface => "from_interface",
+            Self::ToWire => "to_wire",
         }
     }
 }
@@ -104,11 +112,15 @@ reasons! {
         ToStack = "to_stack", "Checked and handed to the host's stack.";
         FromStack = "from_stack", "A peer's packet that the stack takes to a container: the answers go through the stack too.";
         Delivered = "delivered", "Delivered to the bridge by a program of ours.";
+        Checked = "checked", "Neither from an overlay address nor VXLAN in a peer's name: nothing to refuse.";
+        SentByHost = "sent_by_host", "Sent by this host itself or by a program of ours.";
     }
     Declined {
         NotConfigured = "not_configured", "The agent has not written this host's settings yet.";
         FastPathOff = "fast_path_off", "The fast path is switched off.";
-        NotIpv4 = "not_ipv4", "Not an untagged IPv4 packet.";
+        NotIpv4 = "not_ipv4", "Not an IPv4 packet.";
+        Tagged = "tagged", "An IPv4 packet with a priority tag: checked like others, and the kernel takes the tag off.";
+        OtherVlan = "other_vlan", "Tagged for a VLAN, whose own interface checks it.";
         NotVxlan = "not_vxlan", "Not a VXLAN packet for this host's address and port.";
         NotForGateway = "not_for_gateway", "Addressed to another container's MAC: the bridge carries it.";
         NotOverlay = "not_overlay", "Its destination is outside the overlay network.";
@@ -122,12 +134,16 @@ reasons! {
         BadOuterChecksum = "bad_outer_checksum", "The outer IPv4 header's checksum is wrong: the stack drops it.";
         Aggregate = "aggregate", "An aggregate that is not TCP for a known container: the kernel device can take it apart.";
         HostDestination = "host_destination", "For an address of the host itself, or one the bridge does not carry.";
+        Unmasqueraded = "unmasqueraded", "From a peer's container as it is, to an address outside the overlay: the stack takes it, as with flannel.";
+        PublicSource = "public_source", "From the sender's own public address, which is answered past the overlay: the stack has to see it.";
         NotFromPeer = "not_from_peer", "Not from another host of the overlay.";
         StackFlow = "stack_flow", "An answer to a flow that went through the stack, which may have to be rewritten there.";
         HelperDeclined = "helper_declined", "The kernel could not resize the packet, for one because it is encapsulated already.";
     }
     Dropped {
-        Unencapsulated = "unencapsulated", "From an overlay address to a container, but not encapsulated, and not from a peer on this link: forged.";
+        Unencapsulated = "unencapsulated", "From an overlay address, but not encapsulated, and not from where such packets may come: forged.";
+        MisplacedVtep = "misplaced_vtep", "VXLAN in a peer's name, by an interface that does not lead to it: forged.";
+        WrongVtepAddress = "wrong_vtep_address", "VXLAN for an address of this host that is not its VTEP's.";
         VxlanTruncated = "vxlan_truncated", "The packet ends inside its outer or VXLAN header.";
         VxlanFlags = "vxlan_flags", "The VXLAN header carries no network identifier.";
         WrongVni = "wrong_vni", "The VXLAN network identifier is another one.";
@@ -139,6 +155,10 @@ reasons! {
         ForeignInnerDestination = "foreign_inner_destination", "The inner destination is outside this host's subnet.";
         CongestionLost = "congestion_lost", "Congestion was marked on the wire, and the inner packet cannot carry the mark (RFC 6040).";
         ContainerVxlan = "container_vxlan", "A container sent VXLAN to the underlay: it could forge other hosts' traffic.";
+        ForeignMac = "foreign_mac", "A container's frame has another container's MAC, or the bridge's, as its source.";
+        SpoofedArp = "spoofed_arp", "A container claimed another's address or MAC by ARP.";
+        TagsTooDeep = "tags_too_deep", "More VLAN tags than are read: what is behind them cannot be checked.";
+        Unreadable = "unreadable", "It ends, or cannot be read, where a check depends on it.";
         SpoofedSource = "spoofed_source", "A container used another's address, or the stack one outside this host's subnet.";
         Unreachable = "unreachable", "No lease covers the destination.";
         HelperFailed = "helper_failed", "The kernel refused to go on with a packet that was already modified.";

@@ -8,9 +8,10 @@ use aya_ebpf::{
 use overlay_common::{
     decide::Tables,
     tables::{
-        Counter, Direction, ENDPOINTS_CAPACITY, Endpoint, EndpointKey, HostConfig, PEERS_CAPACITY,
-        Peer, PeerKey, STACK_FLOWS_CAPACITY, StackFlow, StackFlowKey, StackState, VTEPS_CAPACITY,
-        Vtep, VtepKey, counter_slots,
+        Counter, Direction, ENDPOINTS_CAPACITY, Endpoint, EndpointKey, HOMES_CAPACITY, Home,
+        HomeKey, HostConfig, PEERS_CAPACITY, PORTS_CAPACITY, Peer, PeerKey, Port, PortKey,
+        STACK_FLOWS_CAPACITY, StackFlow, StackFlowKey, StackState, VTEPS_CAPACITY, Vtep, VtepKey,
+        counter_slots,
     },
 };
 
@@ -28,6 +29,12 @@ static VTEPS: HashMap<VtepKey, Vtep, VTEPS_CAPACITY, ON_DEMAND> = HashMap::new()
 
 #[btf_map(name = "endpoints")]
 static ENDPOINTS: HashMap<EndpointKey, Endpoint, ENDPOINTS_CAPACITY, ON_DEMAND> = HashMap::new();
+
+#[btf_map(name = "ports")]
+static PORTS: HashMap<PortKey, Port, PORTS_CAPACITY, ON_DEMAND> = HashMap::new();
+
+#[btf_map(name = "homes")]
+static HOMES: HashMap<HomeKey, Home, HOMES_CAPACITY, ON_DEMAND> = HashMap::new();
 
 #[btf_map(name = "stack_flows")]
 static STACK_FLOWS: LruHashMap<StackFlowKey, StackFlow, STACK_FLOWS_CAPACITY> = LruHashMap::new();
@@ -65,6 +72,18 @@ impl Tables for Maps {
     fn endpoint(&self, key: &EndpointKey) -> Option<Endpoint> {
         // SAFETY: as above.
         unsafe { ENDPOINTS.get(key) }.copied()
+    }
+
+    #[inline(always)]
+    fn port(&self, key: &PortKey) -> Option<Port> {
+        // SAFETY: as above.
+        unsafe { PORTS.get(key) }.copied()
+    }
+
+    #[inline(always)]
+    fn home(&self, key: &HomeKey) -> Option<Home> {
+        // SAFETY: as above.
+        unsafe { HOMES.get(key) }.copied()
     }
 
     #[inline(always)]

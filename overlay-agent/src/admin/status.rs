@@ -36,6 +36,9 @@ pub struct OverlayStatus {
     pub mtu: u32,
     /// Whether programs deliver past the host's stack.
     pub fast_path: bool,
+    /// How containers' source addresses are checked, where that is not as usual.
+    #[serde(default)]
+    pub source_check: Option<String>,
     /// This host's lease.
     pub lease: LeaseStatus,
     /// The interface that carries encapsulated packets.
@@ -229,10 +232,10 @@ impl OverlayStatus {
         write!(text, "\nPackets\n{}\n", self.counter_table()).ok();
     }
 
-    fn summary(&self) -> [String; 5] {
+    fn summary(&self) -> Vec<String> {
         let bridge = self.bridge.as_deref().unwrap_or("none yet");
         let path = if self.fast_path { "on" } else { "off" };
-        [
+        let mut lines = vec![
             format!(
                 "Lease     {} of {}, VNI {}, UDP port {}, MTU {}",
                 self.lease.subnet, self.network, self.vni, self.port, self.mtu
@@ -244,7 +247,9 @@ impl OverlayStatus {
             format!("Bridge    {bridge}, {} containers known", self.endpoints),
             format!("Fast path {path}"),
             format!("Kernel    {}, programs attached by {}", self.kernel, self.attached_by),
-        ]
+        ];
+        lines.extend(self.source_check.iter().map(|how| format!("Sources   checks are {how}")));
+        lines
     }
 
     fn peer_table(&self) -> Table {

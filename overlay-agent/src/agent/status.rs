@@ -25,6 +25,7 @@ impl Agent {
             port: spec.tunnel.port,
             mtu: spec.tunnel.mtu,
             fast_path: spec.fast_path,
+            source_check: spec.source_check.describe(),
             lease: LeaseStatus {
                 subnet: self.lease.subnet,
                 public_ip: self.lease.public_ip,
@@ -99,6 +100,7 @@ impl Agent {
                 ),
             });
         }
+        problems.extend(self.dataplane.contested().iter().map(ToString::to_string));
         match netlink::observe(&self.netlink).await {
             Ok(observed) => problems.extend(self.missing_links(&observed)),
             Err(error) => problems.push(format!("The kernel does not answer: {error:#}.")),
@@ -115,8 +117,10 @@ impl Agent {
         let uplink = &self.dataplane.spec().uplink;
         match observed.links.get(&uplink.ifindex) {
             None => problems.push(format!(
-                "The uplink {} (number {}) is gone: once it is back, restart the agent.",
-                uplink.interface, uplink.ifindex
+                "The uplink {} (number {}) is gone; it is used again once it, or its address {}, is back.",
+                uplink.interface,
+                uplink.ifindex,
+                self.uplink.address
             )),
             Some(link) if !link.up => problems.push(format!("The uplink {} is down.", link.name)),
             Some(_) => {}

@@ -8,6 +8,7 @@ use clap::{ArgAction, Args, ValueEnum};
 
 use super::{etcd::EtcdArgs, go_bool};
 pub use crate::run_config::RunConfig;
+use crate::source_check::Strictness;
 
 pub(crate) const DEFAULT_SOCKET: &str = "/run/overlay/agent.sock";
 
@@ -118,6 +119,15 @@ pub struct RunArgs {
     /// Whether packets take the short way past the kernel's network stack, or all go through it
     #[arg(long, value_enum, default_value_t = Switch::On, help_heading = OURS)]
     pub fast_path: Switch,
+
+    /// Which source addresses containers may use
+    #[arg(long, value_enum, default_value_t = Strictness::Port, help_heading = OURS)]
+    pub source_check: Strictness,
+
+    /// A container that may use any source address, by its own: for direct server return (LVS), or for other
+    /// addresses behind it. May be given several times
+    #[arg(long, value_name = "IP", action = ArgAction::Append, help_heading = OURS)]
+    pub source_check_exempt: Vec<std::net::Ipv4Addr>,
 
     /// What to do with device, programs and maps when the agent is stopped
     #[arg(long, value_enum, default_value_t = OnExit::Keep, help_heading = OURS)]

@@ -7,8 +7,8 @@ use aya::{
 use overlay_common::{
     Hook,
     tables::{
-        ABI_VERSION, CONFIG_MAP, COUNTERS_MAP, ENDPOINTS_MAP, HostConfig, PEERS_MAP,
-        STACK_FLOWS_MAP, STACK_STATE_MAP, VTEPS_MAP,
+        ABI_VERSION, CONFIG_MAP, COUNTERS_MAP, ENDPOINTS_MAP, HOMES_MAP, HostConfig, PEERS_MAP,
+        PORTS_MAP, STACK_FLOWS_MAP, STACK_STATE_MAP, VTEPS_MAP,
     },
 };
 
@@ -18,11 +18,13 @@ use super::{PinPath, Tables};
 use crate::exit::{Exit, WithExit};
 
 /// Every pinned map.
-const MAPS: [&str; 7] = [
+const MAPS: [&str; 9] = [
     CONFIG_MAP,
     PEERS_MAP,
     VTEPS_MAP,
     ENDPOINTS_MAP,
+    PORTS_MAP,
+    HOMES_MAP,
     STACK_FLOWS_MAP,
     STACK_STATE_MAP,
     COUNTERS_MAP,
@@ -112,16 +114,12 @@ impl Programs {
             ids.push((name, map_id(&map).with_context(|| format!("asking about BPF map {name}"))?));
             Ok(map)
         };
-        let [config, peers, vteps, endpoints, _stack_flows, _stack_state, counters] = [
-            take(CONFIG_MAP)?,
-            take(PEERS_MAP)?,
-            take(VTEPS_MAP)?,
-            take(ENDPOINTS_MAP)?,
-            take(STACK_FLOWS_MAP)?,
-            take(STACK_STATE_MAP)?,
-            take(COUNTERS_MAP)?,
-        ];
-        Tables::new(config, peers, vteps, endpoints, counters, ids)
+        let tables = Tables::new(&mut take)?;
+        // Nobody but the programs has anything to do with these.
+        for name in [STACK_FLOWS_MAP, STACK_STATE_MAP] {
+            take(name)?;
+        }
+        Ok(tables.with_ids(ids))
     }
 }
 

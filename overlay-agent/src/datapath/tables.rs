@@ -7,7 +7,9 @@ use aya::{
     maps::{Array, HashMap as BpfHashMap, Map, MapData, MapError, PerCpuArray},
 };
 use overlay_common::tables::{
-    CONFIG_MAP, Counter, Endpoint, EndpointKey, HostConfig, Peer, PeerKey, Vtep, VtepKey,
+    CONFIG_MAP, COUNTERS_MAP, Counter, ENDPOINTS_MAP, Endpoint, EndpointKey, HOMES_MAP, Home,
+    HomeKey, HostConfig, PEERS_MAP, PORTS_MAP, Peer, PeerKey, Port, PortKey, VTEPS_MAP, Vtep,
+    VtepKey,
 };
 
 use crate::fail;
@@ -22,6 +24,10 @@ pub struct Tables {
     pub vteps: TypedMap<VtepKey, Vtep>,
     /// Local containers.
     pub endpoints: TypedMap<EndpointKey, Endpoint>,
+    /// Local containers' MACs.
+    pub ports: TypedMap<PortKey, Port>,
+    /// Other bridges that containers are behind.
+    pub homes: TypedMap<HomeKey, Home>,
     /// Packets by hook and reason.
     pub counters: PerCpuArray<MapData, Counter>,
     /// The kernel's number of each map.
@@ -29,22 +35,23 @@ pub struct Tables {
 }
 
 impl Tables {
-    pub(super) fn new(
-        config: Map,
-        peers: Map,
-        vteps: Map,
-        endpoints: Map,
-        counters: Map,
-        ids: Vec<(&'static str, u32)>,
-    ) -> Result<Self> {
+    /// Of the maps that `take` gives by name.
+    pub(super) fn new(mut take: impl FnMut(&'static str) -> Result<Map>) -> Result<Self> {
         Ok(Self {
-            config: config.try_into().context("opening BPF map config")?,
-            peers: TypedMap::new("peers", peers)?,
-            vteps: TypedMap::new("vteps", vteps)?,
-            endpoints: TypedMap::new("endpoints", endpoints)?,
-            counters: counters.try_into().context("opening BPF map counters")?,
-            ids,
+            config: take(CONFIG_MAP)?.try_into().context("opening BPF map config")?,
+            peers: TypedMap::new(PEERS_MAP, take(PEERS_MAP)?)?,
+            vteps: TypedMap::new(VTEPS_MAP, take(VTEPS_MAP)?)?,
+            endpoints: TypedMap::new(ENDPOINTS_MAP, take(ENDPOINTS_MAP)?)?,
+            ports: TypedMap::new(PORTS_MAP, take(PORTS_MAP)?)?,
+            homes: TypedMap::new(HOMES_MAP, take(HOMES_MAP)?)?,
+            counters: take(COUNTERS_MAP)?.try_into().context("opening BPF map counters")?,
+            ids: Vec::new(),
         })
+    }
+
+    /// With the kernel's number of every map that is to be pinned.
+    pub(super) fn with_ids(self, ids: Vec<(&'static str, u32)>) -> Self {
+        Self { ids, ..self }
     }
 
     /// Pins every map that is not pinned, in place of whatever is in its place. Returns their names.

@@ -1,11 +1,13 @@
-//! The host's links, addresses, neighbours and routes: what is there, and the few things we add.
+//! The host's links, addresses and routes, and its containers' ends of cables: what is there, and the few things we add.
 
 mod observe;
+mod peer_namespace;
 mod routes;
 mod tunnel;
 mod watch;
 
-pub use observe::{Link, LinkKind, Neighbour, Observed, observe};
+pub use observe::{Link, LinkKind, Observed, PeerPlace, observe};
+pub use peer_namespace::{Inspector, PeerEnd};
 pub use routes::Routes;
 pub use tunnel::{Tunnel, TunnelSpec, check_port, ensure_tunnel, tunnel_name};
 pub use watch::{Changes, changes};

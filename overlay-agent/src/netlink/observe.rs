@@ -3,10 +3,8 @@ use std::{collections::BTreeMap, net::Ipv4Addr};
 use anyhow::{Context, Result};
 use futures::TryStreamExt;
 use netlink_packet_route::{
-    AddressFamily,
     address::AddressAttribute,
     link::{InfoData, InfoKind, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage},
-    neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState},
 };
 use overlay_common::MacAddr;
 use rtnetlink::Handle;
@@ -18,10 +16,6 @@ pub struct Observed {
     pub links: BTreeMap<u32, Link>,
     /// IPv4 addresses of the host: interface, address, prefix length.
     pub addresses: Vec<(u32, Ipv4Addr, u8)>,
-    /// IPv4 neighbours whose MAC is known.
-    pub neighbours: Vec<Neighbour>,
-    /// Forwarding entries of bridges: behind which port a MAC was seen.
-    pub forwarding: Vec<(MacAddr, u32)>,
 }
 
 /// An interface.
@@ -39,6 +33,8 @@ pub struct Link {
     pub up: bool,
     /// Whether it does without ARP.
     pub no_arp: bool,
+    /// Whether it is a loopback.
+    pub loopback: bool,
     /// The bridge (or bond, …) that it is a port of.
     pub master: Option<u32>,
     /// What it is.
@@ -50,11 +46,15 @@ pub struct Link {
 pub enum LinkKind {
     /// A bridge.
     Bridge,
-    /// One half of a veth pair; whether the other half is in another network namespace.
+    /// One half of a veth pair.
     Veth {
-        /// `redirect_peer` works only then.
-        peer_is_elsewhere: bool,
+        /// The other half, where that is in another network namespace; `redirect_peer` works only then.
+        peer: Option<PeerPlace>,
     },
+    /// A VRF: interfaces in it are still interfaces.
+    Vrf,
+    /// A TUN or TAP device: a virtual machine, mostly.
+    Tun,
     /// A VXLAN device.
     Vxlan {
         /// UDP port.
@@ -66,15 +66,13 @@ pub enum LinkKind {
     Other,
 }
 
-/// An IPv4 neighbour.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Neighbour {
-    /// Interface behind which it was found.
+/// An interface of another network namespace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct PeerPlace {
+    /// Our namespace's number for that one.
+    pub namespace: i32,
+    /// The interface's number there.
     pub ifindex: u32,
-    /// Its address.
-    pub address: Ipv4Addr,
-    /// Its MAC.
-    pub mac: MacAddr,
 }
 
 /// Asks the kernel for everything in [`Observed`].
@@ -96,18 +94,6 @@ pub async fn observe(handle: &Handle) -> Result<Observed> {
             observed.addresses.push((header.index, address, header.prefix_len));
         }
     }
-    let mut neighbours =
-        handle.neighbours().get().set_address_family(AddressFamily::Inet).execute();
-    while let Some(message) = neighbours.try_next().await.context("listing neighbours")? {
-        observed.neighbours.extend(parse_neighbour(&message));
-    }
-    let mut forwarding =
-        handle.neighbours().get().set_address_family(AddressFamily::Bridge).execute();
-    while let Some(message) =
-        forwarding.try_next().await.context("listing bridges' forwarding entries")?
-    {
-        observed.forwarding.extend(parse_forwarding(&message));
-    }
     Ok(observed)
 }
 
@@ -123,23 +109,27 @@ fn parse_link(message: &LinkMessage) -> Link {
         mtu: 0,
         up: message.header.flags.contains(LinkFlags::Up),
         no_arp: message.header.flags.contains(LinkFlags::Noarp),
+        loopback: message.header.flags.contains(LinkFlags::Loopback),
         master: None,
         kind: LinkKind::Other,
     };
-    let mut peer_is_elsewhere = false;
+    let (mut peer_namespace, mut peer_ifindex) = (None, None);
     for attribute in &message.attributes {
         match attribute {
             LinkAttribute::IfName(name) => link.name.clone_from(name),
             LinkAttribute::Address(bytes) => link.mac = mac(bytes).unwrap_or_default(),
             LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
             LinkAttribute::Controller(index) => link.master = Some(*index),
-            LinkAttribute::LinkNetNsId(_) => peer_is_elsewhere = true,
+            LinkAttribute::LinkNetNsId(namespace) => peer_namespace = Some(*namespace),
+            LinkAttribute::Link(ifindex) => peer_ifindex = Some(*ifindex),
             LinkAttribute::LinkInfo(infos) => link.kind = parse_kind(infos),
             _ => {}
         }
     }
-    if let LinkKind::Veth { peer_is_elsewhere: elsewhere } = &mut link.kind {
-        *elsewhere = peer_is_elsewhere;
+    if let LinkKind::Veth { peer } = &mut link.kind {
+        *peer = peer_namespace
+            .zip(peer_ifindex)
+            .map(|(namespace, ifindex)| PeerPlace { namespace, ifindex });
     }
     link
 }
@@ -149,7 +139,9 @@ fn parse_kind(infos: &[LinkInfo]) -> LinkKind {
     for info in infos {
         match info {
             LinkInfo::Kind(InfoKind::Bridge) => kind = LinkKind::Bridge,
-            LinkInfo::Kind(InfoKind::Veth) => kind = LinkKind::Veth { peer_is_elsewhere: false },
+            LinkInfo::Kind(InfoKind::Veth) => kind = LinkKind::Veth { peer: None },
+            LinkInfo::Kind(InfoKind::Vrf) => kind = LinkKind::Vrf,
+            LinkInfo::Kind(InfoKind::Tun) => kind = LinkKind::Tun,
             LinkInfo::Data(InfoData::Vxlan(settings)) => {
                 let mut port = 0;
                 let mut external = false;
@@ -166,41 +158,4 @@ fn parse_kind(infos: &[LinkInfo]) -> LinkKind {
         }
     }
     kind
-}
-
-fn parse_neighbour(message: &NeighbourMessage) -> Option<Neighbour> {
-    if !matches!(
-        message.header.state,
-        NeighbourState::Reachable
-            | NeighbourState::Stale
-            | NeighbourState::Delay
-            | NeighbourState::Probe
-            | NeighbourState::Permanent
-    ) {
-        return None;
-    }
-    let mut address = None;
-    let mut link_layer = None;
-    for attribute in &message.attributes {
-        match attribute {
-            NeighbourAttribute::Destination(NeighbourAddress::Inet(found)) => {
-                address = Some(*found);
-            }
-            NeighbourAttribute::LinkLayerAddress(bytes) => link_layer = mac(bytes),
-            _ => {}
-        }
-    }
-    Some(Neighbour { ifindex: message.header.ifindex, address: address?, mac: link_layer? })
-}
-
-/// Entries that say which port a MAC is behind; a port's own address is marked permanent.
-fn parse_forwarding(message: &NeighbourMessage) -> Option<(MacAddr, u32)> {
-    if message.header.state == NeighbourState::Permanent {
-        return None;
-    }
-    let mac = message.attributes.iter().find_map(|attribute| match attribute {
-        NeighbourAttribute::LinkLayerAddress(bytes) => mac(bytes),
-        _ => None,
-    })?;
-    Some((mac, message.header.ifindex))
 }

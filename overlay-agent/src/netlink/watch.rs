@@ -1,7 +1,9 @@
 use anyhow::{Context, Result};
-use futures::{Stream, StreamExt};
+use futures::{Stream, StreamExt, stream};
 use netlink_packet_core::NetlinkPayload;
 use netlink_packet_route::{RouteNetlinkMessage, link::LinkFlags};
+use netlink_sys::{AsyncSocket as _, AsyncSocketExt as _, TokioSocket, protocols::NETLINK_ROUTE};
+use nix::libc::ENOBUFS;
 use rtnetlink::MulticastGroup;
 
 /// What changed in the kernel.
@@ -10,40 +12,78 @@ pub struct Changes {
     /// Interfaces that are gone or down: whatever was behind them is not there any more, and that cannot
     /// wait for the next look.
     pub gone: Vec<u32>,
-    /// Whether the way to peers may have changed: a route did, or an interface.
+    /// Whether the way to peers may have changed: a route or a rule did, or an interface.
     pub routes: bool,
+    /// Whether a container's own interface may have changed.
+    pub containers: bool,
 }
 
-/// Yields an item whenever a link, an IPv4 address, a neighbour or an IPv4 route has changed. What
-/// changed is for [`observe`](super::observe) to find out: events can be lost, the kernel's state not.
+/// Yields an item whenever a link, an IPv4 address, route or rule has changed here, or a link or an address in a
+/// container. What changed is for [`observe`](super::observe) to find out: events can be lost, the kernel's state
+/// not.
 pub fn changes() -> Result<impl Stream<Item = Changes> + Unpin + Send> {
     let (connection, _handle, messages) = rtnetlink::new_multicast_connection(&[
         MulticastGroup::Link,
         MulticastGroup::Ipv4Ifaddr,
-        MulticastGroup::Neigh,
         MulticastGroup::Ipv4Route,
+        MulticastGroup::Ipv4Rule,
     ])
     .context("opening a netlink socket for events")?;
     tokio::spawn(connection);
     // A batch of events is one change.
-    Ok(messages.ready_chunks(4096).map(|events| Changes {
+    let here = messages.ready_chunks(4096).map(|events| Changes {
         gone: events.iter().filter_map(|(event, _)| gone(&event.payload)).collect(),
         routes: events.iter().any(|(event, _)| concerns_routes(&event.payload)),
-    }))
+        containers: false,
+    });
+    // The end of the first is the end of all; the second has none.
+    Ok(Box::pin(stream::select_with_strategy(here, in_containers()?, |_: &mut ()| {
+        stream::PollNext::Left
+    })))
 }
 
-/// The kernel tells of no route that goes with its interface, so that changes of interfaces count too.
+/// Yields an item whenever something changed at an interface of any namespace that this one knows, and that is
+/// every one with the other end of a cable from here (`NETLINK_LISTEN_ALL_NSID`, Linux 4.2).
+fn in_containers() -> Result<impl Stream<Item = Changes> + Unpin + Send> {
+    let open = || -> std::io::Result<TokioSocket> {
+        let mut socket = TokioSocket::new(NETLINK_ROUTE)?;
+        socket.socket_mut().bind_auto()?;
+        socket.socket_ref().set_listen_all_namespaces(true)?;
+        for group in [MulticastGroup::Link, MulticastGroup::Ipv4Ifaddr] {
+            socket.socket_mut().add_membership(group as u32)?;
+        }
+        Ok(socket)
+    };
+    let socket = open().context("opening a netlink socket for containers' events")?;
+    Ok(Box::pin(stream::unfold(socket, |socket| async move {
+        match socket.recv_from_full().await {
+            // What was lost is as good as what was told: somebody has to look.
+            Err(error) if error.raw_os_error() != Some(ENOBUFS) => {
+                tracing::error!(%error, "changes in containers are not told any more");
+                std::future::pending::<()>().await;
+            }
+            _ => while socket.socket_ref().recv_from_full().is_ok() {},
+        }
+        Some((Changes { containers: true, ..Changes::default() }, socket))
+    })))
+}
+
+/// The kernel tells of no route that goes with its interface, so that changes of interfaces count too; and after an
+/// overrun, anything may have changed.
 const fn concerns_routes(payload: &NetlinkPayload<RouteNetlinkMessage>) -> bool {
     matches!(
         payload,
-        NetlinkPayload::InnerMessage(
-            RouteNetlinkMessage::NewRoute(_)
-                | RouteNetlinkMessage::DelRoute(_)
-                | RouteNetlinkMessage::NewLink(_)
-                | RouteNetlinkMessage::DelLink(_)
-                | RouteNetlinkMessage::NewAddress(_)
-                | RouteNetlinkMessage::DelAddress(_)
-        )
+        NetlinkPayload::Overrun(_)
+            | NetlinkPayload::InnerMessage(
+                RouteNetlinkMessage::NewRoute(_)
+                    | RouteNetlinkMessage::DelRoute(_)
+                    | RouteNetlinkMessage::NewRule(_)
+                    | RouteNetlinkMessage::DelRule(_)
+                    | RouteNetlinkMessage::NewLink(_)
+                    | RouteNetlinkMessage::DelLink(_)
+                    | RouteNetlinkMessage::NewAddress(_)
+                    | RouteNetlinkMessage::DelAddress(_)
+            )
     )
 }
 

@@ -31,7 +31,7 @@ fn what_comes_from_such_a_peer_is_delivered_and_from_others_forged() {
     assert_eq!(outcome.packet[6..12], BRIDGE_MAC.0);
     assert_eq!(outcome.packet[12..], packet[12..]);
     // No tunnel state is left on such an aggregate: any socket can take it.
-    let context = Context { ifindex: 1, segment_size: 1398 };
+    let context = Context { ifindex: 1, segment_size: 1398, ..Context::default() };
     let aggregate = tcp(REMOTE, CONTAINER, &[0; 3000]);
     let outcome = world.run_with(Hook::FromUplink, &aggregate, context);
     assert_eq!(outcome.reason, Reason::ToEndpoint);

@@ -45,7 +45,7 @@ fn an_aggregate_goes_only_to_a_known_container() {
     let mut world = World::new();
     let mut run = |to| {
         let packet = vxlan(Wire::default(), &tcp(REMOTE, to, &[0; 3000]));
-        let context = Context { ifindex: 1, segment_size: 1398 };
+        let context = Context { ifindex: 1, segment_size: 1398, ..Context::default() };
         world.run_with(Hook::FromUplink, &packet, context).reason
     };
     // As in from_container: being asked shows what was decided.

@@ -5,6 +5,7 @@ mod budget;
 mod coverage;
 mod direct;
 mod features;
+mod forged;
 mod from_container;
 mod from_tunnel;
 mod from_uplink;

@@ -22,7 +22,7 @@ fn what_no_peer_can_receive_is_dropped_by_name() {
     let mut arp = udp(CONTAINER, REMOTE, 53, b"");
     arp[12..14].copy_from_slice(&[8, 6]);
     let cases = [
-        (Reason::SpoofedSource, udp([192, 168, 33, 10], REMOTE, 53, b"")),
+        (Reason::SpoofedSource, udp([192, 168, 33, 77], REMOTE, 53, b"")),
         (Reason::Unreachable, udp(CONTAINER, [10, 1, 21, 2], 53, b"")),
         (Reason::InnerNotIpv4, arp),
     ];

@@ -8,11 +8,15 @@ use nix::sched::{CloneFlags, unshare};
 use overlay_agent::datapath::{CounterRow, Programs, Tables, read_counters};
 use overlay_common::{
     Class, Hook, MacAddr, Prefix, Reason,
-    tables::{ABI_VERSION, Endpoint, EndpointKey, HostConfig, Peer, PeerKey, Vtep, VtepKey},
+    tables::{
+        ABI_VERSION, Endpoint, EndpointKey, HostConfig, Peer, PeerKey, Port, PortKey, Vtep, VtepKey,
+    },
 };
 
 pub(crate) const CONTAINER: [u8; 4] = [10, 1, 15, 2];
 pub(crate) const GATEWAY: [u8; 4] = [10, 1, 15, 1];
+pub(crate) const NEIGHBOUR: [u8; 4] = [10, 1, 15, 3];
+pub(crate) const NEIGHBOUR_MAC: MacAddr = MacAddr([2, 0x42, 10, 1, 15, 0x33]);
 pub(crate) const UNKNOWN_CONTAINER: [u8; 4] = [10, 1, 15, 77];
 pub(crate) const REMOTE: [u8; 4] = [10, 1, 20, 2];
 pub(crate) const PUBLIC: [u8; 4] = [192, 168, 33, 10];
@@ -31,6 +35,11 @@ const PEER: Peer = Peer {
     direct: 0,
     reserved: 0,
 };
+
+/// Where the neighbour is.
+pub(crate) const NEIGHBOUR_PORT: u32 = 77;
+/// The tunnel device, which is not there.
+pub(crate) const TUNNEL_IFINDEX: u32 = 99;
 
 /// `TC_ACT_*` as the programs return them.
 const NEXT: i32 = -1;
@@ -55,15 +64,19 @@ pub(crate) struct Outcome {
 pub(crate) struct Context {
     pub(crate) ifindex: u32,
     pub(crate) segment_size: u32,
+    /// The interface that the packet came to the host by.
+    pub(crate) ingress_ifindex: u32,
 }
 
 impl Context {
     fn bytes(self) -> [u8; 192] {
         // Offsets in include/uapi/linux/bpf.h.
+        const INGRESS_IFINDEX: usize = 36;
         const IFINDEX: usize = 40;
         const GSO_SEGS: usize = 164;
         const GSO_SIZE: usize = 176;
         let mut bytes = [0; 192];
+        bytes[INGRESS_IFINDEX..][..4].copy_from_slice(&self.ingress_ifindex.to_ne_bytes());
         bytes[IFINDEX..][..4].copy_from_slice(&self.ifindex.to_ne_bytes());
         if self.segment_size != 0 {
             bytes[GSO_SEGS..][..4].copy_from_slice(&2_u32.to_ne_bytes());
@@ -82,6 +95,7 @@ impl World {
             "ip link add bridge0 type bridge",
             "ip address add 10.1.15.1/24 dev bridge0",
             "ip link set bridge0 up",
+            "ip link add neighbour0 index 77 type bridge",
             "sysctl -q -w net.ipv4.ip_forward=1",
         ] {
             let mut words = command.split(' ');
@@ -96,6 +110,12 @@ impl World {
         tables.vteps.insert(&key, &Vtep::new(PEER_SUBNET)).unwrap();
         let endpoint = Endpoint { ifindex: 1, mac: CONTAINER_MAC.0, ..Endpoint::default() };
         tables.endpoints.insert(&EndpointKey { address: CONTAINER }, &endpoint).unwrap();
+        let neighbour =
+            Endpoint { ifindex: NEIGHBOUR_PORT, mac: NEIGHBOUR_MAC.0, ..Endpoint::default() };
+        tables.endpoints.insert(&EndpointKey { address: NEIGHBOUR }, &neighbour).unwrap();
+        for (mac, ifindex) in [(CONTAINER_MAC, 1), (NEIGHBOUR_MAC, NEIGHBOUR_PORT)] {
+            tables.ports.insert(&PortKey::new(mac.0), &Port { ifindex, flags: 0 }).unwrap();
+        }
         let gateway = EndpointKey { address: GATEWAY };
         tables.endpoints.insert(&gateway, &Endpoint::HOST).unwrap();
         let host = HostConfig {
@@ -104,6 +124,7 @@ impl World {
             vni: 1,
             uplink_ifindex: 1,
             bridge_ifindex,
+            tunnel_ifindex: TUNNEL_IFINDEX,
             network: [10, 1, 0, 0],
             network_length: 16,
             subnet: [10, 1, 15, 0],
@@ -119,6 +140,13 @@ impl World {
         let mut world = Self { programs, tables, host };
         world.configure(|_| ());
         world
+    }
+
+    /// Runs a command in the namespace of this thread, which is the world's.
+    pub(crate) fn command(&self, command: &str) {
+        let mut words = command.split(' ');
+        let status = Command::new(words.next().unwrap()).args(words).status().unwrap();
+        assert!(status.success(), "{command}");
     }
 
     /// Puts the peer on the same link (`DirectRouting`).

@@ -52,7 +52,11 @@ impl Forgery {
 
 /// Sends from the second host to the first's VXLAN port.
 fn send(overlay: &Overlay, from: Ipv4Addr, bytes: Vec<u8>) {
-    let to = SocketAddr::from((overlay.lab.host(0).address(), 8472));
+    send_to(overlay, from, overlay.lab.host(0).address(), bytes);
+}
+
+fn send_to(overlay: &Overlay, from: Ipv4Addr, to: Ipv4Addr, bytes: Vec<u8>) {
+    let to = SocketAddr::from((to, 8472));
     overlay
         .lab
         .host(1)
@@ -135,6 +139,24 @@ fn forged_packets_in_outer_fragments_are_refused_behind_the_kernels_device() {
     let fragments = overlay.rise("from_uplink", "fragment");
     refuses(&overlay, "from_tunnel", 4000);
     assert!(fragments.of(&overlay)[0] > 10);
+}
+
+/// The kernel's socket listens on every address of the host.
+#[test]
+fn vxlan_for_another_address_of_the_host_is_refused() {
+    let overlay = Overlay::new();
+    let second = Ipv4Addr::new(192, 168, 33, 200);
+    overlay.lab.host(0).ip(["address", "add", &format!("{second}/24"), "dev", UPLINK]).unwrap();
+    let refused = overlay.rise("from_tunnel", "wrong_vtep_address");
+    let delivered = overlay.rise("from_tunnel", "to_endpoint");
+    let honest = Forgery::honest(&overlay);
+    send_to(&overlay, honest.outer_source, second, honest.bytes(0));
+    xtask::lab::eventually(SOON, "the packet to be refused", || {
+        anyhow::ensure!(refused.of(&overlay)[0] == 1, "it is not");
+        Ok(())
+    })
+    .unwrap();
+    assert_eq!(delivered.of(&overlay)[0], 0);
 }
 
 #[test]

@@ -1,16 +1,18 @@
+use network_types::ip::Ipv4Hdr;
+
 use super::{
-    Tables, has_options, is_fragment, load_headers, lookup_peer, stack_flow::answers_a_stack_flow,
+    Tables, has_options, is_fragment, lookup_peer, plain_ipv4,
+    sender::{check_no_vxlan, check_other, check_source},
+    stack_flow::answers_a_stack_flow,
 };
 use crate::{
     Reason,
     encap::OVERHEAD,
     packet::{
-        ETHERNET_LENGTH, Ethernet, IPV4_LENGTH, PROTOCOL_TCP, PROTOCOL_UDP, Packet,
-        TCP_DATA_OFFSET, UDP_LENGTH,
+        ETHERNET_LENGTH, Ethernet, IPV4_LENGTH, PROTOCOL_TCP, Packet, TCP_DATA_OFFSET, UDP_LENGTH,
     },
-    tables::{Direction, EndpointKey, HostConfig, Peer, VtepKey},
+    tables::{Direction, HostConfig, Peer},
 };
-use network_types::{ip::Ipv4Hdr, udp::UdpHdr};
 
 /// A packet that can be encapsulated: to whom, and what of it the outer header depends on.
 #[derive(Clone, Copy, Debug)]
@@ -26,7 +28,8 @@ pub struct Encapsulation {
 }
 
 /// Decides about a packet that a container sent into its veth `ifindex`: encapsulate it, leave it to the
-/// stack, or, where it forges VXLAN or another's address, drop it.
+/// stack, or, where it forges VXLAN, another's address or another's MAC, drop it. Whatever it is, it has been
+/// checked before it is left to the stack.
 #[inline(always)]
 pub fn from_container(
     packet: &impl Packet,
@@ -34,15 +37,16 @@ pub fn from_container(
     host: &HostConfig,
     tables: &impl Tables,
 ) -> Result<Encapsulation, Reason> {
-    let (ethernet, ipv4) = load_headers(packet)?;
+    let (ethernet, ipv4) = check_sender(packet, Some(ifindex), host, tables)?;
     if ethernet.destination.0 != host.bridge_mac {
         return Err(Reason::NotForGateway);
     }
-    check_source(Some(ifindex), &ethernet, &ipv4, tables)?;
     if !host.network().contains(ipv4.dst_addr) {
-        return Err(outside_the_overlay(packet, host, tables, &ipv4));
+        check_no_vxlan(packet, 0, &ipv4, host, tables)?;
+        return Err(Reason::NotOverlay);
     }
     if host.subnet().contains(ipv4.dst_addr) {
+        check_no_vxlan(packet, 0, &ipv4, host, tables)?;
         return Err(Reason::LocalDestination);
     }
     if !host.fast_path() {
@@ -78,57 +82,28 @@ pub fn from_bridge(
     host: &HostConfig,
     tables: &impl Tables,
 ) -> Result<(), Reason> {
-    let (ethernet, ipv4) = load_headers(packet)?;
-    check_source(None, &ethernet, &ipv4, tables)?;
-    if host.network().contains(ipv4.dst_addr) {
-        return Ok(());
-    }
-    match outside_the_overlay(packet, host, tables, &ipv4) {
-        Reason::ContainerVxlan => Err(Reason::ContainerVxlan),
-        _ => Ok(()),
-    }
+    let (_, ipv4) = check_sender(packet, None, host, tables)?;
+    check_no_vxlan(packet, 0, &ipv4, host, tables)
 }
 
-/// An address that the host knows a container by is that container's alone.
+/// The headers of a plain IPv4 packet from whom it says. Anything else has been checked when it is declined.
 #[inline(always)]
-fn check_source(
-    ifindex: Option<u32>,
-    ethernet: &Ethernet,
-    ipv4: &Ipv4Hdr,
-    tables: &impl Tables,
-) -> Result<(), Reason> {
-    let Some(owner) = tables.endpoint(&EndpointKey { address: ipv4.src_addr }) else {
-        return Ok(());
-    };
-    let same_port = match ifindex {
-        Some(ifindex) => owner.ifindex == ifindex,
-        None => !owner.is_host(),
-    };
-    if same_port && owner.mac == ethernet.source.0 { Ok(()) } else { Err(Reason::SpoofedSource) }
-}
-
-/// A container that could send VXLAN to a VTEP would speak for this whole host once masquerading has
-/// given its packets the host's address.
-#[inline(always)]
-fn outside_the_overlay(
+fn check_sender(
     packet: &impl Packet,
+    port: Option<u32>,
     host: &HostConfig,
     tables: &impl Tables,
-    ipv4: &Ipv4Hdr,
-) -> Reason {
-    if ipv4.proto != PROTOCOL_UDP || u16::from_be_bytes(ipv4.frags) & 0x1fff != 0 {
-        return Reason::NotOverlay;
-    }
-    // 5 to 15 words: the mask keeps the offset bounded for the verifier.
-    let header_length = usize::from(ipv4.vihl & 0x0f) * 4;
-    let Some(udp) = packet.load::<UdpHdr>(ETHERNET_LENGTH + header_length) else {
-        return Reason::NotOverlay;
-    };
-    let to_a_vtep = || tables.vtep(&VtepKey { public_address: ipv4.dst_addr }).is_some();
-    if udp.dst == host.port.to_be_bytes() && to_a_vtep() {
-        Reason::ContainerVxlan
-    } else {
-        Reason::NotOverlay
+) -> Result<(Ethernet, Ipv4Hdr), Reason> {
+    let ethernet: Ethernet = packet.load(0).ok_or(Reason::Unreadable)?;
+    match plain_ipv4(packet, &ethernet) {
+        Ok(ipv4) => {
+            check_source(port, &ethernet, &ipv4, host, tables)?;
+            Ok((ethernet, ipv4))
+        }
+        Err(_) => {
+            check_other(packet, port, &ethernet, host, tables)?;
+            Err(Reason::Tagged)
+        }
     }
 }
 
@@ -160,7 +135,7 @@ fn transport_header_length(packet: &impl Packet, ipv4: &Ipv4Hdr) -> Result<u32, 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::decide::test_support::{ENDPOINT, HOST, LOCAL, PEER, REMOTE, World, udp_packet};
+    use crate::decide::test_support::{ENDPOINT, LOCAL, PEER, REMOTE, World, udp_packet};
 
     const PORT: u32 = ENDPOINT.ifindex;
 
@@ -182,9 +157,8 @@ mod tests {
     #[test]
     fn what_the_fast_path_cannot_carry_is_left_to_the_stack() {
         let world = World::new();
-        let cases: [(Reason, Edit); 10] = [
+        let cases: [(Reason, Edit); 9] = [
             (Reason::NotIpv4, |bytes| bytes[12] = 0x86),
-            (Reason::NotIpv4, |bytes| bytes.truncate(30)),
             (Reason::NotOverlay, |bytes| bytes[30] = 11),
             (Reason::LocalDestination, |bytes| bytes[32] = 15),
             (Reason::ForeignSource, |bytes| bytes[28] = 99),
@@ -233,43 +207,5 @@ mod tests {
             from_container(&packet, PORT, &world.host, &world).expect_err("65,536 bytes"),
             Reason::TooBig
         );
-    }
-
-    #[test]
-    fn a_container_may_not_send_vxlan_to_a_vtep() {
-        let world = World::new();
-        let mut packet = udp_packet(LOCAL, PEER.public_address, 100);
-        packet.bytes[36..38].copy_from_slice(&8472_u16.to_be_bytes());
-        let refused = from_container(&packet, PORT, &world.host, &world).expect_err("refused");
-        assert_eq!(refused, Reason::ContainerVxlan);
-        let refused = from_bridge(&packet, &world.host, &world).expect_err("refused");
-        assert_eq!(refused, Reason::ContainerVxlan);
-        packet.bytes[36..38].copy_from_slice(&53_u16.to_be_bytes());
-        let passed = from_container(&packet, PORT, &world.host, &world).expect_err("not ours");
-        assert_eq!(passed, Reason::NotOverlay);
-    }
-
-    #[test]
-    fn an_address_belongs_to_one_port_and_one_mac() {
-        let world = World::new();
-        let refused = |src, ifindex, edit: Edit| {
-            let mut packet = udp_packet(src, REMOTE, 100);
-            edit(&mut packet.bytes);
-            from_container(&packet, ifindex, &world.host, &world).err()
-        };
-        let refused_on_bridge = |src, edit: Edit| {
-            let mut packet = udp_packet(src, REMOTE, 100);
-            edit(&mut packet.bytes);
-            from_bridge(&packet, &world.host, &world).err()
-        };
-        assert_eq!(refused(LOCAL, PORT, |_| ()), None);
-        assert_eq!(refused_on_bridge(LOCAL, |_| ()), None);
-        let spoofed = Some(Reason::SpoofedSource);
-        assert_eq!(refused(LOCAL, 99, |_| ()), spoofed, "another port");
-        assert_eq!(refused(LOCAL, PORT, |bytes| bytes[11] ^= 1), spoofed, "another MAC");
-        assert_eq!(refused_on_bridge(LOCAL, |bytes| bytes[11] ^= 1), spoofed, "another MAC");
-        assert_eq!(refused(HOST, PORT, |_| ()), spoofed, "the gateway's address");
-        assert_eq!(refused_on_bridge(HOST, |_| ()), spoofed, "the gateway's address");
-        assert_eq!(refused([10, 1, 15, 77], PORT, |_| ()), None, "nobody's address");
     }
 }

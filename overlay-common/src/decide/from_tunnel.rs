@@ -12,6 +12,8 @@ use crate::{
 pub struct TunnelSource {
     /// Outer source address.
     pub remote: [u8; 4],
+    /// Outer destination address: the kernel's socket listens on all of the host's.
+    pub local: [u8; 4],
     /// VXLAN network identifier.
     pub vni: u32,
 }
@@ -38,10 +40,13 @@ pub fn from_tunnel(
     if source.vni != host.vni {
         return Err(Reason::WrongVni);
     }
+    if source.local != host.uplink_address {
+        return Err(Reason::WrongVtepAddress);
+    }
     let vtep =
         tables.vtep(&VtepKey { public_address: source.remote }).ok_or(Reason::UnknownVtep)?;
-    let ipv4 = check_inner(packet, 0, host, vtep)?;
-    if !host.fast_path() {
+    let ipv4 = check_inner(packet, 0, host, source.remote, vtep)?;
+    if !host.fast_path() || !vtep.subnet().contains(ipv4.src_addr) {
         return Err(Reason::ToStack);
     }
     if answers_a_stack_flow(packet, ETHERNET_LENGTH, &ipv4, Direction::Arrived, tables) {
@@ -58,7 +63,8 @@ mod tests {
     use super::*;
     use crate::decide::test_support::{ENDPOINT, LOCAL, PEER, REMOTE, World, inner_packet};
 
-    const SOURCE: TunnelSource = TunnelSource { remote: PEER.public_address, vni: 1 };
+    const SOURCE: TunnelSource =
+        TunnelSource { remote: PEER.public_address, local: [192, 168, 33, 10], vni: 1 };
 
     fn refusal(packet: &impl Packet, source: TunnelSource, world: &World) -> Reason {
         from_tunnel(packet, source, &world.host, world).expect_err("not delivered")
@@ -81,6 +87,15 @@ mod tests {
     }
 
     #[test]
+    fn a_host_may_send_from_its_own_public_address_and_the_stack_delivers_it() {
+        let world = World::new();
+        let packet = inner_packet(&world.host, PEER.public_address, LOCAL);
+        assert_eq!(refusal(&packet, SOURCE, &world), Reason::ToStack);
+        let packet = inner_packet(&world.host, [192, 168, 33, 12], LOCAL);
+        assert_eq!(refusal(&packet, SOURCE, &world), Reason::ForeignInnerSource);
+    }
+
+    #[test]
     fn the_uplinks_checks_are_made_again() {
         let world = World::new();
         let good = inner_packet(&world.host, REMOTE, LOCAL);
@@ -88,6 +103,8 @@ mod tests {
         assert_eq!(refuse(TunnelSource { vni: 2, ..SOURCE }), Reason::WrongVni);
         let stranger = TunnelSource { remote: [192, 168, 33, 99], ..SOURCE };
         assert_eq!(refuse(stranger), Reason::UnknownVtep);
+        let elsewhere = TunnelSource { local: [192, 168, 44, 10], ..SOURCE };
+        assert_eq!(refuse(elsewhere), Reason::WrongVtepAddress);
         let forged = inner_packet(&world.host, [10, 1, 99, 2], LOCAL);
         assert_eq!(refusal(&forged, SOURCE, &world), Reason::ForeignInnerSource);
         let misled = inner_packet(&world.host, REMOTE, [10, 1, 99, 2]);

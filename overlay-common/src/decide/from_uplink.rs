@@ -1,8 +1,8 @@
 use network_types::{ip::Ipv4Hdr, udp::UdpHdr, vxlan::VxlanHdr};
 
 use super::{
-    Recipient, Tables, check_inner, has_options, is_fragment, load_headers, lookup_peer, recipient,
-    stack_flow::answers_a_stack_flow,
+    Recipient, Tables, check_inner, contents::Contents, from_interface::unmasqueraded, has_options,
+    is_fragment, load_headers, lookup_peer, recipient, stack_flow::answers_a_stack_flow,
 };
 use crate::{
     Reason, checksum, ecn,
@@ -34,33 +34,39 @@ pub fn from_uplink(
     host: &HostConfig,
     tables: &impl Tables,
 ) -> Result<Arrival, Reason> {
-    let (_, outer) = load_headers(packet)?;
+    let Ok((_, outer)) = load_headers(packet) else {
+        return Err(check_other(packet, host, tables));
+    };
     if host.subnet().contains(outer.dst_addr) {
         return from_link(packet, host, tables, outer);
     }
     if outer.dst_addr != host.uplink_address || outer.proto != PROTOCOL_UDP {
-        return Err(Reason::NotVxlan);
+        return Err(check_plain(host, tables, &outer));
     }
     // A fragment shows no port; from_tunnel checks what the stack reassembles.
-    if is_fragment(&outer) {
-        return Err(Reason::Fragment);
-    }
-    if has_options(&outer) {
-        return Err(Reason::IpOptions);
+    if is_fragment(&outer) || has_options(&outer) {
+        return Err(match check_plain(host, tables, &outer) {
+            Reason::NotVxlan if is_fragment(&outer) => Reason::Fragment,
+            Reason::NotVxlan => Reason::IpOptions,
+            reason => reason,
+        });
     }
     let udp: UdpHdr = packet.load(ETHERNET_LENGTH + IPV4_LENGTH).ok_or(Reason::VxlanTruncated)?;
     if udp.dst != host.port.to_be_bytes() {
-        return Err(Reason::NotVxlan);
+        return Err(check_plain(host, tables, &outer));
     }
     let vxlan: VxlanHdr = packet.load(VXLAN_OFFSET).ok_or(Reason::VxlanTruncated)?;
     check_vxlan(host, &vxlan)?;
     let vtep =
         tables.vtep(&VtepKey { public_address: outer.src_addr }).ok_or(Reason::UnknownVtep)?;
-    let ipv4 = check_inner(packet, INNER_ETHERNET_OFFSET, host, vtep)?;
+    let ipv4 = check_inner(packet, INNER_ETHERNET_OFFSET, host, outer.src_addr, vtep)?;
     let tos = ecn::decap(outer.tos, ipv4.tos).ok_or(Reason::CongestionLost)?;
 
     if !host.fast_path() {
         return Err(Reason::FastPathOff);
+    }
+    if !vtep.subnet().contains(ipv4.src_addr) {
+        return Err(Reason::PublicSource);
     }
     if !checksum::is_valid(&outer) {
         return Err(Reason::BadOuterChecksum);
@@ -83,6 +89,39 @@ pub fn from_uplink(
         Recipient::Subnet | Recipient::Endpoint(_) => {}
     }
     Ok(Arrival { encapsulated: true, recipient, ipv4, tos })
+}
+
+/// A packet that is not encapsulated, nor for our subnet: from our own subnet it is forged, from another host's it
+/// may be for us or whomever we route for.
+#[inline(always)]
+fn check_plain(host: &HostConfig, tables: &impl Tables, ipv4: &Ipv4Hdr) -> Reason {
+    if !host.network().contains(ipv4.src_addr) {
+        return Reason::NotVxlan;
+    }
+    if host.subnet().contains(ipv4.src_addr) {
+        return Reason::Unencapsulated;
+    }
+    match unmasqueraded(host, tables, ipv4.src_addr, ipv4.dst_addr, |_| true) {
+        Ok(()) => Reason::NotVxlan,
+        Err(reason) => reason,
+    }
+}
+
+/// Checks a frame that is no plain IPv4 packet. VXLAN is checked again once the kernel has decapsulated it, but
+/// nothing looks at an unencapsulated packet again.
+#[inline(always)]
+fn check_other(packet: &impl Packet, host: &HostConfig, tables: &impl Tables) -> Reason {
+    let ipv4 = match Contents::of(packet).and_then(|contents| contents.ipv4(packet)) {
+        Ok(ipv4) => ipv4,
+        Err(reason) => return reason,
+    };
+    if host.subnet().contains(ipv4.dst_addr) && host.network().contains(ipv4.src_addr) {
+        return Reason::Unencapsulated;
+    }
+    match check_plain(host, tables, &ipv4) {
+        Reason::NotVxlan => Reason::Tagged,
+        reason => reason,
+    }
 }
 
 /// Decides about a packet for our subnet that is not encapsulated: from a peer on the same link, it is
@@ -141,7 +180,7 @@ mod tests {
     use super::*;
     use crate::{
         decide::test_support::{
-            ENDPOINT, HOST, LOCAL, PEER, REMOTE, World, udp_packet, vxlan_packet,
+            ENDPOINT, HOST, LOCAL, PEER, REMOTE, World, tagged, udp_packet, vxlan_packet,
         },
         tables::Peer,
     };
@@ -212,6 +251,46 @@ mod tests {
     }
 
     #[test]
+    fn a_host_may_send_from_its_own_public_address_and_the_stack_delivers_it() {
+        let from = |source: [u8; 4]| {
+            decide(|bytes| bytes[76..80].copy_from_slice(&source)).expect_err("not by us")
+        };
+        assert_eq!(from(PEER.public_address), Reason::PublicSource);
+        assert_eq!(from([192, 168, 33, 12]), Reason::ForeignInnerSource);
+    }
+
+    #[test]
+    fn tags_hide_nothing() {
+        let world = World::new();
+        let seen = |from, to, tags: &[[u8; 4]]| {
+            let packet = tagged(udp_packet(from, to, 10), tags);
+            from_uplink(&packet, &world.host, &world).expect_err("not for the fast path")
+        };
+        for tags in [&[[0x81, 0, 0xe0, 0]][..], &[[0x88, 0xa8, 0, 0], [0x81, 0, 0, 0]]] {
+            assert_eq!(seen(REMOTE, LOCAL, tags), Reason::Unencapsulated);
+            assert_eq!(seen([10, 1, 99, 9], LOCAL, tags), Reason::Unencapsulated);
+            assert_eq!(seen([8, 8, 8, 8], LOCAL, tags), Reason::Tagged);
+        }
+        assert_eq!(seen(REMOTE, LOCAL, &[[0x81, 0, 0, 5]]), Reason::OtherVlan);
+    }
+
+    #[test]
+    fn our_own_subnet_does_not_come_from_the_wire() {
+        let world = World::new();
+        let seen = |from, to| {
+            let packet = udp_packet(from, to, 10);
+            from_uplink(&packet, &world.host, &world).expect_err("not for the fast path")
+        };
+        let us = world.host.uplink_address;
+        for to in [LOCAL, us, [8, 8, 8, 8]] {
+            assert_eq!(seen(LOCAL, to), Reason::Unencapsulated);
+        }
+        assert_eq!(seen(REMOTE, us), Reason::Unmasqueraded, "to this host, as with flannel");
+        assert_eq!(seen(REMOTE, [10, 1, 77, 7]), Reason::Unencapsulated, "through us");
+        assert_eq!(seen([10, 1, 99, 9], us), Reason::NotVxlan, "of no lease");
+    }
+
+    #[test]
     fn a_wrong_outer_checksum_is_left_to_the_stack() {
         assert_eq!(decide(|bytes| bytes[24] ^= 1).expect_err("declined"), Reason::BadOuterChecksum);
     }
@@ -273,7 +352,7 @@ mod tests {
             (Reason::HostDestination, |bytes| {
                 (bytes[33], bytes[25]) = (HOST[3], bytes[25].wrapping_add(1));
             }),
-            (Reason::NotVxlan, |bytes| bytes[32] = 16),
+            (Reason::Unencapsulated, |bytes| bytes[32] = 16),
         ];
         for (reason, edit) in cases {
             assert_eq!(from_link(on_link, edit).expect_err("not delivered"), reason);

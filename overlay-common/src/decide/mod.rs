@@ -1,28 +1,35 @@
 //! Every decision of the datapath, one file per hook: pure functions over a [`Packet`] and the
 //! [`Tables`], tested without a kernel. The eBPF programs carry out what they return.
 
+mod contents;
 mod from_container;
+mod from_interface;
 mod from_tunnel;
 mod from_uplink;
+mod sender;
 mod stack_flow;
 mod to_bridge;
 mod to_tunnel;
+mod to_wire;
 
 use network_types::ip::Ipv4Hdr;
 
 pub use from_container::{Encapsulation, from_bridge, from_container};
+pub use from_interface::from_interface;
 pub use from_tunnel::{Delivery, TunnelSource, from_tunnel};
 pub use from_uplink::{Arrival, from_uplink};
 pub use stack_flow::remember_leaving;
-pub use to_bridge::to_bridge;
+pub use to_bridge::{Origin, to_bridge};
 pub use to_tunnel::{TunnelTarget, to_tunnel};
+pub use to_wire::to_wire;
 
 use crate::{
     Reason,
     packet::{ETHERNET_LENGTH, ETHERTYPE_IPV4, Ethernet, IPV4_LENGTH, Packet},
     prefix::Prefix,
     tables::{
-        Direction, Endpoint, EndpointKey, HostConfig, Peer, PeerKey, StackFlowKey, Vtep, VtepKey,
+        Direction, Endpoint, EndpointKey, Home, HomeKey, HostConfig, Peer, PeerKey, Port, PortKey,
+        StackFlowKey, Vtep, VtepKey,
     },
 };
 
@@ -34,6 +41,10 @@ pub trait Tables {
     fn vtep(&self, key: &VtepKey) -> Option<Vtep>;
     /// The local container that has this address.
     fn endpoint(&self, key: &EndpointKey) -> Option<Endpoint>;
+    /// The port that frames with this MAC may come by.
+    fn port(&self, key: &PortKey) -> Option<Port>;
+    /// The local container that has this address and is behind this other bridge, too.
+    fn home(&self, key: &HomeKey) -> Option<Home>;
     /// Whether any flow of a local container ever went through the stack this way.
     fn any_stack_flow(&self, direction: Direction) -> bool;
     /// Whether this one did.
@@ -80,11 +91,18 @@ fn recipient(tables: &impl Tables, address: [u8; 4]) -> Recipient {
 #[inline(always)]
 fn load_headers(packet: &impl Packet) -> Result<(Ethernet, Ipv4Hdr), Reason> {
     let ethernet: Ethernet = packet.load(0).ok_or(Reason::NotIpv4)?;
+    let ipv4 = plain_ipv4(packet, &ethernet)?;
+    Ok((ethernet, ipv4))
+}
+
+/// The IPv4 header behind an Ethernet header without tags.
+#[inline(always)]
+fn plain_ipv4(packet: &impl Packet, ethernet: &Ethernet) -> Result<Ipv4Hdr, Reason> {
     if ethernet.ethertype != ETHERTYPE_IPV4 || packet.has_vlan_tag() {
         return Err(Reason::NotIpv4);
     }
     let ipv4: Ipv4Hdr = packet.load(ETHERNET_LENGTH).ok_or(Reason::NotIpv4)?;
-    if ipv4.vihl >> 4 == 4 { Ok((ethernet, ipv4)) } else { Err(Reason::NotIpv4) }
+    if ipv4.vihl >> 4 == 4 { Ok(ipv4) } else { Err(Reason::NotIpv4) }
 }
 
 #[inline(always)]
@@ -99,13 +117,14 @@ const fn is_fragment(ipv4: &Ipv4Hdr) -> bool {
     u16::from_be_bytes(ipv4.frags) & 0x3fff != 0
 }
 
-/// Checks the inner packet of a VXLAN packet whose sender speaks for `vtep`, and returns its IPv4
-/// header. `offset` is that of the inner Ethernet header.
+/// Checks the inner packet of a VXLAN packet from `remote`, who speaks for `vtep` and for its own address, and
+/// returns its IPv4 header. `offset` is that of the inner Ethernet header.
 #[inline(always)]
 fn check_inner(
     packet: &impl Packet,
     offset: usize,
     host: &HostConfig,
+    remote: [u8; 4],
     vtep: Vtep,
 ) -> Result<Ipv4Hdr, Reason> {
     let ethernet: Ethernet = packet.load(offset).ok_or(Reason::InnerTruncated)?;
@@ -124,7 +143,7 @@ fn check_inner(
     if length < IPV4_LENGTH as u32 || length > packet.length().saturating_sub(start as u32) {
         return Err(Reason::InnerTruncated);
     }
-    if !vtep.subnet().contains(ipv4.src_addr) {
+    if !vtep.subnet().contains(ipv4.src_addr) && ipv4.src_addr != remote {
         return Err(Reason::ForeignInnerSource);
     }
     if !host.subnet().contains(ipv4.dst_addr) {
@@ -168,7 +187,7 @@ mod tests {
                 0 => vxlan_packet(&world.host, REMOTE, LOCAL),
                 1 => inner_packet(&world.host, REMOTE, LOCAL),
                 2 => udp_packet(LOCAL, REMOTE, 40),
-                _ => Bytes { bytes, segment_size: 0 },
+                _ => Bytes { bytes, segment_size: 0, vlan: None },
             };
             packet.segment_size = segment_size;
             for (place, byte) in noise {
@@ -177,7 +196,11 @@ mod tests {
                 }
             }
             packet.bytes.truncate(length);
-            let (host, source) = (&world.host, TunnelSource { remote: PEER.public_address, vni: 1 });
+            let (host, source) = (&world.host, TunnelSource {
+                remote: PEER.public_address,
+                local: world.host.uplink_address,
+                vni: 1,
+            });
             if let Ok(arrival) = from_uplink(&packet, host, &world) {
                 prop_assert!(host.subnet().contains(arrival.ipv4.dst_addr));
                 prop_assert_eq!(arrival.ipv4.src_addr[..3].to_vec(), REMOTE[..3].to_vec());
@@ -192,7 +215,10 @@ mod tests {
                 prop_assert_eq!(target.peer, world.peer);
             }
             from_bridge(&packet, host, &world).ok();
-            to_bridge(&packet, false, host, |_| ()).ok();
+            let origin = Origin { ifindex: 9, delivered: false, admitted: false };
+            to_bridge(&packet, origin, host, &world, |_| ()).ok();
+            from_interface(&packet, 9, host, &world, |_| true).ok();
+            to_wire(&packet, true, host).ok();
             remember_leaving(&packet, host, &world, |_| ());
         }
     }

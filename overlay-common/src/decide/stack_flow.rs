@@ -97,7 +97,7 @@ pub fn remember_leaving(
         return;
     };
     let owner = tables.endpoint(&EndpointKey { address: ipv4.src_addr });
-    if owner.is_some_and(|owner| owner.is_host()) {
+    if !host.subnet().contains(ipv4.src_addr) || owner.is_some_and(|owner| owner.is_host()) {
         return;
     }
     with_flow(packet, ETHERNET_LENGTH, &ipv4, Direction::Left, remember);
@@ -145,7 +145,7 @@ mod tests {
     use crate::{
         Reason,
         decide::{
-            from_container, from_uplink,
+            Origin, from_container, from_uplink,
             test_support::{ENDPOINT, HOST, LOCAL, REMOTE, World, udp_packet, vxlan_packet},
             to_bridge,
         },
@@ -165,7 +165,9 @@ mod tests {
     /// What is remembered of a packet on its way from the stack to the bridge, and why it left the hook.
     fn arrived(world: &World, packet: &impl Packet, ours: bool) -> (Flows, Reason) {
         let mut flows = Flows::new();
-        let (Ok(reason) | Err(reason)) = to_bridge(packet, ours, &world.host, |flow| {
+        let ifindex = if ours { 0 } else { world.host.tunnel_ifindex };
+        let origin = Origin { ifindex, delivered: ours, admitted: false };
+        let (Ok(reason) | Err(reason)) = to_bridge(packet, origin, &world.host, world, |flow| {
             flows.push((*flow, Direction::Arrived));
         });
         (flows, reason)

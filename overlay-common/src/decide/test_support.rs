@@ -8,15 +8,17 @@ use crate::{
     MacAddr, Prefix, checksum,
     encap::OuterHeaders,
     packet::{
-        ETHERTYPE_IPV4, Ethernet,
+        Arp, ETHERTYPE_ARP, ETHERTYPE_IPV4, Ethernet,
         test_support::{Bytes, bytes_of, ipv4},
     },
     tables::{
-        Direction, Endpoint, EndpointKey, HostConfig, Peer, PeerKey, StackFlowKey, Vtep, VtepKey,
+        Direction, Endpoint, EndpointKey, Home, HomeKey, HostConfig, Peer, PeerKey, Port, PortKey,
+        StackFlowKey, Vtep, VtepKey,
     },
 };
 
 pub(super) const LOCAL: [u8; 4] = [10, 1, 15, 2];
+pub(super) const NEIGHBOUR: [u8; 4] = [10, 1, 15, 3];
 pub(super) const HOST: [u8; 4] = [10, 1, 15, 1];
 pub(super) const REMOTE: [u8; 4] = [10, 1, 20, 2];
 pub(super) const PEER: Peer = Peer {
@@ -28,6 +30,8 @@ pub(super) const PEER: Peer = Peer {
 };
 pub(super) const ENDPOINT: Endpoint =
     Endpoint { ifindex: 7, mac: [2, 0, 0, 0, 15, 2], reserved: [0; 2] };
+pub(super) const NEIGHBOUR_ENDPOINT: Endpoint =
+    Endpoint { ifindex: 8, mac: [2, 0, 0, 0, 15, 3], reserved: [0; 2] };
 const GATEWAY_MAC: MacAddr = MacAddr([2, 0x42, 0, 0, 0, 1]);
 const PEER_SUBNET: Prefix = Prefix { address: [10, 1, 20, 0], length: 24 };
 
@@ -35,6 +39,10 @@ pub(super) struct World {
     pub(super) host: HostConfig,
     pub(super) peer: Peer,
     pub(super) stack_flows: Vec<(StackFlowKey, Direction)>,
+    /// The container may use any source address.
+    pub(super) exempt: bool,
+    /// Another bridge that the container is behind.
+    pub(super) second_home: Option<u32>,
 }
 
 impl World {
@@ -42,9 +50,14 @@ impl World {
         Self {
             peer: PEER,
             stack_flows: Vec::new(),
+            exempt: false,
+            second_home: None,
             host: HostConfig {
                 flags: HostConfig::FAST_PATH,
                 vni: 1,
+                uplink_ifindex: 2,
+                bridge_ifindex: 3,
+                tunnel_ifindex: 4,
                 network: [10, 1, 0, 0],
                 network_length: 16,
                 subnet: [10, 1, 15, 0],
@@ -73,9 +86,26 @@ impl Tables for World {
     fn endpoint(&self, key: &EndpointKey) -> Option<Endpoint> {
         match key.address {
             LOCAL => Some(ENDPOINT),
+            NEIGHBOUR => Some(NEIGHBOUR_ENDPOINT),
             HOST => Some(Endpoint::HOST),
             _ => None,
         }
+    }
+
+    fn port(&self, key: &PortKey) -> Option<Port> {
+        let flags = if self.exempt { Port::SOURCE_ANY } else { 0 };
+        match key.mac {
+            mac if mac == ENDPOINT.mac => Some(Port { ifindex: ENDPOINT.ifindex, flags }),
+            mac if mac == NEIGHBOUR_ENDPOINT.mac => {
+                Some(Port { ifindex: NEIGHBOUR_ENDPOINT.ifindex, flags: 0 })
+            }
+            _ => None,
+        }
+    }
+
+    fn home(&self, key: &HomeKey) -> Option<Home> {
+        let is_home = key.address == LOCAL && Some(key.ifindex) == self.second_home;
+        is_home.then_some(Home { mac: ENDPOINT.mac, reserved: [0; 2] })
     }
 
     fn any_stack_flow(&self, direction: Direction) -> bool {
@@ -97,7 +127,7 @@ fn frame(destination: MacAddr, src: [u8; 4], dst: [u8; 4], payload: usize) -> By
     let udp = UdpHdr { src: [0x12, 0x34], dst: [0, 53], len: length(8 + payload), check: [0, 0] };
     let mut bytes = [bytes_of(&ethernet), bytes_of(&header), bytes_of(&udp)].concat();
     bytes.resize(bytes.len() + payload, 0xa5);
-    Bytes { bytes, segment_size: 0 }
+    Bytes { bytes, segment_size: 0, vlan: None }
 }
 
 /// A UDP packet as a container sends it to its gateway.
@@ -131,5 +161,25 @@ pub(super) fn vxlan_packet(host: &HostConfig, src: [u8; 4], dst: [u8; 4]) -> Byt
         &inner.bytes,
     ]
     .concat();
-    Bytes { bytes, segment_size: 0 }
+    Bytes { bytes, segment_size: 0, vlan: None }
+}
+
+/// The packet with tags in front of what its Ethernet header announces.
+pub(super) fn tagged(mut packet: Bytes, tags: &[[u8; 4]]) -> Bytes {
+    // A tag's EtherType stands where the packet's was, which moves behind the tag's own.
+    packet.bytes.splice(12..12, tags.concat());
+    packet
+}
+
+/// An ARP request in which the container behind the first port claims an address and a MAC.
+pub(super) fn arp(sender_mac: MacAddr, sender: [u8; 4]) -> Bytes {
+    let ethernet = Ethernet {
+        destination: MacAddr([0xff; 6]),
+        source: MacAddr(ENDPOINT.mac),
+        ethertype: ETHERTYPE_ARP,
+    };
+    let arp = Arp { kind: Arp::ETHERNET_IPV4, operation: [0, 1], sender_mac, sender };
+    let mut bytes = [bytes_of(&ethernet), bytes_of(&arp)].concat();
+    bytes.extend([0, 0, 0, 0, 0, 0, 10, 1, 15, 1]);
+    Bytes { bytes, segment_size: 0, vlan: None }
 }

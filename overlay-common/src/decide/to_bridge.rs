@@ -1,27 +1,45 @@
-use super::{load_headers, stack_flow::remember_arriving};
+use network_types::ip::Ipv4Hdr;
+
+use super::{Tables, load_headers, lookup_peer, stack_flow::remember_arriving};
 use crate::{
     Reason,
     packet::Packet,
     tables::{HostConfig, StackFlowKey},
 };
 
-/// Decides about a packet on its way to the containers' bridge, which goes on in any case: has the flow
-/// remembered of what the stack has taken out of the overlay and rewritten, because a container's answer
-/// must be rewritten too. Not so of what our own programs deliver, which is `ours`.
+/// How a packet on its way to the containers' bridge came there.
+#[derive(Clone, Copy, Debug)]
+pub struct Origin {
+    /// The interface that it came to this host by; 0 where this host made it.
+    pub ifindex: u32,
+    /// One of our own programs delivers it.
+    pub delivered: bool,
+    /// One of our own programs has let it in although it is from an overlay address and not encapsulated.
+    pub admitted: bool,
+}
+
+/// Decides about a packet on its way to the containers' bridge. Whoever has an address of the overlay and comes
+/// neither by the tunnel device nor from behind the bridge is refused, whatever interface let it in. All else goes
+/// on, and the flow is remembered of what the stack has taken out of the overlay and rewritten, because a
+/// container's answer must be rewritten too. Not so of what our own programs deliver.
 #[inline(always)]
 pub fn to_bridge(
     packet: &impl Packet,
-    ours: bool,
+    origin: Origin,
     host: &HostConfig,
+    tables: &impl Tables,
     remember: impl FnOnce(&StackFlowKey),
 ) -> Result<Reason, Reason> {
-    if ours {
+    if origin.delivered {
         return Ok(Reason::Delivered);
+    }
+    let (_, ipv4) = load_headers(packet)?;
+    if host.network().contains(ipv4.src_addr) {
+        check_origin(origin, host, tables, &ipv4)?;
     }
     if !host.fast_path() {
         return Err(Reason::FastPathOff);
     }
-    let (_, ipv4) = load_headers(packet)?;
     if !host.network().contains(ipv4.src_addr) || host.subnet().contains(ipv4.src_addr) {
         return Err(Reason::NotFromPeer);
     }
@@ -29,5 +47,79 @@ pub fn to_bridge(
         Ok(Reason::FromStack)
     } else {
         Err(Reason::Fragment)
+    }
+}
+
+#[inline(always)]
+fn check_origin(
+    origin: Origin,
+    host: &HostConfig,
+    tables: &impl Tables,
+    ipv4: &Ipv4Hdr,
+) -> Result<(), Reason> {
+    let by_tunnel = origin.ifindex == host.tunnel_ifindex;
+    if origin.ifindex == 0 || by_tunnel || origin.admitted {
+        return Ok(());
+    }
+    let may_come = if host.subnet().contains(ipv4.src_addr) {
+        origin.ifindex == host.bridge_ifindex
+    } else {
+        // What the fast path has declined of a peer on the same link.
+        origin.ifindex == host.uplink_ifindex
+            && lookup_peer(host, tables, ipv4.src_addr).is_some_and(|peer| peer.is_direct())
+    };
+    if may_come { Ok(()) } else { Err(Reason::Unencapsulated) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        decide::test_support::{HOST, LOCAL, NEIGHBOUR, PEER, REMOTE, World, udp_packet},
+        tables::Peer,
+    };
+
+    fn decide(world: &World, from: [u8; 4], ifindex: u32) -> Reason {
+        let origin = Origin { ifindex, delivered: false, admitted: false };
+        let packet = udp_packet(from, LOCAL, 10);
+        let (Ok(reason) | Err(reason)) = to_bridge(&packet, origin, &world.host, world, |_| ());
+        reason
+    }
+
+    #[test]
+    fn overlay_addresses_come_by_the_tunnel_or_from_behind_the_bridge_fast_path_on_or_off() {
+        let mut world = World::new();
+        let (tunnel, bridge) = (world.host.tunnel_ifindex, world.host.bridge_ifindex);
+        let (uplink, other) = (world.host.uplink_ifindex, 99);
+        for flags in [HostConfig::FAST_PATH, 0] {
+            world.host.flags = flags;
+            let refused = |from, ifindex| decide(&world, from, ifindex) == Reason::Unencapsulated;
+            for ifindex in [other, uplink, bridge] {
+                assert!(refused(REMOTE, ifindex), "{ifindex}");
+                assert!(refused([10, 1, 99, 9], ifindex), "{ifindex}, of no lease");
+            }
+            assert!(!refused(REMOTE, tunnel));
+            assert!(!refused(REMOTE, 0), "a proxy on this host");
+            assert!(refused(NEIGHBOUR, other) && refused(NEIGHBOUR, uplink));
+            assert!(!refused(NEIGHBOUR, bridge), "by a published port");
+            assert!(!refused(HOST, 0));
+            assert!(!refused([8, 8, 8, 8], uplink));
+        }
+    }
+
+    #[test]
+    fn a_peer_on_the_link_may_come_by_the_uplink() {
+        let world = World { peer: Peer { direct: 1, ..PEER }, ..World::new() };
+        assert_eq!(decide(&world, REMOTE, world.host.uplink_ifindex), Reason::FromStack);
+        assert_eq!(decide(&world, REMOTE, 99), Reason::Unencapsulated);
+    }
+
+    #[test]
+    fn what_a_check_of_ours_has_admitted_goes_on() {
+        let world = World::new();
+        let packet = udp_packet(REMOTE, LOCAL, 10);
+        let origin = Origin { ifindex: 99, delivered: false, admitted: true };
+        let outcome = to_bridge(&packet, origin, &world.host, &world, |_| ());
+        assert_eq!(outcome, Ok(Reason::FromStack));
     }
 }

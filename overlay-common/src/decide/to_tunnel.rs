@@ -21,7 +21,7 @@ pub fn to_tunnel(
     tables: &impl Tables,
 ) -> Result<TunnelTarget, Reason> {
     let (_, ipv4) = load_headers(packet).or(Err(Reason::InnerNotIpv4))?;
-    if !host.subnet().contains(ipv4.src_addr) {
+    if !host.subnet().contains(ipv4.src_addr) && ipv4.src_addr != host.uplink_address {
         return Err(Reason::SpoofedSource);
     }
     let peer = lookup_peer(host, tables, ipv4.dst_addr).ok_or(Reason::Unreachable)?;
@@ -39,6 +39,7 @@ mod tests {
         let to = |packet| to_tunnel(&packet, &world.host, &world).map(|target| target.peer);
         assert_eq!(to(udp_packet(LOCAL, REMOTE, 10)), Ok(PEER));
         assert_eq!(to(udp_packet([10, 9, 9, 9], REMOTE, 10)), Err(Reason::SpoofedSource));
+        assert_eq!(to(udp_packet(world.host.uplink_address, REMOTE, 10)), Ok(PEER));
         assert_eq!(to(udp_packet(LOCAL, [10, 1, 200, 1], 10)), Err(Reason::Unreachable));
         let mut garbage = udp_packet(LOCAL, REMOTE, 10);
         garbage.bytes[13] = 6;

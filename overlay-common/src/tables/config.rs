@@ -9,7 +9,7 @@ pub const PEER_PREFIX_LENGTHS: usize = 4;
 
 map_type! {
     /// This host's settings: the only entry of its map.
-    pub struct HostConfig[56] {
+    pub struct HostConfig[60] {
         /// [`ABI_VERSION`](super::ABI_VERSION) of the agent that wrote the maps; 0 until it has.
         pub abi_version: u32,
         /// Bits `FAST_PATH`, …
@@ -20,6 +20,8 @@ map_type! {
         pub uplink_ifindex: u32,
         /// Bridge of the local containers; 0 until one has appeared.
         pub bridge_ifindex: u32,
+        /// The kernel's VXLAN device.
+        pub tunnel_ifindex: u32,
         /// The whole overlay network.
         pub network: [u8; 4],
         /// This host's lease in it.
@@ -49,11 +51,27 @@ map_type! {
 impl HostConfig {
     /// Bit of `flags`: encapsulate and decapsulate in BPF wherever that is possible.
     pub const FAST_PATH: u32 = 1;
+    /// Bit of `flags`: a container may use no address but those that the host knows as its own.
+    pub const SOURCE_STRICT: u32 = 2;
+    /// Bit of `flags`: containers may use any source address.
+    pub const SOURCE_ANY: u32 = 4;
 
     /// Whether the fast path is on.
     #[inline(always)]
     pub const fn fast_path(&self) -> bool {
         self.flags & Self::FAST_PATH != 0
+    }
+
+    /// Whether a container may use no address but its own.
+    #[inline(always)]
+    pub const fn source_strict(&self) -> bool {
+        self.flags & Self::SOURCE_STRICT != 0
+    }
+
+    /// Whether containers may use any source address.
+    #[inline(always)]
+    pub const fn source_any(&self) -> bool {
+        self.flags & Self::SOURCE_ANY != 0
     }
 
     /// The whole overlay network.

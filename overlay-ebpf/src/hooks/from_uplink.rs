@@ -5,9 +5,10 @@ use overlay_common::{
     encap::INNER_IPV4_OFFSET,
 };
 
+use super::from_interface::admit;
 use crate::{
     maps::{Maps, host},
-    packet::Skb,
+    packet::{Mark, Skb},
     steps::{decap, deliver, on_bridge},
     verdict::conclude,
 };
@@ -20,7 +21,9 @@ const HEADERS: u32 = INNER_IPV4_OFFSET as u32 + 20 + 8;
 pub(crate) fn from_uplink(ctx: TcContext) -> i32 {
     conclude(Hook::FromUplink, &ctx, |ctx| {
         let host = host().ok_or(Reason::NotConfigured)?;
-        let plan = decide::from_uplink(&Skb::new(ctx, HEADERS), host, &Maps)?;
+        Mark::None.set(ctx);
+        let plan = decide::from_uplink(&Skb::new(ctx, HEADERS), host, &Maps)
+            .inspect_err(|reason| admit(ctx, *reason))?;
         if plan.recipient == Recipient::Subnet && !on_bridge(ctx, host, &plan.ipv4) {
             return Err(Reason::HostDestination);
         }

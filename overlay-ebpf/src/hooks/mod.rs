@@ -2,7 +2,9 @@
 
 mod from_bridge;
 mod from_container;
+mod from_interface;
 mod from_tunnel;
 mod from_uplink;
 mod to_bridge;
 mod to_tunnel;
+mod to_wire;

@@ -1,10 +1,13 @@
 use aya_ebpf::{macros::classifier, programs::TcContext};
-use overlay_common::{Hook, Reason, decide, tables::Direction};
+use overlay_common::{
+    Hook, Reason,
+    decide::{self, Origin},
+    tables::Direction,
+};
 
 use crate::{
-    maps::{host, remember_stack_flow},
-    packet::Skb,
-    steps::take_delivery_mark,
+    maps::{Maps, host, remember_stack_flow},
+    packet::{Mark, Skb, ingress_ifindex},
     verdict::conclude,
 };
 
@@ -16,8 +19,14 @@ const HEADERS: u32 = 14 + 20 + 8;
 pub(crate) fn to_bridge(ctx: TcContext) -> i32 {
     conclude(Hook::ToBridge, &ctx, |ctx| {
         let host = host().ok_or(Reason::NotConfigured)?;
-        let ours = take_delivery_mark(ctx);
-        decide::to_bridge(&Skb::new(ctx, HEADERS), ours, host, |flow| {
+        let origin = Origin {
+            ifindex: ingress_ifindex(ctx),
+            delivered: Mark::Delivered.is_on(ctx),
+            admitted: Mark::Admitted.is_on(ctx),
+        };
+        // What goes into a container says nothing of where it came from.
+        Mark::None.set(ctx);
+        decide::to_bridge(&Skb::new(ctx, HEADERS), origin, host, &Maps, |flow| {
             remember_stack_flow(flow, Direction::Arrived);
         })
     })

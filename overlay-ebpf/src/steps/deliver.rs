@@ -1,11 +1,8 @@
 use aya_ebpf::{
-    bindings::{
-        BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS, TC_ACT_REDIRECT, bpf_fib_lookup,
-    },
-    helpers::{self, bpf_redirect_neigh, bpf_redirect_peer},
+    bindings::TC_ACT_REDIRECT,
+    helpers::{bpf_redirect_neigh, bpf_redirect_peer},
     programs::TcContext,
 };
-use network_types::ip::Ipv4Hdr;
 use overlay_common::{
     MacAddr, Reason,
     decide::Recipient,
@@ -13,30 +10,7 @@ use overlay_common::{
     tables::{Endpoint, HostConfig},
 };
 
-use crate::packet::{Skb, ifindex};
-
-const AF_INET: u8 = 2;
-
-/// What `tc_index` holds from here to the bridge's egress, so that our deliveries are told from what the
-/// stack forwards. Nothing but TC looks at it.
-const DELIVERY_MARK: u32 = 0x4f56;
-
-#[inline(always)]
-fn set_tc_index(ctx: &TcContext, value: u32) {
-    // SAFETY: the context is valid for as long as the program runs.
-    unsafe { (*ctx.skb.skb).tc_index = value };
-}
-
-/// Whether [`deliver`] sent this packet to the bridge. It is not told again.
-#[inline(always)]
-pub(crate) fn take_delivery_mark(ctx: &TcContext) -> bool {
-    // SAFETY: as above.
-    let marked = unsafe { (*ctx.skb.skb).tc_index } == DELIVERY_MARK;
-    if marked {
-        set_tc_index(ctx, 0);
-    }
-    marked
-}
+use crate::packet::{Mark, Skb};
 
 /// Delivers an inner packet past the host's netfilter: into the container where it is known, else to
 /// the bridge, whose neighbour table finds it.
@@ -69,36 +43,10 @@ fn to_endpoint(ctx: &TcContext, host: &HostConfig, endpoint: Endpoint) -> Result
 
 #[inline(always)]
 fn to_bridge(ctx: &TcContext, host: &HostConfig) -> Result<Reason, Reason> {
-    set_tc_index(ctx, DELIVERY_MARK);
+    Mark::Delivered.set(ctx);
     // SAFETY: no next hop is given, so no memory is read.
     match unsafe { bpf_redirect_neigh(host.bridge_ifindex, core::ptr::null_mut(), 0, 0) } as i32 {
         TC_ACT_REDIRECT => Ok(Reason::ToBridge),
         _ => Err(Reason::HelperFailed),
     }
-}
-
-/// Whether the kernel would forward the inner packet to the containers' bridge; it would not where
-/// the address is one of the host's own, or routed elsewhere.
-#[inline(always)]
-pub(crate) fn on_bridge(ctx: &TcContext, host: &HostConfig, inner: &Ipv4Hdr) -> bool {
-    if host.bridge_ifindex == 0 {
-        return false;
-    }
-    // SAFETY: all fields are integers.
-    let mut lookup: bpf_fib_lookup = unsafe { core::mem::zeroed() };
-    lookup.family = AF_INET;
-    lookup.ifindex = ifindex(ctx);
-    lookup.__bindgen_anon_3.ipv4_src = u32::from_ne_bytes(inner.src_addr);
-    lookup.__bindgen_anon_4.ipv4_dst = u32::from_ne_bytes(inner.dst_addr);
-    // SAFETY: the kernel writes no more than the size it is told.
-    let found = unsafe {
-        helpers::bpf_fib_lookup(
-            ctx.skb.skb.cast(),
-            &raw mut lookup,
-            size_of::<bpf_fib_lookup>() as i32,
-            0,
-        )
-    } as u32;
-    (found == BPF_FIB_LKUP_RET_SUCCESS || found == BPF_FIB_LKUP_RET_NO_NEIGH)
-        && lookup.ifindex == host.bridge_ifindex
 }

@@ -16,7 +16,7 @@ use overlay_common::{
 };
 
 use super::send;
-use crate::packet::Skb;
+use crate::packet::{Mark, Skb};
 
 /// The inner L2 length is that of the Ethernet header alone. Adding the VXLAN header to it passes the
 /// verifier and small packets, and breaks the checksum of every segment of a large one.
@@ -52,6 +52,7 @@ pub(crate) fn encap(
     skb.store(ETHERNET_LENGTH, outer).ok_or(Reason::HelperFailed)?;
 
     skb.store(INNER_IPV4_OFFSET, checksum::one_hop_on(&plan.ipv4)).ok_or(Reason::HelperFailed)?;
+    Mark::Encapsulated.set(ctx);
     send(host, &plan.peer)?;
     Ok(Reason::Encapsulated)
 }

@@ -3,12 +3,14 @@
 mod decap;
 mod deliver;
 mod encap;
+mod fib;
 mod send;
 mod tunnel_key;
 
 pub(crate) use decap::{SHRINK, decap};
-pub(crate) use deliver::{deliver, on_bridge, take_delivery_mark};
+pub(crate) use deliver::deliver;
 pub(crate) use encap::{GROW, encap};
+pub(crate) use fib::{on_bridge, reaches};
 pub(crate) use send::route;
 use send::send;
 pub(crate) use tunnel_key::{set_tunnel_key, tunnel_source};

@@ -61,9 +61,14 @@ pub(crate) fn tunnel_source(ctx: &TcContext) -> Result<TunnelSource, Reason> {
     if got != 0 {
         return Err(Reason::UnknownVtep);
     }
-    // SAFETY: either member of the union is four integers.
-    let remote = unsafe { key.__bindgen_anon_1.remote_ipv4 };
-    Ok(TunnelSource { remote: remote.to_be_bytes(), vni: key.tunnel_id })
+    // SAFETY: either member of both unions is four integers.
+    let (remote, local) =
+        unsafe { (key.__bindgen_anon_1.remote_ipv4, key.__bindgen_anon_3.local_ipv4) };
+    Ok(TunnelSource {
+        remote: remote.to_be_bytes(),
+        local: local.to_be_bytes(),
+        vni: key.tunnel_id,
+    })
 }
 
 #[inline(always)]

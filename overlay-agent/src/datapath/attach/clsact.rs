@@ -12,11 +12,11 @@ use aya::programs::{
 };
 use futures::TryStreamExt as _;
 use netlink_packet_route::tc::{TcAttribute, TcFilterBpfOption, TcMessage, TcOption};
-use nix::{errno::Errno, net::if_::if_indextoname};
+use nix::errno::Errno;
 use overlay_common::Hook;
 use rtnetlink::Handle;
 
-use super::{Attachment, direction};
+use super::{Attachment, direction, name_now};
 use crate::netlink::Observed;
 
 /// Before filters whose priority the kernel chose (49152 and below, downwards), after those that somebody
@@ -44,16 +44,13 @@ pub(super) async fn attach(
     hook: Hook,
     to: &Attachment,
 ) -> Result<()> {
+    let name = name_now(to.ifindex).with_context(|| format!("{} is gone", to.interface))?;
     let id = if program_of(netlink, hook, to.ifindex).await?.is_some() {
-        program.attach_to_link(link(hook, &to.interface)?).context("replacing the program")?
+        program.attach_to_link(link(hook, &name)?).context("replacing the program")?
     } else {
-        add_qdisc(&to.interface)?;
+        add_qdisc(&name)?;
         let options = NlOptions { priority: PRIORITY, handle: handle(hook), classid: None };
-        program.attach_with_options(
-            &to.interface,
-            direction(hook),
-            TcAttachOptions::Netlink(options),
-        )?
+        program.attach_with_options(&name, direction(hook), TcAttachOptions::Netlink(options))?
     };
     // A handle that is dropped takes its filter along.
     std::mem::forget(program.take_link(id).context("releasing the filter")?);
@@ -65,9 +62,8 @@ pub(super) async fn detach(netlink: &Handle, hook: Hook, ifindex: u32) -> Result
     if program_of(netlink, hook, ifindex).await?.is_none() {
         return Ok(false);
     }
-    // By number to the name that it has now; gone with the interface otherwise.
-    let Ok(name) = if_indextoname(ifindex) else { return Ok(false) };
-    let name = name.to_string_lossy();
+    // Gone with the interface otherwise.
+    let Some(name) = name_now(ifindex) else { return Ok(false) };
     link(hook, &name)?
         .detach()
         .with_context(|| format!("removing filter {} from {name}", hook.name()))?;

@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 
 use anyhow::{Context, Result};
 use aya::programs::TcAttachType;
+use nix::net::if_::if_indextoname;
 use overlay_common::{Feature, Hook};
 use rtnetlink::Handle;
 
@@ -100,7 +101,9 @@ impl Attachments {
         hook: Hook,
         to: &Attachment,
     ) -> Result<()> {
-        if self.attached.contains_key(&(hook.name(), to.ifindex)) {
+        if let Some(attached) = self.attached.get_mut(&(hook.name(), to.ifindex)) {
+            // It may have another name by now.
+            attached.interface.clone_from(&to.interface);
             return Ok(());
         }
         let program = programs.get(hook)?;
@@ -174,11 +177,19 @@ pub async fn remove_filters(netlink: &Handle, observed: &Observed) -> Result<Vec
     Ok(interfaces)
 }
 
+/// The name that an interface has at this moment: libraries ask for it, where the kernel goes by number. None where
+/// the interface is gone.
+fn name_now(ifindex: u32) -> Option<String> {
+    Some(if_indextoname(ifindex).ok()?.to_string_lossy().into_owned())
+}
+
 const fn direction(hook: Hook) -> TcAttachType {
     match hook {
-        Hook::ToTunnel | Hook::ToBridge => TcAttachType::Egress,
-        Hook::FromContainer | Hook::FromBridge | Hook::FromUplink | Hook::FromTunnel => {
-            TcAttachType::Ingress
-        }
+        Hook::ToTunnel | Hook::ToBridge | Hook::ToWire => TcAttachType::Egress,
+        Hook::FromContainer
+        | Hook::FromBridge
+        | Hook::FromUplink
+        | Hook::FromTunnel
+        | Hook::FromInterface => TcAttachType::Ingress,
     }
 }

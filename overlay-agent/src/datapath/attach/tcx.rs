@@ -10,12 +10,14 @@ use aya::programs::{
 };
 use overlay_common::Hook;
 
-use super::{Attachment, PinPath, direction};
+use super::{Attachment, PinPath, direction, name_now};
 
 /// Whether the program with this number runs there, by a link whose pin is there.
 pub(super) fn runs(pins: &PinPath, hook: Hook, place: &Attachment, id: u32) -> bool {
-    let runs = SchedClassifier::query_tcx(&place.interface, direction(hook))
-        .is_ok_and(|(_, programs)| programs.iter().any(|program| program.id() == id));
+    let runs = name_now(place.ifindex).is_some_and(|name| {
+        SchedClassifier::query_tcx(&name, direction(hook))
+            .is_ok_and(|(_, programs)| programs.iter().any(|program| program.id() == id))
+    });
     runs && pins.link(&name(hook, place.ifindex)).exists()
 }
 
@@ -34,7 +36,8 @@ pub(super) fn attach(
         unpin(&pin)?;
     }
     let options = TcAttachOptions::TcxOrder(LinkOrder::default());
-    let id = program.attach_with_options(&to.interface, direction(hook), options)?;
+    let name = name_now(to.ifindex).with_context(|| format!("{} is gone", to.interface))?;
+    let id = program.attach_with_options(&name, direction(hook), options)?;
     let link: FdLink = program.take_link(id)?.try_into()?;
     // The pin keeps the link; our handle may go.
     drop(link.pin(&pin).with_context(|| format!("pinning the link at {}", pin.display()))?);

@@ -1,0 +1,292 @@
+//! Whether a container is who it says it is: its MAC, its address, its ARP. What decides is what the agent was
+//! told of ports, never what other packets have said.
+
+use network_types::{ip::Ipv4Hdr, udp::UdpHdr};
+
+use super::{Tables, contents::Contents, lookup_peer};
+use crate::{
+    Reason,
+    packet::{Arp, ETHERTYPE_ARP, Ethernet, PROTOCOL_UDP, Packet},
+    tables::{EndpointKey, HostConfig, PortKey},
+};
+
+/// Whether a packet with this source may come from this MAC, through this port where it is known.
+#[inline(always)]
+pub(super) fn check_source(
+    port: Option<u32>,
+    ethernet: &Ethernet,
+    ipv4: &Ipv4Hdr,
+    host: &HostConfig,
+    tables: &impl Tables,
+) -> Result<(), Reason> {
+    if let Some(owner) = tables.endpoint(&EndpointKey { address: ipv4.src_addr })
+        && !owner.is_host()
+        && port.is_none_or(|port| owner.ifindex == port)
+        && owner.mac == ethernet.source.0
+    {
+        return Ok(());
+    }
+    check_stranger(port, ethernet, ipv4.src_addr, host, tables)
+}
+
+/// A source that is not the sender's own, as far as is known: nobody's, or another's.
+#[inline(always)]
+fn check_stranger(
+    port: Option<u32>,
+    ethernet: &Ethernet,
+    source: [u8; 4],
+    host: &HostConfig,
+    tables: &impl Tables,
+) -> Result<(), Reason> {
+    check_mac(port, ethernet.source.0, host, tables)?;
+    let sender = tables.port(&PortKey::new(ethernet.source.0));
+    if host.source_any() || sender.is_some_and(|sender| sender.source_any()) {
+        return Ok(());
+    }
+    let is_anothers = tables.endpoint(&EndpointKey { address: source }).is_some()
+        || source == host.uplink_address
+        || (!host.subnet().contains(source) && lookup_peer(host, tables, source).is_some());
+    if is_anothers || host.source_strict() { Err(Reason::SpoofedSource) } else { Ok(()) }
+}
+
+/// Bridges learn from any frame where a MAC is. None may say that another container's is here.
+#[inline(always)]
+fn check_mac(
+    port: Option<u32>,
+    mac: [u8; 6],
+    host: &HostConfig,
+    tables: &impl Tables,
+) -> Result<(), Reason> {
+    let foreign = match (port, tables.port(&PortKey::new(mac))) {
+        (Some(port), Some(owner)) => owner.ifindex != port,
+        _ => mac == host.bridge_mac,
+    };
+    if foreign { Err(Reason::ForeignMac) } else { Ok(()) }
+}
+
+/// Checks a frame that is no plain IPv4 packet: whose it is, and what the kernel would make of it. All is well with an
+/// IPv4 packet behind tags, or the reason says what else it is.
+#[inline(always)]
+pub(super) fn check_other(
+    packet: &impl Packet,
+    port: Option<u32>,
+    ethernet: &Ethernet,
+    host: &HostConfig,
+    tables: &impl Tables,
+) -> Result<(), Reason> {
+    check_mac(port, ethernet.source.0, host, tables)?;
+    let contents = Contents::of(packet)?;
+    if contents.ethertype == ETHERTYPE_ARP {
+        check_arp(packet, port, contents.offset, host, tables)?;
+    }
+    let ipv4 = contents.ipv4(packet)?;
+    check_source(port, ethernet, &ipv4, host, tables)?;
+    check_no_vxlan(packet, contents.offset, &ipv4, host, tables)
+}
+
+/// The kernel and other containers believe a sender's address and MAC of any ARP packet.
+#[inline(always)]
+fn check_arp(
+    packet: &impl Packet,
+    port: Option<u32>,
+    offset: usize,
+    host: &HostConfig,
+    tables: &impl Tables,
+) -> Result<(), Reason> {
+    let arp: Arp = packet.network(offset).ok_or(Reason::Unreadable)?;
+    if arp.kind != Arp::ETHERNET_IPV4 {
+        return Ok(());
+    }
+    check_mac(port, arp.sender_mac.0, host, tables).or(Err(Reason::SpoofedArp))?;
+    let Some(owner) = tables.endpoint(&EndpointKey { address: arp.sender }) else {
+        return Ok(());
+    };
+    let own = !owner.is_host()
+        && port.is_none_or(|port| owner.ifindex == port)
+        && owner.mac == arp.sender_mac.0;
+    if own { Ok(()) } else { Err(Reason::SpoofedArp) }
+}
+
+/// A container that could send VXLAN to a VTEP would speak for this whole host once masquerading has given its
+/// packets the host's address; to this host's own, for whatever peer it names as the sender. To containers it may.
+/// `offset` is that of the IPv4 header.
+#[inline(always)]
+pub(super) fn check_no_vxlan(
+    packet: &impl Packet,
+    offset: usize,
+    ipv4: &Ipv4Hdr,
+    host: &HostConfig,
+    tables: &impl Tables,
+) -> Result<(), Reason> {
+    if !is_vxlan(packet, offset, ipv4, host)? {
+        return Ok(());
+    }
+    let to_container = host.network().contains(ipv4.dst_addr)
+        && tables
+            .endpoint(&EndpointKey { address: ipv4.dst_addr })
+            .is_none_or(|owner| !owner.is_host());
+    if to_container { Ok(()) } else { Err(Reason::ContainerVxlan) }
+}
+
+/// Whether a packet shows that it is for the VXLAN port: of fragments, only the first does.
+#[inline(always)]
+pub(super) fn is_vxlan(
+    packet: &impl Packet,
+    offset: usize,
+    ipv4: &Ipv4Hdr,
+    host: &HostConfig,
+) -> Result<bool, Reason> {
+    if ipv4.proto != PROTOCOL_UDP || u16::from_be_bytes(ipv4.frags) & 0x1fff != 0 {
+        return Ok(false);
+    }
+    // 5 to 15 words: the mask keeps the offset bounded for the verifier.
+    let header_length = usize::from(ipv4.vihl & 0x0f) * 4;
+    let udp: UdpHdr = packet.network(offset + header_length).ok_or(Reason::Unreadable)?;
+    Ok(udp.dst == host.port.to_be_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        MacAddr,
+        decide::{
+            from_bridge, from_container,
+            test_support::{
+                ENDPOINT, HOST, LOCAL, NEIGHBOUR, NEIGHBOUR_ENDPOINT, PEER, REMOTE, World, arp,
+                tagged, udp_packet,
+            },
+        },
+        packet::test_support::Bytes,
+    };
+
+    const PORT: u32 = ENDPOINT.ifindex;
+    const PRIORITY: [u8; 4] = [0x81, 0, 0, 0];
+
+    /// Why the container's port and the bridge refuse a packet, if they do.
+    fn refusals(world: &World, packet: &Bytes) -> [Option<Reason>; 2] {
+        let dropped =
+            |reason: Reason| Some(reason).filter(|reason| reason.class() == crate::Class::Dropped);
+        [
+            from_container(packet, PORT, &world.host, world).err().and_then(dropped),
+            from_bridge(packet, &world.host, world).err().and_then(dropped),
+        ]
+    }
+
+    fn with_mac(mac: [u8; 6], mut packet: Bytes) -> Bytes {
+        packet.bytes[6..12].copy_from_slice(&mac);
+        packet
+    }
+
+    #[test]
+    fn an_address_that_the_host_knows_is_one_containers_alone_tagged_or_not() {
+        let world = World::new();
+        let spoofed = Some(Reason::SpoofedSource);
+        for tags in [&[][..], &[PRIORITY], &[PRIORITY, [0x88, 0xa8, 0, 0]]] {
+            let refused = |from| refusals(&world, &tagged(udp_packet(from, REMOTE, 10), tags));
+            assert_eq!(refused(LOCAL), [None; 2]);
+            assert_eq!(refused(NEIGHBOUR), [spoofed; 2], "another's, with the own MAC");
+            assert_eq!(refused(HOST), [spoofed; 2], "the gateway's");
+            assert_eq!(refused(world.host.uplink_address), [spoofed; 2], "the host's");
+            assert_eq!(refused(REMOTE), [spoofed; 2], "of a peer's lease");
+            assert_eq!(refused([10, 1, 15, 77]), [None; 2], "nobody's");
+            assert_eq!(refused([172, 18, 0, 2]), [None; 2], "of another network");
+        }
+    }
+
+    #[test]
+    fn another_containers_mac_is_refused_in_any_frame() {
+        let world = World::new();
+        let foreign = Some(Reason::ForeignMac);
+        let theirs = |packet| refusals(&world, &with_mac(NEIGHBOUR_ENDPOINT.mac, packet))[0];
+        assert_eq!(theirs(udp_packet(LOCAL, REMOTE, 10)), foreign);
+        assert_eq!(theirs(udp_packet(NEIGHBOUR, REMOTE, 10)), foreign);
+        assert_eq!(theirs(udp_packet([10, 1, 15, 77], REMOTE, 10)), foreign);
+        assert_eq!(theirs(tagged(udp_packet(LOCAL, REMOTE, 10), &[[0x81, 0, 0, 9]])), foreign);
+        let mut junk = udp_packet(LOCAL, REMOTE, 10);
+        junk.bytes[12..14].copy_from_slice(&[0x88, 0xb5]);
+        assert_eq!(theirs(junk), foreign);
+        let bridges = with_mac(world.host.bridge_mac, udp_packet([10, 1, 15, 77], REMOTE, 10));
+        assert_eq!(refusals(&world, &bridges), [foreign; 2]);
+    }
+
+    #[test]
+    fn a_packet_to_any_mac_of_the_host_is_checked_first() {
+        let world = World::new();
+        let mut packet = udp_packet(NEIGHBOUR, REMOTE, 10);
+        packet.bytes[0..6].copy_from_slice(&[2, 0, 0, 0, 0, 77]);
+        assert_eq!(refusals(&world, &packet)[0], Some(Reason::SpoofedSource));
+    }
+
+    #[test]
+    fn an_address_is_claimed_by_its_owner_alone() {
+        let world = World::new();
+        let refused =
+            |mac, address, tags: &[[u8; 4]]| refusals(&world, &tagged(arp(mac, address), tags));
+        let (own, neighbours) = (MacAddr(ENDPOINT.mac), MacAddr(NEIGHBOUR_ENDPOINT.mac));
+        let spoofed = Some(Reason::SpoofedArp);
+        for tags in [&[][..], &[PRIORITY]] {
+            assert_eq!(refused(own, LOCAL, tags), [None; 2]);
+            assert_eq!(refused(own, [0; 4], tags), [None; 2], "a probe");
+            assert_eq!(refused(own, [10, 1, 15, 77], tags), [None; 2], "nobody's");
+            assert_eq!(refused(own, NEIGHBOUR, tags), [spoofed; 2]);
+            assert_eq!(refused(own, HOST, tags), [spoofed; 2]);
+            assert_eq!(refused(neighbours, [10, 1, 15, 77], tags)[0], spoofed);
+        }
+    }
+
+    #[test]
+    fn how_strict_to_be_can_be_chosen() {
+        let mut world = World::new();
+        let nobodys = udp_packet([10, 1, 15, 77], REMOTE, 10);
+        let neighbours = udp_packet(NEIGHBOUR, REMOTE, 10);
+        let foreign_mac = with_mac(NEIGHBOUR_ENDPOINT.mac, udp_packet(NEIGHBOUR, REMOTE, 10));
+        let spoofed = [Some(Reason::SpoofedSource); 2];
+        world.host.flags |= HostConfig::SOURCE_STRICT;
+        assert_eq!(refusals(&world, &nobodys), spoofed);
+        assert_eq!(refusals(&world, &udp_packet(LOCAL, REMOTE, 10)), [None; 2]);
+        // Direct server return: this container answers with the address of the one that was asked.
+        world.exempt = true;
+        assert_eq!(refusals(&world, &neighbours), [None; 2]);
+        assert_eq!(refusals(&world, &foreign_mac)[0], Some(Reason::ForeignMac));
+        world.exempt = false;
+        world.host.flags = HostConfig::FAST_PATH | HostConfig::SOURCE_ANY;
+        assert_eq!(refusals(&world, &neighbours), [None; 2]);
+    }
+
+    #[test]
+    fn vxlan_leaves_no_container_but_for_containers() {
+        let world = World::new();
+        let to = |destination, tags: &[[u8; 4]]| {
+            let mut packet = udp_packet(LOCAL, destination, 60);
+            packet.bytes[36..38].copy_from_slice(&world.host.port.to_be_bytes());
+            refusals(&world, &tagged(packet, tags))
+        };
+        let refused = [Some(Reason::ContainerVxlan); 2];
+        for tags in [&[][..], &[PRIORITY]] {
+            assert_eq!(to(PEER.public_address, tags), refused);
+            assert_eq!(to([192, 168, 44, 11], tags), refused, "a second address of whomever");
+            assert_eq!(to(world.host.uplink_address, tags), refused, "our own VTEP");
+            assert_eq!(to(HOST, tags), refused, "the gateway's address leads there too");
+            assert_eq!(to(REMOTE, tags), [None; 2]);
+            assert_eq!(to(NEIGHBOUR, tags), [None; 2]);
+        }
+    }
+
+    #[test]
+    fn what_ends_before_a_check_can_be_made_is_dropped() {
+        let world = World::new();
+        let unreadable = [Some(Reason::Unreadable); 2];
+        let cut = |length| {
+            let mut packet = udp_packet(LOCAL, PEER.public_address, 60);
+            packet.bytes.truncate(length);
+            refusals(&world, &packet)
+        };
+        assert_eq!(cut(33), unreadable, "inside the IPv4 header");
+        assert_eq!(cut(40), unreadable, "inside the UDP header");
+        assert_eq!(cut(42), [None; 2]);
+        let mut tag = tagged(udp_packet(LOCAL, REMOTE, 10), &[PRIORITY]);
+        tag.bytes.truncate(17);
+        assert_eq!(refusals(&world, &tag), unreadable, "inside a tag");
+    }
+}

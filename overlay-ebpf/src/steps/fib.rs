@@ -1,0 +1,54 @@
+//! What the kernel's routing says.
+
+use aya_ebpf::{
+    bindings::{
+        BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS, BPF_FIB_LOOKUP_OUTPUT, bpf_fib_lookup,
+    },
+    helpers,
+    programs::TcContext,
+};
+use network_types::ip::Ipv4Hdr;
+use overlay_common::tables::HostConfig;
+
+use crate::packet::ifindex;
+
+const AF_INET: u8 = 2;
+
+/// Whether the kernel would forward the inner packet to the containers' bridge; it would not where
+/// the address is one of the host's own, or routed elsewhere.
+#[inline(always)]
+pub(crate) fn on_bridge(ctx: &TcContext, host: &HostConfig, inner: &Ipv4Hdr) -> bool {
+    host.bridge_ifindex != 0
+        && output(ctx, inner.src_addr, inner.dst_addr, 0) == host.bridge_ifindex
+}
+
+/// Whether the kernel has a way to an address out of the interface that the program runs on.
+#[inline(always)]
+pub(crate) fn reaches(ctx: &TcContext, address: [u8; 4]) -> bool {
+    output(ctx, [0; 4], address, BPF_FIB_LOOKUP_OUTPUT) == ifindex(ctx)
+}
+
+/// The interface that the kernel would forward to; 0 where it would not.
+#[inline(always)]
+fn output(ctx: &TcContext, source: [u8; 4], destination: [u8; 4], flags: u32) -> u32 {
+    // SAFETY: all fields are integers.
+    let mut lookup: bpf_fib_lookup = unsafe { core::mem::zeroed() };
+    lookup.family = AF_INET;
+    lookup.ifindex = ifindex(ctx);
+    lookup.__bindgen_anon_3.ipv4_src = u32::from_ne_bytes(source);
+    lookup.__bindgen_anon_4.ipv4_dst = u32::from_ne_bytes(destination);
+    // SAFETY: the kernel writes no more than the size it is told.
+    let found = unsafe {
+        helpers::bpf_fib_lookup(
+            ctx.skb.skb.cast(),
+            &raw mut lookup,
+            size_of::<bpf_fib_lookup>() as i32,
+            flags,
+        )
+    } as u32;
+    if found == BPF_FIB_LKUP_RET_SUCCESS || found == BPF_FIB_LKUP_RET_NO_NEIGH {
+        lookup.ifindex
+    } else {
+        0
+    }
+}
