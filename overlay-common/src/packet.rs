@@ -108,6 +108,9 @@ pub trait Packet {
     /// The identifier in that tag; 0 where there is none.
     fn vlan_id(&self) -> u16;
 
+    /// Whether its MAC is not that of the interface it came by: only a bridge or the like takes it from there.
+    fn is_for_another_host(&self) -> bool;
+
     /// `EtherType` of what is behind the Ethernet header and that tag, in network order.
     fn protocol(&self) -> [u8; 2];
 
@@ -126,6 +129,7 @@ pub(crate) mod test_support {
         pub(crate) segment_size: u32,
         /// What the kernel has taken off.
         pub(crate) vlan: Option<u16>,
+        pub(crate) for_another_host: bool,
     }
 
     impl Packet for Bytes {
@@ -149,6 +153,10 @@ pub(crate) mod test_support {
 
         fn vlan_id(&self) -> u16 {
             self.vlan.unwrap_or(0)
+        }
+
+        fn is_for_another_host(&self) -> bool {
+            self.for_another_host
         }
 
         fn protocol(&self) -> [u8; 2] {

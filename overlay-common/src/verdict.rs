@@ -121,6 +121,7 @@ reasons! {
         NotIpv4 = "not_ipv4", "Not an IPv4 packet.";
         Tagged = "tagged", "An IPv4 packet with a priority tag: checked like others, and the kernel takes the tag off.";
         OtherVlan = "other_vlan", "Tagged for a VLAN, whose own interface checks it.";
+        OtherHost = "other_host", "For another MAC than its interface's: the kernel does not take it for itself.";
         NotVxlan = "not_vxlan", "Not a VXLAN packet for this host's address and port.";
         NotForGateway = "not_for_gateway", "Addressed to another container's MAC: the bridge carries it.";
         NotOverlay = "not_overlay", "Its destination is outside the overlay network.";

@@ -14,6 +14,9 @@ const CHECKED: u32 = 14 + 4 * 4 + 60 + 8;
 /// `BPF_HDR_START_NET`: offsets count from the network header, which packets of every kind of interface have.
 const BPF_HDR_START_NET: u32 = 1;
 
+/// include/uapi/linux/if_packet.h
+const PACKET_OTHERHOST: u32 = 3;
+
 #[repr(C, align(8))]
 struct Aligned<T>(T);
 
@@ -123,6 +126,12 @@ impl Packet for Skb<'_> {
     fn vlan_id(&self) -> u16 {
         // SAFETY: as above.
         unsafe { (*self.ctx.skb.skb).vlan_tci as u16 & 0x0fff }
+    }
+
+    #[inline(always)]
+    fn is_for_another_host(&self) -> bool {
+        // SAFETY: as above.
+        unsafe { (*self.ctx.skb.skb).pkt_type == PACKET_OTHERHOST }
     }
 
     #[inline(always)]

@@ -21,6 +21,11 @@ fn tagged(packet: &[u8], tags: &[[u8; 4]]) -> Vec<u8> {
     [&packet[..12], &tags.concat(), &packet[12..]].concat()
 }
 
+/// The packet as the interface takes it that the program runs on here, which is a loopback.
+fn taken(packet: &[u8]) -> Vec<u8> {
+    [&[0; 6], &packet[6..]].concat()
+}
+
 fn from(mac: MacAddr, packet: &[u8]) -> Vec<u8> {
     [&packet[..6], &mac.0, &packet[12..]].concat()
 }
@@ -60,7 +65,7 @@ fn tags_hide_no_overlay_source_from_the_wire() {
     let forged = udp(REMOTE, CONTAINER, 53, b"");
     for hook in [Hook::FromUplink, Hook::FromInterface] {
         for tags in [&[][..], &[PRIORITY], &[SERVICE, PRIORITY]] {
-            let reason = world.run(hook, &tagged(&forged, tags)).reason;
+            let reason = world.run(hook, &taken(&tagged(&forged, tags))).reason;
             assert_eq!(reason, Reason::Unencapsulated, "{hook:?} {tags:?}");
         }
     }
@@ -158,7 +163,7 @@ fn the_operator_decides_how_strict_to_be() {
 fn other_interfaces_bring_nothing_of_the_overlay() {
     let mut world = World::new();
     let home = HomeKey { address: CONTAINER, ifindex: 1 };
-    let mut reason = |packet: &[u8]| world.run(Hook::FromInterface, packet).reason;
+    let mut reason = |packet: &[u8]| world.run(Hook::FromInterface, &taken(packet)).reason;
     assert_eq!(reason(&udp([8, 8, 8, 8], PUBLIC, 53, b"")), Reason::Checked);
     assert_eq!(reason(&udp(REMOTE, CONTAINER, 53, b"")), Reason::Unencapsulated);
     assert_eq!(reason(&udp(CONTAINER, REMOTE, 53, b"")), Reason::Unencapsulated);
@@ -170,8 +175,10 @@ fn other_interfaces_bring_nothing_of_the_overlay() {
         vxlan(Wire { source: PUBLIC, ..Wire::default() }, &udp(REMOTE, CONTAINER, 53, b""));
     assert_eq!(reason(&in_ours), Reason::MisplacedVtep);
     world.tables.homes.insert(&home, &Home { mac: CONTAINER_MAC.0, reserved: [0; 2] }).unwrap();
-    let packet = udp(CONTAINER, REMOTE, 53, b"");
+    let packet = taken(&udp(CONTAINER, REMOTE, 53, b""));
     assert_eq!(world.run(Hook::FromInterface, &packet).reason, Reason::Checked);
+    let bridged = udp(CONTAINER, REMOTE, 53, b"");
+    assert_eq!(world.run(Hook::FromInterface, &bridged).reason, Reason::OtherHost);
     let forged = from(NEIGHBOUR_MAC, &packet);
     assert_eq!(world.run(Hook::FromInterface, &forged).reason, Reason::Unencapsulated);
 }
@@ -180,9 +187,9 @@ fn other_interfaces_bring_nothing_of_the_overlay() {
 fn a_peer_that_the_interface_leads_to_is_believed() {
     let mut world = World::new();
     world.command("ip route add 192.168.33.11/32 dev lo");
-    let unmasqueraded = udp(REMOTE, PUBLIC, 53, b"");
+    let unmasqueraded = taken(&udp(REMOTE, PUBLIC, 53, b""));
     assert_eq!(world.run(Hook::FromInterface, &unmasqueraded).reason, Reason::Unmasqueraded);
-    let packet = vxlan(Wire::default(), &udp(REMOTE, CONTAINER, 53, b""));
+    let packet = taken(&vxlan(Wire::default(), &udp(REMOTE, CONTAINER, 53, b"")));
     assert_eq!(world.run(Hook::FromInterface, &packet).reason, Reason::Checked);
 }
 

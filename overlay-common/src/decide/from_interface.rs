@@ -18,6 +18,10 @@ pub fn from_interface(
     tables: &impl Tables,
     reaches: impl Fn([u8; 4]) -> bool,
 ) -> Result<Reason, Reason> {
+    // Ports of bridges carry such, also those that have just become one.
+    if packet.is_for_another_host() {
+        return Err(Reason::OtherHost);
+    }
     let contents = Contents::of(packet)?;
     let ipv4 = contents.ipv4(packet)?;
     let source = ipv4.src_addr;
@@ -69,8 +73,9 @@ pub(super) fn unmasqueraded(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::decide::test_support::{
-        HOST, LOCAL, NEIGHBOUR, PEER, REMOTE, World, tagged, udp_packet,
+    use crate::{
+        decide::test_support::{HOST, LOCAL, NEIGHBOUR, PEER, REMOTE, World, tagged, udp_packet},
+        packet::test_support::Bytes,
     };
 
     const OTHER: u32 = 31;
@@ -99,6 +104,14 @@ mod tests {
         assert_eq!(decide(NEIGHBOUR, OUTSIDE, true), Reason::Unencapsulated, "our own subnet's");
         assert_eq!(decide([8, 8, 8, 8], LOCAL, true), Reason::Checked);
         assert_eq!(decide([8, 8, 8, 8], OUTSIDE, true), Reason::Checked);
+    }
+
+    #[test]
+    fn what_the_interface_does_not_take_is_not_checked() {
+        let world = World::new();
+        let bridged = Bytes { for_another_host: true, ..udp_packet(LOCAL, REMOTE, 10) };
+        let reason = from_interface(&bridged, OTHER, &world.host, &world, |_| false);
+        assert_eq!(reason, Err(Reason::OtherHost));
     }
 
     #[test]

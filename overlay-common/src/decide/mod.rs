@@ -187,7 +187,7 @@ mod tests {
                 0 => vxlan_packet(&world.host, REMOTE, LOCAL),
                 1 => inner_packet(&world.host, REMOTE, LOCAL),
                 2 => udp_packet(LOCAL, REMOTE, 40),
-                _ => Bytes { bytes, segment_size: 0, vlan: None },
+                _ => Bytes { bytes, segment_size: 0, vlan: None, for_another_host: false },
             };
             packet.segment_size = segment_size;
             for (place, byte) in noise {
