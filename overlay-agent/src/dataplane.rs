@@ -1,6 +1,6 @@
 //! The overlay on this host: what it should be, and the passes that make the kernel so.
 
-use std::{collections::BTreeSet, net::Ipv4Addr};
+use std::{collections::BTreeSet, net::Ipv4Addr, time::Instant};
 
 use anyhow::{Context, Result};
 use ipnetwork::Ipv4Network;
@@ -14,7 +14,8 @@ use crate::{
     lease::Lease,
     netlink::{self, Link, Observed, Tunnel, TunnelSpec},
     peers::{Peers, Ways, peer_key, vtep_key},
-    places, repairs,
+    places::{self, Newcomers},
+    repairs,
     source_check::SourceCheck,
 };
 
@@ -57,6 +58,7 @@ pub struct Dataplane {
     tunnel: Tunnel,
     bridge: Option<Link>,
     containers: Containers,
+    newcomers: Newcomers,
     peers: Peers,
     ways: Ways,
     ways_are_stale: bool,
@@ -108,6 +110,7 @@ impl Dataplane {
             tunnel,
             bridge: None,
             containers,
+            newcomers: Newcomers::default(),
             ways: Ways::default(),
             ways_are_stale: true,
             synced: false,
@@ -325,7 +328,9 @@ impl Dataplane {
     /// Everywhere first, and only then nowhere else: what changes its role is never without a program.
     async fn attach(&mut self, observed: &Observed) -> Result<()> {
         let uplink = self.uplink_is_there().then_some(&self.spec.uplink);
-        let places = places::places(observed, uplink, &self.tunnel, self.bridge.as_ref());
+        let newcomers = self.newcomers.look(observed, Instant::now());
+        let bridge = self.bridge.as_ref();
+        let places = places::places(observed, &newcomers, uplink, &self.tunnel, bridge);
         for (hook, places) in &places {
             for place in places {
                 self.attachments.attach(&mut self.programs, &self.pins, *hook, place).await?;

@@ -1,6 +1,10 @@
 //! Which interface carries which program, and which interface is the uplink.
 
-use std::net::Ipv4Addr;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+    time::{Duration, Instant},
+};
 
 use overlay_common::Hook;
 
@@ -30,9 +34,43 @@ pub fn uplink<'a>(
         .or_else(|| observed.links.values().find(|link| link.name == was.interface))
 }
 
-/// Every program and the interfaces that it should be on.
+/// A veth that leads elsewhere is a bridge's port in the next moment, as a rule, and what is behind it a container. Only
+/// one that stays alone for so long is an interface of the host.
+const ALONE: Duration = Duration::from_millis(500);
+
+/// Veths that have only just appeared, and are no ports yet.
+#[derive(Debug, Default)]
+pub struct Newcomers {
+    /// Since when each has been seen alone; the first time that anybody looks, they are no news.
+    since: Option<BTreeMap<u32, Instant>>,
+}
+
+impl Newcomers {
+    /// Those that have been alone for too short a time, at this moment.
+    pub fn look(&mut self, observed: &Observed, now: Instant) -> BTreeSet<u32> {
+        let alone = |link: &&Link| {
+            link.master.is_none() && matches!(link.kind, LinkKind::Veth { peer: Some(_) })
+        };
+        let first = now.checked_sub(ALONE).unwrap_or(now);
+        let unknown = if self.since.is_none() { first } else { now };
+        let before = self.since.take().unwrap_or_default();
+        let since: BTreeMap<u32, Instant> = observed
+            .links
+            .values()
+            .filter(alone)
+            .map(|link| (link.index, before.get(&link.index).copied().unwrap_or(unknown)))
+            .collect();
+        let young = since.iter().filter(|(_, since)| now.duration_since(**since) < ALONE);
+        let young = young.map(|(ifindex, _)| *ifindex).collect();
+        self.since = Some(since);
+        young
+    }
+}
+
+/// Every program and the interfaces that it should be on; not yet on newcomers.
 pub fn places(
     observed: &Observed,
+    newcomers: &BTreeSet<u32>,
     uplink: Option<&Attachment>,
     tunnel: &Tunnel,
     bridge: Option<&Link>,
@@ -50,7 +88,8 @@ pub fn places(
             || named.iter().any(|places| places.iter().any(|place| place.ifindex == link.index))
     };
     let others = observed.links.values().filter(|link| receives(observed, link));
-    let others = others.filter(|link| !own(link)).map(place).collect();
+    let others = others.filter(|link| !own(link) && !newcomers.contains(&link.index));
+    let others = others.map(place).collect();
     [
         (Hook::FromUplink, uplink_place.clone()),
         (Hook::FromTunnel, vec![tunnel.clone()]),
@@ -119,10 +158,13 @@ mod tests {
         add(24, LinkKind::Vrf, None);
         add(25, LinkKind::Other, Some(24));
         add(26, LinkKind::Tun, Some(BRIDGE));
+        add(27, LinkKind::Veth { peer: Some(peer(27)) }, None);
         add(1, LinkKind::Other, None);
         host.links.get_mut(&1).expect("there").loopback = true;
         let tunnel = Tunnel { ifindex: TUNNEL, name: "overlay.1".to_owned() };
-        let places = places(&host, Some(&was()), &tunnel, host.links.get(&BRIDGE));
+        let places =
+            |newcomers| places(&host, newcomers, Some(&was()), &tunnel, host.links.get(&BRIDGE));
+        let places = places(&BTreeSet::from([27]));
         let of = |hook| {
             let (_, places) = places.iter().find(|(found, _)| *found == hook).expect("each hook");
             places.iter().map(|place| place.ifindex).collect::<Vec<_>>()
@@ -130,5 +172,22 @@ mod tests {
         assert_eq!(of(Hook::FromInterface), [OTHER_BRIDGE, 20, 22, 24, 25]);
         assert_eq!(of(Hook::FromContainer), [VETH, NEIGHBOUR, 26]);
         assert_eq!((of(Hook::FromUplink), of(Hook::ToWire)), (vec![UPLINK], vec![UPLINK]));
+    }
+
+    #[test]
+    fn a_veth_is_left_alone_until_it_has_been_alone_for_a_while() {
+        let mut host = observed();
+        let mut newcomers = Newcomers::default();
+        let mut add = |index| {
+            let veth = LinkKind::Veth { peer: Some(peer(index)) };
+            host.links.insert(index, link(index, veth, None));
+            host.clone()
+        };
+        let start = Instant::now();
+        assert!(newcomers.look(&add(20), start).is_empty(), "it was there before us");
+        let host = add(21);
+        assert_eq!(newcomers.look(&host, start), BTreeSet::from([21]));
+        assert_eq!(newcomers.look(&host, start + ALONE / 2), BTreeSet::from([21]));
+        assert!(newcomers.look(&host, start + ALONE).is_empty());
     }
 }

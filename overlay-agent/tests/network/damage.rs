@@ -288,7 +288,7 @@ pub(crate) fn healthy(on: &Target<'_>) -> Result<State> {
         let state = state(on)?;
         let known = state["endpoints"].matches("\"address\"").count();
         ensure!(known >= 2, "the container is not known yet: {}", state["endpoints"]);
-        ensure!(state["programs"].lines().count() == 6, "{}", state["programs"]);
+        ensure!(state["programs"].lines().count() >= 7, "{}", state["programs"]);
         ensure!(state["forwarding"].contains("overlay"), "{}", state["forwarding"]);
         Ok(state)
     })

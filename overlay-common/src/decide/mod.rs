@@ -211,7 +211,7 @@ mod tests {
             if let Ok(plan) = from_container(&packet, ENDPOINT.ifindex, host, &world) {
                 prop_assert!(host.subnet().contains(plan.ipv4.src_addr) && plan.ipv4.ttl > 1);
             }
-            if let Ok(target) = to_tunnel(&packet, host, &world) {
+            if let Ok(target) = to_tunnel(&packet, 9, host, &world) {
                 prop_assert_eq!(target.peer, world.peer);
             }
             from_bridge(&packet, host, &world).ok();

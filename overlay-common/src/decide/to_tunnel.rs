@@ -2,7 +2,7 @@ use super::{Tables, load_headers, lookup_peer};
 use crate::{
     Reason,
     packet::Packet,
-    tables::{HostConfig, Peer},
+    tables::{EndpointKey, HomeKey, HostConfig, Peer},
 };
 
 /// Where the kernel shall send a packet that left the host's stack through the tunnel device.
@@ -12,31 +12,47 @@ pub struct TunnelTarget {
     pub peer: Peer,
 }
 
-/// Decides about a packet that the stack sends into the overlay. There is no path after this one: what
-/// no peer can receive is dropped by name.
+/// Decides about a packet that the stack sends into the overlay, and that came to this host by interface
+/// `came_by`, 0 where the host made it. There is no path after this one: what no peer can receive is dropped by
+/// name, and so is what has a container's address without coming from where that is.
 #[inline(always)]
 pub fn to_tunnel(
     packet: &impl Packet,
+    came_by: u32,
     host: &HostConfig,
     tables: &impl Tables,
 ) -> Result<TunnelTarget, Reason> {
     let (_, ipv4) = load_headers(packet).or(Err(Reason::InnerNotIpv4))?;
-    if !host.subnet().contains(ipv4.src_addr) && ipv4.src_addr != host.uplink_address {
+    let source = ipv4.src_addr;
+    let may_send = if host.subnet().contains(source) {
+        came_by == 0 || came_by == host.bridge_ifindex || is_elsewhere(source, came_by, tables)
+    } else {
+        source == host.uplink_address
+    };
+    if !may_send {
         return Err(Reason::SpoofedSource);
     }
     let peer = lookup_peer(host, tables, ipv4.dst_addr).ok_or(Reason::Unreachable)?;
     Ok(TunnelTarget { peer })
 }
 
+/// Whether a packet that did not come from the bridge may have this source: the host's, because it is masqueraded, or a
+/// container's that is behind that interface too.
+#[inline(always)]
+fn is_elsewhere(source: [u8; 4], came_by: u32, tables: &impl Tables) -> bool {
+    tables.endpoint(&EndpointKey { address: source }).is_some_and(|owner| owner.is_host())
+        || tables.home(&HomeKey { address: source, ifindex: came_by }).is_some()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::decide::test_support::{LOCAL, PEER, REMOTE, World, udp_packet};
+    use crate::decide::test_support::{HOST, LOCAL, PEER, REMOTE, World, udp_packet};
 
     #[test]
     fn the_peer_is_found_or_the_reason_named() {
         let world = World::new();
-        let to = |packet| to_tunnel(&packet, &world.host, &world).map(|target| target.peer);
+        let to = |packet| to_tunnel(&packet, 0, &world.host, &world).map(|target| target.peer);
         assert_eq!(to(udp_packet(LOCAL, REMOTE, 10)), Ok(PEER));
         assert_eq!(to(udp_packet([10, 9, 9, 9], REMOTE, 10)), Err(Reason::SpoofedSource));
         assert_eq!(to(udp_packet(world.host.uplink_address, REMOTE, 10)), Ok(PEER));
@@ -44,5 +60,19 @@ mod tests {
         let mut garbage = udp_packet(LOCAL, REMOTE, 10);
         garbage.bytes[13] = 6;
         assert_eq!(to(garbage), Err(Reason::InnerNotIpv4));
+    }
+
+    #[test]
+    fn a_containers_address_comes_from_where_the_container_is() {
+        const OTHER: u32 = 31;
+        let mut world = World::new();
+        let refused = |world: &World, from, came_by| {
+            to_tunnel(&udp_packet(from, REMOTE, 10), came_by, &world.host, world).is_err()
+        };
+        assert!(!refused(&world, LOCAL, world.host.bridge_ifindex));
+        assert!(!refused(&world, HOST, OTHER), "masqueraded");
+        assert!(refused(&world, LOCAL, OTHER));
+        world.second_home = Some(OTHER);
+        assert!(!refused(&world, LOCAL, OTHER));
     }
 }

@@ -3,7 +3,7 @@ use overlay_common::{Hook, Reason, decide, tables::Direction};
 
 use crate::{
     maps::{Maps, host, remember_stack_flow},
-    packet::Skb,
+    packet::{Skb, ingress_ifindex},
     steps::set_tunnel_key,
     verdict::conclude,
 };
@@ -17,7 +17,7 @@ pub(crate) fn to_tunnel(ctx: TcContext) -> i32 {
     conclude(Hook::ToTunnel, &ctx, |ctx| {
         let host = host().ok_or(Reason::NotConfigured)?;
         let skb = Skb::new(ctx, HEADERS);
-        let target = decide::to_tunnel(&skb, host, &Maps)?;
+        let target = decide::to_tunnel(&skb, ingress_ifindex(ctx), host, &Maps)?;
         decide::remember_leaving(&skb, host, &Maps, |flow| {
             remember_stack_flow(flow, Direction::Left);
         });
