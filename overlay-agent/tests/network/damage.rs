@@ -210,6 +210,10 @@ for map in peers vteps endpoints config; do echo \"# $map\"; bpftool -j map dump
         let map = body.starts_with('[').then(|| entries(body)).transpose()?;
         state.insert(name.to_owned(), map.unwrap_or_else(|| body.trim().to_owned()));
     }
+    // A device that was made anew has another number.
+    let config = state.get_mut("config").context("no settings")?;
+    let (before, number) = config.split_once("\"tunnel_ifindex\":").context("no number")?;
+    *config = before.to_owned() + number.trim_start_matches(|digit: char| digit.is_ascii_digit());
     state.insert("programs".to_owned(), programs(on)?);
     Ok(state)
 }

@@ -79,12 +79,31 @@ fn the_host_itself_reaches_remote_containers_and_hosts() {
 }
 
 #[test]
-fn a_container_that_nobody_has_heard_of_is_found_through_the_bridge() {
+fn an_address_that_no_port_is_known_to_have_is_found_through_the_bridge() {
+    let overlay = Overlay::new();
+    let server = &overlay.containers[1];
+    let [a, b, c, _] = server.address().octets();
+    let service = std::net::Ipv4Addr::new(a, b, c, 99);
+    server.namespace().ip(["address", "add", &format!("{service}/32"), "dev", "lo"]).unwrap();
+    let to_bridge = overlay.rise("from_uplink", "to_bridge");
+    overlay.containers[0].ping(service).unwrap();
+    assert_eq!(to_bridge.of(&overlay)[1], 1);
+}
+
+/// The kernel tells of it: nobody has to wait for its first packet.
+#[test]
+fn a_container_that_has_never_sent_anything_is_delivered_to_directly() {
     let overlay = Overlay::new();
     let silent = overlay.lab.host(1).add_container("silent").unwrap();
-    let to_bridge = overlay.rise("from_uplink", "to_bridge");
+    eventually(SOON, "the container to be known", || {
+        let status = overlay.agents[1].status()?;
+        anyhow::ensure!(status["endpoints"] == 2, "{}", status["endpoints"]);
+        Ok(())
+    })
+    .unwrap();
+    let direct = overlay.rise("from_uplink", "to_endpoint");
     overlay.containers[0].ping(silent.address()).unwrap();
-    assert_eq!(to_bridge.of(&overlay)[1], 1);
+    assert_eq!(direct.of(&overlay)[1], 1);
 }
 
 /// Two containers of one host swap addresses and come back behind new veths 200 times while the other host
