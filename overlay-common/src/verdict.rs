@@ -111,6 +111,7 @@ reasons! {
         TunnelKeySet = "tunnel_key_set", "Given its peer's address; the kernel encapsulates it.";
         ToStack = "to_stack", "Checked and handed to the host's stack.";
         FromStack = "from_stack", "A peer's packet that the stack takes to a container: the answers go through the stack too.";
+        NotRewritten = "not_rewritten", "A peer's packet that the stack takes to a container as it came: the answers may take the fast path.";
         Delivered = "delivered", "Delivered to the bridge by a program of ours.";
         Checked = "checked", "Neither from an overlay address nor VXLAN in a peer's name: nothing to refuse.";
         SentByHost = "sent_by_host", "Sent by this host itself or by a program of ours.";

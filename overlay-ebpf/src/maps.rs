@@ -40,7 +40,10 @@ static HOMES: HashMap<HomeKey, Home, HOMES_CAPACITY, ON_DEMAND> = HashMap::new()
 static STACK_FLOWS: LruHashMap<StackFlowKey, StackFlow, STACK_FLOWS_CAPACITY> = LruHashMap::new();
 
 #[btf_map(name = "stack_state")]
-static STACK_STATE: Array<StackState, 1> = Array::new();
+static STACK_STATE: Array<StackState, 2> = Array::new();
+
+#[btf_map(name = "handed_over")]
+static HANDED_OVER: PerCpuArray<StackFlowKey, 1> = PerCpuArray::new();
 
 #[btf_map(name = "counters")]
 pub(crate) static COUNTERS: PerCpuArray<Counter, { counter_slots() as usize }> = PerCpuArray::new();
@@ -88,32 +91,48 @@ impl Tables for Maps {
 
     #[inline(always)]
     fn any_stack_flow(&self, direction: Direction) -> bool {
-        STACK_STATE.get(0).is_some_and(|state| direction.is_in(state.directions))
+        STACK_STATE.get(direction.index()).is_some_and(|state| state.ever != 0)
     }
 
     #[inline(always)]
-    fn is_stack_flow(&self, key: &StackFlowKey, direction: Direction) -> bool {
+    fn stack_flow(&self, key: &StackFlowKey) -> u32 {
         // SAFETY: a flow's entry is one integer.
-        unsafe { STACK_FLOWS.get(key) }.is_some_and(|flow| direction.is_in(flow.directions))
+        unsafe { STACK_FLOWS.get(key) }.map_or(0, |flow| flow.directions)
+    }
+
+    #[inline(always)]
+    fn forget_stack_flow(&self, key: &StackFlowKey) {
+        // One that is gone already is forgotten, too.
+        let _gone = STACK_FLOWS.remove(key);
+    }
+
+    #[inline(always)]
+    fn handed_over(&self) -> StackFlowKey {
+        HANDED_OVER.get(0).copied().unwrap_or_default()
+    }
+}
+
+/// Notes the flow of a packet that is left to the stack.
+#[inline(always)]
+pub(crate) fn note_handed_over(flow: &StackFlowKey) {
+    if let Some(noted) = HANDED_OVER.get_ptr_mut(0) {
+        // SAFETY: this CPU's own slot, and a TC program is not interrupted by itself.
+        unsafe { *noted = *flow };
     }
 }
 
 /// Remembers which way a flow went through the stack. Its answers find out as soon as this returns.
 #[inline(always)]
 pub(crate) fn remember_stack_flow(key: &StackFlowKey, direction: Direction) {
-    let mut directions = direction as u32;
-    // SAFETY: a flow's entry is one integer.
-    if let Some(flow) = unsafe { STACK_FLOWS.get(key) } {
-        if direction.is_in(flow.directions) {
-            return;
-        }
-        directions |= flow.directions;
+    let known = Maps.stack_flow(key);
+    if direction.is_in(known) {
+        return;
     }
     // A full map makes room by itself; if it still refuses, answers take the fast path.
-    let _forgotten = STACK_FLOWS.insert(key, StackFlow { directions }, 0);
-    if let Some(state) = STACK_STATE.get_ptr_mut(0) {
-        // SAFETY: one integer, of which two programs may only set different bits: the one that gets lost
-        // is set again by its flow's next packet.
-        unsafe { (*state).directions |= direction as u32 };
+    let flow = StackFlow { directions: known | direction as u32 };
+    let _forgotten = STACK_FLOWS.insert(key, flow, 0);
+    if let Some(state) = STACK_STATE.get_ptr_mut(direction.index()) {
+        // SAFETY: one integer, to which nobody writes anything else.
+        unsafe { (*state).ever = 1 };
     }
 }

@@ -7,8 +7,8 @@ use aya::{
 use overlay_common::{
     Hook,
     tables::{
-        ABI_VERSION, CONFIG_MAP, COUNTERS_MAP, ENDPOINTS_MAP, HOMES_MAP, HostConfig, PEERS_MAP,
-        PORTS_MAP, STACK_FLOWS_MAP, STACK_STATE_MAP, VTEPS_MAP,
+        ABI_VERSION, CONFIG_MAP, COUNTERS_MAP, ENDPOINTS_MAP, HANDED_OVER_MAP, HOMES_MAP,
+        HostConfig, PEERS_MAP, PORTS_MAP, STACK_FLOWS_MAP, STACK_STATE_MAP, VTEPS_MAP,
     },
 };
 
@@ -18,7 +18,7 @@ use super::{PinPath, Tables};
 use crate::exit::{Exit, WithExit};
 
 /// Every pinned map.
-const MAPS: [&str; 9] = [
+const MAPS: [&str; 10] = [
     CONFIG_MAP,
     PEERS_MAP,
     VTEPS_MAP,
@@ -27,6 +27,7 @@ const MAPS: [&str; 9] = [
     HOMES_MAP,
     STACK_FLOWS_MAP,
     STACK_STATE_MAP,
+    HANDED_OVER_MAP,
     COUNTERS_MAP,
 ];
 
@@ -116,7 +117,7 @@ impl Programs {
         };
         let tables = Tables::new(&mut take)?;
         // Nobody but the programs has anything to do with these.
-        for name in [STACK_FLOWS_MAP, STACK_STATE_MAP] {
+        for name in [STACK_FLOWS_MAP, STACK_STATE_MAP, HANDED_OVER_MAP] {
             take(name)?;
         }
         Ok(tables.with_ids(ids))

@@ -18,7 +18,7 @@ pub use from_container::{Encapsulation, from_bridge, from_container};
 pub use from_interface::from_interface;
 pub use from_tunnel::{Delivery, TunnelSource, from_tunnel};
 pub use from_uplink::{Arrival, from_uplink};
-pub use stack_flow::remember_leaving;
+pub use stack_flow::{hand_over, remember_leaving};
 pub use to_bridge::{Origin, to_bridge};
 pub use to_tunnel::{TunnelTarget, to_tunnel};
 pub use to_wire::to_wire;
@@ -47,8 +47,12 @@ pub trait Tables {
     fn home(&self, key: &HomeKey) -> Option<Home>;
     /// Whether any flow of a local container ever went through the stack this way.
     fn any_stack_flow(&self, direction: Direction) -> bool;
-    /// Whether this one did.
-    fn is_stack_flow(&self, key: &StackFlowKey, direction: Direction) -> bool;
+    /// The ways that this one did, as [`StackFlow`](crate::tables::StackFlow) has them.
+    fn stack_flow(&self, key: &StackFlowKey) -> u32;
+    /// Forgets this one: it turns out that nobody rewrites it.
+    fn forget_stack_flow(&self, key: &StackFlowKey);
+    /// The flow of the packet that was last left to the stack on this processor.
+    fn handed_over(&self) -> StackFlowKey;
 }
 
 /// Whom a received packet is for, as far as the maps tell.
@@ -217,6 +221,7 @@ mod tests {
             from_bridge(&packet, host, &world).ok();
             let origin = Origin { ifindex: 9, delivered: false, admitted: false };
             to_bridge(&packet, origin, host, &world, |_| ()).ok();
+            hand_over(&packet, Direction::Left, |_| ());
             from_interface(&packet, 9, host, &world, |_| true).ok();
             to_wire(&packet, true, host).ok();
             remember_leaving(&packet, host, &world, |_| ());

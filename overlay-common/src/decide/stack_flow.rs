@@ -1,7 +1,8 @@
 //! What leaves through the stack comes back through the stack, and what arrives through it leaves through
 //! it. Netfilter may have rewritten a container's packet on its way out (a DNAT to a remote container, as
 //! services do) or a peer's on its way in (a published port): the answer means nothing to the other end
-//! before netfilter has put it right.
+//! before netfilter has put it right. What netfilter did not rewrite needs nothing of that: it leaves the stack as one of
+//! our programs has seen it enter.
 
 use network_types::ip::Ipv4Hdr;
 
@@ -100,23 +101,60 @@ pub fn remember_leaving(
     if !host.subnet().contains(ipv4.src_addr) || owner.is_some_and(|owner| owner.is_host()) {
         return;
     }
-    with_flow(packet, ETHERNET_LENGTH, &ipv4, Direction::Left, remember);
+    with_flow(packet, ETHERNET_LENGTH, &ipv4, Direction::Left, |flow| {
+        if tables.handed_over() != *flow {
+            remember(flow);
+        }
+    });
 }
 
-/// Has the flow of a packet remembered that the stack sends to a local container. Returns whether it
-/// shows one.
+/// Notes the flow of a packet that is left to the stack: on its way out of there, it is compared with.
+#[inline(always)]
+pub fn hand_over(packet: &impl Packet, going: Direction, note: impl FnOnce(&StackFlowKey)) {
+    if let Some(ipv4) = packet.load::<Ipv4Hdr>(ETHERNET_LENGTH) {
+        with_flow(packet, ETHERNET_LENGTH, &ipv4, going, note);
+    }
+}
+
+/// Has the flow of a packet remembered that the stack sends to a local container.
 #[inline(always)]
 pub(super) fn remember_arriving(
     packet: &impl Packet,
     ipv4: &Ipv4Hdr,
+    tables: &impl Tables,
     remember: impl FnOnce(&StackFlowKey),
-) -> bool {
-    with_flow(packet, ETHERNET_LENGTH, ipv4, Direction::Arrived, remember)
+) -> Arriving {
+    let mut rewritten = false;
+    let shown = with_flow(packet, ETHERNET_LENGTH, ipv4, Direction::Arrived, |flow| {
+        rewritten = tables.handed_over() != *flow;
+        if rewritten {
+            remember(flow);
+        }
+    });
+    match (shown, rewritten) {
+        (false, _) => Arriving::Hidden,
+        (true, false) => Arriving::AsItWas,
+        (true, true) => Arriving::Rewritten,
+    }
+}
+
+/// What became of a packet in the stack.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Arriving {
+    /// It shows no flow.
+    Hidden,
+    /// It left the stack as it had come.
+    AsItWas,
+    /// It did not, as far as is known.
+    Rewritten,
 }
 
 /// Whether a packet, which goes `this` way and whose IPv4 header is at `offset`, belongs to a flow that
 /// went the other way through the stack. A packet that shows no ports may: it does wherever there is any
 /// such flow.
+///
+/// A flow that went the same way through the stack, with the very addresses and ports of this packet, which netfilter
+/// has not seen, was not rewritten: it is forgotten.
 #[inline(always)]
 pub(super) fn answers_a_stack_flow(
     packet: &impl Packet,
@@ -125,18 +163,19 @@ pub(super) fn answers_a_stack_flow(
     this: Direction,
     tables: &impl Tables,
 ) -> bool {
-    let other = match this {
-        Direction::Left => Direction::Arrived,
-        Direction::Arrived => Direction::Left,
-    };
-    if !tables.any_stack_flow(other) {
+    let any_back = tables.any_stack_flow(this.back());
+    if !any_back && !tables.any_stack_flow(this) {
         return false;
     }
     let mut found = false;
     let shown = with_flow(packet, offset, ipv4, this, |flow| {
-        found = tables.is_stack_flow(flow, other);
+        let directions = tables.stack_flow(flow);
+        found = this.back().is_in(directions);
+        if !found && this.is_in(directions) {
+            tables.forget_stack_flow(flow);
+        }
     });
-    !shown || found
+    found || (!shown && any_back)
 }
 
 #[cfg(test)]
@@ -181,7 +220,7 @@ mod tests {
         answer.bytes[84..88].copy_from_slice(&[0, 53, 0x12, 0x34]);
         assert!(from_uplink(&answer, &world.host, &world).is_ok());
 
-        world.stack_flows = remembered(&world, [LOCAL, REMOTE]);
+        world.remember(remembered(&world, [LOCAL, REMOTE]));
         let refused = from_uplink(&answer, &world.host, &world).expect_err("declined");
         assert_eq!(refused, Reason::StackFlow);
 
@@ -190,6 +229,40 @@ mod tests {
         answer.bytes[70] = 0x20;
         let refused = from_uplink(&answer, &world.host, &world).expect_err("declined");
         assert_eq!(refused, Reason::StackFlow, "a fragment could belong to it");
+    }
+
+    /// The fast path had declined the packet, and nobody rewrote it.
+    #[test]
+    fn what_leaves_the_stack_as_it_came_is_not_remembered() {
+        let world = World::new();
+        for (going, packet) in [
+            (Direction::Left, udp_packet(LOCAL, REMOTE, 10)),
+            (Direction::Arrived, udp_packet(REMOTE, LOCAL, 10)),
+        ] {
+            hand_over(&packet, going, |flow| world.handed_over.set(*flow));
+            assert_eq!(remembered(&world, [LOCAL, REMOTE]).is_empty(), going == Direction::Left);
+            let (flows, reason) = arrived(&world, &udp_packet(REMOTE, LOCAL, 10), false);
+            let as_it_was = going == Direction::Arrived;
+            assert_eq!((flows.is_empty(), reason == Reason::NotRewritten), (as_it_was, as_it_was));
+        }
+    }
+
+    /// A container may have been there before its program: what it sent took the stack for the bridge's.
+    #[test]
+    fn a_flow_that_turns_out_not_to_be_rewritten_is_forgotten() {
+        let mut world = World::new();
+        let flows = remembered(&world, [LOCAL, REMOTE]);
+        world.remember(flows);
+        let packet = udp_packet(LOCAL, REMOTE, 10);
+        assert!(from_container(&packet, ENDPOINT.ifindex, &world.host, &world).is_ok());
+        assert!(world.stack_flows.borrow().is_empty());
+
+        let mut world = World::new();
+        let question = vxlan_packet(&world.host, REMOTE, LOCAL);
+        let (flows, _) = arrived(&world, &udp_packet(REMOTE, LOCAL, 10), false);
+        world.remember(flows);
+        assert!(from_uplink(&question, &world.host, &world).is_ok());
+        assert!(world.stack_flows.borrow().is_empty());
     }
 
     #[test]
@@ -218,7 +291,7 @@ mod tests {
 
         let (flows, reason) = arrived(&world, &udp_packet(REMOTE, LOCAL, 10), false);
         assert_eq!(reason, Reason::FromStack);
-        world.stack_flows = flows;
+        world.remember(flows);
         assert_eq!(decide(&world, &answer).expect_err("declined"), Reason::StackFlow);
 
         answer.bytes[35] = 54;

@@ -1,6 +1,8 @@
 //! A host 10.1.15.0/24 at 192.168.33.10 with one container and one peer 10.1.20.0/24 at
 //! 192.168.33.11.
 
+use std::cell::{Cell, RefCell};
+
 use network_types::udp::UdpHdr;
 
 use super::Tables;
@@ -38,7 +40,8 @@ const PEER_SUBNET: Prefix = Prefix { address: [10, 1, 20, 0], length: 24 };
 pub(super) struct World {
     pub(super) host: HostConfig,
     pub(super) peer: Peer,
-    pub(super) stack_flows: Vec<(StackFlowKey, Direction)>,
+    pub(super) stack_flows: RefCell<Vec<(StackFlowKey, Direction)>>,
+    pub(super) handed_over: Cell<StackFlowKey>,
     /// The container may use any source address.
     pub(super) exempt: bool,
     /// Another bridge that the container is behind.
@@ -49,7 +52,8 @@ impl World {
     pub(super) fn new() -> Self {
         Self {
             peer: PEER,
-            stack_flows: Vec::new(),
+            stack_flows: RefCell::default(),
+            handed_over: Cell::default(),
             exempt: false,
             second_home: None,
             host: HostConfig {
@@ -71,6 +75,12 @@ impl World {
                 ..HostConfig::default()
             },
         }
+    }
+}
+
+impl World {
+    pub(super) fn remember(&mut self, flows: Vec<(StackFlowKey, Direction)>) {
+        self.stack_flows = RefCell::new(flows);
     }
 }
 
@@ -109,11 +119,21 @@ impl Tables for World {
     }
 
     fn any_stack_flow(&self, direction: Direction) -> bool {
-        self.stack_flows.iter().any(|(_, went)| *went == direction)
+        self.stack_flows.borrow().iter().any(|(_, went)| *went == direction)
     }
 
-    fn is_stack_flow(&self, key: &StackFlowKey, direction: Direction) -> bool {
-        self.stack_flows.contains(&(*key, direction))
+    fn stack_flow(&self, key: &StackFlowKey) -> u32 {
+        let flows = self.stack_flows.borrow();
+        let of_key = flows.iter().filter(|(flow, _)| flow == key);
+        of_key.fold(0, |directions, (_, went)| directions | *went as u32)
+    }
+
+    fn forget_stack_flow(&self, key: &StackFlowKey) {
+        self.stack_flows.borrow_mut().retain(|(flow, _)| flow != key);
+    }
+
+    fn handed_over(&self) -> StackFlowKey {
+        self.handed_over.get()
     }
 }
 

@@ -1,6 +1,9 @@
 use network_types::ip::Ipv4Hdr;
 
-use super::{Tables, load_headers, lookup_peer, stack_flow::remember_arriving};
+use super::{
+    Tables, load_headers, lookup_peer,
+    stack_flow::{Arriving, remember_arriving},
+};
 use crate::{
     Reason,
     packet::Packet,
@@ -43,10 +46,10 @@ pub fn to_bridge(
     if !host.network().contains(ipv4.src_addr) || host.subnet().contains(ipv4.src_addr) {
         return Err(Reason::NotFromPeer);
     }
-    if remember_arriving(packet, &ipv4, remember) {
-        Ok(Reason::FromStack)
-    } else {
-        Err(Reason::Fragment)
+    match remember_arriving(packet, &ipv4, tables, remember) {
+        Arriving::Rewritten => Ok(Reason::FromStack),
+        Arriving::AsItWas => Ok(Reason::NotRewritten),
+        Arriving::Hidden => Err(Reason::Fragment),
     }
 }
 

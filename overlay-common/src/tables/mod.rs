@@ -17,8 +17,8 @@ pub use home::{HOMES_CAPACITY, HOMES_MAP, Home, HomeKey};
 pub use peer::{PEERS_CAPACITY, PEERS_MAP, Peer, PeerKey};
 pub use port::{PORTS_CAPACITY, PORTS_MAP, Port, PortKey};
 pub use stack_flow::{
-    Direction, STACK_FLOWS_CAPACITY, STACK_FLOWS_MAP, STACK_STATE_MAP, StackFlow, StackFlowKey,
-    StackState,
+    Direction, HANDED_OVER_MAP, STACK_FLOWS_CAPACITY, STACK_FLOWS_MAP, STACK_STATE_MAP, StackFlow,
+    StackFlowKey, StackState,
 };
 pub use vtep::{VTEPS_CAPACITY, VTEPS_MAP, Vtep, VtepKey};
 

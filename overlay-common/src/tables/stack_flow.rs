@@ -36,13 +36,19 @@ map_type! {
 }
 
 map_type! {
-    /// Which ways there ever was such a flow: while there was none, nobody pays for looking. The only
-    /// entry of its map.
+    /// Whether there ever was such a flow in one direction: while there was none, nobody pays for looking. Each
+    /// direction has an entry of its own, at [`Direction::index`], which is only ever set: none gets lost between
+    /// two processors.
     pub struct StackState[4] {
-        /// The union of all flows' [`Direction`]s.
-        pub directions: u32,
+        /// 1 if so.
+        pub ever: u32,
     }
 }
+
+/// Name of the map and of its pin. Its only entry, on each processor, is the flow of the packet that a program of ours
+/// has last left to the stack there. If the packet leaves the stack with the same addresses and ports, netfilter has
+/// not rewritten it, and its answers need not come back through the stack.
+pub const HANDED_OVER_MAP: &str = "handed_over";
 
 /// Which way a flow went through the stack: packets the other way have to go through it as well.
 #[repr(u32)]
@@ -55,6 +61,22 @@ pub enum Direction {
 }
 
 impl Direction {
+    /// Where its [`StackState`] is.
+    #[inline(always)]
+    pub const fn index(self) -> u32 {
+        self as u32 - 1
+    }
+
+    /// The other one.
+    #[inline(always)]
+    #[must_use]
+    pub const fn back(self) -> Self {
+        match self {
+            Self::Left => Self::Arrived,
+            Self::Arrived => Self::Left,
+        }
+    }
+
     /// Whether it is among these.
     #[inline(always)]
     pub const fn is_in(self, directions: u32) -> bool {

@@ -1,8 +1,8 @@
 use aya_ebpf::{macros::classifier, programs::TcContext};
-use overlay_common::{Hook, Reason, decide};
+use overlay_common::{Class, Hook, Reason, decide, tables::Direction};
 
 use crate::{
-    maps::{Maps, host},
+    maps::{Maps, host, note_handed_over},
     packet::{Mark, Skb, TCP_HEADERS, ifindex},
     steps::{encap, route},
     verdict::conclude,
@@ -14,7 +14,13 @@ pub(crate) fn from_container(ctx: TcContext) -> i32 {
     conclude(Hook::FromContainer, &ctx, |ctx| {
         let host = host().ok_or(Reason::NotConfigured)?;
         Mark::None.set(ctx);
-        let plan = decide::from_container(&Skb::new(ctx, TCP_HEADERS), ifindex(ctx), host, &Maps)?;
+        let skb = Skb::new(ctx, TCP_HEADERS);
+        let plan =
+            decide::from_container(&skb, ifindex(ctx), host, &Maps).inspect_err(|reason| {
+                if reason.class() == Class::Declined {
+                    decide::hand_over(&skb, Direction::Left, note_handed_over);
+                }
+            })?;
         if plan.peer.is_direct() { route(ctx, host, &plan) } else { encap(ctx, host, &plan) }
     })
 }

@@ -2,10 +2,11 @@ use aya_ebpf::{macros::classifier, programs::TcContext};
 use overlay_common::{
     Hook, Reason,
     decide::{self, Recipient},
+    tables::Direction,
 };
 
 use crate::{
-    maps::{Maps, host},
+    maps::{Maps, host, note_handed_over},
     packet::Skb,
     steps::{deliver, on_bridge, tunnel_source},
     verdict::conclude,
@@ -20,7 +21,12 @@ pub(crate) fn from_tunnel(ctx: TcContext) -> i32 {
     conclude(Hook::FromTunnel, &ctx, |ctx| {
         let host = host().ok_or(Reason::NotConfigured)?;
         let source = tunnel_source(ctx)?;
-        let plan = decide::from_tunnel(&Skb::new(ctx, HEADERS), source, host, &Maps)?;
+        let skb = Skb::new(ctx, HEADERS);
+        let plan = decide::from_tunnel(&skb, source, host, &Maps).inspect_err(|reason| {
+            if *reason == Reason::ToStack {
+                decide::hand_over(&skb, Direction::Arrived, note_handed_over);
+            }
+        })?;
         if plan.recipient == Recipient::Subnet && !on_bridge(ctx, host, &plan.ipv4) {
             return Err(Reason::ToStack);
         }

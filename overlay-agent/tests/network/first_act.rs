@@ -1,0 +1,80 @@
+//! Containers that connect as their first act, before anybody has heard of them, and keep the connection.
+
+use std::{
+    io::{Read as _, Write as _},
+    net::{SocketAddr, TcpListener, TcpStream},
+};
+
+use nix::sys::signal::Signal;
+use xtask::lab::{Container, eventually};
+
+use crate::overlay::{Overlay, SOON};
+
+/// A connection between two containers, whose far end sends back what comes.
+fn connect(client: &Container, server: &Container, port: u16) -> TcpStream {
+    let address = SocketAddr::from((server.address(), port));
+    let listener = server.namespace().within(move || Ok(TcpListener::bind(address)?)).unwrap();
+    std::thread::spawn(move || {
+        let Ok((mut stream, _)) = listener.accept() else { return };
+        let mut byte = [0];
+        while stream.read_exact(&mut byte).is_ok() && stream.write_all(&byte).is_ok() {}
+    });
+    let stream =
+        client.namespace().within(move || Ok(TcpStream::connect_timeout(&address, SOON)?)).unwrap();
+    stream.set_nodelay(true).unwrap();
+    stream.set_read_timeout(Some(SOON)).unwrap();
+    stream
+}
+
+fn exchange(stream: &mut TcpStream, times: u64) {
+    for _ in 0..times {
+        stream.write_all(&[7]).unwrap();
+        stream.read_exact(&mut [0]).unwrap();
+    }
+}
+
+/// With the agent frozen, the container's port has no program, and everything takes the stack.
+#[test]
+fn a_connection_that_began_through_the_stack_takes_the_fast_path_as_soon_as_it_can() {
+    const EXCHANGES: u64 = 100;
+    let mut overlay = Overlay::new();
+    let as_it_was = overlay.rise("to_bridge", "not_rewritten");
+    overlay.agents[0].process().signal(Signal::SIGSTOP).unwrap();
+    let early = overlay.lab.host(0).add_container("early").unwrap();
+    let mut stream = connect(&early, &overlay.containers[1], 7100);
+    exchange(&mut stream, EXCHANGES);
+    overlay.agents[0].process().signal(Signal::SIGCONT).unwrap();
+    eventually(SOON, "the new container to be known", || {
+        let status = overlay.agents[0].status()?;
+        anyhow::ensure!(status["endpoints"] == 2, "{}", status["endpoints"]);
+        Ok(())
+    })
+    .unwrap();
+    assert!(as_it_was.of(&overlay)[0] >= EXCHANGES, "the answers took the stack, too");
+    exchange(&mut stream, 1);
+    let slow = ["from_container", "from_uplink"].map(|hook| overlay.rise(hook, "stack_flow"));
+    let sent = overlay.rise("from_container", "encapsulated");
+    let delivered = overlay.rise("from_uplink", "to_endpoint");
+    exchange(&mut stream, EXCHANGES);
+    assert_eq!(slow.map(|slow| slow.of(&overlay)), [[0; 2]; 2], "what netfilter does not rewrite");
+    for rise in [sent.of(&overlay), delivered.of(&overlay)] {
+        assert!(rise.iter().all(|packets| *packets >= EXCHANGES), "{rise:?}");
+    }
+}
+
+/// One packet that the fast path leaves to the stack, here by its IP options, does not take its flow along.
+#[test]
+fn a_declined_packet_does_not_make_its_flow_the_stacks() {
+    let overlay = Overlay::new();
+    let [client, server] = overlay.pair();
+    let declined = overlay.rise("from_container", "ip_options");
+    let to = server.address().to_string();
+    client.command("ping").args(["-n", "-c", "1", "-W", "2", "-T", "tsonly", &to]).run().unwrap();
+    assert!(declined.of(&overlay)[0] > 0);
+    for which in [0, 1] {
+        let pins = overlay.lab.host(which).pins().join("stack_flows");
+        let flows = overlay.lab.host(which).command("bpftool");
+        let flows = flows.args(["-j", "map", "dump", "pinned"]).arg(pins).read().unwrap();
+        assert_eq!(flows.trim(), "[]", "host {which}");
+    }
+}
