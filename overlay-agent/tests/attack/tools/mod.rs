@@ -1,0 +1,10 @@
+//! What the attacks are made with: frames, ways to send them, eyes that see what arrives, and the two hosts.
+
+pub(crate) mod barrage;
+pub(crate) mod frame;
+pub(crate) mod port;
+pub(crate) mod ring;
+pub(crate) mod site;
+pub(crate) mod sniffer;
+pub(crate) mod tally;
+pub(crate) mod trial;
