@@ -1,10 +1,12 @@
 //! What hides its headers: buffers that cannot be read in place, options, fragments, other framings.
 
+use std::net::Ipv4Addr;
+
 use crate::tools::{
     frame::{IPV4, Ip, MORE, PORT, UDP, VXLAN_PORT, datagram, ethernet, udp},
     site::{
-        ATTACKER, ATTACKER_MAC, GATEWAY, GATEWAY_MAC, HOST_MAC, NOBODY, OWNER, OWNER_MAC, PEER,
-        PEER_MAC, REMOTE, Site, from_peer, speaking_for_the_host, to_gateway,
+        ATTACKER, ATTACKER_MAC, GATEWAY, GATEWAY_MAC, HOST, HOST_MAC, NOBODY, OWNER, OWNER_MAC,
+        PEER, PEER_MAC, REMOTE, Site, from_peer, speaking_for_the_host, to_gateway,
     },
     trial::Trial,
 };
@@ -227,9 +229,56 @@ fn other_framings_and_tunnels_carry_nothing_to_anybody() {
         }
         trial.stops(&format!("{name} from the wire"), EACH, |marker| {
             let inner = [header, &datagram(REMOTE, OWNER, &marker)].concat();
-            let packet = Ip::new(PEER, crate::tools::site::HOST, protocol).packet(&inner);
+            let packet = Ip::new(PEER, HOST, protocol).packet(&inner);
             let frame = ethernet(HOST_MAC, PEER_MAC, &[], IPV4, &packet);
             (0..EACH).for_each(|_| outside.send(&frame).unwrap());
+        });
+    }
+    trial.finish();
+}
+
+/// A packet for the host that says by which other address it wants to go on. Such routes are followed by hosts whose
+/// `accept_source_route` is on, as the kernel has it where nobody has switched it off.
+#[test]
+fn a_source_route_is_no_way_around() {
+    let site = Site::new();
+    site.masquerade();
+    for host in [site.host(), site.peer()] {
+        for interface in ["all", "eth0", "docker0", "overlay.1"] {
+            let name = format!("net/ipv4/conf/{interface}/accept_source_route");
+            host.namespace().sysctl(&name, "1").unwrap();
+        }
+    }
+    let by_way_of = |via: Ipv4Addr, kind: u8| {
+        let [a, b, c, d] = via.octets();
+        vec![1, kind, 7, 4, a, b, c, d]
+    };
+    let [inside, outside] = [site.attacker_port(), site.wire_port()];
+    let mut trial = Trial::new(&site);
+    trial.delivers("an honest datagram by a source route", |marker| {
+        let header = Ip { options: by_way_of(REMOTE, 0x83), ..Ip::new(ATTACKER, GATEWAY, UDP) };
+        inside.send(&to_gateway(&header.packet(&udp(PORT, PORT, &marker)))).unwrap();
+    });
+    for (name, kind) in [("loose", 0x83), ("strict", 0x89)] {
+        trial.refuses(&format!("VXLAN to a VTEP by a {name} source route"), EACH, |marker| {
+            let header = Ip { options: by_way_of(PEER, kind), ..Ip::new(ATTACKER, GATEWAY, UDP) };
+            let frame = to_gateway(&vxlan_to_peer(&header, marker));
+            (0..EACH).for_each(|_| inside.send(&frame).unwrap());
+        });
+        for (whose, source) in [("a remote", REMOTE), ("nobody's", NOBODY), ("a local", ATTACKER)] {
+            let what = format!("{whose} address from the wire by a {name} source route");
+            trial.refuses(&what, EACH, |marker| {
+                let header = Ip { options: by_way_of(OWNER, kind), ..Ip::new(source, HOST, UDP) };
+                let packet = header.packet(&udp(PORT, PORT, &marker));
+                let frame = ethernet(HOST_MAC, PEER_MAC, &[], IPV4, &packet);
+                (0..EACH).for_each(|_| outside.send(&frame).unwrap());
+            });
+        }
+        let what = format!("the neighbour's address by a {name} source route");
+        trial.refuses(&what, EACH, |marker| {
+            let header = Ip { options: by_way_of(REMOTE, kind), ..Ip::new(OWNER, GATEWAY, UDP) };
+            let frame = to_gateway(&header.packet(&udp(PORT, PORT, &marker)));
+            (0..EACH).for_each(|_| inside.send(&frame).unwrap());
         });
     }
     trial.finish();

@@ -87,8 +87,9 @@ fn the_owner_loses_nothing(site: &Site, frames: Vec<Vec<u8>>, pause: Duration) {
 #[test]
 fn junk_with_a_neighbours_mac_takes_nothing_from_the_neighbour() {
     let frames = [BROADCAST, GATEWAY_MAC, [2, 0, 0, 0, 0, 99]]
-        .iter()
-        .map(|&to| ethernet(to, OWNER_MAC, &[], JUNK, &[0; 50]))
+        .repeat(8)
+        .into_iter()
+        .map(|to| ethernet(to, OWNER_MAC, &[], JUNK, &[0; 50]))
         .collect();
     the_owner_loses_nothing(&Site::new(), frames, Duration::from_millis(1));
 }

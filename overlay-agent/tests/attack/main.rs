@@ -4,7 +4,10 @@
 #![expect(clippy::unwrap_used, reason = "a test that panics has failed")]
 
 mod hidden;
+mod honest;
+mod interfaces;
 mod learning;
 mod tags;
 mod tools;
+mod uplink;
 mod vxlan;
