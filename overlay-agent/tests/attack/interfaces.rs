@@ -3,7 +3,7 @@
 
 use std::{net::Ipv4Addr, time::Duration};
 
-use xtask::lab::{Host, Namespace, eventually};
+use xtask::lab::{Namespace, eventually};
 
 use crate::tools::{
     barrage::Barrage,
@@ -133,13 +133,6 @@ fn a_container_does_not_speak_for_another_hosts_container() {
     trial.finish();
 }
 
-/// Packets that `device` of the host has received.
-fn received(host: &Host, device: &str) -> u64 {
-    let show = ["-s", "-j", "link", "show", "dev", device];
-    let shown: serde_json::Value = serde_json::from_str(&host.ip(show).unwrap()).unwrap();
-    shown[0]["stats64"]["rx"]["packets"].as_u64().unwrap()
-}
-
 /// Interfaces come, bring forged packets, and go.
 fn new_interfaces_bring_nothing(site: &Site) {
     let outside = Namespace::create(site.lab.ledger(), "new").unwrap();
@@ -164,7 +157,7 @@ fn new_interfaces_bring_nothing(site: &Site) {
         outside.ip(["link", "set", &device, "netns", host.namespace().name(), "up"]).unwrap();
         eventually(SOON, "packets to have come for a while", || {
             barrage.go_on();
-            let received = received(host, &device);
+            let received = site.received(&device);
             anyhow::ensure!(received > 1000, "{received} have");
             Ok(())
         })

@@ -7,6 +7,7 @@ mod hidden;
 mod honest;
 mod interfaces;
 mod learning;
+mod mutation;
 mod tags;
 mod tools;
 mod uplink;

@@ -8,6 +8,8 @@ pub(crate) const IPV4: u16 = 0x0800;
 pub(crate) const ARP: u16 = 0x0806;
 pub(crate) const UDP: u8 = 17;
 pub(crate) const BROADCAST: Mac = [0xff; 6];
+/// Header and payload of the longest frame of a wire of 1500 bytes.
+pub(crate) const LONGEST: usize = 1514;
 /// The overlay's UDP port.
 pub(crate) const VXLAN_PORT: u16 = 8472;
 /// The port that honest datagrams and forged ones name.

@@ -2,6 +2,7 @@
 
 pub(crate) mod barrage;
 pub(crate) mod frame;
+pub(crate) mod kernel_log;
 pub(crate) mod port;
 pub(crate) mod ring;
 pub(crate) mod site;

@@ -177,6 +177,13 @@ impl Site {
         Ring::open(self.outlaw().namespace(), UPLINK)
     }
 
+    /// Packets that a device of the first host has received.
+    pub(crate) fn received(&self, device: &str) -> u64 {
+        let shown = self.host().ip(["-s", "-j", "link", "show", "dev", device]).unwrap();
+        let shown: serde_json::Value = serde_json::from_str(&shown).unwrap();
+        shown[0]["stats64"]["rx"]["packets"].as_u64().unwrap()
+    }
+
     pub(crate) fn tally(&self) -> Tally {
         Tally::of(&self.agents)
     }

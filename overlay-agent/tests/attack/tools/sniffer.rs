@@ -46,6 +46,8 @@ const BUFFER: i32 = 64 << 20;
 #[derive(Debug)]
 pub(crate) struct Sniffer {
     pub(crate) place: String,
+    /// Whether the kernel counts what it could not keep.
+    counts: bool,
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
 }
@@ -71,7 +73,9 @@ impl Sniffer {
     ) -> Self {
         let socket = socket(namespace, None, u16::try_from(libc::ETH_P_ALL).unwrap());
         set_option(&socket, libc::SOL_PACKET, libc::PACKET_AUXDATA, &1_i32).unwrap();
-        Self::start(socket, place, wanted)
+        let mut sniffer = Self::start(socket, place, wanted);
+        sniffer.counts = true;
+        sniffer
     }
 
     /// Frames that carry a marker.
@@ -81,6 +85,18 @@ impl Sniffer {
 
     /// Datagrams to [`PORT`] that the stack of a namespace takes as its own and that carry a marker.
     pub(crate) fn host(namespace: &Namespace, place: &str) -> Self {
+        Self::datagrams(namespace, place, |packet| {
+            let header = usize::from(packet[0] & 15) * 4;
+            is_marked(packet) && packet.get(header + 2..header + 4) == Some(&PORT.to_be_bytes())
+        })
+    }
+
+    /// Datagrams, from their IPv4 header on, that the stack of a namespace takes as its own.
+    pub(crate) fn datagrams(
+        namespace: &Namespace,
+        place: &str,
+        wanted: impl Fn(&[u8]) -> bool + Send + 'static,
+    ) -> Self {
         let socket: OwnedFd = namespace
             .within(|| {
                 let socket = socket2::Socket::new(
@@ -91,10 +107,7 @@ impl Sniffer {
                 Ok(socket.into())
             })
             .unwrap();
-        Self::start(socket, place, |packet| {
-            let header = usize::from(packet[0] & 15) * 4;
-            is_marked(packet) && packet.get(header + 2..header + 4) == Some(&PORT.to_be_bytes())
-        })
+        Self::start(socket, place, wanted)
     }
 
     fn start(
@@ -112,13 +125,14 @@ impl Sniffer {
         });
         let look = Arc::clone(&shared);
         let thread = std::thread::spawn(move || look.run(wanted));
-        Self { place: place.to_owned(), shared, thread: Some(thread) }
+        Self { place: place.to_owned(), counts: false, shared, thread: Some(thread) }
     }
 
     /// Waits until all that has come to these places has been looked at.
-    pub(crate) fn settle(sniffers: &[Self]) {
+    pub(crate) fn settle<'a>(sniffers: impl IntoIterator<Item = &'a Self>) {
+        let sniffers: Vec<&Self> = sniffers.into_iter().collect();
         let pauses = |sniffer: &Self| sniffer.shared.pauses.load(Ordering::Acquire);
-        let before: Vec<u64> = sniffers.iter().map(pauses).collect();
+        let before: Vec<u64> = sniffers.iter().copied().map(pauses).collect();
         for (sniffer, before) in sniffers.iter().zip(before) {
             eventually(Duration::from_secs(30), &format!("{} to be quiet", sniffer.place), || {
                 // The first may have begun before we asked.
@@ -139,8 +153,11 @@ impl Sniffer {
         self.shared.seen().iter().filter(|frame| marker.is_in(frame)).count() as u64
     }
 
-    /// How many packets the kernel could not keep for us since this was asked last. Packet sockets only.
+    /// How many frames the kernel could not keep for us since this was asked last; it does not say for datagrams.
     pub(crate) fn missed(&self) -> u32 {
+        if !self.counts {
+            return 0;
+        }
         let mut statistics = [0_u32; 2];
         let mut length = u32::try_from(size_of_val(&statistics)).unwrap();
         // SAFETY: the kernel writes no more than the length it is told, that of two numbers.

@@ -5,8 +5,8 @@ use std::{collections::BTreeMap, fmt};
 use anyhow::Result;
 use xtask::lab::Agent;
 
-/// Hook, reason and class.
-type Key = (String, String, String);
+/// Which host's, hook, reason and class.
+type Key = (usize, String, String, String);
 
 /// The counters of some agents, summed.
 #[derive(Clone, Debug, Default)]
@@ -19,14 +19,14 @@ impl Tally {
 
     fn read(agents: &[Agent]) -> Result<Self> {
         let mut tally = Self::default();
-        for agent in agents {
+        for (host, agent) in agents.iter().enumerate() {
             let status = agent.status()?;
             let counters = status["counters"].as_array().cloned().unwrap_or_default();
             for counter in counters {
                 let text = |name: &str| counter[name].as_str().unwrap_or_default().to_owned();
                 let packets = counter["packets"].as_u64().unwrap_or_default();
-                *tally.0.entry((text("hook"), text("reason"), text("class"))).or_default() +=
-                    packets;
+                let key = (host, text("hook"), text("reason"), text("class"));
+                *tally.0.entry(key).or_default() += packets;
             }
         }
         Ok(tally)
@@ -50,9 +50,9 @@ impl Tally {
         self.sum(|(.., class)| class == "dropped")
     }
 
-    /// Packets that this program saw.
-    pub(crate) fn at(&self, hook: &str) -> u64 {
-        self.sum(|(at, ..)| at == hook)
+    /// Packets that this program saw on the host of this number.
+    pub(crate) fn at_host(&self, host: usize, hook: &str) -> u64 {
+        self.sum(|(of, at, ..)| (*of, at.as_str()) == (host, hook))
     }
 }
 
@@ -61,7 +61,10 @@ impl fmt::Display for Tally {
         let lines: Vec<String> = self
             .0
             .iter()
-            .map(|((hook, reason, _), packets)| format!("{hook} {reason} +{packets}"))
+            .map(|((host, hook, reason, _), packets)| {
+                let host = host + 1;
+                format!("{host}: {hook} {reason} +{packets}")
+            })
             .collect();
         formatter.write_str(if lines.is_empty() { "nothing is counted" } else { "" })?;
         formatter.write_str(&lines.join(", "))

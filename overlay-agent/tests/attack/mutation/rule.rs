@@ -1,0 +1,208 @@
+//! What may arrive, spelled out on its own: what the kernel would make of a frame, and whether who sent it may say so.
+//! Nothing here is shared with what is tested.
+
+use std::net::Ipv4Addr;
+
+use super::generate::Origin;
+use crate::tools::{
+    frame::{ARP, IPV4, Mac, UDP, VXLAN_PORT, checksum},
+    site::{
+        ATTACKER, GATEWAY, GATEWAY_MAC, HOST, HOST_MAC, HOST_VTEP, OWNER, OWNER_MAC, PEER, REMOTE,
+    },
+};
+
+/// An IPv4 packet that a kernel takes as one.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Packet<'frame> {
+    pub(crate) source: Ipv4Addr,
+    pub(crate) destination: Ipv4Addr,
+    protocol: u8,
+    is_fragment: bool,
+    is_first: bool,
+    payload: &'frame [u8],
+}
+
+/// EtherType and payload behind all tags that the kernel takes away by itself: those without an identifier.
+fn see_through(frame: &[u8]) -> Option<(u16, &[u8])> {
+    let word = |at: usize| Some(u16::from_be_bytes([*frame.get(at)?, *frame.get(at + 1)?]));
+    let mut at = 12;
+    while matches!(word(at)?, 0x8100 | 0x88a8) && word(at + 2)? & 0x0fff == 0 {
+        at += 4;
+    }
+    Some((word(at)?, frame.get(at + 2..)?))
+}
+
+/// As RFC 1122 and `ip_rcv` have it: version, lengths and checksum must be right.
+pub(crate) fn ipv4(bytes: &[u8]) -> Option<Packet<'_>> {
+    let first = *bytes.first()?;
+    let header = usize::from(first & 15) * 4;
+    let total = usize::from(u16::from_be_bytes([*bytes.get(2)?, *bytes.get(3)?]));
+    let whole = bytes.get(..total)?;
+    if first >> 4 != 4 || header < 20 || checksum(whole.get(..header)?) != 0 {
+        return None;
+    }
+    let address = |at: usize| Ipv4Addr::from(<[u8; 4]>::try_from(&whole[at..at + 4]).unwrap());
+    let fragment = u16::from_be_bytes([whole[6], whole[7]]) & 0x3fff;
+    Some(Packet {
+        source: address(12),
+        destination: address(16),
+        protocol: whole[9],
+        is_fragment: fragment != 0,
+        is_first: fragment & 0x1fff == 0,
+        payload: &whole[header..],
+    })
+}
+
+/// The IPv4 packet in a frame.
+pub(crate) fn taken(frame: &[u8]) -> Option<Packet<'_>> {
+    let (ethertype, bytes) = see_through(frame)?;
+    (ethertype == IPV4).then(|| ipv4(bytes)).flatten()
+}
+
+fn mac(frame: &[u8], at: usize) -> Mac {
+    frame[at..at + 6].try_into().unwrap()
+}
+
+fn in_overlay(address: Ipv4Addr) -> bool {
+    address.octets()[..2] == [10, 1]
+}
+
+/// In the lease of the host of this number.
+fn of_host(address: Ipv4Addr, number: u8) -> bool {
+    address.octets()[..3] == [10, 1, number]
+}
+
+/// Whether the attacker may use this source: its own, one that is nobody's, or one that the overlay does not know.
+fn attackers(address: Ipv4Addr) -> bool {
+    let taken = [OWNER, GATEWAY, Ipv4Addr::new(10, 1, 1, 0)];
+    if in_overlay(address) { of_host(address, 1) && !taken.contains(&address) } else { true }
+}
+
+fn is_vxlan(packet: Packet<'_>) -> bool {
+    packet.protocol == UDP
+        && packet.is_first
+        && packet.payload.get(2..4) == Some(&VXLAN_PORT.to_be_bytes())
+}
+
+/// What is wrong with a frame of the attacker's, if anything is: nothing of it may then arrive anywhere.
+fn wrong_from_container(frame: &[u8]) -> Option<&'static str> {
+    if [OWNER_MAC, GATEWAY_MAC].contains(&mac(frame, 6)) {
+        return Some("it has another's source MAC");
+    }
+    if let Some(packet) = taken(frame) {
+        if !attackers(packet.source) {
+            return Some("it has another's source address");
+        }
+        if is_vxlan(packet) {
+            return Some("it is VXLAN");
+        }
+    }
+    let (ethertype, bytes) = see_through(frame)?;
+    let claim: [u8; 4] = bytes.get(14..18)?.try_into().unwrap();
+    // Linux takes ARP for Ethernet and for IEEE 802 alike.
+    let is_arp = ethertype == ARP && matches!(bytes[..6], [0, 1 | 6, 8, 0, 6, 4]);
+    (is_arp && !attackers(claim.into())).then_some("it claims another's address")
+}
+
+/// What is wrong with a frame from the wire, if anything is: no container, and no address of the overlay, may get
+/// anything of it.
+fn wrong_from_wire(frame: &[u8]) -> Option<&'static str> {
+    let Some(outer) = taken(frame) else { return Some("it is not IPv4") };
+    if outer.is_fragment {
+        // It may have found the others; what it then is, is judged where it arrives.
+        return None;
+    }
+    let to = mac(frame, 0);
+    if to != HOST_MAC && to[0] & 1 == 0 {
+        return Some("it is for another's MAC");
+    }
+    if !is_vxlan(outer) || outer.destination != HOST {
+        // From outside the overlay, anybody may send to a container.
+        return in_overlay(outer.source).then_some("it is of the overlay and not encapsulated");
+    }
+    if outer.source != PEER {
+        return Some("it is not from a peer");
+    }
+    let Some(vxlan) = outer.payload.get(8..16) else { return Some("it ends early") };
+    if vxlan[0] & 8 == 0 || vxlan[4..7] != [0, 0, 1] {
+        return Some("it has another network's identifier");
+    }
+    let inner = &outer.payload[16..];
+    if inner.len() < 14 || mac(inner, 0) != HOST_VTEP {
+        return Some("it is for another VTEP");
+    }
+    let Some(inner) = ipv4(&inner[14..]).filter(|_| inner[12..14] == IPV4.to_be_bytes()) else {
+        return Some("there is no IPv4 inside");
+    };
+    if !of_host(inner.source, 2) && inner.source != PEER {
+        return Some("its inner source is not the peer's");
+    }
+    (!of_host(inner.destination, 1)).then_some("its inner destination is not ours")
+}
+
+/// Whose eyes saw it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// A container of this address.
+    Container(Ipv4Addr),
+    /// The stack of the first host.
+    Host,
+}
+
+/// Whether `packet` says that something which `recipient` itself has sent did not arrive.
+fn is_answer_to(packet: Packet<'_>, recipient: Ipv4Addr) -> bool {
+    let quoted = packet.payload.get(8..).and_then(|quoted| quoted.get(12..16));
+    packet.protocol == 1
+        && matches!(packet.payload.first(), Some(3 | 11 | 12 | 5))
+        && quoted == Some(&recipient.octets())
+}
+
+/// What is wrong with something that has arrived, if anything is. `sent` is the frame that it was, where that is known.
+pub(crate) fn wrong(
+    origin: Origin,
+    place: Place,
+    arrived: Option<Packet<'_>>,
+    sent: Option<&[u8]>,
+) -> Option<String> {
+    // An answer has a right of its own: to whom it answers, that was delivered.
+    if let (Place::Container(address), Some(packet)) = (place, arrived)
+        && is_answer_to(packet, address)
+    {
+        return None;
+    }
+    // What no kernel takes does no harm there; on a bridge, a MAC alone does.
+    if origin == Origin::Wire && arrived.is_none() {
+        return None;
+    }
+    let how = sent.and_then(|sent| match origin {
+        Origin::Container => wrong_from_container(sent),
+        Origin::Wire => wrong_from_wire(sent),
+    });
+    if let Some(how) = how {
+        // To its own addresses of the underlay, a host's neighbour may send whatever it wants.
+        let own = place == Place::Host
+            && origin == Origin::Wire
+            && arrived.is_some_and(|packet| !in_overlay(packet.destination));
+        return (!own).then(|| how.to_owned());
+    }
+    let packet = arrived?;
+    let honest = match (origin, place) {
+        (Origin::Container, Place::Container(REMOTE)) => {
+            of_host(packet.source, 1) && attackers(packet.source)
+        }
+        (Origin::Container, _) => attackers(packet.source),
+        (Origin::Wire, Place::Container(REMOTE)) => of_host(packet.source, 1),
+        (Origin::Wire, Place::Container(_)) => {
+            !in_overlay(packet.source) || of_host(packet.source, 2) || packet.source == GATEWAY
+        }
+        (Origin::Wire, Place::Host) => {
+            !in_overlay(packet.destination)
+                || of_host(packet.source, 2)
+                || !in_overlay(packet.source)
+        }
+    };
+    // Those who live there talk with each other.
+    let neighbours = [OWNER, ATTACKER, GATEWAY, REMOTE, Ipv4Addr::new(10, 1, 2, 1)];
+    let own = sent.is_none() && neighbours.contains(&packet.source);
+    (!honest && !own).then(|| format!("{} may not have sent it", packet.source))
+}
