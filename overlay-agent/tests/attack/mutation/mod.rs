@@ -79,7 +79,7 @@ fn judge(
 fn complaint(place: Place, generator: Generator, seen: &[u8]) -> Option<String> {
     let sent = number_in(seen).map(|number| generator.frame(number));
     let packet = match place {
-        Place::Container(_) => rule::taken(seen),
+        Place::Container(address) => rule::taken_by(address, seen),
         Place::Host => rule::ipv4(seen),
     };
     rule::wrong(generator.origin, place, packet, sent.as_deref())

@@ -7,7 +7,8 @@ use super::generate::Origin;
 use crate::tools::{
     frame::{ARP, IPV4, Mac, UDP, VXLAN_PORT, checksum},
     site::{
-        ATTACKER, GATEWAY, GATEWAY_MAC, HOST, HOST_MAC, HOST_VTEP, OWNER, OWNER_MAC, PEER, REMOTE,
+        ATTACKER, ATTACKER_MAC, GATEWAY, GATEWAY_MAC, HOST, HOST_MAC, HOST_VTEP, OWNER, OWNER_MAC,
+        PEER, PEER_MAC, REMOTE, REMOTE_MAC,
     },
 };
 
@@ -54,7 +55,7 @@ pub(crate) fn ipv4(bytes: &[u8]) -> Option<Packet<'_>> {
 }
 
 /// The IPv4 packet in a frame.
-pub(crate) fn taken(frame: &[u8]) -> Option<Packet<'_>> {
+fn taken(frame: &[u8]) -> Option<Packet<'_>> {
     let (ethertype, bytes) = see_through(frame)?;
     (ethertype == IPV4).then(|| ipv4(bytes)).flatten()
 }
@@ -113,7 +114,8 @@ fn wrong_from_wire(frame: &[u8]) -> Option<&'static str> {
         return None;
     }
     let to = mac(frame, 0);
-    if to != HOST_MAC && to[0] & 1 == 0 {
+    // Both hosts are on this wire.
+    if ![HOST_MAC, PEER_MAC].contains(&to) && to[0] & 1 == 0 {
         return Some("it is for another's MAC");
     }
     if !is_vxlan(outer) || outer.destination != HOST {
@@ -149,12 +151,34 @@ pub(crate) enum Place {
     Host,
 }
 
-/// Whether `packet` says that something which `recipient` itself has sent did not arrive.
-fn is_answer_to(packet: Packet<'_>, recipient: Ipv4Addr) -> bool {
+/// Whether `packet` says that something which its recipient itself seems to have sent did not arrive.
+fn is_answer(packet: Packet<'_>) -> bool {
     let quoted = packet.payload.get(8..).and_then(|quoted| quoted.get(12..16));
     packet.protocol == 1
         && matches!(packet.payload.first(), Some(3 | 11 | 12 | 5))
-        && quoted == Some(&recipient.octets())
+        && quoted == Some(&packet.destination.octets())
+}
+
+/// What the stack of the container of this address takes of a frame that comes in.
+pub(crate) fn taken_by(address: Ipv4Addr, frame: &[u8]) -> Option<Packet<'_>> {
+    let own = match address {
+        OWNER => OWNER_MAC,
+        ATTACKER => ATTACKER_MAC,
+        _ => REMOTE_MAC,
+    };
+    let to = mac(frame, 0);
+    let packet = taken(frame).filter(|_| to == own || to[0] & 1 == 1)?;
+    let groups = [Ipv4Addr::BROADCAST, broadcast_of(address)];
+    let for_us = packet.destination == address
+        || packet.destination.is_multicast()
+        || groups.contains(&packet.destination);
+    for_us.then_some(packet)
+}
+
+/// The broadcast address of a /24.
+fn broadcast_of(address: Ipv4Addr) -> Ipv4Addr {
+    let [a, b, c, _] = address.octets();
+    Ipv4Addr::new(a, b, c, 255)
 }
 
 /// What is wrong with something that has arrived, if anything is. `sent` is the frame that it was, where that is known.
@@ -165,9 +189,7 @@ pub(crate) fn wrong(
     sent: Option<&[u8]>,
 ) -> Option<String> {
     // An answer has a right of its own: to whom it answers, that was delivered.
-    if let (Place::Container(address), Some(packet)) = (place, arrived)
-        && is_answer_to(packet, address)
-    {
+    if place != Place::Host && arrived.is_some_and(is_answer) {
         return None;
     }
     // What no kernel takes does no harm there; on a bridge, a MAC alone does.
@@ -191,7 +213,9 @@ pub(crate) fn wrong(
             of_host(packet.source, 1) && attackers(packet.source)
         }
         (Origin::Container, _) => attackers(packet.source),
-        (Origin::Wire, Place::Container(REMOTE)) => of_host(packet.source, 1),
+        (Origin::Wire, Place::Container(REMOTE)) => {
+            !in_overlay(packet.source) || of_host(packet.source, 1)
+        }
         (Origin::Wire, Place::Container(_)) => {
             !in_overlay(packet.source) || of_host(packet.source, 2) || packet.source == GATEWAY
         }
