@@ -184,6 +184,15 @@ fn a_claim_of_anothers_address_is_refused_whatever_it_looks_like() {
             );
         }
     }
+    // Linux takes ARP for IEEE 802 networks as if it were Ethernet's.
+    for (name, to, arp) in claims((ATTACKER_MAC, OWNER)) {
+        trial.refuses(&format!("{name} for an IEEE 802 network"), EACH, |marker| {
+            let mut payload = [&arp.bytes()[..], &marker].concat();
+            payload[1] = 6;
+            let frame = ethernet(to, ATTACKER_MAC, &[], ARP, &payload);
+            (0..EACH).for_each(|_| port.send(&frame).unwrap());
+        });
+    }
     // The neighbour's own words, by another's mouth.
     for (name, to, arp) in claims((OWNER_MAC, OWNER)) {
         trial.refuses(&format!("{name} about the neighbour"), EACH, |marker| {

@@ -3,6 +3,7 @@
 //! Every test first shows that its eyes are open: an honest packet of the same kind arrives.
 #![expect(clippy::unwrap_used, reason = "a test that panics has failed")]
 
+mod corpus;
 mod hidden;
 mod honest;
 mod interfaces;

@@ -9,7 +9,8 @@ use crate::tools::{
     port::Port,
     site::{
         APP_GATEWAY_MAC, ATTACKER, HOST, HOST_MAC, HOST_VTEP, OUTLAW, OWNER, PEER, PEER_MAC,
-        PEER_VTEP, REMOTE, SECOND_MAC, SOON, Site, from_peer, speaking_for_the_host, to_gateway,
+        PEER_VTEP, REMOTE, REMOTE_MAC, SECOND_MAC, SOON, Site, from_peer, speaking_for_the_host,
+        to_gateway,
     },
     trial::Trial,
 };
@@ -197,6 +198,22 @@ fn vxlan_over_ipv6_carries_nothing() {
             let inner = datagram(REMOTE, OWNER, &marker);
             let payload = vxlan(&ethernet(HOST_VTEP, PEER_VTEP, &[], IPV4, &inner));
             by_ipv6(sender.namespace(), address("fd00:33::10"), payload);
+        });
+    }
+    trial.finish();
+}
+
+/// Switches send to everybody what they do not know the place of, and cards that are overheard take it.
+#[test]
+fn a_frame_for_another_hosts_mac_is_not_taken() {
+    let site = Site::new();
+    let port = site.wire_port();
+    let mut trial = Trial::new(&site);
+    for to in [[2, 0, 0, 0, 0, 99], REMOTE_MAC, HOST_VTEP] {
+        trial.stops(&format!("the peer's VXLAN to {to:02x?}"), EACH, |marker| {
+            let mut frame = from_peer(&datagram(REMOTE, OWNER, &marker));
+            frame[..6].copy_from_slice(&to);
+            (0..EACH).for_each(|_| port.send(&frame).unwrap());
         });
     }
     trial.finish();

@@ -14,6 +14,8 @@ use crate::tools::{
     },
 };
 
+const DEFAULT_SEED: u64 = 0x5eed_0002;
+
 /// What every frame carries at its end, before its number and what tells whether the number is whole.
 const MARK: [u8; 4] = [0xa7, 0x7b, 0x5e, 0xed];
 const MARKED: usize = 10;
@@ -63,6 +65,8 @@ impl Random {
 pub(crate) enum Origin {
     Container,
     Wire,
+    /// A virtual machine in a container, which says something about each frame.
+    Machine,
 }
 
 /// The same frames for the same seed.
@@ -111,6 +115,21 @@ const ETHERTYPES: [u16; 11] =
     [IPV4, IPV4, ARP, 0x86dd, 0x8100, 0x88a8, 0x9100, 0x8847, 0x8864, 0x88b5, 0x0040];
 
 impl Generator {
+    /// As the environment says, or always the same.
+    pub(crate) fn new(origin: Origin) -> Self {
+        Self { origin, seed: super::number("OVERLAY_ATTACK_SEED").unwrap_or(DEFAULT_SEED) }
+    }
+
+    /// What is handed to the kernel for the frame of this number.
+    pub(crate) fn message(self, number: u32) -> Vec<u8> {
+        let frame = self.frame(number);
+        if self.origin != Origin::Machine {
+            return frame;
+        }
+        let mut random = Random::new(!self.seed, number.into());
+        [about(&mut random), frame].concat()
+    }
+
     /// The frame of this number.
     pub(crate) fn frame(self, number: u32) -> Vec<u8> {
         let mut random = Random::new(self.seed, number.into());
@@ -118,6 +137,7 @@ impl Generator {
         let mut frame = match self.origin {
             Origin::Container => from_container(&mut random, &end),
             Origin::Wire => from_wire(&mut random, &end),
+            Origin::Machine => from_machine(&mut random, &end),
         };
         let inner = inner_start(&frame);
         for _ in 0..random.pick(&[0, 1, 1, 1, 2, 2, 3, 4]) {
@@ -133,7 +153,8 @@ impl Generator {
         }
         reshape(&mut random, &mut frame);
         // The shortest that the kernel sends is a header.
-        frame.resize(frame.len().clamp(14, 1514), 0);
+        let longest = if self.origin == Origin::Machine { 65_000 } else { frame::LONGEST };
+        frame.resize(frame.len().clamp(14, longest), 0);
         frame
     }
 }
@@ -189,6 +210,42 @@ fn from_wire(random: &mut Random, end: &[u8]) -> Vec<u8> {
         8 => wire(&datagram(random.pick(&[OWNER, ATTACKER]), REMOTE, end)),
         _ => outer(PEER, &datagram(REMOTE, GATEWAY, end)),
     }
+}
+
+/// Who the machine is: nobody else has this MAC or address.
+const MACHINE_MAC: Mac = [2, 0, 10, 1, 1, 5];
+const MACHINE: Ipv4Addr = Ipv4Addr::new(10, 1, 1, 5);
+
+/// Large or small; the mark comes first, because a super-packet is cut up.
+fn from_machine(random: &mut Random, end: &[u8]) -> Vec<u8> {
+    let source = random.pick(&[MACHINE, MACHINE, MACHINE, OWNER, REMOTE]);
+    let length = random.pick(&[0, 100, 1400, 1401, 3000, 20_000, 64_000]);
+    let payload = [end, &vec![0; length]].concat();
+    let (destination, to) =
+        random.pick(&[(REMOTE, GATEWAY_MAC), (OWNER, OWNER_MAC), (GATEWAY, GATEWAY_MAC)]);
+    let packet = match random.below(3) {
+        0 => Ip::new(source, destination, UDP).packet(&udp(PORT, PORT, &payload)),
+        1 => Ip::new(source, PEER, UDP).packet(&udp(PORT, VXLAN_PORT, &vxlan(&payload))),
+        _ => {
+            let header = [0x0f, 0xa0, 0, 9, 0, 0, 0, 1, 0, 0, 0, 0, 0x50, 0x10, 4, 0, 0, 0, 0, 0];
+            Ip::new(source, destination, 6).packet(&[&header[..], &payload].concat())
+        }
+    };
+    ethernet(to, MACHINE_MAC, &[], IPV4, &packet)
+}
+
+/// A header of virtio: flags, kind of segments, length of headers, size of segments, where a checksum begins and where
+/// it goes.
+fn about(random: &mut Random) -> Vec<u8> {
+    let any = random.next().to_be_bytes();
+    let word = |low: usize| u16::from_be_bytes([any[low], any[low + 1]]);
+    let mut header =
+        vec![random.pick(&[0, 1, 1, 1, 2, any[0]]), random.pick(&[0, 1, 1, 3, 4, 5, 0x81, any[1]])];
+    header.extend(random.pick(&[0, 14, 42, 54, 66, word(2), 0xffff]).to_le_bytes());
+    header.extend(random.pick(&[0, 8, 500, 1398, 1398, 1400, 1400, word(4), 0xffff]).to_le_bytes());
+    header.extend(random.pick(&[34, 34, 34, 14, 0, word(6)]).to_le_bytes());
+    header.extend(random.pick(&[16, 16, 6, 6, 0, word(0)]).to_le_bytes());
+    header
 }
 
 /// Where the inner Ethernet header begins, in what was built here.

@@ -197,7 +197,7 @@ pub(crate) fn wrong(
         return None;
     }
     let how = sent.and_then(|sent| match origin {
-        Origin::Container => wrong_from_container(sent),
+        Origin::Container | Origin::Machine => wrong_from_container(sent),
         Origin::Wire => wrong_from_wire(sent),
     });
     if let Some(how) = how {
@@ -209,10 +209,13 @@ pub(crate) fn wrong(
     }
     let packet = arrived?;
     let honest = match (origin, place) {
-        (Origin::Container, Place::Container(REMOTE)) => {
+        (Origin::Container | Origin::Machine, Place::Container(REMOTE)) => {
             of_host(packet.source, 1) && attackers(packet.source)
         }
-        (Origin::Container, _) => attackers(packet.source),
+        (Origin::Container | Origin::Machine, _) => {
+            // The gateway answers whoever asks, be it everybody.
+            attackers(packet.source) || (packet.source, packet.protocol) == (GATEWAY, 1)
+        }
         (Origin::Wire, Place::Container(REMOTE)) => {
             !in_overlay(packet.source) || of_host(packet.source, 1)
         }

@@ -8,4 +8,5 @@ pub(crate) mod ring;
 pub(crate) mod site;
 pub(crate) mod sniffer;
 pub(crate) mod tally;
+pub(crate) mod tap;
 pub(crate) mod trial;

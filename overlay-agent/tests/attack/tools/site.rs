@@ -274,7 +274,8 @@ fn masquerade(host: &Host, from: &str, inside: &str) {
 /// Gives uplinks their MACs, and keeps the switch from believing what the outlaw says about them.
 fn harden_switch(lab: &Lab) {
     let switch = lab.wire().switch();
-    // It would look into what it forwards, and so make readable in place what was not.
+    // Both would look into what it forwards, and so make readable in place what was not.
+    switch.sysctl("net.bridge.bridge-nf-call-iptables", "0").unwrap();
     switch.ip(["link", "set", "switch", "type", "bridge", "mcast_snooping", "0"]).unwrap();
     for (host, mac) in lab.hosts().iter().zip([HOST_MAC, PEER_MAC]) {
         host.ip(["link", "set", UPLINK, "address", &text(mac)]).unwrap();

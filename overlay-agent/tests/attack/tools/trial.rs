@@ -5,13 +5,16 @@ use std::time::{Duration, Instant};
 use xtask::lab::eventually;
 
 use super::{
-    site::{SOON, Site},
+    site::{REMOTE, SOON, Site},
     sniffer::{Marker, Sniffer},
     tally::Tally,
 };
 
 /// How long a refusal may take to be counted.
 const COUNTED_WITHIN: Duration = Duration::from_secs(2);
+
+/// How long an honest container may wait for an answer.
+const SERVED_WITHIN: Duration = Duration::from_secs(5);
 
 /// What an attempt must come to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,8 +70,10 @@ impl<'site> Trial<'site> {
                 break rise;
             }
         };
-        if expected == Expected::Stopped {
-            self.sentinel();
+        if expected == Expected::Stopped
+            && let Err(error) = self.sentinel()
+        {
+            self.fail(format!("{what}: the honest are not served any more: {error:#}"));
         }
         Sniffer::settle(&self.site.sniffers);
         for sniffer in &self.site.sniffers {
@@ -104,12 +109,11 @@ impl<'site> Trial<'site> {
     }
 
     /// Something honest that goes the whole way, behind which nothing is on its way any more.
-    fn sentinel(&self) {
-        eventually(SOON, "the remote container to answer", || {
-            self.site.owner.ping(super::site::REMOTE)?;
-            self.site.attacker.ping(super::site::REMOTE)
+    fn sentinel(&self) -> anyhow::Result<()> {
+        eventually(SERVED_WITHIN, "the remote container to answer", || {
+            self.site.owner.ping(REMOTE)?;
+            self.site.attacker.ping(REMOTE)
         })
-        .unwrap();
     }
 
     fn arrived(&self, marker: Marker) -> u64 {
