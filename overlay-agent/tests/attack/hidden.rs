@@ -119,7 +119,7 @@ fn fragments_do_not_hide_vxlan_to_a_vtep() {
                 if turned {
                     frames.reverse();
                 }
-                frames.iter().for_each(|frame| port.send(frame).unwrap());
+                assert_eq!(port.send_many(&frames), frames.len());
             });
         }
     }
@@ -135,7 +135,7 @@ fn fragments_do_not_hide_vxlan_to_a_vtep() {
             if !honest_first {
                 frames.rotate_left(1);
             }
-            frames.iter().for_each(|frame| port.send(frame).unwrap());
+            assert_eq!(port.send_many(&frames), frames.len());
         });
     }
     trial.finish();

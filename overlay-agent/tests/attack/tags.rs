@@ -35,7 +35,7 @@ fn stacks() -> Vec<(Vec<Tag>, bool)> {
         vec![tag(0x8100, 0x1000)],
     ];
     stacks.extend(mixed.map(|tags| {
-        let seen_through = tags.iter().all(|tag| tag.vid & 0x0fff == 0 && tag.protocol != 0x9100);
+        let seen_through = tags.iter().all(|tag| tag.vid << 4 == 0 && tag.protocol != 0x9100);
         (tags, seen_through)
     }));
     stacks

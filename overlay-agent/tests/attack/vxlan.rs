@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use xtask::lab::{Namespace, UPLINK, eventually};
 
 use crate::tools::{
-    frame::{IPV4, Ip, PORT, UDP, VXLAN_PORT, datagram, ethernet, udp, vxlan},
+    frame::{IPV4, Ip, PORT, UDP, VXLAN_PORT, checksum, datagram, ethernet, udp, vxlan},
     port::Port,
     site::{
         APP_GATEWAY_MAC, ATTACKER, HOST, HOST_MAC, HOST_VTEP, OUTLAW, OWNER, PEER, PEER_MAC,
@@ -213,6 +213,32 @@ fn a_frame_for_another_hosts_mac_is_not_taken() {
         trial.stops(&format!("the peer's VXLAN to {to:02x?}"), EACH, |marker| {
             let mut frame = from_peer(&datagram(REMOTE, OWNER, &marker));
             frame[..6].copy_from_slice(&to);
+            (0..EACH).for_each(|_| port.send(&frame).unwrap());
+        });
+    }
+    trial.finish();
+}
+
+/// What lies about its length or its content is dropped by the kernel, and so it is not the fast path's either.
+#[test]
+fn what_the_kernel_would_not_take_is_not_taken() {
+    let site = Site::new();
+    let port = site.wire_port();
+    let mut trial = Trial::new(&site);
+    for (what, at, field) in [
+        ("a length of more than there is", 16, [0, 0xcb]),
+        ("a length of less than there is", 16, [0, 0x4a]),
+        ("a UDP length of more than there is", 38, [0, 0xcb]),
+        ("a UDP length of less than there is", 38, [0, 0x24]),
+        ("a UDP length of nothing", 38, [0, 0]),
+        ("a wrong UDP checksum", 40, [0x12, 0x34]),
+    ] {
+        trial.stops(&format!("the peer's VXLAN with {what}"), EACH, |marker| {
+            let mut frame = from_peer(&datagram(REMOTE, OWNER, &marker));
+            frame[at..at + 2].copy_from_slice(&field);
+            frame[24..26].copy_from_slice(&[0, 0]);
+            let sum = checksum(&frame[14..34]);
+            frame[24..26].copy_from_slice(&sum.to_be_bytes());
             (0..EACH).for_each(|_| port.send(&frame).unwrap());
         });
     }

@@ -369,7 +369,7 @@ pub(crate) fn number_in(bytes: &[u8]) -> Option<u32> {
 pub(crate) fn hex(frame: &[u8]) -> String {
     let lines = frame
         .chunks(32)
-        .map(|line| line.iter().map(|byte| format!("{byte:02x}")).collect::<String>());
+        .map(|line| line.iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().concat());
     lines.collect::<Vec<_>>().join("\n")
 }
 

@@ -34,14 +34,14 @@ fn hunt(site: &Site) {
     site.masquerade();
     let container = site.host().add_container("machine").unwrap();
     let tap = bridge(container.namespace());
-    let watches = vec![
+    let watches = [
         Watch::container(site.owner.namespace(), OWNER, generator),
         Watch::container(site.remote.namespace(), REMOTE, generator),
         Watch::host(site, generator),
     ];
     let veths = [site.owner.veth(), site.attacker.veth(), container.veth()];
     let books = Books::open(site, "from_container", &veths);
-    run(generator, watches, books, |frames| {
+    run(generator, &watches, &books, |frames| {
         frames.iter().filter(|frame| tap.send(frame).is_ok()).count()
     });
 }

@@ -23,11 +23,11 @@ pub(crate) struct Packet<'frame> {
     payload: &'frame [u8],
 }
 
-/// EtherType and payload behind all tags that the kernel takes away by itself: those without an identifier.
+/// `EtherType` and payload behind all tags that the kernel takes away by itself: those without an identifier.
 fn see_through(frame: &[u8]) -> Option<(u16, &[u8])> {
     let word = |at: usize| Some(u16::from_be_bytes([*frame.get(at)?, *frame.get(at + 1)?]));
     let mut at = 12;
-    while matches!(word(at)?, 0x8100 | 0x88a8) && word(at + 2)? & 0x0fff == 0 {
+    while matches!(word(at)?, 0x8100 | 0x88a8) && word(at + 2)? << 4 == 0 {
         at += 4;
     }
     Some((word(at)?, frame.get(at + 2..)?))
@@ -49,7 +49,7 @@ pub(crate) fn ipv4(bytes: &[u8]) -> Option<Packet<'_>> {
         destination: address(16),
         protocol: whole[9],
         is_fragment: fragment != 0,
-        is_first: fragment & 0x1fff == 0,
+        is_first: fragment << 3 == 0,
         payload: &whole[header..],
     })
 }
@@ -73,16 +73,32 @@ fn of_host(address: Ipv4Addr, number: u8) -> bool {
     address.octets()[..3] == [10, 1, number]
 }
 
+/// The addresses of the attacker's subnet that are others': the neighbour's, and the host's two.
+const OTHERS: [Ipv4Addr; 3] = [OWNER, GATEWAY, Ipv4Addr::new(10, 1, 1, 0)];
+
 /// Whether the attacker may use this source: its own, one that is nobody's, or one that the overlay does not know.
 fn attackers(address: Ipv4Addr) -> bool {
-    let taken = [OWNER, GATEWAY, Ipv4Addr::new(10, 1, 1, 0)];
-    if in_overlay(address) { of_host(address, 1) && !taken.contains(&address) } else { true }
+    !in_overlay(address) || of_host(address, 1) && !OTHERS.contains(&address)
 }
 
 fn is_vxlan(packet: Packet<'_>) -> bool {
     packet.protocol == UDP
         && packet.is_first
         && packet.payload.get(2..4) == Some(&VXLAN_PORT.to_be_bytes())
+}
+
+/// The payload of a datagram that a kernel takes: its length and, where it has one, its checksum are right.
+fn datagram(packet: Packet<'_>) -> Option<&[u8]> {
+    let length = u16::from_be_bytes([*packet.payload.get(4)?, *packet.payload.get(5)?]);
+    let whole = packet.payload.get(..usize::from(length)).filter(|_| length >= 8)?;
+    let pseudo = [
+        &packet.source.octets()[..],
+        &packet.destination.octets(),
+        &[0, UDP],
+        &length.to_be_bytes(),
+        whole,
+    ];
+    (whole[6..8] == [0, 0] || checksum(&pseudo.concat()) == 0).then(|| &whole[8..])
 }
 
 /// What is wrong with a frame of the attacker's, if anything is: nothing of it may then arrive anywhere.
@@ -99,10 +115,10 @@ fn wrong_from_container(frame: &[u8]) -> Option<&'static str> {
         }
     }
     let (ethertype, bytes) = see_through(frame)?;
-    let claim: [u8; 4] = bytes.get(14..18)?.try_into().unwrap();
-    // Linux takes ARP for Ethernet and for IEEE 802 alike.
-    let is_arp = ethertype == ARP && matches!(bytes[..6], [0, 1 | 6, 8, 0, 6, 4]);
-    (is_arp && !attackers(claim.into())).then_some("it claims another's address")
+    // Linux takes ARP for Ethernet and for IEEE 802 alike, if it is all there.
+    let arp = bytes.get(..28).filter(|arp| matches!(arp[..6], [0, 1 | 6, 8, 0, 6, 4]))?;
+    let claim: [u8; 4] = arp[14..18].try_into().unwrap();
+    (ethertype == ARP && OTHERS.contains(&claim.into())).then_some("it claims another's address")
 }
 
 /// What is wrong with a frame from the wire, if anything is: no container, and no address of the overlay, may get
@@ -125,11 +141,12 @@ fn wrong_from_wire(frame: &[u8]) -> Option<&'static str> {
     if outer.source != PEER {
         return Some("it is not from a peer");
     }
-    let Some(vxlan) = outer.payload.get(8..16) else { return Some("it ends early") };
+    let Some(payload) = datagram(outer) else { return Some("its UDP header is wrong") };
+    let Some(vxlan) = payload.get(..8) else { return Some("it ends early") };
     if vxlan[0] & 8 == 0 || vxlan[4..7] != [0, 0, 1] {
         return Some("it has another network's identifier");
     }
-    let inner = &outer.payload[16..];
+    let inner = &payload[8..];
     if inner.len() < 14 || mac(inner, 0) != HOST_VTEP {
         return Some("it is for another VTEP");
     }

@@ -15,7 +15,7 @@ pub(crate) const VXLAN_PORT: u16 = 8472;
 /// The port that honest datagrams and forged ones name.
 pub(crate) const PORT: u16 = 4000;
 
-/// A VLAN tag in front of the EtherType.
+/// A VLAN tag in front of the `EtherType`.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Tag {
     pub(crate) protocol: u16,

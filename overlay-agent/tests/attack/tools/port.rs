@@ -3,7 +3,7 @@
 use std::{
     io,
     mem::{size_of, zeroed},
-    os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
+    os::fd::{AsRawFd, FromRawFd as _, OwnedFd},
 };
 
 use anyhow::{Context as _, Result};
@@ -111,8 +111,21 @@ fn open(device: Option<&str>, protocol: u16) -> Result<OwnedFd> {
     Ok(socket)
 }
 
+/// Has a socket take nothing of what comes for it, without a word to who sent it.
+pub(crate) fn deaf(socket: &impl AsRawFd) -> io::Result<()> {
+    // Return 0: of every packet, no byte is kept.
+    let mut program = [libc::sock_filter { code: 0x06, jt: 0, jf: 0, k: 0 }];
+    let filter = libc::sock_fprog { len: 1, filter: program.as_mut_ptr() };
+    set_option(socket, libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, &filter)
+}
+
 /// Sets an option of a socket.
-pub(crate) fn set_option<T>(socket: &OwnedFd, level: i32, name: i32, value: &T) -> io::Result<()> {
+pub(crate) fn set_option<T>(
+    socket: &impl AsRawFd,
+    level: i32,
+    name: i32,
+    value: &T,
+) -> io::Result<()> {
     let length = u32::try_from(size_of::<T>()).unwrap();
     // SAFETY: the kernel reads as many bytes as it is told, which are those of `value`.
     let set = unsafe {

@@ -12,7 +12,7 @@ use xtask::lab::{
 
 use super::{
     frame::{self, Mac},
-    port::Port,
+    port::{self, Port},
     ring::Ring,
     sniffer::Sniffer,
     tally::Tally,
@@ -60,7 +60,7 @@ pub(crate) struct Site {
     /// On the second host.
     pub(crate) remote: Container,
     /// Bound in every container, or else its stack would answer that nobody listens.
-    pub(crate) sockets: Vec<UdpSocket>,
+    _sockets: Vec<UdpSocket>,
     /// What else is in network namespaces.
     pub(crate) others: Vec<Namespace>,
     pub(crate) options: AgentOptions,
@@ -103,7 +103,12 @@ impl Site {
             Sniffer::host(lab.host(1).namespace(), "the second host"),
         ];
         let sockets = [&owner, &attacker, &remote].map(|container| {
-            let bound = || Ok(UdpSocket::bind(("0.0.0.0", frame::PORT))?);
+            let bound = || {
+                let socket = UdpSocket::bind(("0.0.0.0", frame::PORT))?;
+                // What waited to be read would hold its sender's ring.
+                port::deaf(&socket)?;
+                Ok(socket)
+            };
             container.namespace().within(bound).unwrap()
         });
         let sockets = sockets.into();
@@ -113,7 +118,7 @@ impl Site {
             owner,
             attacker,
             remote,
-            sockets,
+            _sockets: sockets,
             others: Vec::new(),
             options,
             lab,

@@ -247,8 +247,8 @@ fn tag(header: &libc::msghdr) -> Option<[u8; 4]> {
         while !control.is_null() {
             let record = &*control;
             if (record.cmsg_level, record.cmsg_type) == (libc::SOL_PACKET, libc::PACKET_AUXDATA) {
-                let data = libc::CMSG_DATA(control).cast::<libc::tpacket_auxdata>();
-                let data = data.read_unaligned();
+                let data: *const libc::c_void = libc::CMSG_DATA(control).cast();
+                let data = data.cast::<libc::tpacket_auxdata>().read_unaligned();
                 if data.tp_status & libc::TP_STATUS_VLAN_VALID == 0 {
                     return None;
                 }

@@ -12,9 +12,6 @@ use anyhow::Context as _;
 use nix::libc;
 use xtask::lab::Namespace;
 
-/// The header in front of a frame, as virtio (5.1.6) has it.
-pub(crate) const HEADER: usize = 10;
-
 /// A TAP device, which goes away when dropped.
 #[derive(Debug)]
 pub(crate) struct Tap(File);
@@ -43,7 +40,7 @@ impl Tap {
         Self(file.unwrap())
     }
 
-    /// Sends a frame with its header, unless the kernel refuses it.
+    /// Sends a frame behind a header of virtio (version 1, 5.1.6), unless the kernel refuses it.
     pub(crate) fn send(&self, frame: &[u8]) -> io::Result<()> {
         (&self.0).write_all(frame)
     }
