@@ -8,6 +8,7 @@ use overlay_common::tables::{ABI_VERSION, HostConfig};
 use rtnetlink::Handle;
 
 use crate::{
+    claims::Claims,
     containers::{self, Containers, Contested, Identities},
     datapath::{Attachment, Attachments, Changes, Features, Mechanism, PinPath, Programs, Tables},
     fail,
@@ -59,6 +60,7 @@ pub struct Dataplane {
     bridge: Option<Link>,
     containers: Containers,
     newcomers: Newcomers,
+    claims: Claims,
     peers: Peers,
     ways: Ways,
     ways_are_stale: bool,
@@ -111,6 +113,7 @@ impl Dataplane {
             bridge: None,
             containers,
             newcomers: Newcomers::default(),
+            claims: Claims::default(),
             ways: Ways::default(),
             ways_are_stale: true,
             synced: false,
@@ -182,6 +185,7 @@ impl Dataplane {
         if self.synced {
             self.verify_leases()?;
         }
+        self.claims.look(&self.tables.claims.entries()?, Instant::now());
         if self.tables.config.get(&0, 0).context("reading BPF map config")? != self.config {
             tracing::warn!("this host's settings were changed by somebody else");
             self.tables.config.set(0, self.config, 0).context("writing BPF map config")?;
@@ -328,9 +332,12 @@ impl Dataplane {
     /// Everywhere first, and only then nowhere else: what changes its role is never without a program.
     async fn attach(&mut self, observed: &Observed) -> Result<()> {
         let uplink = self.uplink_is_there().then_some(&self.spec.uplink);
-        let newcomers = self.newcomers.look(observed, Instant::now());
         let bridge = self.bridge.as_ref();
-        let places = places::places(observed, &newcomers, uplink, &self.tunnel, bridge);
+        let places = places::places(observed, uplink, &self.tunnel, bridge);
+        self.newcomers.look(observed, Instant::now());
+        for (key, home) in self.newcomers.homes() {
+            self.tables.homes.insert(&key, &home)?;
+        }
         for (hook, places) in &places {
             for place in places {
                 self.attachments.attach(&mut self.programs, &self.pins, *hook, place).await?;
@@ -355,7 +362,8 @@ impl Dataplane {
         // Whose a MAC is before whose an address is: an address without its MAC is dropped.
         let ports = self.tables.ports.converge(&now.ports)?;
         let endpoints = self.tables.endpoints.converge(&now.endpoints)?;
-        let homes = self.tables.homes.converge(&now.homes)?;
+        let homes = now.homes.iter().map(|(key, home)| (*key, *home));
+        let homes = self.tables.homes.converge(&homes.chain(self.newcomers.homes()).collect())?;
         if *now != before {
             return Ok(());
         }
@@ -493,6 +501,11 @@ impl Dataplane {
     /// How many local containers can be delivered to directly.
     pub fn endpoints(&self) -> usize {
         self.containers.identities().containers()
+    }
+
+    /// Which addresses containers claim that are others'.
+    pub const fn claims(&self) -> &Claims {
+        &self.claims
     }
 
     /// What two containers claim.

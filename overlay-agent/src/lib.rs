@@ -2,6 +2,7 @@
 
 pub mod admin;
 pub mod agent;
+pub mod claims;
 pub mod cleanup;
 pub mod cli;
 pub mod containers;

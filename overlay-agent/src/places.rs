@@ -6,7 +6,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use overlay_common::Hook;
+use overlay_common::{
+    Hook,
+    tables::{Home, HomeKey},
+};
 
 use crate::{
     containers,
@@ -43,11 +46,12 @@ const ALONE: Duration = Duration::from_millis(500);
 pub struct Newcomers {
     /// Since when each has been seen alone; the first time that anybody looks, they are no news.
     since: Option<BTreeMap<u32, Instant>>,
+    young: BTreeSet<u32>,
 }
 
 impl Newcomers {
-    /// Those that have been alone for too short a time, at this moment.
-    pub fn look(&mut self, observed: &Observed, now: Instant) -> BTreeSet<u32> {
+    /// Finds those that have been alone for too short a time, at this moment.
+    pub fn look(&mut self, observed: &Observed, now: Instant) {
         let alone = |link: &&Link| {
             link.master.is_none() && matches!(link.kind, LinkKind::Veth { peer: Some(_) })
         };
@@ -61,16 +65,19 @@ impl Newcomers {
             .map(|link| (link.index, before.get(&link.index).copied().unwrap_or(unknown)))
             .collect();
         let young = since.iter().filter(|(_, since)| now.duration_since(**since) < ALONE);
-        let young = young.map(|(ifindex, _)| *ifindex).collect();
+        self.young = young.map(|(ifindex, _)| *ifindex).collect();
         self.since = Some(since);
-        young
+    }
+
+    /// What the map `homes` should hold for them.
+    pub fn homes(&self) -> impl Iterator<Item = (HomeKey, Home)> {
+        self.young.iter().map(|ifindex| (HomeKey::newcomer(*ifindex), Home::default()))
     }
 }
 
-/// Every program and the interfaces that it should be on; not yet on newcomers.
+/// Every program and the interfaces that it should be on.
 pub fn places(
     observed: &Observed,
-    newcomers: &BTreeSet<u32>,
     uplink: Option<&Attachment>,
     tunnel: &Tunnel,
     bridge: Option<&Link>,
@@ -88,8 +95,7 @@ pub fn places(
             || named.iter().any(|places| places.iter().any(|place| place.ifindex == link.index))
     };
     let others = observed.links.values().filter(|link| receives(observed, link));
-    let others = others.filter(|link| !own(link) && !newcomers.contains(&link.index));
-    let others = others.map(place).collect();
+    let others = others.filter(|link| !own(link)).map(place).collect();
     [
         (Hook::FromUplink, uplink_place.clone()),
         (Hook::FromTunnel, vec![tunnel.clone()]),
@@ -158,7 +164,6 @@ mod tests {
         add(24, LinkKind::Vrf, None);
         add(25, LinkKind::Other, Some(24));
         add(26, LinkKind::Tun, Some(BRIDGE));
-        add(27, LinkKind::Veth { peer: Some(peer(27)) }, None);
         add(1, LinkKind::Other, None);
         host.links.get_mut(&1).expect("there").loopback = true;
         let tunnel = Tunnel { ifindex: TUNNEL, name: "overlay.1".to_owned() };
@@ -184,10 +189,14 @@ mod tests {
             host.clone()
         };
         let start = Instant::now();
-        assert!(newcomers.look(&add(20), start).is_empty(), "it was there before us");
+        let mut young = |host: &Observed, when| {
+            newcomers.look(host, when);
+            newcomers.homes().map(|(key, _)| key.ifindex).collect::<Vec<_>>()
+        };
+        assert_eq!(young(&add(20), start), [], "it was there before us");
         let host = add(21);
-        assert_eq!(newcomers.look(&host, start), BTreeSet::from([21]));
-        assert_eq!(newcomers.look(&host, start + ALONE / 2), BTreeSet::from([21]));
-        assert!(newcomers.look(&host, start + ALONE).is_empty());
+        assert_eq!(young(&host, start), [21]);
+        assert_eq!(young(&host, start + ALONE / 2), [21]);
+        assert_eq!(young(&host, start + ALONE), []);
     }
 }

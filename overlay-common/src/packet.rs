@@ -58,8 +58,15 @@ pub struct Arp {
 }
 
 impl Arp {
-    /// Of Ethernet and IPv4: what the kernel believes.
+    /// Of Ethernet and IPv4.
     pub const ETHERNET_IPV4: [u8; 6] = [0, 1, 8, 0, 6, 4];
+
+    /// Whether the kernel believes it on an Ethernet: that has hardware type 6, IEEE 802, for the same
+    /// (`arp_process`, net/ipv4/arp.c).
+    #[inline(always)]
+    pub const fn is_believed(&self) -> bool {
+        matches!(self.kind, [0, 1 | 6, 8, 0, 6, 4])
+    }
 }
 
 // SAFETY: all five consist of integers and byte arrays only; the assertions below hold the alignment.
@@ -111,6 +118,9 @@ pub trait Packet {
     /// Whether its MAC is not that of the interface it came by: only a bridge or the like takes it from there.
     fn is_for_another_host(&self) -> bool;
 
+    /// Whether the network card, or the kernel, has found the outermost checksum right.
+    fn checksum_verified(&self) -> bool;
+
     /// `EtherType` of what is behind the Ethernet header and that tag, in network order.
     fn protocol(&self) -> [u8; 2];
 
@@ -157,6 +167,10 @@ pub(crate) mod test_support {
 
         fn is_for_another_host(&self) -> bool {
             self.for_another_host
+        }
+
+        fn checksum_verified(&self) -> bool {
+            false
         }
 
         fn protocol(&self) -> [u8; 2] {

@@ -134,6 +134,8 @@ reasons! {
         Fragment = "fragment", "A fragment: the stack reassembles.";
         IpOptions = "ip_options", "Its IPv4 header has options.";
         BadOuterChecksum = "bad_outer_checksum", "The outer IPv4 header's checksum is wrong: the stack drops it.";
+        BadOuterLength = "bad_outer_length", "The outer headers state other lengths than the packet has: the stack decides.";
+        UdpChecksum = "udp_checksum", "It has a UDP checksum that nobody has verified yet: the stack does.";
         Aggregate = "aggregate", "An aggregate that is not TCP for a known container: the kernel device can take it apart.";
         HostDestination = "host_destination", "For an address of the host itself, or one the bridge does not carry.";
         Unmasqueraded = "unmasqueraded", "From a peer's container as it is, to an address outside the overlay: the stack takes it, as with flannel.";

@@ -8,10 +8,10 @@ use aya_ebpf::{
 use overlay_common::{
     decide::Tables,
     tables::{
-        Counter, Direction, ENDPOINTS_CAPACITY, Endpoint, EndpointKey, HOMES_CAPACITY, Home,
-        HomeKey, HostConfig, PEERS_CAPACITY, PORTS_CAPACITY, Peer, PeerKey, Port, PortKey,
-        STACK_FLOWS_CAPACITY, StackFlow, StackFlowKey, StackState, VTEPS_CAPACITY, Vtep, VtepKey,
-        counter_slots,
+        CLAIMS_CAPACITY, Claim, ClaimKey, Counter, Direction, ENDPOINTS_CAPACITY, Endpoint,
+        EndpointKey, HOMES_CAPACITY, Home, HomeKey, HostConfig, PEERS_CAPACITY, PORTS_CAPACITY,
+        Peer, PeerKey, Port, PortKey, STACK_FLOWS_CAPACITY, StackFlow, StackFlowKey, StackState,
+        VTEPS_CAPACITY, Vtep, VtepKey, counter_slots,
     },
 };
 
@@ -35,6 +35,9 @@ static PORTS: HashMap<PortKey, Port, PORTS_CAPACITY, ON_DEMAND> = HashMap::new()
 
 #[btf_map(name = "homes")]
 static HOMES: HashMap<HomeKey, Home, HOMES_CAPACITY, ON_DEMAND> = HashMap::new();
+
+#[btf_map(name = "claims")]
+static CLAIMS: LruHashMap<ClaimKey, Claim, CLAIMS_CAPACITY> = LruHashMap::new();
 
 #[btf_map(name = "stack_flows")]
 static STACK_FLOWS: LruHashMap<StackFlowKey, StackFlow, STACK_FLOWS_CAPACITY> = LruHashMap::new();
@@ -87,6 +90,19 @@ impl Tables for Maps {
     fn home(&self, key: &HomeKey) -> Option<Home> {
         // SAFETY: as above.
         unsafe { HOMES.get(key) }.copied()
+    }
+
+    #[inline(always)]
+    fn note_claim(&self, port: Option<u32>, address: [u8; 4]) {
+        let Some(ifindex) = port else { return };
+        let key = ClaimKey { address, ifindex };
+        if let Some(claim) = CLAIMS.get_ptr_mut(&key) {
+            // SAFETY: one integer; one that gets lost between two processors is not missed.
+            unsafe { (*claim).packets += 1 };
+        } else {
+            // A full map makes room by itself.
+            let _refused = CLAIMS.insert(&key, Claim { packets: 1 }, 0);
+        }
     }
 
     #[inline(always)]

@@ -2,7 +2,11 @@
 
 use core::mem::MaybeUninit;
 
-use aya_ebpf::{helpers::generated::bpf_skb_load_bytes_relative, programs::TcContext};
+use aya_ebpf::{
+    bindings::BPF_CSUM_LEVEL_QUERY,
+    helpers::generated::{bpf_csum_level, bpf_skb_load_bytes_relative},
+    programs::TcContext,
+};
 use overlay_common::packet::{Header, Packet};
 
 /// Ethernet, IPv4 and TCP up to the data offset.
@@ -132,6 +136,13 @@ impl Packet for Skb<'_> {
     fn is_for_another_host(&self) -> bool {
         // SAFETY: as above.
         unsafe { (*self.ctx.skb.skb).pkt_type == PACKET_OTHERHOST }
+    }
+
+    #[inline(always)]
+    fn checksum_verified(&self) -> bool {
+        // SAFETY: as above.
+        let level = unsafe { bpf_csum_level(self.ctx.skb.skb, u64::from(BPF_CSUM_LEVEL_QUERY)) };
+        level >= 0
     }
 
     #[inline(always)]

@@ -1,5 +1,7 @@
 //! What the running agent says about itself.
 
+use std::time::Instant;
+
 use anyhow::Result;
 use overlay_common::Feature;
 
@@ -102,7 +104,11 @@ impl Agent {
         }
         problems.extend(self.dataplane.contested().iter().map(ToString::to_string));
         match netlink::observe(&self.netlink).await {
-            Ok(observed) => problems.extend(self.missing_links(&observed)),
+            Ok(observed) => {
+                problems.extend(self.missing_links(&observed));
+                let claims = self.dataplane.claims();
+                problems.extend(claims.sentences(&observed.links, Instant::now()));
+            }
             Err(error) => problems.push(format!("The kernel does not answer: {error:#}.")),
         }
         problems.extend(self.store.troubles().sentences());

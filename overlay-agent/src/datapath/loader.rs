@@ -7,8 +7,8 @@ use aya::{
 use overlay_common::{
     Hook,
     tables::{
-        ABI_VERSION, CONFIG_MAP, COUNTERS_MAP, ENDPOINTS_MAP, HANDED_OVER_MAP, HOMES_MAP,
-        HostConfig, PEERS_MAP, PORTS_MAP, STACK_FLOWS_MAP, STACK_STATE_MAP, VTEPS_MAP,
+        ABI_VERSION, CLAIMS_MAP, CONFIG_MAP, COUNTERS_MAP, ENDPOINTS_MAP, HANDED_OVER_MAP,
+        HOMES_MAP, HostConfig, PEERS_MAP, PORTS_MAP, STACK_FLOWS_MAP, STACK_STATE_MAP, VTEPS_MAP,
     },
 };
 
@@ -18,13 +18,14 @@ use super::{PinPath, Tables};
 use crate::exit::{Exit, WithExit};
 
 /// Every pinned map.
-const MAPS: [&str; 10] = [
+const MAPS: [&str; 11] = [
     CONFIG_MAP,
     PEERS_MAP,
     VTEPS_MAP,
     ENDPOINTS_MAP,
     PORTS_MAP,
     HOMES_MAP,
+    CLAIMS_MAP,
     STACK_FLOWS_MAP,
     STACK_STATE_MAP,
     HANDED_OVER_MAP,

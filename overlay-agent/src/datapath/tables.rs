@@ -7,9 +7,9 @@ use aya::{
     maps::{Array, HashMap as BpfHashMap, Map, MapData, MapError, PerCpuArray},
 };
 use overlay_common::tables::{
-    CONFIG_MAP, COUNTERS_MAP, Counter, ENDPOINTS_MAP, Endpoint, EndpointKey, HOMES_MAP, Home,
-    HomeKey, HostConfig, PEERS_MAP, PORTS_MAP, Peer, PeerKey, Port, PortKey, VTEPS_MAP, Vtep,
-    VtepKey,
+    CLAIMS_MAP, CONFIG_MAP, COUNTERS_MAP, Claim, ClaimKey, Counter, ENDPOINTS_MAP, Endpoint,
+    EndpointKey, HOMES_MAP, Home, HomeKey, HostConfig, PEERS_MAP, PORTS_MAP, Peer, PeerKey, Port,
+    PortKey, VTEPS_MAP, Vtep, VtepKey,
 };
 
 use crate::fail;
@@ -28,6 +28,8 @@ pub struct Tables {
     pub ports: TypedMap<PortKey, Port>,
     /// Other bridges that containers are behind.
     pub homes: TypedMap<HomeKey, Home>,
+    /// Addresses that containers claim and that are others'.
+    pub claims: TypedMap<ClaimKey, Claim>,
     /// Packets by hook and reason.
     pub counters: PerCpuArray<MapData, Counter>,
     /// The kernel's number of each map.
@@ -44,6 +46,7 @@ impl Tables {
             endpoints: TypedMap::new(ENDPOINTS_MAP, take(ENDPOINTS_MAP)?)?,
             ports: TypedMap::new(PORTS_MAP, take(PORTS_MAP)?)?,
             homes: TypedMap::new(HOMES_MAP, take(HOMES_MAP)?)?,
+            claims: TypedMap::new(CLAIMS_MAP, take(CLAIMS_MAP)?)?,
             counters: take(COUNTERS_MAP)?.try_into().context("opening BPF map counters")?,
             ids: Vec::new(),
         })

@@ -2,7 +2,7 @@
 
 use overlay_common::{
     Hook, MacAddr, Reason,
-    tables::{Home, HomeKey, HostConfig},
+    tables::{ClaimKey, Home, HomeKey, HostConfig},
 };
 
 use crate::{
@@ -19,11 +19,6 @@ const VLAN: [u8; 4] = [0x81, 0, 0, 5];
 
 fn tagged(packet: &[u8], tags: &[[u8; 4]]) -> Vec<u8> {
     [&packet[..12], &tags.concat(), &packet[12..]].concat()
-}
-
-/// The packet as the interface takes it that the program runs on here, which is a loopback.
-fn taken(packet: &[u8]) -> Vec<u8> {
-    [&[0; 6], &packet[6..]].concat()
 }
 
 fn from(mac: MacAddr, packet: &[u8]) -> Vec<u8> {
@@ -65,7 +60,7 @@ fn tags_hide_no_overlay_source_from_the_wire() {
     let forged = udp(REMOTE, CONTAINER, 53, b"");
     for hook in [Hook::FromUplink, Hook::FromInterface] {
         for tags in [&[][..], &[PRIORITY], &[SERVICE, PRIORITY]] {
-            let reason = world.run(hook, &taken(&tagged(&forged, tags))).reason;
+            let reason = world.run(hook, &tagged(&forged, tags)).reason;
             assert_eq!(reason, Reason::Unencapsulated, "{hook:?} {tags:?}");
         }
     }
@@ -105,6 +100,9 @@ fn addresses_are_claimed_by_their_owners() {
     ] {
         assert_eq!(world.run(Hook::FromContainer, &frame).reason, expected, "{frame:02x?}");
     }
+    let claims = world.tables.claims.entries().unwrap();
+    let neighbours = ClaimKey { address: NEIGHBOUR, ifindex: 1 };
+    assert_eq!(claims[&neighbours].packets, 2, "{claims:?}");
 }
 
 #[test]
@@ -163,7 +161,7 @@ fn the_operator_decides_how_strict_to_be() {
 fn other_interfaces_bring_nothing_of_the_overlay() {
     let mut world = World::new();
     let home = HomeKey { address: CONTAINER, ifindex: 1 };
-    let mut reason = |packet: &[u8]| world.run(Hook::FromInterface, &taken(packet)).reason;
+    let mut reason = |packet: &[u8]| world.run(Hook::FromInterface, packet).reason;
     assert_eq!(reason(&udp([8, 8, 8, 8], PUBLIC, 53, b"")), Reason::Checked);
     assert_eq!(reason(&udp(REMOTE, CONTAINER, 53, b"")), Reason::Unencapsulated);
     assert_eq!(reason(&udp(CONTAINER, REMOTE, 53, b"")), Reason::Unencapsulated);
@@ -175,9 +173,10 @@ fn other_interfaces_bring_nothing_of_the_overlay() {
         vxlan(Wire { source: PUBLIC, ..Wire::default() }, &udp(REMOTE, CONTAINER, 53, b""));
     assert_eq!(reason(&in_ours), Reason::MisplacedVtep);
     world.tables.homes.insert(&home, &Home { mac: CONTAINER_MAC.0, reserved: [0; 2] }).unwrap();
-    let packet = taken(&udp(CONTAINER, REMOTE, 53, b""));
+    let packet = udp(CONTAINER, REMOTE, 53, b"");
     assert_eq!(world.run(Hook::FromInterface, &packet).reason, Reason::Checked);
-    let bridged = udp(CONTAINER, REMOTE, 53, b"");
+    let mut bridged = packet.clone();
+    bridged[5] ^= 8;
     assert_eq!(world.run(Hook::FromInterface, &bridged).reason, Reason::OtherHost);
     let forged = from(NEIGHBOUR_MAC, &packet);
     assert_eq!(world.run(Hook::FromInterface, &forged).reason, Reason::Unencapsulated);
@@ -187,9 +186,9 @@ fn other_interfaces_bring_nothing_of_the_overlay() {
 fn a_peer_that_the_interface_leads_to_is_believed() {
     let mut world = World::new();
     world.command("ip route add 192.168.33.11/32 dev lo");
-    let unmasqueraded = taken(&udp(REMOTE, PUBLIC, 53, b""));
+    let unmasqueraded = udp(REMOTE, PUBLIC, 53, b"");
     assert_eq!(world.run(Hook::FromInterface, &unmasqueraded).reason, Reason::Unmasqueraded);
-    let packet = taken(&vxlan(Wire::default(), &udp(REMOTE, CONTAINER, 53, b"")));
+    let packet = vxlan(Wire::default(), &udp(REMOTE, CONTAINER, 53, b""));
     assert_eq!(world.run(Hook::FromInterface, &packet).reason, Reason::Checked);
 }
 
@@ -227,6 +226,22 @@ fn overlay_addresses_come_to_containers_by_the_tunnel_only() {
         assert_eq!(reason(31), Reason::Unencapsulated, "by another interface");
         assert_ne!(reason(TUNNEL_IFINDEX), Reason::Unencapsulated);
     }
+}
+
+#[test]
+fn what_the_kernels_socket_would_not_take_is_left_to_it() {
+    let mut world = World::new();
+    let honest = vxlan(Wire::default(), &udp(REMOTE, CONTAINER, 53, b""));
+    let mut reason = |place: usize, value: u8| {
+        let mut packet = honest.clone();
+        packet[place] ^= value;
+        world.run(Hook::FromUplink, &packet).reason
+    };
+    assert_eq!(reason(5, 8), Reason::OtherHost);
+    assert_eq!(reason(39, 1), Reason::BadOuterLength);
+    assert_eq!(reason(41, 1), Reason::UdpChecksum);
+    let longer = [&honest[..], &[0; 4]].concat();
+    assert_eq!(world.run(Hook::FromUplink, &longer).reason, Reason::BadOuterLength);
 }
 
 #[test]

@@ -5,7 +5,9 @@ use etherparse::{
 };
 use overlay_common::MacAddr;
 
-use crate::world::{BRIDGE_MAC, CONTAINER_MAC, PEER_MAC, PEER_PUBLIC, PORT, PUBLIC, VTEP_MAC};
+use crate::world::{
+    BRIDGE_MAC, CONTAINER_MAC, PEER_MAC, PEER_PUBLIC, PORT, PUBLIC, UPLINK_MAC, VTEP_MAC,
+};
 
 pub(crate) const TTL: u8 = 64;
 
@@ -78,7 +80,7 @@ pub(crate) fn vxlan(wire: Wire, frame: &[u8]) -> Vec<u8> {
     ipv4.header_checksum = ipv4.calc_header_checksum();
     let mut packet = Vec::new();
     Ethernet2Header {
-        destination: [2, 0, 0, 0, 1, 1],
+        destination: UPLINK_MAC.0,
         source: [2, 0, 0, 0, 1, 2],
         ether_type: EtherType::IPV4,
     }

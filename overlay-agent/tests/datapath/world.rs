@@ -23,6 +23,8 @@ pub(crate) const PUBLIC: [u8; 4] = [192, 168, 33, 10];
 pub(crate) const PEER_PUBLIC: [u8; 4] = [192, 168, 33, 11];
 pub(crate) const VTEP_MAC: MacAddr = MacAddr([2, 0, 0, 0, 0, 10]);
 pub(crate) const PEER_MAC: MacAddr = MacAddr([2, 0, 0, 0, 0, 11]);
+/// That of the loopback here, by which all packets come in.
+pub(crate) const UPLINK_MAC: MacAddr = BRIDGE_MAC;
 pub(crate) const BRIDGE_MAC: MacAddr = MacAddr([2, 0x42, 0, 0, 0, 1]);
 pub(crate) const CONTAINER_MAC: MacAddr = MacAddr([2, 0x42, 10, 1, 15, 2]);
 pub(crate) const PORT: u16 = 8472;
@@ -91,7 +93,8 @@ impl World {
         // The thread that runs this test, and nothing else, moves into a namespace that goes with it.
         unshare(CloneFlags::CLONE_NEWNET).unwrap();
         for command in [
-            "ip link set lo up",
+            // Where packets come in: their MAC is its own.
+            "ip link set lo address 02:42:00:00:00:01 up",
             "ip link add bridge0 type bridge",
             "ip address add 10.1.15.1/24 dev bridge0",
             "ip link set bridge0 up",

@@ -161,7 +161,7 @@ mod tests {
             (Reason::NotIpv4, |bytes| bytes[12] = 0x86),
             (Reason::NotOverlay, |bytes| bytes[30] = 11),
             (Reason::LocalDestination, |bytes| bytes[32] = 15),
-            (Reason::ForeignSource, |bytes| bytes[28] = 99),
+            (Reason::ForeignSource, |bytes| bytes[26] = 11),
             (Reason::NotForGateway, |bytes| bytes[5] ^= 8),
             (Reason::IpOptions, |bytes| bytes[14] = 0x46),
             (Reason::Fragment, |bytes| bytes[20] = 0x20),

@@ -1,4 +1,6 @@
-use super::{Tables, contents::Contents, lookup_peer, sender::is_vxlan};
+use network_types::ip::Ipv4Hdr;
+
+use super::{Tables, contents::Contents, has_options, lookup_peer, sender::is_vxlan};
 use crate::{
     Reason,
     packet::{Ethernet, Packet},
@@ -27,8 +29,10 @@ pub fn from_interface(
     let source = ipv4.src_addr;
     if host.network().contains(source) {
         if !host.subnet().contains(source) {
-            unmasqueraded(host, tables, source, ipv4.dst_addr, &reaches)?;
-        } else if !is_home(packet, source, ifindex, tables) {
+            unmasqueraded(host, tables, &ipv4, &reaches)?;
+        } else if !is_home(packet, source, ifindex, tables)
+            && tables.home(&HomeKey::newcomer(ifindex)).is_none()
+        {
             return Err(Reason::Unencapsulated);
         }
     }
@@ -57,12 +61,15 @@ fn is_home(packet: &impl Packet, source: [u8; 4], ifindex: u32, tables: &impl Ta
 pub(super) fn unmasqueraded(
     host: &HostConfig,
     tables: &impl Tables,
-    source: [u8; 4],
-    destination: [u8; 4],
+    ipv4: &Ipv4Hdr,
     reaches: impl Fn([u8; 4]) -> bool,
 ) -> Result<(), Reason> {
-    match lookup_peer(host, tables, source) {
-        Some(_) if host.network().contains(destination) => Err(Reason::Unencapsulated),
+    let destination = ipv4.dst_addr;
+    match lookup_peer(host, tables, ipv4.src_addr) {
+        // Options may name another destination than the header does.
+        Some(_) if host.network().contains(destination) || has_options(ipv4) => {
+            Err(Reason::Unencapsulated)
+        }
         Some(peer) if reaches(peer.public_address) => Err(Reason::Unmasqueraded),
         Some(_) => Err(Reason::Unencapsulated),
         None if host.subnet().contains(destination) => Err(Reason::Unencapsulated),
@@ -118,6 +125,21 @@ mod tests {
     fn a_container_that_is_not_masqueraded_reaches_what_is_outside_the_overlay() {
         assert_eq!(decide(REMOTE, OUTSIDE, true), Reason::Unmasqueraded);
         assert_eq!(decide(REMOTE, OUTSIDE, false), Reason::Unencapsulated, "its host is elsewhere");
+        let world = World::new();
+        let mut routed = udp_packet(REMOTE, OUTSIDE, 10);
+        routed.bytes[14] = 0x46;
+        let reason = from_interface(&routed, OTHER, &world.host, &world, |_| true);
+        assert_eq!(reason, Err(Reason::Unencapsulated), "options may lead on to a container");
+    }
+
+    #[test]
+    fn what_may_be_a_port_of_the_bridge_in_a_moment_is_not_refused_its_own_addresses() {
+        let world = World { newcomer: Some(OTHER), ..World::new() };
+        let decide = |from| {
+            from_interface(&udp_packet(from, LOCAL, 10), OTHER, &world.host, &world, |_| true)
+        };
+        assert_eq!(decide(NEIGHBOUR), Ok(Reason::Checked));
+        assert_eq!(decide(REMOTE), Err(Reason::Unencapsulated));
     }
 
     #[test]

@@ -34,6 +34,10 @@ pub fn from_uplink(
     host: &HostConfig,
     tables: &impl Tables,
 ) -> Result<Arrival, Reason> {
+    // The kernel drops it, unless it is a bridge's or the like.
+    if packet.is_for_another_host() {
+        return Err(Reason::OtherHost);
+    }
     let Ok((_, outer)) = load_headers(packet) else {
         return Err(check_other(packet, host, tables));
     };
@@ -71,6 +75,7 @@ pub fn from_uplink(
     if !checksum::is_valid(&outer) {
         return Err(Reason::BadOuterChecksum);
     }
+    check_datagram(packet, &outer, &udp)?;
     if has_options(&ipv4) {
         return Err(Reason::IpOptions);
     }
@@ -91,6 +96,21 @@ pub fn from_uplink(
     Ok(Arrival { encapsulated: true, recipient, ipv4, tos })
 }
 
+/// What the kernel's socket would look at, too: the lengths, and the checksum where there is one.
+#[inline(always)]
+fn check_datagram(packet: &impl Packet, outer: &Ipv4Hdr, udp: &UdpHdr) -> Result<(), Reason> {
+    let length = packet.length() - ETHERNET_LENGTH as u32;
+    let datagram = length.wrapping_sub(IPV4_LENGTH as u32);
+    let stated = [outer.tot_len, udp.len].map(|length| u32::from(u16::from_be_bytes(length)));
+    if stated != [length, datagram] {
+        return Err(Reason::BadOuterLength);
+    }
+    if udp.check != [0; 2] && !packet.checksum_verified() {
+        return Err(Reason::UdpChecksum);
+    }
+    Ok(())
+}
+
 /// A packet that is not encapsulated, nor for our subnet: from our own subnet it is forged, from another host's it
 /// may be for us or whomever we route for.
 #[inline(always)]
@@ -101,7 +121,7 @@ fn check_plain(host: &HostConfig, tables: &impl Tables, ipv4: &Ipv4Hdr) -> Reaso
     if host.subnet().contains(ipv4.src_addr) {
         return Reason::Unencapsulated;
     }
-    match unmasqueraded(host, tables, ipv4.src_addr, ipv4.dst_addr, |_| true) {
+    match unmasqueraded(host, tables, ipv4, |_| true) {
         Ok(()) => Reason::NotVxlan,
         Err(reason) => reason,
     }
@@ -182,6 +202,7 @@ mod tests {
         decide::test_support::{
             ENDPOINT, HOST, LOCAL, PEER, REMOTE, World, tagged, udp_packet, vxlan_packet,
         },
+        packet::test_support::Bytes,
         tables::Peer,
     };
 
@@ -293,6 +314,18 @@ mod tests {
     #[test]
     fn a_wrong_outer_checksum_is_left_to_the_stack() {
         assert_eq!(decide(|bytes| bytes[24] ^= 1).expect_err("declined"), Reason::BadOuterChecksum);
+    }
+
+    #[test]
+    fn what_the_kernels_socket_would_not_take_is_left_to_it() {
+        let declined = |edit: Edit| decide(edit).expect_err("declined");
+        assert_eq!(declined(|bytes| bytes.extend([0; 4])), Reason::BadOuterLength);
+        assert_eq!(declined(|bytes| bytes[39] ^= 1), Reason::BadOuterLength, "the datagram's");
+        assert_eq!(declined(|bytes| bytes[40] = 1), Reason::UdpChecksum);
+        let world = World::new();
+        let others = Bytes { for_another_host: true, ..vxlan_packet(&world.host, REMOTE, LOCAL) };
+        let reason = from_uplink(&others, &world.host, &world).expect_err("declined");
+        assert_eq!(reason, Reason::OtherHost);
     }
 
     #[test]

@@ -45,6 +45,8 @@ pub trait Tables {
     fn port(&self, key: &PortKey) -> Option<Port>;
     /// The local container that has this address and is behind this other bridge, too.
     fn home(&self, key: &HomeKey) -> Option<Home>;
+    /// Notes that whoever is behind a port claims an address that is another's; nothing where the port is not known.
+    fn note_claim(&self, port: Option<u32>, address: [u8; 4]);
     /// Whether any flow of a local container ever went through the stack this way.
     fn any_stack_flow(&self, direction: Direction) -> bool;
     /// The ways that this one did, as [`StackFlow`](crate::tables::StackFlow) has them.

@@ -3,7 +3,7 @@
 
 use network_types::{ip::Ipv4Hdr, udp::UdpHdr};
 
-use super::{Tables, contents::Contents, lookup_peer};
+use super::{Tables, contents::Contents};
 use crate::{
     Reason,
     packet::{Arp, ETHERTYPE_ARP, Ethernet, PROTOCOL_UDP, Packet},
@@ -45,8 +45,12 @@ fn check_stranger(
     }
     let is_anothers = tables.endpoint(&EndpointKey { address: source }).is_some()
         || source == host.uplink_address
-        || (!host.subnet().contains(source) && lookup_peer(host, tables, source).is_some());
-    if is_anothers || host.source_strict() { Err(Reason::SpoofedSource) } else { Ok(()) }
+        || (host.network().contains(source) && !host.subnet().contains(source));
+    if is_anothers || host.source_strict() {
+        tables.note_claim(port, source);
+        return Err(Reason::SpoofedSource);
+    }
+    Ok(())
 }
 
 /// Bridges learn from any frame where a MAC is. None may say that another container's is here.
@@ -94,17 +98,24 @@ fn check_arp(
     tables: &impl Tables,
 ) -> Result<(), Reason> {
     let arp: Arp = packet.network(offset).ok_or(Reason::Unreadable)?;
-    if arp.kind != Arp::ETHERNET_IPV4 {
+    if !arp.is_believed() {
         return Ok(());
     }
-    check_mac(port, arp.sender_mac.0, host, tables).or(Err(Reason::SpoofedArp))?;
+    if check_mac(port, arp.sender_mac.0, host, tables).is_err() {
+        tables.note_claim(port, arp.sender);
+        return Err(Reason::SpoofedArp);
+    }
     let Some(owner) = tables.endpoint(&EndpointKey { address: arp.sender }) else {
         return Ok(());
     };
     let own = !owner.is_host()
         && port.is_none_or(|port| owner.ifindex == port)
         && owner.mac == arp.sender_mac.0;
-    if own { Ok(()) } else { Err(Reason::SpoofedArp) }
+    if own {
+        return Ok(());
+    }
+    tables.note_claim(port, arp.sender);
+    Err(Reason::SpoofedArp)
 }
 
 /// A container that could send VXLAN to a VTEP would speak for this whole host once masquerading has given its
@@ -189,6 +200,7 @@ mod tests {
             assert_eq!(refused(HOST), [spoofed; 2], "the gateway's");
             assert_eq!(refused(world.host.uplink_address), [spoofed; 2], "the host's");
             assert_eq!(refused(REMOTE), [spoofed; 2], "of a peer's lease");
+            assert_eq!(refused([10, 1, 99, 9]), [spoofed; 2], "of another host's, if it came");
             assert_eq!(refused([10, 1, 15, 77]), [None; 2], "nobody's");
             assert_eq!(refused([172, 18, 0, 2]), [None; 2], "of another network");
         }
@@ -232,7 +244,20 @@ mod tests {
             assert_eq!(refused(own, NEIGHBOUR, tags), [spoofed; 2]);
             assert_eq!(refused(own, HOST, tags), [spoofed; 2]);
             assert_eq!(refused(neighbours, [10, 1, 15, 77], tags)[0], spoofed);
+            let mut ieee_802 = tagged(arp(own, NEIGHBOUR), tags);
+            ieee_802.bytes[15 + 4 * tags.len()] = 6;
+            assert_eq!(refusals(&world, &ieee_802), [spoofed; 2], "the kernel believes it, too");
         }
+    }
+
+    #[test]
+    fn who_claims_what_is_noted() {
+        let world = World::new();
+        refusals(&world, &arp(MacAddr(ENDPOINT.mac), NEIGHBOUR));
+        refusals(&world, &udp_packet(HOST, REMOTE, 10));
+        refusals(&world, &udp_packet(LOCAL, REMOTE, 10));
+        let claims = [(Some(PORT), NEIGHBOUR), (None, NEIGHBOUR), (Some(PORT), HOST), (None, HOST)];
+        assert_eq!(*world.claims.borrow(), claims);
     }
 
     #[test]

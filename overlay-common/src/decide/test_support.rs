@@ -42,6 +42,9 @@ pub(super) struct World {
     pub(super) peer: Peer,
     pub(super) stack_flows: RefCell<Vec<(StackFlowKey, Direction)>>,
     pub(super) handed_over: Cell<StackFlowKey>,
+    pub(super) claims: RefCell<Vec<(Option<u32>, [u8; 4])>>,
+    /// An interface that has just appeared.
+    pub(super) newcomer: Option<u32>,
     /// The container may use any source address.
     pub(super) exempt: bool,
     /// Another bridge that the container is behind.
@@ -54,6 +57,8 @@ impl World {
             peer: PEER,
             stack_flows: RefCell::default(),
             handed_over: Cell::default(),
+            claims: RefCell::default(),
+            newcomer: None,
             exempt: false,
             second_home: None,
             host: HostConfig {
@@ -114,8 +119,15 @@ impl Tables for World {
     }
 
     fn home(&self, key: &HomeKey) -> Option<Home> {
+        if self.newcomer.is_some_and(|ifindex| *key == HomeKey::newcomer(ifindex)) {
+            return Some(Home::default());
+        }
         let is_home = key.address == LOCAL && Some(key.ifindex) == self.second_home;
         is_home.then_some(Home { mac: ENDPOINT.mac, reserved: [0; 2] })
+    }
+
+    fn note_claim(&self, port: Option<u32>, address: [u8; 4]) {
+        self.claims.borrow_mut().push((port, address));
     }
 
     fn any_stack_flow(&self, direction: Direction) -> bool {

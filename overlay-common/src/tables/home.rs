@@ -26,3 +26,12 @@ map_type! {
         pub reserved: [u8; 2],
     }
 }
+
+impl HomeKey {
+    /// Stands for an interface that has just appeared and may be a port of the containers' bridge in the next moment: a
+    /// packet from an address of our subnet is not refused there yet.
+    #[inline(always)]
+    pub const fn newcomer(ifindex: u32) -> Self {
+        Self { address: [0; 4], ifindex }
+    }
+}

@@ -1,6 +1,7 @@
 //! One file per BPF map: its name, capacity, key and value. MACs are plain byte arrays here, so that a
 //! dump of `bpftool` shows them as one.
 
+mod claim;
 mod config;
 mod counter;
 mod endpoint;
@@ -10,6 +11,7 @@ mod port;
 mod stack_flow;
 mod vtep;
 
+pub use claim::{CLAIMS_CAPACITY, CLAIMS_MAP, Claim, ClaimKey};
 pub use config::{CONFIG_MAP, HostConfig, PEER_PREFIX_LENGTHS};
 pub use counter::{COUNTERS_MAP, Counter, counter_index, counter_slots};
 pub use endpoint::{ENDPOINTS_CAPACITY, ENDPOINTS_MAP, Endpoint, EndpointKey};
