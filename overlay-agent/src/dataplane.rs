@@ -3,7 +3,6 @@
 use std::{collections::HashMap, net::Ipv4Addr};
 
 use anyhow::{Context, Result};
-use ipnetwork::Ipv4Network;
 use overlay_common::{
     Hook,
     tables::{ABI_VERSION, Endpoint, EndpointKey, HostConfig},
@@ -14,9 +13,9 @@ use crate::{
     containers,
     datapath::{Attachment, Attachments, Changes, Features, Mechanism, PinPath, Programs, Tables},
     fail,
-    lease::Lease,
+    lease::{claim::Claim, key::SubnetKey},
     netlink::{self, Link, Observed, Tunnel, TunnelSpec},
-    peers::{Peers, Ways, peer_key, vtep_key},
+    peers::{Limits, Peers, Scope, Stale, Surroundings, Ways, peer_key, vtep_key},
     repairs,
 };
 
@@ -60,6 +59,8 @@ pub struct Dataplane {
     peers: Peers,
     ways: Ways,
     ways_are_stale: bool,
+    /// The leases have been listed, and may not all be programmed yet.
+    listed: bool,
     synced: bool,
     in_use: bool,
     uplink: Option<SeenUplink>,
@@ -91,7 +92,7 @@ impl Dataplane {
         let endpoints = tables.endpoints.entries()?;
         let adopted = tables.config.get(&0, 0).context("reading BPF map config")?;
         let mut dataplane = Self {
-            peers: Peers::new(spec.tunnel.subnet, spec.public_address),
+            peers: Peers::new(scope(&spec), Limits::default(), Surroundings::default()),
             config: HostConfig { peer_lengths: adopted.peer_lengths, ..HostConfig::default() },
             spec,
             attachments: Attachments::new(Mechanism::of(&features), handle.clone()),
@@ -105,6 +106,7 @@ impl Dataplane {
             endpoints,
             ways: Ways::default(),
             ways_are_stale: true,
+            listed: false,
             synced: false,
             in_use: false,
             uplink: None,
@@ -117,8 +119,8 @@ impl Dataplane {
     /// Makes it something else: another lease, most of all. The maps keep their
     /// peers until [`replace_leases`](Self::replace_leases) brings the list.
     pub async fn move_to(&mut self, spec: DataplaneSpec) -> Result<()> {
-        self.peers = Peers::new(spec.tunnel.subnet, spec.public_address);
-        self.synced = false;
+        self.peers = self.peers.moved(scope(&spec));
+        (self.listed, self.synced) = (false, false);
         self.ways_are_stale = true;
         self.spec = spec;
         self.reconcile().await
@@ -182,7 +184,7 @@ impl Dataplane {
     }
 
     fn verify_leases(&mut self) -> Result<()> {
-        let everything = self.peers.leases().len();
+        let everything = self.peers.count();
         if everything > OFTEN_VERIFIED && !self.verifications.is_multiple_of(SELDOM) {
             return Ok(());
         }
@@ -273,13 +275,7 @@ impl Dataplane {
     }
 
     fn write_config(&mut self) -> Result<()> {
-        let (peer_lengths, left_out) = self.peers.lengths();
-        if !left_out.is_empty() {
-            tracing::warn!(
-                ?left_out,
-                "leases of so many different lengths cannot be carried: these are left out"
-            );
-        }
+        let peer_lengths = self.peers.lengths();
         let spec = &self.spec;
         let bridge = self.bridge.as_ref();
         let config = HostConfig {
@@ -373,9 +369,16 @@ impl Dataplane {
         Ok(())
     }
 
-    /// Makes the maps hold exactly these leases.
-    pub fn replace_leases(&mut self, leases: Vec<Lease>) -> Result<()> {
-        self.peers.replace_all(leases);
+    /// Makes the maps hold exactly these leases, as far as they are believed.
+    pub fn replace_leases(&mut self, claims: Vec<Claim>) -> Result<()> {
+        self.peers.replace_all(claims);
+        self.listed = true;
+        self.program_all_leases()
+    }
+
+    fn program_all_leases(&mut self) -> Result<()> {
+        // All of it is written, whatever has changed.
+        self.peers.take_stale();
         // Who may speak first, whom we send to last: a peer that gets our packets must find its answers
         // accepted.
         self.tables.vteps.converge(&self.peers.all_vteps())?;
@@ -386,38 +389,74 @@ impl Dataplane {
         self.write_config()
     }
 
-    /// Adds or replaces one lease.
-    pub fn put_lease(&mut self, lease: Lease) -> Result<()> {
-        let subnet = lease.subnet;
-        let addresses = [self.address_of(subnet), Some(lease.public_ip)];
-        self.peers.put(lease);
-        self.program(subnet, &addresses)
+    /// Takes note of a lease that is new or has changed; [`program_leases`](Self::program_leases) makes the
+    /// maps follow.
+    pub fn put_lease(&mut self, claim: Claim) {
+        self.peers.put(claim);
     }
 
-    /// Forgets one lease.
-    pub fn remove_lease(&mut self, subnet: Ipv4Network) -> Result<()> {
-        let address = self.address_of(subnet);
-        self.peers.remove(subnet);
-        self.program(subnet, &[address])
+    /// Takes note that a lease is gone, likewise.
+    pub fn remove_lease(&mut self, key: SubnetKey) {
+        self.peers.remove(key);
     }
 
-    fn address_of(&self, subnet: Ipv4Network) -> Option<Ipv4Addr> {
-        self.peers.lease(subnet).map(|lease| lease.public_ip)
+    /// Takes note of where this host is now, which no lease may contradict.
+    pub fn set_surroundings(&mut self, surroundings: Surroundings) -> Result<()> {
+        self.peers.set_surroundings(surroundings);
+        self.program_leases()
     }
 
-    /// Brings one subnet and the addresses that its lease had before and has now up to date.
-    fn program(&mut self, subnet: Ipv4Network, addresses: &[Option<Ipv4Addr>]) -> Result<()> {
-        for &address in addresses.iter().flatten() {
-            match self.peers.vtep(address) {
-                Some(vtep) => self.tables.vteps.insert(&vtep_key(address), &vtep)?,
-                None => self.tables.vteps.remove(&vtep_key(address))?,
+    /// Brings the maps up to date with the leases that were put and removed. What fails is tried again the next
+    /// time.
+    pub fn program_leases(&mut self) -> Result<()> {
+        if !self.synced {
+            // Until they are listed, an earlier agent's entries stay.
+            return if self.listed { self.program_all_leases() } else { Ok(()) };
+        }
+        let stale = self.peers.take_stale();
+        if stale.is_empty() {
+            return Ok(());
+        }
+        let mut failed = Stale::default();
+        let mut error = None;
+        self.program_stale(&stale, &mut failed, &mut error);
+        self.write_config()?;
+        let Some(error) = error else { return Ok(()) };
+        let count = failed.subnets.len() + failed.addresses.len();
+        self.peers.put_stale_back(failed);
+        Err(error.context(format!("{count} entries cannot be written")))
+    }
+
+    /// What makes room comes first; who may speak comes before whom we send to.
+    fn program_stale(
+        &mut self,
+        stale: &Stale,
+        failed: &mut Stale,
+        error: &mut Option<anyhow::Error>,
+    ) {
+        let Self { peers, tables, ways, .. } = self;
+        let mut note =
+            |outcome: Result<()>| outcome.map_err(|found| error.get_or_insert(found)).is_err();
+        for &subnet in stale.subnets.iter().filter(|subnet| peers.lease(**subnet).is_none()) {
+            if note(tables.peers.remove(&peer_key(subnet))) {
+                failed.subnets.insert(subnet);
             }
         }
-        match self.peers.peer(subnet, &self.ways) {
-            Some(peer) => self.tables.peers.insert(&peer_key(subnet), &peer)?,
-            None => self.tables.peers.remove(&peer_key(subnet))?,
+        for &address in &stale.addresses {
+            let outcome = match peers.vtep(address) {
+                Some(vtep) => tables.vteps.insert(&vtep_key(address), &vtep),
+                None => tables.vteps.remove(&vtep_key(address)),
+            };
+            if note(outcome) {
+                failed.addresses.insert(address);
+            }
         }
-        self.write_config()
+        for &subnet in &stale.subnets {
+            let Some(peer) = peers.peer(subnet, ways) else { continue };
+            if note(tables.peers.insert(&peer_key(subnet), &peer)) {
+                failed.subnets.insert(subnet);
+            }
+        }
     }
 
     /// What it should be.
@@ -483,5 +522,14 @@ impl Dataplane {
     /// How often everything was looked at.
     pub const fn verifications(&self) -> u32 {
         self.verifications
+    }
+}
+
+fn scope(spec: &DataplaneSpec) -> Scope {
+    Scope {
+        network: spec.tunnel.network,
+        own: spec.tunnel.subnet,
+        own_address: spec.public_address,
+        own_mac: spec.tunnel.mac,
     }
 }

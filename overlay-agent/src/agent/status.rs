@@ -1,6 +1,5 @@
 //! What the running agent says about itself.
 
-use anyhow::Result;
 use overlay_common::Feature;
 
 use super::Agent;
@@ -14,11 +13,19 @@ use crate::{
     repairs,
 };
 
+/// Half of the leases that are named.
+const IGNORED: usize = 5;
+
 impl Agent {
-    pub(super) async fn status(&self) -> Result<Status> {
+    pub(super) async fn status(&self) -> Status {
         let dataplane = &self.dataplane;
         let spec = dataplane.spec();
-        let counters = read_counters(&dataplane.tables().counters)?;
+        let mut problems = self.problems().await;
+        // Nothing that somebody asks ends the agent.
+        let counters = read_counters(&dataplane.tables().counters).unwrap_or_else(|error| {
+            problems.push(format!("The counters cannot be read: {error:#}."));
+            Vec::new()
+        });
         let overlay = OverlayStatus {
             network: spec.tunnel.network,
             vni: spec.tunnel.vni.get(),
@@ -64,16 +71,16 @@ impl Agent {
                 .collect(),
             counters: counters.into_iter().map(CounterStatus::from).collect(),
         };
-        Ok(Status {
+        Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             ready: dataplane.synced(),
             waiting_for: None,
-            problems: self.problems().await,
+            problems,
             overlay: Some(overlay),
-        })
+        }
     }
 
-    async fn problems(&self) -> Vec<String> {
+    pub(super) async fn problems(&self) -> Vec<String> {
         let mut problems = Vec::new();
         if !self.dataplane.synced() {
             problems.push("The leases have not been listed yet.".to_owned());
@@ -104,8 +111,10 @@ impl Agent {
             Err(error) => problems.push(format!("The kernel does not answer: {error:#}.")),
         }
         problems.extend(self.store.troubles().sentences());
+        let ignored = self.store.troubles().ignored(IGNORED);
+        problems.extend(self.dataplane.peers().problems(ignored, |key| self.store.name_of(key)));
         problems.extend(self.config_problems.iter().cloned());
-        problems.extend(self.fault.iter().chain(&self.lost_address).cloned());
+        problems.extend(self.faults.values().chain(&self.lost_address).cloned());
         problems.extend(self.firewall.fault());
         problems
     }

@@ -1,10 +1,15 @@
 //! Choosing a free subnet.
 
-use std::{net::Ipv4Addr, ops::RangeInclusive};
+use std::{
+    collections::BTreeMap,
+    net::{Ipv4Addr, Ipv6Addr},
+    ops::RangeInclusive,
+};
 
 use ipnetwork::Ipv4Network;
 use rand::{Rng, seq::IndexedRandom};
 
+use super::key::SubnetKey;
 use crate::network_config::NetworkConfig;
 
 /// How many free subnets flannel considers.
@@ -28,6 +33,41 @@ pub fn choose(
 /// Whether the two have an address in common.
 pub fn overlap(a: Ipv4Network, b: Ipv4Network) -> bool {
     a.contains(b.network()) || b.contains(a.network())
+}
+
+/// Those of `all` that overlap `subnet`, whose lengths are all among `lengths`: found by looking, not by going
+/// through them.
+pub fn overlapping<V>(
+    all: &BTreeMap<SubnetKey, V>,
+    lengths: impl IntoIterator<Item = u8>,
+    subnet: Ipv4Network,
+) -> impl Iterator<Item = (&SubnetKey, &V)> {
+    let around = lengths
+        .into_iter()
+        .filter(move |length| *length < subnet.prefix())
+        .filter_map(move |length| first_subnet(subnet.network(), length))
+        // Those that begin where it does are found below.
+        .filter(move |larger| larger.network() < subnet.network())
+        .flat_map(|larger| all.range(first_key(larger)..=last_key(larger)));
+    let within = Ipv4Network::new(subnet.network(), 0)
+        .ok()
+        .zip(Ipv4Network::new(subnet.broadcast(), 32).ok())
+        .map(|(first, last)| all.range(first_key(first)..=last_key(last)));
+    around.chain(within.into_iter().flatten())
+}
+
+/// The subnet of this length that `address` is in.
+fn first_subnet(address: Ipv4Addr, length: u8) -> Option<Ipv4Network> {
+    let host = Ipv4Network::new(address, length).ok()?;
+    Ipv4Network::new(host.network(), length).ok()
+}
+
+const fn first_key(subnet: Ipv4Network) -> SubnetKey {
+    SubnetKey { subnet, ipv6: None }
+}
+
+const fn last_key(subnet: Ipv4Network) -> SubnetKey {
+    SubnetKey { subnet, ipv6: Some((Ipv6Addr::from_bits(u128::MAX), u8::MAX)) }
 }
 
 /// The first `limit` free subnets, in order. Works in 64 bits, where the end of the address space

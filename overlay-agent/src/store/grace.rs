@@ -17,7 +17,11 @@ use std::{
 
 use ipnetwork::Ipv4Network;
 
-use crate::lease::{Lease, allocate::overlap};
+use crate::lease::{
+    allocate::{overlap, overlapping},
+    claim::Claim,
+    key::SubnetKey,
+};
 
 /// How long an outage must have lasted for absence to be in doubt, and for how long the doubt lasts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,9 +42,9 @@ impl Default for Patience {
 #[derive(Debug, Default)]
 pub(super) struct Known {
     patience: Patience,
-    leases: BTreeMap<Ipv4Network, Lease>,
+    leases: BTreeMap<SubnetKey, Claim>,
     /// Those of `leases` that etcd lacks, and until when they are kept.
-    missing: BTreeMap<Ipv4Network, Instant>,
+    missing: BTreeMap<SubnetKey, Instant>,
 }
 
 impl Known {
@@ -52,57 +56,57 @@ impl Known {
     /// order.
     pub(super) fn listed(
         &mut self,
-        listed: Vec<Lease>,
+        listed: Vec<Claim>,
         outage: Duration,
         now: Instant,
-    ) -> Vec<Lease> {
-        let listed: BTreeMap<_, _> =
-            listed.into_iter().map(|lease| (lease.subnet, lease)).collect();
+    ) -> Vec<Claim> {
+        let listed: BTreeMap<_, _> = listed.into_iter().map(|claim| (claim.key, claim)).collect();
         let before = std::mem::replace(&mut self.leases, listed);
         let missing = std::mem::take(&mut self.missing);
         let index = Index::new(&self.leases);
         let kept: Vec<_> = before
             .into_iter()
-            .filter(|(subnet, lease)| !index.replaces(*subnet, lease))
-            .filter_map(|(subnet, lease)| {
+            .filter(|(_, claim)| !index.replaces(claim))
+            .filter_map(|(key, claim)| {
                 let until = if outage >= self.patience.outage {
                     now + self.patience.grace
                 } else {
-                    *missing.get(&subnet)?
+                    *missing.get(&key)?
                 };
-                Some((subnet, lease, until))
+                Some((key, claim, until))
             })
             .collect();
-        for (subnet, lease, until) in kept {
-            self.leases.insert(subnet, lease);
-            self.missing.insert(subnet, until);
+        for (key, claim, until) in kept {
+            self.leases.insert(key, claim);
+            self.missing.insert(key, until);
         }
         self.leases.values().copied().collect()
     }
 
     /// Takes note of a lease that etcd has. Returns the kept ones that it takes the place of.
-    pub(super) fn put(&mut self, lease: Lease) -> Vec<Ipv4Network> {
-        self.missing.remove(&lease.subnet);
+    pub(super) fn put(&mut self, claim: Claim) -> Vec<SubnetKey> {
+        let lease = claim.lease;
+        self.missing.remove(&claim.key);
         let replaced: Vec<_> = self
             .missing
             .keys()
-            .filter(|subnet| {
-                overlap(**subnet, lease.subnet)
-                    || self.leases.get(subnet).is_some_and(|old| old.public_ip == lease.public_ip)
+            .filter(|key| {
+                let same_host = |old: &Claim| old.lease.public_ip == lease.public_ip;
+                overlap(key.subnet, lease.subnet) || self.leases.get(key).is_some_and(same_host)
             })
             .copied()
             .collect();
-        for subnet in &replaced {
-            self.removed(*subnet);
+        for key in &replaced {
+            self.removed(*key);
         }
-        self.leases.insert(lease.subnet, lease);
+        self.leases.insert(claim.key, claim);
         replaced
     }
 
     /// Takes note that a lease is gone for certain.
-    pub(super) fn removed(&mut self, subnet: Ipv4Network) {
-        self.leases.remove(&subnet);
-        self.missing.remove(&subnet);
+    pub(super) fn removed(&mut self, key: SubnetKey) {
+        self.leases.remove(&key);
+        self.missing.remove(&key);
     }
 
     /// When to ask for [`expired`](Self::expired) leases next.
@@ -111,15 +115,11 @@ impl Known {
     }
 
     /// Forgets and returns those that were kept for long enough.
-    pub(super) fn expired(&mut self, now: Instant) -> Vec<Ipv4Network> {
-        let expired: Vec<_> = self
-            .missing
-            .iter()
-            .filter(|(_, until)| **until <= now)
-            .map(|(subnet, _)| *subnet)
-            .collect();
-        for subnet in &expired {
-            self.removed(*subnet);
+    pub(super) fn expired(&mut self, now: Instant) -> Vec<SubnetKey> {
+        let expired: Vec<_> =
+            self.missing.iter().filter(|(_, until)| **until <= now).map(|(key, _)| *key).collect();
+        for key in &expired {
+            self.removed(*key);
         }
         expired
     }
@@ -132,36 +132,27 @@ impl Known {
 
 /// A listing, for finding out quickly what is in the way of a lease.
 struct Index<'a> {
-    leases: &'a BTreeMap<Ipv4Network, Lease>,
+    leases: &'a BTreeMap<SubnetKey, Claim>,
     lengths: BTreeSet<u8>,
     addresses: HashSet<std::net::Ipv4Addr>,
 }
 
 impl<'a> Index<'a> {
-    fn new(leases: &'a BTreeMap<Ipv4Network, Lease>) -> Self {
+    fn new(leases: &'a BTreeMap<SubnetKey, Claim>) -> Self {
         Self {
             leases,
-            lengths: leases.keys().map(|subnet| subnet.prefix()).collect(),
-            addresses: leases.values().map(|lease| lease.public_ip).collect(),
+            lengths: leases.keys().map(|key| key.subnet.prefix()).collect(),
+            addresses: leases.values().map(|claim| claim.lease.public_ip).collect(),
         }
     }
 
     /// Whether the listing has this subnet, one that overlaps it, or another one of the same host.
-    fn replaces(&self, subnet: Ipv4Network, lease: &Lease) -> bool {
-        self.addresses.contains(&lease.public_ip) || self.overlaps(subnet)
+    fn replaces(&self, claim: &Claim) -> bool {
+        self.addresses.contains(&claim.lease.public_ip) || self.overlaps(claim.key.subnet)
     }
 
     fn overlaps(&self, subnet: Ipv4Network) -> bool {
-        let around =
-            self.lengths.iter().filter(|length| **length <= subnet.prefix()).any(|length| {
-                let larger = Ipv4Network::new(subnet.network(), *length)
-                    .and_then(|larger| Ipv4Network::new(larger.network(), *length));
-                larger.is_ok_and(|larger| self.leases.contains_key(&larger))
-            });
-        around
-            || Ipv4Network::new(subnet.network(), 0)
-                .and_then(|first| Ok((first, Ipv4Network::new(subnet.broadcast(), 32)?)))
-                .is_ok_and(|(first, last)| self.leases.range(first..=last).next().is_some())
+        overlapping(self.leases, self.lengths.iter().copied(), subnet).next().is_some()
     }
 }
 
@@ -173,19 +164,20 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::lease::Lease;
 
     const LONG: Duration = Duration::from_hours(1);
 
-    fn lease(subnet: &str, host: u8) -> Lease {
-        Lease {
+    fn lease(subnet: &str, host: u8) -> Claim {
+        Claim::listed(Lease {
             subnet: subnet.parse().unwrap(),
             public_ip: Ipv4Addr::new(192, 0, 2, host),
             vtep_mac: MacAddr([2, 0, 0, 0, 0, host]),
             vni: None,
-        }
+        })
     }
 
-    fn known(leases: &[Lease]) -> Known {
+    fn known(leases: &[Claim]) -> Known {
         let mut known = Known::default();
         known.listed(leases.to_vec(), Duration::ZERO, Instant::now());
         known
@@ -200,7 +192,7 @@ mod tests {
         assert_eq!(known.missing(), 1);
         assert!(known.expired(now + Duration::from_secs(59)).is_empty());
         assert_eq!(known.deadline(), Some(now + Duration::from_mins(1)));
-        assert_eq!(known.expired(now + Duration::from_mins(1)), [all[1].subnet]);
+        assert_eq!(known.expired(now + Duration::from_mins(1)), [all[1].key]);
         assert_eq!(known.deadline(), None);
     }
 
@@ -230,7 +222,7 @@ mod tests {
         known.listed(vec![], LONG, Instant::now());
         assert!(known.put(all[0]).is_empty());
         assert_eq!(known.missing(), 1);
-        known.removed(all[1].subnet);
+        known.removed(all[1].key);
         assert_eq!(known.missing(), 0);
     }
 
@@ -245,8 +237,8 @@ mod tests {
         // The same as events.
         let mut after = known(&all);
         after.listed(vec![], LONG, Instant::now());
-        assert_eq!(after.put(listed[0]), [all[1].subnet]);
-        assert_eq!(after.put(listed[1]), [all[0].subnet]);
+        assert_eq!(after.put(listed[0]), [all[1].key]);
+        assert_eq!(after.put(listed[1]), [all[0].key]);
         assert_eq!(after.missing(), 1);
     }
 
@@ -262,10 +254,11 @@ mod tests {
             let leases: BTreeMap<_, _> = nets
                 .into_iter()
                 .map(|(at, len)| subnet(at, len))
-                .map(|subnet| (subnet, Lease { subnet, ..lease("10.5.1.0/24", 1) }))
+                .map(|subnet| Claim::listed(Lease { subnet, ..lease("10.5.1.0/24", 1).lease }))
+                .map(|claim| (claim.key, claim))
                 .collect();
             let wanted = subnet(at, len);
-            let expected = leases.keys().any(|other| overlap(*other, wanted));
+            let expected = leases.keys().any(|other| overlap(other.subnet, wanted));
             prop_assert_eq!(Index::new(&leases).overlaps(wanted), expected);
         }
     }

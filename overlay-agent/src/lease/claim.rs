@@ -1,0 +1,45 @@
+//! What a store says about one lease, and since when.
+//!
+//! Whether it is believed is for [`peers`](crate::peers) to judge, by what is carried here beside the lease.
+
+use std::fmt;
+
+use super::{Lease, key::SubnetKey};
+
+/// A lease as a store has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Claim {
+    /// Its key. Two keys may name one subnet, where one of them names an IPv6 subnet, too.
+    pub key: SubnetKey,
+    /// What key and value say.
+    pub lease: Lease,
+    /// The revision at which the key came to be. Renewals and other values of the same key leave it.
+    pub created: i64,
+    /// The revision at which it was last written.
+    pub written: i64,
+    /// Whether somebody keeps it alive. A key that hangs on no etcd lease stays until it is deleted, with or
+    /// without a host.
+    pub kept: bool,
+}
+
+/// Who came first; among those of one revision, the order of keys.
+pub type Rank = (i64, SubnetKey);
+
+impl Claim {
+    /// One of a store that has no revisions, and vouches for all of them alike.
+    pub const fn listed(lease: Lease) -> Self {
+        let key = SubnetKey { subnet: lease.subnet, ipv6: None };
+        Self { key, lease, created: 0, written: 0, kept: true }
+    }
+
+    /// Its place among all claims, the oldest first.
+    pub const fn rank(&self) -> Rank {
+        (self.created, self.key)
+    }
+}
+
+impl fmt::Display for Claim {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.lease.fmt(out)
+    }
+}
