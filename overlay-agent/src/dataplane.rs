@@ -59,8 +59,6 @@ pub struct Dataplane {
     peers: Peers,
     ways: Ways,
     ways_are_stale: bool,
-    /// The leases have been listed, and may not all be programmed yet.
-    listed: bool,
     synced: bool,
     in_use: bool,
     uplink: Option<SeenUplink>,
@@ -106,7 +104,6 @@ impl Dataplane {
             endpoints,
             ways: Ways::default(),
             ways_are_stale: true,
-            listed: false,
             synced: false,
             in_use: false,
             uplink: None,
@@ -120,7 +117,7 @@ impl Dataplane {
     /// peers until [`replace_leases`](Self::replace_leases) brings the list.
     pub async fn move_to(&mut self, spec: DataplaneSpec) -> Result<()> {
         self.peers = self.peers.moved(scope(&spec));
-        (self.listed, self.synced) = (false, false);
+        self.synced = false;
         self.ways_are_stale = true;
         self.spec = spec;
         self.reconcile().await
@@ -372,7 +369,6 @@ impl Dataplane {
     /// Makes the maps hold exactly these leases, as far as they are believed.
     pub fn replace_leases(&mut self, claims: Vec<Claim>) -> Result<()> {
         self.peers.replace_all(claims);
-        self.listed = true;
         self.program_all_leases()
     }
 
@@ -411,7 +407,7 @@ impl Dataplane {
     pub fn program_leases(&mut self) -> Result<()> {
         if !self.synced {
             // Until they are listed, an earlier agent's entries stay.
-            return if self.listed { self.program_all_leases() } else { Ok(()) };
+            return if self.peers.are_listed() { self.program_all_leases() } else { Ok(()) };
         }
         let stale = self.peers.take_stale();
         if stale.is_empty() {

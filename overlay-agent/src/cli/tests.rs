@@ -67,7 +67,7 @@ fn a_flanneld_command_line_in_gos_style_is_understood() {
     assert_eq!(config.etcd.prefix.config_key(), "/net/config");
     assert_eq!(config.uplink.ifaces, ["eth1", "10.0.0.1"]);
     assert!(config.ip_masq);
-    assert_eq!(config.healthz, Some("0.0.0.0:8471".parse().unwrap()));
+    assert_eq!(config.healthz, Some("127.0.0.1:8471".parse().unwrap()));
     assert!(config.without_effect.is_empty(), "{:?}", config.without_effect);
 }
 

@@ -104,7 +104,9 @@ fn the_older_of_two_that_overlap_counts_and_the_younger_follows_at_once() {
     ] {
         for order in [[old, young], [young, old]] {
             let mut judge = judge_up_to(64);
-            order.into_iter().for_each(|claim| judge.put(claim));
+            for claim in order {
+                judge.put(claim);
+            }
             judge.settle();
             assert_eq!(verdict(&judge, &old), Verdict::Believed);
             assert_eq!(
@@ -132,7 +134,9 @@ fn who_is_refused_refuses_nobody() {
     let mut judge = judge_up_to(64);
     let (old, wide, inside) =
         (claim("10.1.20.0/24", 20, 1), claim("10.1.16.0/20", 21, 2), claim("10.1.25.0/24", 22, 3));
-    [inside, wide, old].into_iter().for_each(|claim| judge.put(claim));
+    for claim in [inside, wide, old] {
+        judge.put(claim);
+    }
     judge.settle();
     assert_eq!(verdict(&judge, &inside), Verdict::Believed);
     judge.remove(old.key);

@@ -45,6 +45,7 @@ pub struct Peers {
     seats: Seats,
     lengths: Lengths,
     stale: Stale,
+    listed: bool,
 }
 
 /// What the maps may not hold as they should.
@@ -72,6 +73,7 @@ impl Peers {
             seats: Seats::new(limits.of_all),
             lengths: Lengths::default(),
             stale: Stale::default(),
+            listed: false,
         }
     }
 
@@ -110,7 +112,13 @@ impl Peers {
         for claim in claims {
             self.judge.put(claim);
         }
+        self.listed = true;
         self.settle();
+    }
+
+    /// Whether there has been a complete list.
+    pub const fn are_listed(&self) -> bool {
+        self.listed
     }
 
     /// Adds or replaces a lease.

@@ -25,7 +25,9 @@ impl Peers {
         name: impl Fn(&SubnetKey) -> String,
     ) -> Vec<String> {
         let (mut problems, ignored) = ignored;
-        problems.iter_mut().for_each(|sentence| sentence.push('.'));
+        for sentence in &mut problems {
+            sentence.push('.');
+        }
         problems.truncate(NAMED);
         let refused = self.judge.refusals().take(NAMED - problems.len());
         problems.extend(

@@ -115,6 +115,6 @@ fn a_port_for_probes_that_is_taken_is_said_at_once() {
     let taken = host.namespace().within(|| Ok(TcpListener::bind(("0.0.0.0", PROBES))?)).unwrap();
     let output = options(&etcd).command(host).deadline(SOON).output().unwrap();
     assert_eq!(output.status.code(), Some(69), "{}", output.stderr);
-    assert!(output.stderr.contains("health probes on 0.0.0.0:8471"), "{}", output.stderr);
+    assert!(output.stderr.contains("health probes on 127.0.0.1:8471"), "{}", output.stderr);
     drop(taken);
 }
