@@ -77,7 +77,7 @@ impl Attachments {
             for ifindex in self.of(hook) {
                 let Some(place) = self.attached.get(&(hook.name(), ifindex)) else { continue };
                 let runs = match self.mechanism {
-                    Mechanism::Tcx => tcx::runs(pins, hook, place, id),
+                    Mechanism::Tcx => tcx::runs(pins, hook, place, id)?,
                     Mechanism::Clsact => clsact::runs(&self.netlink, hook, place, id).await?,
                 };
                 if !runs {
