@@ -44,10 +44,10 @@ fn with_client<T: Send + 'static>(
     let endpoint = etcd.endpoint();
     let work = move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        Ok(runtime.block_on(async {
+        runtime.block_on(async {
             let client = Client::connect([endpoint], None).await?;
             anyhow::Ok(work(client).await)
-        })?)
+        })
     };
     host.namespace().within(work).unwrap()
 }
