@@ -177,6 +177,30 @@ mod tests {
 
     proptest! {
         #[test]
+        fn what_overlaps_is_found_exactly(
+            nets in vec((0_u32..64, 18_u8..=31, prop::bool::ANY), 0..16), at in 0_u32..64, len in 18_u8..=31,
+        ) {
+            let subnet = |at: u32, len: u8| {
+                let host = Ipv4Network::new(Ipv4Addr::from(0x0a00_0000 + at * 37), len).unwrap();
+                Ipv4Network::new(host.network(), len).unwrap()
+            };
+            let all: BTreeMap<_, _> = nets
+                .into_iter()
+                .map(|(at, len, both)| SubnetKey {
+                    subnet: subnet(at, len),
+                    ipv6: both.then_some((Ipv6Addr::LOCALHOST, 64)),
+                })
+                .map(|key| (key, ()))
+                .collect();
+            let wanted = subnet(at, len);
+            let found: Vec<_> = overlapping(&all, 0..=32, wanted).map(|(key, ())| *key).collect();
+            let expected: BTreeSet<_> =
+                all.keys().copied().filter(|key| overlap(key.subnet, wanted)).collect();
+            prop_assert_eq!(found.len(), expected.len());
+            prop_assert_eq!(found.into_iter().collect::<BTreeSet<_>>(), expected);
+        }
+
+        #[test]
         fn what_is_chosen_is_admitted_and_overlaps_nothing(
             taken in vec((any::<u16>(), 8_u8..=31), 0..60), seed: u64, len in 18_u8..=30,
         ) {

@@ -22,6 +22,9 @@ pub struct Claim {
     pub kept: bool,
 }
 
+/// Later than any revision that a store will ever have.
+const DOUBT: i64 = 1 << 62;
+
 /// Who came first; among those of one revision, the order of keys.
 pub type Rank = (i64, SubnetKey);
 
@@ -30,6 +33,16 @@ impl Claim {
     pub const fn listed(lease: Lease) -> Self {
         let key = SubnetKey { subnet: lease.subnet, ipv6: None };
         Self { key, lease, created: 0, written: 0, kept: true }
+    }
+
+    /// The same, of a store that has it no more for the moment: younger than whatever the store has, and as old as
+    /// before among its likes.
+    #[must_use]
+    pub const fn doubtful(self) -> Self {
+        if self.created >= DOUBT {
+            return self;
+        }
+        Self { created: self.created + DOUBT, kept: false, ..self }
     }
 
     /// Its place among all claims, the oldest first.

@@ -217,7 +217,9 @@ impl Follower {
                     updates.send(LeaseUpdate::Removed(key)).await.or(Err(Doubt::Unwanted))?;
                 }
             }
-            LeaseUpdate::Removed(key) => self.known.removed(*key),
+            LeaseUpdate::Removed(key) => {
+                self.known.removed(*key);
+            }
             LeaseUpdate::Snapshot(_) => {}
         }
         updates.send(update).await.or(Err(Doubt::Unwanted))

@@ -5,23 +5,20 @@
 //! data, or was cut off from all hosts for longer than their leases lasted, it comes back without leases
 //! that their hosts are only about to take again; and a host would stop sending to peers that are all
 //! well. So a lease that a listing lacks after such an outage is kept for a while: until its host has it
-//! again, until its subnet or its public address turns up in another lease, or until the time is over.
+//! again, until its public address turns up in another lease, or until the time is over. Meanwhile it is
+//! younger than whatever etcd has: who has its subnet now is believed at once, and who merely claims
+//! what nobody can have takes nothing from it.
 //!
 //! A short gap cannot have cost anybody a lease, since a host renews at a third of its TTL, which is at
 //! least ten seconds. What a listing lacks after a short gap was released on purpose and goes at once.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
+    net::Ipv4Addr,
     time::{Duration, Instant},
 };
 
-use ipnetwork::Ipv4Network;
-
-use crate::lease::{
-    allocate::{overlap, overlapping},
-    claim::Claim,
-    key::SubnetKey,
-};
+use crate::lease::{claim::Claim, key::SubnetKey};
 
 /// How long an outage must have lasted for absence to be in doubt, and for how long the doubt lasts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,6 +42,9 @@ pub(super) struct Known {
     leases: BTreeMap<SubnetKey, Claim>,
     /// Those of `leases` that etcd lacks, and until when they are kept.
     missing: BTreeMap<SubnetKey, Instant>,
+    /// The same in order of time, and of public addresses.
+    by_time: BTreeSet<(Instant, SubnetKey)>,
+    by_address: BTreeSet<(Ipv4Addr, SubnetKey)>,
 }
 
 impl Known {
@@ -61,41 +61,46 @@ impl Known {
         now: Instant,
     ) -> Vec<Claim> {
         let listed: BTreeMap<_, _> = listed.into_iter().map(|claim| (claim.key, claim)).collect();
-        let before = std::mem::replace(&mut self.leases, listed);
-        let missing = std::mem::take(&mut self.missing);
-        let index = Index::new(&self.leases);
+        let before = std::mem::take(self);
+        self.patience = before.patience;
+        let is_news = |claim: &&Claim| tells_news(before.leases.get(&claim.key), claim);
+        let elsewhere: HashSet<_> =
+            listed.values().filter(is_news).map(|claim| claim.lease.public_ip).collect();
+        let until = |key| {
+            let since_now = outage >= self.patience.outage;
+            if since_now {
+                Some(now + self.patience.grace)
+            } else {
+                before.missing.get(key).copied()
+            }
+        };
         let kept: Vec<_> = before
-            .into_iter()
-            .filter(|(_, claim)| !index.replaces(claim))
-            .filter_map(|(key, claim)| {
-                let until = if outage >= self.patience.outage {
-                    now + self.patience.grace
-                } else {
-                    *missing.get(&key)?
-                };
-                Some((key, claim, until))
+            .leases
+            .iter()
+            .filter(|(key, claim)| {
+                !listed.contains_key(key) && !elsewhere.contains(&claim.lease.public_ip)
             })
+            .filter_map(|(key, claim)| Some((claim.doubtful(), until(key)?)))
             .collect();
-        for (key, claim, until) in kept {
-            self.leases.insert(key, claim);
-            self.missing.insert(key, until);
+        self.leases = listed;
+        for (claim, until) in kept {
+            self.leases.insert(claim.key, claim);
+            self.missing.insert(claim.key, until);
+            self.by_time.insert((until, claim.key));
+            self.by_address.insert((claim.lease.public_ip, claim.key));
         }
         self.leases.values().copied().collect()
     }
 
     /// Takes note of a lease that etcd has. Returns the kept ones that it takes the place of.
     pub(super) fn put(&mut self, claim: Claim) -> Vec<SubnetKey> {
-        let lease = claim.lease;
-        self.missing.remove(&claim.key);
-        let replaced: Vec<_> = self
-            .missing
-            .keys()
-            .filter(|key| {
-                let same_host = |old: &Claim| old.lease.public_ip == lease.public_ip;
-                overlap(key.subnet, lease.subnet) || self.leases.get(key).is_some_and(same_host)
-            })
-            .copied()
-            .collect();
+        let before = self.removed(claim.key);
+        let mut replaced = Vec::new();
+        if tells_news(before.as_ref(), &claim) {
+            let address = claim.lease.public_ip;
+            let range = (address, SubnetKey::FIRST)..=(address, SubnetKey::LAST);
+            replaced.extend(self.by_address.range(range).map(|(_, key)| *key));
+        }
         for key in &replaced {
             self.removed(*key);
         }
@@ -103,21 +108,25 @@ impl Known {
         replaced
     }
 
-    /// Takes note that a lease is gone for certain.
-    pub(super) fn removed(&mut self, key: SubnetKey) {
-        self.leases.remove(&key);
-        self.missing.remove(&key);
+    /// Takes note that a lease is gone for certain, and returns what was known of it.
+    pub(super) fn removed(&mut self, key: SubnetKey) -> Option<Claim> {
+        let claim = self.leases.remove(&key)?;
+        if let Some(until) = self.missing.remove(&key) {
+            self.by_time.remove(&(until, key));
+            self.by_address.remove(&(claim.lease.public_ip, key));
+        }
+        Some(claim)
     }
 
     /// When to ask for [`expired`](Self::expired) leases next.
     pub(super) fn deadline(&self) -> Option<Instant> {
-        self.missing.values().min().copied()
+        self.by_time.first().map(|(until, _)| *until)
     }
 
     /// Forgets and returns those that were kept for long enough.
     pub(super) fn expired(&mut self, now: Instant) -> Vec<SubnetKey> {
-        let expired: Vec<_> =
-            self.missing.iter().filter(|(_, until)| **until <= now).map(|(key, _)| *key).collect();
+        let past = self.by_time.iter().take_while(|(until, _)| *until <= now);
+        let expired: Vec<_> = past.map(|(_, key)| *key).collect();
         for key in &expired {
             self.removed(*key);
         }
@@ -130,38 +139,14 @@ impl Known {
     }
 }
 
-/// A listing, for finding out quickly what is in the way of a lease.
-struct Index<'a> {
-    leases: &'a BTreeMap<SubnetKey, Claim>,
-    lengths: BTreeSet<u8>,
-    addresses: HashSet<std::net::Ipv4Addr>,
-}
-
-impl<'a> Index<'a> {
-    fn new(leases: &'a BTreeMap<SubnetKey, Claim>) -> Self {
-        Self {
-            leases,
-            lengths: leases.keys().map(|key| key.subnet.prefix()).collect(),
-            addresses: leases.values().map(|claim| claim.lease.public_ip).collect(),
-        }
-    }
-
-    /// Whether the listing has this subnet, one that overlaps it, or another one of the same host.
-    fn replaces(&self, claim: &Claim) -> bool {
-        self.addresses.contains(&claim.lease.public_ip) || self.overlaps(claim.key.subnet)
-    }
-
-    fn overlaps(&self, subnet: Ipv4Network) -> bool {
-        overlapping(self.leases, self.lengths.iter().copied(), subnet).next().is_some()
-    }
+/// Whether a lease says something about its host that was not known before.
+fn tells_news(before: Option<&Claim>, now: &Claim) -> bool {
+    before.is_none_or(|before| before.lease.public_ip != now.lease.public_ip)
 }
 
 #[cfg(test)]
 mod tests {
-    use std::net::Ipv4Addr;
-
     use overlay_common::MacAddr;
-    use proptest::prelude::*;
 
     use super::*;
     use crate::lease::Lease;
@@ -188,7 +173,7 @@ mod tests {
         let all = [lease("10.5.1.0/24", 1), lease("10.5.2.0/24", 2)];
         let mut known = known(&all);
         let now = Instant::now();
-        assert_eq!(known.listed(vec![all[0]], LONG, now), all);
+        assert_eq!(known.listed(vec![all[0]], LONG, now), [all[0], all[1].doubtful()]);
         assert_eq!(known.missing(), 1);
         assert!(known.expired(now + Duration::from_secs(59)).is_empty());
         assert_eq!(known.deadline(), Some(now + Duration::from_mins(1)));
@@ -211,7 +196,7 @@ mod tests {
         let now = Instant::now();
         known.listed(vec![], LONG, now);
         let listed = known.listed(vec![all[0]], Duration::ZERO, now + Duration::from_secs(30));
-        assert_eq!(listed, all);
+        assert_eq!(listed, [all[0], all[1].doubtful()]);
         assert_eq!(known.deadline(), Some(now + Duration::from_mins(1)));
     }
 
@@ -227,39 +212,30 @@ mod tests {
     }
 
     #[test]
-    fn whoever_has_the_subnet_or_the_address_now_ends_the_grace() {
+    fn whoever_is_elsewhere_now_ends_the_grace_and_nobody_else() {
         let all = [lease("10.5.1.0/24", 1), lease("10.5.2.0/24", 2), lease("10.5.3.0/24", 3)];
-        // In the listing: 1 has moved, the subnet of 2 is partly another host's.
-        let listed = [lease("10.5.2.128/25", 7), lease("10.5.9.0/24", 1)];
-        let mut after = known(&all);
-        let kept = after.listed(listed.to_vec(), LONG, Instant::now());
-        assert_eq!(kept, [listed[0], all[2], listed[1]]);
+        // 1 has moved; what says that it has a part of the subnet of 2, and more, is for others to judge. 3 had a
+        // reservation all the time.
+        let (moved, wide) = (lease("10.5.9.0/24", 1), lease("10.5.0.0/20", 7));
+        let reserved = lease("10.5.8.0/24", 3);
+        let mut after = known(&[&all[..], &[reserved]].concat());
+        let kept = after.listed(vec![moved, wide, reserved], LONG, Instant::now());
+        assert_eq!(kept, [wide, all[1].doubtful(), all[2].doubtful(), reserved, moved]);
         // The same as events.
-        let mut after = known(&all);
-        after.listed(vec![], LONG, Instant::now());
-        assert_eq!(after.put(listed[0]), [all[1].key]);
-        assert_eq!(after.put(listed[1]), [all[0].key]);
-        assert_eq!(after.missing(), 1);
+        let mut after = known(&[&all[..], &[reserved]].concat());
+        after.listed(vec![reserved], LONG, Instant::now());
+        assert!(after.put(wide).is_empty());
+        assert_eq!(after.put(moved), [all[0].key]);
+        assert!(after.put(reserved).is_empty());
+        assert_eq!(after.missing(), 2);
+        assert_eq!(after.put(lease("10.5.7.0/24", 3)), [all[2].key]);
     }
 
-    proptest! {
-        #[test]
-        fn the_index_finds_exactly_what_overlaps(
-            nets in prop::collection::vec((0_u32..64, 20_u8..=31), 0..12), at in 0_u32..64, len in 20_u8..=31,
-        ) {
-            let subnet = |at: u32, len: u8| {
-                let host = Ipv4Network::new(Ipv4Addr::from(0x0a00_0000 + at * 37), len).unwrap();
-                Ipv4Network::new(host.network(), len).unwrap()
-            };
-            let leases: BTreeMap<_, _> = nets
-                .into_iter()
-                .map(|(at, len)| subnet(at, len))
-                .map(|subnet| Claim::listed(Lease { subnet, ..lease("10.5.1.0/24", 1).lease }))
-                .map(|claim| (claim.key, claim))
-                .collect();
-            let wanted = subnet(at, len);
-            let expected = leases.keys().any(|other| overlap(other.subnet, wanted));
-            prop_assert_eq!(Index::new(&leases).overlaps(wanted), expected);
-        }
+    #[test]
+    fn in_doubt_a_lease_is_younger_than_all_and_as_old_as_before_among_its_likes() {
+        let [old, young] = [1, 2].map(|created| Claim { created, ..lease("10.5.1.0/24", 1) });
+        assert!(young.doubtful().rank() > old.doubtful().rank());
+        assert!(old.doubtful().rank() > Claim { created: i64::MAX / 2, ..young }.rank());
+        assert_eq!(old.doubtful().doubtful(), old.doubtful());
     }
 }

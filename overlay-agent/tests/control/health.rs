@@ -167,21 +167,28 @@ fn an_agent_without_a_free_descriptor_takes_nothing_for_detached() {
     let mut agent = host.start_agent(&options(&etcd)).unwrap();
     let _container = host.add_container("c").unwrap();
     wait_for_no_problem(&mut agent, "bridge");
-    let before = agent.status().unwrap();
+    let verifications = |status: &serde_json::Value| status["verifications"].as_u64().unwrap();
+    let first = verifications(&agent.status().unwrap());
+    let before = agent
+        .wait_status(SOON, "another look", |status| {
+            anyhow::ensure!(verifications(status) > first + 1, "none yet");
+            Ok(())
+        })
+        .unwrap();
     let pid = agent.process().pid();
     let limit = |soft: &str| {
         let command = host.command("prlimit").arg("--pid").arg(pid.to_string());
         command.arg(format!("--nofile={soft}:")).run().unwrap();
     };
     limit("3");
-    eventually(SOON, "the agent to say what it lacks", || {
+    eventually(SOON, "the agent to say what it cannot look at", || {
         let log = agent.log()?;
-        anyhow::ensure!(log.contains("Too many open files"), "{log}");
+        anyhow::ensure!(log.contains("ERROR bringing the kernel in step: "), "{log}");
         Ok(())
     })
     .unwrap();
     limit("1024");
-    wait_for_no_problem(&mut agent, "Too many open files");
+    wait_for_no_problem(&mut agent, "in step");
     let after = agent.status().unwrap();
     assert_eq!(after["programs"], before["programs"]);
     assert_eq!(after["repairs"], before["repairs"]);

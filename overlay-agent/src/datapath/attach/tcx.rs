@@ -32,15 +32,17 @@ pub(super) fn runs(pins: &PinPath, hook: Hook, place: &Attachment, id: u32) -> R
     Ok(runs && is_pinned()?)
 }
 
-/// Whether an error means that the interface, or what is on it, is not there; as opposed to having no file
-/// descriptor left to look with.
+/// Whether an error means that the interface, or a program on it, is not there; as opposed to having no file
+/// descriptor left to look with. Of the latter the C library says `ENOENT` when it is asked for an interface's
+/// number.
 fn is_gone(error: &ProgramError) -> bool {
-    let error = match error {
-        ProgramError::IOError(error) | ProgramError::TcError(TcError::IoError(error)) => error,
-        ProgramError::SyscallError(error) => &error.io_error,
+    let (error, gone): (_, &[Errno]) = match error {
+        ProgramError::IOError(error) | ProgramError::TcError(TcError::IoError(error)) => {
+            (error, &[Errno::ENODEV, Errno::ENXIO])
+        }
+        ProgramError::SyscallError(error) => (&error.io_error, &[Errno::ENODEV, Errno::ENOENT]),
         _ => return false,
     };
-    let gone = [Errno::ENODEV, Errno::ENXIO, Errno::ENOENT];
     error.raw_os_error().is_some_and(|number| gone.contains(&Errno::from_raw(number)))
 }
 
