@@ -190,10 +190,10 @@ mod tests {
                     subnet: subnet(at, len),
                     ipv6: both.then_some((Ipv6Addr::LOCALHOST, 64)),
                 })
-                .map(|key| (key, ()))
+                .map(|key| (key, key.subnet))
                 .collect();
             let wanted = subnet(at, len);
-            let found: Vec<_> = overlapping(&all, 0..=32, wanted).map(|(key, ())| *key).collect();
+            let found: Vec<_> = overlapping(&all, 0..=32, wanted).map(|(key, _)| *key).collect();
             let expected: BTreeSet<_> =
                 all.keys().copied().filter(|key| overlap(key.subnet, wanted)).collect();
             prop_assert_eq!(found.len(), expected.len());

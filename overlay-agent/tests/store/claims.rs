@@ -44,8 +44,8 @@ async fn a_lease_is_as_old_as_its_key_whatever_becomes_of_its_value() {
 
     // Ours says the same from the first moment on, by the listing that it was taken with.
     let acquired = world.acquire(&request(7)).await;
-    let follower = Follower::new(world.store.clone()).starting_from(acquired.listing);
-    let mut followed = Followed::new(follower);
+    let start = Follower::new(world.store.clone()).starting_from(acquired.listing);
+    let mut followed = Followed::new(start);
     let Update::Snapshot(claims) = followed.next_update().await else { panic!("no snapshot") };
     let ours = claims.iter().find(|claim| claim.lease == acquired.lease).unwrap();
     let stored = world.get(&ours.key.to_string()).await.unwrap();
