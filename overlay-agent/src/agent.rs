@@ -151,10 +151,7 @@ impl Agent {
             tokio::select! {
                 biased;
                 () = stop.cancelled() => return Ok(()),
-                Some(answer) = requests.recv() => {
-                    // Whoever asked may have gone.
-                    answer.send(self.status().await).ok();
-                }
+                Some(answer) = requests.recv() => self.answer(answer).await,
                 Some(event) = self.following.events.recv() => self.lease_event(event),
                 Some(update) = self.following.configs.recv() => self.config_update(update).await,
                 moved = moved(&mut self.moving) => {

@@ -5,7 +5,13 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use axum::{Json, Router, extract::State, http::StatusCode, response::IntoResponse, routing::get};
+use axum::{
+    Router,
+    extract::State,
+    http::{StatusCode, header::CONTENT_TYPE},
+    response::IntoResponse,
+    routing::get,
+};
 use tokio::{
     net::UnixListener,
     sync::{mpsc, oneshot},
@@ -25,9 +31,13 @@ pub(super) async fn ask(asker: &Asker) -> Option<Status> {
 }
 
 async fn status(State(asker): State<Asker>) -> impl IntoResponse {
-    match ask(&asker).await {
-        Some(status) => Json(status).into_response(),
-        None => StatusCode::SERVICE_UNAVAILABLE.into_response(),
+    let Some(status) = ask(&asker).await else {
+        return StatusCode::SERVICE_UNAVAILABLE.into_response();
+    };
+    // Of thousands of peers it is megabytes, for which nobody else should have to wait.
+    match tokio::task::spawn_blocking(move || serde_json::to_vec(&status)).await {
+        Ok(Ok(json)) => ([(CONTENT_TYPE, "application/json")], json).into_response(),
+        Ok(Err(_)) | Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
     }
 }
 

@@ -1,6 +1,7 @@
 //! What the running agent says about itself.
 
 use overlay_common::Feature;
+use tokio::sync::oneshot;
 
 use super::Agent;
 use crate::{
@@ -9,6 +10,7 @@ use crate::{
         Status, UplinkStatus,
     },
     datapath::read_counters,
+    lease::Lease,
     netlink::{self, Observed},
     repairs,
 };
@@ -17,7 +19,22 @@ use crate::{
 const IGNORED: usize = 5;
 
 impl Agent {
-    pub(super) async fn status(&self) -> Status {
+    /// Answers a question. What takes long where there are many peers is left to a task of its own, so that the
+    /// loop goes on.
+    pub(super) async fn answer(&self, answer: oneshot::Sender<Status>) {
+        let mut status = self.status().await;
+        let peers: Vec<_> = self.dataplane.peers().leases().copied().collect();
+        tokio::task::spawn_blocking(move || {
+            if let Some(overlay) = &mut status.overlay {
+                overlay.peers = peers.iter().map(peer_status).collect();
+            }
+            // Whoever asked may have gone.
+            answer.send(status).ok();
+        });
+    }
+
+    /// Everything but the peers.
+    async fn status(&self) -> Status {
         let dataplane = &self.dataplane;
         let spec = dataplane.spec();
         let mut problems = self.problems().await;
@@ -52,15 +69,7 @@ impl Agent {
             endpoints: dataplane.endpoints(),
             verifications: dataplane.verifications(),
             repairs: repairs::count(),
-            peers: dataplane
-                .peers()
-                .leases()
-                .map(|lease| PeerStatus {
-                    subnet: lease.subnet,
-                    public_ip: lease.public_ip,
-                    vtep_mac: lease.vtep_mac.to_string(),
-                })
-                .collect(),
+            peers: Vec::new(),
             programs: dataplane
                 .attachments()
                 .iter()
@@ -137,5 +146,13 @@ impl Agent {
             Some(_) => {}
         }
         problems
+    }
+}
+
+fn peer_status(lease: &Lease) -> PeerStatus {
+    PeerStatus {
+        subnet: lease.subnet,
+        public_ip: lease.public_ip,
+        vtep_mac: lease.vtep_mac.to_string(),
     }
 }

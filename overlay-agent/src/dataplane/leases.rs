@@ -68,10 +68,10 @@ impl Dataplane {
         let mut failed = Stale::default();
         let mut error = None;
         self.program_stale(&stale, &mut failed, &mut error);
-        self.write_config()?;
-        let Some(error) = error else { return Ok(()) };
         let count = failed.subnets.len() + failed.addresses.len();
         self.peers.put_stale_back(failed);
+        self.write_config()?;
+        let Some(error) = error else { return Ok(()) };
         Err(error.context(format!("{count} entries cannot be written")))
     }
 

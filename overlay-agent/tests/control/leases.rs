@@ -17,7 +17,7 @@ use xtask::lab::{Agent, AgentOptions, ETCD_PREFIX, Etcd, Host, Lab, eventually, 
 
 use overlay_agent::fail::LEASES_VARIABLE;
 
-use crate::support::{SOON, options, problems, wait_for_no_problem, wait_for_problem};
+use crate::support::{SOON, options, wait_for_no_problem, wait_for_problem};
 
 /// Hosts that exist have subnets of 10.1.1.0/24 to 10.1.9.0/24; the others are the tests'.
 const CONFIG: &str = r#"{"Network":"10.1.0.0/16","SubnetMin":"10.1.1.0","SubnetMax":"10.1.9.0","Backend":{"Type":"vxlan"}}"#;
@@ -224,13 +224,20 @@ fn what_does_not_fit_is_counted_and_leaves_the_others_alone() {
         )
     };
     put_all(lab.host(0), &etcd, (0..100).map(of_one).collect());
-    let status = wait_for_problem(&mut agents[0], &["172.17.0.9 has 64 older leases"]);
-    let more = problems(&status).into_iter().find(|problem| problem.starts_with("And ")).unwrap();
-    assert_eq!(more, "And 26 more leases are not believed.");
+    wait_for_problem(&mut agents[0], &["172.17.0.9 has 64 older leases"]);
+    wait_for_problem(&mut agents[0], &["And 26 more leases are not believed."]);
+    // All but the hosts' own: these end in a dot where the others go on.
     with_client(lab.host(0), &etcd, async |mut client| {
-        let options = DeleteOptions::new().with_prefix();
-        client.delete(key("10.1.1"), Some(options)).await.unwrap();
+        for tens in ["10.1.1", "10.1.2"] {
+            let options = DeleteOptions::new().with_range(key(&format!("{tens}:")));
+            client.delete(key(&format!("{tens}0")), Some(options)).await.unwrap();
+        }
     });
+    for agent in &mut agents {
+        wait_for_no_problem(agent, "lease");
+        assert_eq!(peers(&agent.status().unwrap()).len(), 1);
+    }
+    containers[0].ping(containers[1].address()).unwrap();
 }
 
 #[test]
@@ -312,8 +319,8 @@ fn thousands_of_leases_that_go_at_once_keep_nobody_waiting() {
             Ok(())
         })
         .unwrap();
-    // An answer that names them all takes its time in a debug build, and more of it while others work, too; what
-    // counts is that it has not to wait for them.
+    // An answer that names them all takes its time in a debug build, and more of it while others work, too, on a
+    // machine with other things to do. What counts is that it does not wait for them: that was five seconds once.
     let idle = Asking::start(host);
     std::thread::sleep(Duration::from_secs(2));
     let (idle, _) = idle.stop();
@@ -343,7 +350,7 @@ fn thousands_of_leases_that_go_at_once_keep_nobody_waiting() {
     println!(
         "{LEASES} leases went in {took:?}; {count} answers, the longest in {longest:?}, idle in {idle:?}"
     );
-    assert!(longest < idle * 2 + Duration::from_millis(50), "{longest:?}, but {idle:?} when idle");
+    assert!(longest < idle * 2 + Duration::from_millis(500), "{longest:?}, but {idle:?} when idle");
     assert!(took < Duration::from_secs(20), "{took:?}");
     if took > Duration::from_secs(2) {
         let looks = |status: &Value| status["verifications"].as_u64().unwrap();
