@@ -1,23 +1,21 @@
 //! The running agent: one loop that owns the dataplane and hears about leases, the kernel, questions
 //! and signals.
 
+mod leases;
 mod status;
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use anyhow::{Context, Result, bail};
 use futures::StreamExt;
 use ipnetwork::Ipv4Network;
 use overlay_common::MacAddr;
 use rtnetlink::Handle;
-use tokio::{
-    sync::oneshot,
-    time::{Instant, MissedTickBehavior, interval, sleep_until},
-};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use crate::{
-    admin::{Requests, Status},
+    admin::{Pulse, Requests},
     datapath::{Attachment, Features, PinPath},
     dataplane::{Dataplane, DataplaneSpec},
     fail,
@@ -28,9 +26,10 @@ use crate::{
         NetworkConfig,
         change::{Change, changes},
     },
+    peers::Tally,
     run_config::RunConfig,
     store::{
-        Following, Joined, LeaseUpdate, Store,
+        Following, Joined, Store,
         config::{ConfigUpdate, StoredConfig},
         outage::Outage,
     },
@@ -47,6 +46,9 @@ const PAUSE: Duration = Duration::from_millis(20);
 /// Without any event, because some damage makes none. All of it is to be mended within a second.
 const VERIFY: Duration = Duration::from_millis(250);
 
+/// The name of an attempt that is made all the time.
+const IN_STEP: &str = "bringing the kernel in step";
+
 /// What the agent works with, once the store and the host have told.
 pub struct Agent {
     config: RunConfig,
@@ -60,8 +62,12 @@ pub struct Agent {
     firewall: firewall::Kept,
     /// A lease is being taken anew: our subnet is another host's, or our address has changed.
     moving: Option<Moving>,
-    /// What failed the last time it was tried.
-    fault: Option<String>,
+    /// What failed the last time it was tried: a sentence for each thing that is done.
+    faults: BTreeMap<&'static str, String>,
+    /// What the log has been told about leases.
+    said: Tally,
+    /// The addresses or routes of this host may be others than when they were last looked at.
+    surroundings_are_stale: bool,
     /// The uplink has no address to send from, as a sentence.
     lost_address: Option<String>,
     /// What the network config says and this agent does not do.
@@ -111,7 +117,9 @@ impl Agent {
             following: joined.following,
             firewall,
             moving: None,
-            fault: None,
+            faults: BTreeMap::new(),
+            said: Tally::default(),
+            surroundings_are_stale: true,
             lost_address: None,
             config_problems: Vec::new(),
         };
@@ -121,10 +129,15 @@ impl Agent {
     }
 
     /// Runs until `stop`. `ready` is called once, when every known lease has been programmed.
+    ///
+    /// No turn of the loop takes long: of the leases it takes as many as there is time for. Questions come
+    /// first, then what is rare, then the kernel; leases, which can come by the thousands, have a part of every
+    /// turn.
     pub async fn run(
         mut self,
         stop: CancellationToken,
         mut requests: Requests,
+        pulse: Pulse,
         ready: impl FnOnce(),
     ) -> Result<()> {
         let mut changes = netlink::changes()?;
@@ -134,27 +147,24 @@ impl Agent {
         let mut earliest = Instant::now();
         let mut ready = Some(ready);
         loop {
+            let mut first = None;
             tokio::select! {
                 biased;
                 () = stop.cancelled() => return Ok(()),
+                Some(answer) = requests.recv() => self.answer(answer).await,
                 Some(event) = self.following.events.recv() => self.lease_event(event),
                 Some(update) = self.following.configs.recv() => self.config_update(update).await,
                 moved = moved(&mut self.moving) => {
                     let (network, joined) = moved.context("the task that takes a subnet has ended")?;
                     self.moving = None;
-                    self.move_to(network, joined).await?;
-                }
-                Some(update) = self.following.updates.recv() => {
-                    self.lease_update(update).await;
-                    if self.dataplane.synced() && let Some(ready) = ready.take() {
-                        ready();
-                    }
+                    self.move_to(network, joined).await;
                 }
                 change = changes.next() => {
                     let change = change.context("the netlink socket for events was closed")?;
                     self.forget_ports(&change.gone);
                     if change.routes {
                         self.dataplane.routes_changed();
+                        self.surroundings_are_stale = true;
                     }
                     if change.containers {
                         self.dataplane.containers_changed();
@@ -167,7 +177,16 @@ impl Agent {
                     earliest = Instant::now() + PAUSE;
                 }
                 _ = verification.tick() => self.verify().await,
-                Some(answer) = requests.recv() => self.answer(answer).await?,
+                Some(update) = self.following.updates.recv() => first = Some(update),
+            }
+            self.lease_updates(first).await;
+            let is_ready = self.dataplane.synced() && ready.is_some();
+            if is_ready && let Some(ready) = ready.take() {
+                ready();
+            }
+            if is_ready || pulse.is_due() {
+                pulse.beat(self.dataplane.synced(), self.problems().await);
+                self.log_leases();
             }
             if self.firewall.is_dead() {
                 bail!("the task that looks after the firewall has ended");
@@ -179,33 +198,27 @@ impl Agent {
         }
     }
 
-    async fn lease_update(&mut self, update: LeaseUpdate) {
-        let outcome = match update {
-            LeaseUpdate::Snapshot(leases) => match self.dataplane.replace_leases(leases) {
-                // Programs over new maps are attached as soon as these are filled.
-                Ok(()) => self.dataplane.reconcile().await,
-                failed => failed,
-            },
-            LeaseUpdate::Put(lease) => self.dataplane.put_lease(lease),
-            LeaseUpdate::Removed(subnet) => self.dataplane.remove_lease(subnet),
-        };
-        self.fault = report("programming leases", outcome);
-    }
-
     async fn reconcile(&mut self) {
+        self.look_around().await;
         let outcome = self.dataplane.reconcile().await;
-        self.fault = report("bringing the kernel in step", outcome);
+        self.note(IN_STEP, outcome);
     }
 
     fn forget_ports(&mut self, gone: &[u32]) {
-        let outcome = self.dataplane.forget_ports(gone);
-        self.fault = report("forgetting containers that are gone", outcome);
+        if !gone.is_empty() {
+            let outcome = self.dataplane.forget_ports(gone);
+            self.note("forgetting containers that are gone", outcome);
+        }
     }
 
     async fn verify(&mut self) {
         tell_watchdog();
+        self.look_around().await;
+        // What has failed is tried again.
+        let outcome = self.dataplane.program_leases();
+        self.note(leases::PROGRAMMING, outcome);
         let outcome = self.dataplane.verify().await;
-        self.fault = report("bringing the kernel in step", outcome);
+        self.note(IN_STEP, outcome);
         self.follow_uplink_interface();
         self.follow_uplink_mtu().await;
         self.follow_uplink_address().await;
@@ -219,6 +232,19 @@ impl Agent {
         }
         (self.uplink.ifindex, self.uplink.name) = (*ifindex, interface.clone());
         self.firewall = self.keep_firewall();
+    }
+
+    /// Keeps what has become of the latest attempt at something, until the next one.
+    fn note(&mut self, doing: &'static str, outcome: Result<()>) {
+        let Err(error) = outcome else {
+            self.faults.remove(doing);
+            return;
+        };
+        let sentence = format!("The last attempt at {doing} failed: {error:#}.");
+        if self.faults.get(doing) != Some(&sentence) {
+            tracing::error!("{doing}: {error:#}");
+        }
+        self.faults.insert(doing, sentence);
     }
 
     /// A host that has another address (DHCP, most of all) tells its peers, and keeps its subnet.
@@ -301,16 +327,18 @@ impl Agent {
         self.moving = Some(Moving { task, previous });
     }
 
-    async fn move_to(&mut self, network: StoredConfig, joined: Joined) -> Result<()> {
+    async fn move_to(&mut self, network: StoredConfig, joined: Joined) {
         let old = std::mem::replace(&mut self.lease, joined.lease);
         self.network = network;
         self.config_problems.clear();
         self.following = joined.following;
         let spec = dataplane_spec(&self.config, &self.network.config, &self.uplink, self.lease);
         let outcome = self.dataplane.move_to(spec).await;
-        self.fault = report("putting the new lease to use", outcome);
+        self.note("putting the new lease to use", outcome);
         self.firewall = self.keep_firewall();
-        self.write_subnet_env()?;
+        self.surroundings_are_stale = true;
+        let outcome = self.write_subnet_env();
+        self.note("writing the subnet file", outcome);
         if old.subnet != self.lease.subnet {
             tracing::error!(
                 old = %old.subnet,
@@ -319,7 +347,6 @@ impl Agent {
                 "this host has moved to another subnet: restart Docker with the options from the subnet file"
             );
         }
-        Ok(())
     }
 
     fn keep_firewall(&self) -> firewall::Kept {
@@ -372,12 +399,12 @@ impl Agent {
         }
         if all.iter().any(|change| matches!(change, Change::Mtu(..))) {
             let outcome = self.change_mtu().await;
-            self.fault = report("changing the MTU", outcome);
+            self.note("changing the MTU", outcome);
         }
         if let Some(direct) = all.iter().find_map(Change::direct_routing) {
             tracing::warn!(direct, "direct routing was switched");
             let outcome = self.dataplane.set_direct_routing(direct).await;
-            self.fault = report("switching direct routing", outcome);
+            self.note("switching direct routing", outcome);
             self.firewall = self.keep_firewall();
         }
     }
@@ -393,7 +420,7 @@ impl Agent {
         self.uplink.mtu = mtu;
         if overlay_mtu(&self.network.config, &self.uplink) != before {
             let outcome = self.change_mtu().await;
-            self.fault = report("changing the MTU", outcome);
+            self.note("changing the MTU", outcome);
         }
     }
 
@@ -418,12 +445,6 @@ impl Agent {
             ip_masq: self.config.ip_masq,
         }
         .write(&self.config.subnet_file)
-    }
-
-    async fn answer(&self, answer: oneshot::Sender<Status>) -> Result<()> {
-        // Whoever asked may have gone.
-        answer.send(self.status().await?).ok();
-        Ok(())
     }
 }
 

@@ -1,9 +1,10 @@
 //! The overlay on this host: what it should be, and the passes that make the kernel so.
 
+mod leases;
+
 use std::{collections::BTreeSet, net::Ipv4Addr, time::Instant};
 
 use anyhow::{Context, Result};
-use ipnetwork::Ipv4Network;
 use overlay_common::tables::{ABI_VERSION, HostConfig};
 use rtnetlink::Handle;
 
@@ -12,19 +13,12 @@ use crate::{
     containers::{self, Containers, Contested, Identities},
     datapath::{Attachment, Attachments, Changes, Features, Mechanism, PinPath, Programs, Tables},
     fail,
-    lease::Lease,
     netlink::{self, Link, Observed, Tunnel, TunnelSpec},
-    peers::{Peers, Ways, peer_key, vtep_key},
+    peers::{Limits, Peers, Scope, Surroundings, Ways},
     places::{self, Newcomers},
     repairs,
     source_check::SourceCheck,
 };
-
-/// Up to so many leases, every verification looks at each of them.
-const OFTEN_VERIFIED: usize = 4096;
-
-/// Beyond that, one in so many does.
-const SELDOM: u32 = 120;
 
 /// What the overlay on this host should be.
 #[derive(Clone, Debug)]
@@ -100,7 +94,7 @@ impl Dataplane {
         let containers = Containers::new(known, spec.source_check.exempt.clone())?;
         let adopted = tables.config.get(&0, 0).context("reading BPF map config")?;
         let mut dataplane = Self {
-            peers: Peers::new(spec.tunnel.subnet, spec.public_address),
+            peers: Peers::new(scope(&spec), Limits::default(), Surroundings::default()),
             config: HostConfig { peer_lengths: adopted.peer_lengths, ..HostConfig::default() },
             spec,
             attachments: Attachments::new(Mechanism::of(&features), handle.clone()),
@@ -128,7 +122,7 @@ impl Dataplane {
     /// Makes it something else: another lease, most of all. The maps keep their
     /// peers until [`replace_leases`](Self::replace_leases) brings the list.
     pub async fn move_to(&mut self, spec: DataplaneSpec) -> Result<()> {
-        self.peers = Peers::new(spec.tunnel.subnet, spec.public_address);
+        self.peers = self.peers.moved(scope(&spec));
         self.synced = false;
         self.ways_are_stale = true;
         self.spec = spec;
@@ -192,22 +186,6 @@ impl Dataplane {
             repairs::made("settings");
         }
         self.reconcile().await
-    }
-
-    fn verify_leases(&mut self) -> Result<()> {
-        let everything = self.peers.leases().len();
-        if everything > OFTEN_VERIFIED && !self.verifications.is_multiple_of(SELDOM) {
-            return Ok(());
-        }
-        let vteps = self.tables.vteps.converge(&self.peers.all_vteps())?;
-        let peers = self.tables.peers.converge(&self.peers.all_peers(&self.ways))?;
-        for (map, changes) in [("vteps", vteps), ("peers", peers)] {
-            if changes != Changes::default() {
-                tracing::warn!(map, ?changes, "entries were changed by somebody else");
-                repairs::made(map);
-            }
-        }
-        Ok(())
     }
 
     /// Attaches the programs and pins the maps: in this order, so that pinned maps are always filled ones.
@@ -292,13 +270,7 @@ impl Dataplane {
     }
 
     fn write_config(&mut self) -> Result<()> {
-        let (peer_lengths, left_out) = self.peers.lengths();
-        if !left_out.is_empty() {
-            tracing::warn!(
-                ?left_out,
-                "leases of so many different lengths cannot be carried: these are left out"
-            );
-        }
+        let peer_lengths = self.peers.lengths();
         let spec = &self.spec;
         let bridge = self.bridge.as_ref();
         let config = HostConfig {
@@ -396,53 +368,6 @@ impl Dataplane {
         Ok(())
     }
 
-    /// Makes the maps hold exactly these leases.
-    pub fn replace_leases(&mut self, leases: Vec<Lease>) -> Result<()> {
-        self.peers.replace_all(leases);
-        // Who may speak first, whom we send to last: a peer that gets our packets must find its answers
-        // accepted.
-        self.tables.vteps.converge(&self.peers.all_vteps())?;
-        fail::point("vteps");
-        self.tables.peers.converge(&self.peers.all_peers(&self.ways))?;
-        fail::point("peers");
-        self.synced = true;
-        self.write_config()
-    }
-
-    /// Adds or replaces one lease.
-    pub fn put_lease(&mut self, lease: Lease) -> Result<()> {
-        let subnet = lease.subnet;
-        let addresses = [self.address_of(subnet), Some(lease.public_ip)];
-        self.peers.put(lease);
-        self.program(subnet, &addresses)
-    }
-
-    /// Forgets one lease.
-    pub fn remove_lease(&mut self, subnet: Ipv4Network) -> Result<()> {
-        let address = self.address_of(subnet);
-        self.peers.remove(subnet);
-        self.program(subnet, &[address])
-    }
-
-    fn address_of(&self, subnet: Ipv4Network) -> Option<Ipv4Addr> {
-        self.peers.lease(subnet).map(|lease| lease.public_ip)
-    }
-
-    /// Brings one subnet and the addresses that its lease had before and has now up to date.
-    fn program(&mut self, subnet: Ipv4Network, addresses: &[Option<Ipv4Addr>]) -> Result<()> {
-        for &address in addresses.iter().flatten() {
-            match self.peers.vtep(address) {
-                Some(vtep) => self.tables.vteps.insert(&vtep_key(address), &vtep)?,
-                None => self.tables.vteps.remove(&vtep_key(address))?,
-            }
-        }
-        match self.peers.peer(subnet, &self.ways) {
-            Some(peer) => self.tables.peers.insert(&peer_key(subnet), &peer)?,
-            None => self.tables.peers.remove(&peer_key(subnet))?,
-        }
-        self.write_config()
-    }
-
     /// What it should be.
     pub const fn spec(&self) -> &DataplaneSpec {
         &self.spec
@@ -516,5 +441,14 @@ impl Dataplane {
     /// How often everything was looked at.
     pub const fn verifications(&self) -> u32 {
         self.verifications
+    }
+}
+
+fn scope(spec: &DataplaneSpec) -> Scope {
+    Scope {
+        network: spec.tunnel.network,
+        own: spec.tunnel.subnet,
+        own_address: spec.public_address,
+        own_mac: spec.tunnel.mac,
     }
 }

@@ -1,11 +1,14 @@
 //! What a test can do to an agent from inside: have it die, as if it had been killed just there, or believe
-//! that its kernel is older than it is. A release build knows nothing of this.
+//! that its kernel is older, or its maps smaller, than they are. A release build knows nothing of this.
 
 /// Names the place to die at.
 pub const VARIABLE: &str = "OVERLAY_FAIL_AT";
 
 /// Names features that the kernel is taken not to have, separated by commas.
 pub const WITHOUT_VARIABLE: &str = "OVERLAY_WITHOUT";
+
+/// How many leases the maps are taken to hold.
+pub const LEASES_VARIABLE: &str = "OVERLAY_LEASES";
 
 /// Dies here if [`VARIABLE`] names this place.
 pub fn point(name: &str) {
@@ -22,4 +25,10 @@ pub fn pretend_without(feature: &str) -> bool {
     cfg!(debug_assertions)
         && std::env::var(WITHOUT_VARIABLE)
             .is_ok_and(|wanted| wanted.split(',').any(|name| name == feature))
+}
+
+/// How many leases there is room for: what [`LEASES_VARIABLE`] says, if that is less.
+pub fn leases(room: usize) -> usize {
+    let wanted = std::env::var(LEASES_VARIABLE).ok().filter(|_| cfg!(debug_assertions));
+    wanted.and_then(|text| text.parse().ok()).map_or(room, |wanted: usize| wanted.min(room))
 }

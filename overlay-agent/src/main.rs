@@ -9,7 +9,7 @@ use overlay_agent::{
     },
     exit::{Exit, WithExit as _},
     run,
-    run_config::RunConfig,
+    run_config::{RunConfig, visible_password},
     telemetry,
 };
 
@@ -20,6 +20,9 @@ async fn main() -> ExitCode {
         Err(error) => return telemetry::print_usage(&error).into(),
     };
     telemetry::start(cli.verbosity);
+    if let Some(warning) = visible_password(std::env::args_os()) {
+        tracing::warn!("{warning}");
+    }
     let result = match cli.command {
         Command::Run(args) => match RunConfig::try_from(*args).exit(Exit::Usage) {
             Ok(config) => run::run(config).await.map(|()| Exit::Ok),

@@ -167,9 +167,7 @@ mod tests {
         add(1, LinkKind::Other, None);
         host.links.get_mut(&1).expect("there").loopback = true;
         let tunnel = Tunnel { ifindex: TUNNEL, name: "overlay.1".to_owned() };
-        let places =
-            |newcomers| places(&host, newcomers, Some(&was()), &tunnel, host.links.get(&BRIDGE));
-        let places = places(&BTreeSet::from([27]));
+        let places = places(&host, Some(&was()), &tunnel, host.links.get(&BRIDGE));
         let of = |hook| {
             let (_, places) = places.iter().find(|(found, _)| *found == hook).expect("each hook");
             places.iter().map(|place| place.ifindex).collect::<Vec<_>>()
@@ -193,10 +191,10 @@ mod tests {
             newcomers.look(host, when);
             newcomers.homes().map(|(key, _)| key.ifindex).collect::<Vec<_>>()
         };
-        assert_eq!(young(&add(20), start), [], "it was there before us");
+        assert!(young(&add(20), start).is_empty(), "it was there before us");
         let host = add(21);
         assert_eq!(young(&host, start), [21]);
         assert_eq!(young(&host, start + ALONE / 2), [21]);
-        assert_eq!(young(&host, start + ALONE), []);
+        assert!(young(&host, start + ALONE).is_empty());
     }
 }

@@ -8,7 +8,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    admin::{self, Waiting},
+    admin::{self, Pulse, Waiting},
     agent::Agent,
     cleanup::{Places, cleanup},
     datapath::{Features, PinPath},
@@ -56,9 +56,10 @@ async fn start_and_run(config: RunConfig, stop: CancellationToken) -> Result<()>
 
     // From here on, whoever asks is told what the agent waits for.
     let (asker, mut requests) = mpsc::channel(16);
+    let (pulse, listener) = Pulse::new();
     let _socket_file = admin::serve_socket(&config.socket, asker.clone())?;
     if let Some(address) = config.healthz {
-        admin::serve_probes(address, asker.clone()).await?;
+        admin::serve_probes(address, asker.clone(), listener).await?;
     }
     let waiting = Waiting::new("the network config", store.troubles().clone());
     let agent = tokio::select! {
@@ -67,7 +68,7 @@ async fn start_and_run(config: RunConfig, stop: CancellationToken) -> Result<()>
         agent = Box::pin(start(config, pins, features, store, &waiting)) => agent?,
         never = waiting.answer(&mut requests) => match never {},
     };
-    Box::pin(agent.run(stop, requests, notify_ready)).await
+    Box::pin(agent.run(stop, requests, pulse, notify_ready)).await
 }
 
 async fn start(

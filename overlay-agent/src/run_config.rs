@@ -2,6 +2,7 @@
 
 use std::{
     convert::Infallible,
+    ffi::OsString,
     fmt,
     net::{Ipv4Addr, SocketAddr},
     path::PathBuf,
@@ -139,8 +140,19 @@ pub enum UsageError {
         missing: &'static str,
     },
     /// A password without a name.
-    #[error("--etcd-password needs --etcd-username")]
-    NoUser,
+    #[error("{0} needs --etcd-username")]
+    NoUser(&'static str),
+    /// A password twice.
+    #[error("--etcd-password and --etcd-password-file exclude each other")]
+    TwoPasswords,
+    /// A password's file cannot be used.
+    #[error("--etcd-password-file {file}: {reason}")]
+    PasswordFile {
+        /// The file.
+        file: String,
+        /// Why.
+        reason: String,
+    },
     /// An address flag holds something else.
     #[error("{flag} must be an IPv4 address, but is {value:?}")]
     Address {
@@ -212,10 +224,12 @@ impl TryFrom<&EtcdArgs> for EtcdConfig {
             (Some(_), None) => return half("--etcd-certfile", "--etcd-keyfile"),
             (None, Some(_)) => return half("--etcd-keyfile", "--etcd-certfile"),
         };
-        let user = match (args.etcd_username.as_str(), args.etcd_password.reveal()) {
-            ("", "") => None,
-            ("", _) => return Err(UsageError::NoUser),
-            (name, _) => Some((name.to_owned(), args.etcd_password.clone())),
+        let password = password(args)?;
+        let user = match (args.etcd_username.as_str(), password) {
+            ("", None) => None,
+            ("", Some((flag, _))) => return Err(UsageError::NoUser(flag)),
+            (name, None) => Some((name.to_owned(), Secret(String::new()))),
+            (name, Some((_, password))) => Some((name.to_owned(), password)),
         };
         Ok(Self {
             endpoints,
@@ -225,6 +239,40 @@ impl TryFrom<&EtcdArgs> for EtcdConfig {
             user,
         })
     }
+}
+
+/// The password, and the flag that it comes from.
+fn password(args: &EtcdArgs) -> Result<Option<(&'static str, Secret)>, UsageError> {
+    let file = args.etcd_password_file.as_str();
+    let typed = args.etcd_password.reveal();
+    match (typed, file) {
+        ("", "") => Ok(None),
+        (_, "") => Ok(Some(("--etcd-password", args.etcd_password.clone()))),
+        ("", file) => {
+            let failed = |reason| UsageError::PasswordFile { file: file.to_owned(), reason };
+            let text = std::fs::read_to_string(file).map_err(|error| failed(error.to_string()))?;
+            // Editors end the last line; no password of etcd's ends one.
+            let line = text.lines().next().unwrap_or_default();
+            if line.is_empty() {
+                return Err(failed("its first line is empty".to_owned()));
+            }
+            Ok(Some(("--etcd-password-file", Secret(line.to_owned()))))
+        }
+        _ => Err(UsageError::TwoPasswords),
+    }
+}
+
+/// What is wrong with a password on the command line, if there is one.
+pub fn visible_password(typed: impl IntoIterator<Item = OsString>) -> Option<&'static str> {
+    let is_password = |argument: OsString| {
+        let text = argument.to_string_lossy().into_owned();
+        let flag = text.trim_start_matches('-');
+        flag.len() < text.len() && flag.split('=').next() == Some("etcd-password")
+    };
+    typed.into_iter().any(is_password).then_some(
+        "--etcd-password can be seen by whoever lists this host's processes: use --etcd-password-file, or set \
+         OVERLAY_ETCD_PASSWORD",
+    )
 }
 
 impl TryFrom<&RunArgs> for UplinkConfig {

@@ -1,7 +1,7 @@
 //! `subnet.env`: how Docker, and whoever starts it, learns this host's subnet and MTU.
 
 use std::{
-    fs::{DirBuilder, File, Permissions},
+    fs::{DirBuilder, Permissions},
     io::{self, Write as _},
     net::Ipv4Addr,
     os::unix::fs::{DirBuilderExt as _, PermissionsExt as _},
@@ -88,22 +88,15 @@ pub(crate) fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
         .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "the path names no file"))?;
     let mut hidden = std::ffi::OsString::from(".");
     hidden.push(name);
-    hidden.push(format!(".{}", std::process::id()));
-    let temporary = dir.join(hidden);
-    let written = write_new(&temporary, bytes).and_then(|()| std::fs::rename(&temporary, path));
-    if written.is_err() {
-        // What remains is of no use to anybody; the first error is the one to report.
-        drop(std::fs::remove_file(&temporary));
-    }
-    written
-}
-
-fn write_new(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let mut file = File::create(path)?;
+    hidden.push(".");
+    // A name that nobody can guess, made only if it is not there: the directory may be others', too.
+    let mut file = tempfile::Builder::new().prefix(&hidden).tempfile_in(dir)?;
     // Not left to the umask: other users' scripts read the file.
-    file.set_permissions(Permissions::from_mode(0o644))?;
+    file.as_file().set_permissions(Permissions::from_mode(0o644))?;
     file.write_all(bytes)?;
-    file.sync_all()
+    file.as_file().sync_all()?;
+    file.persist(path)?;
+    Ok(())
 }
 
 #[cfg(test)]
@@ -143,6 +136,21 @@ mod tests {
         assert_eq!(mode(&path), 0o644);
         assert_eq!(mode(path.parent().unwrap()), 0o755);
         assert_eq!(path.parent().unwrap().read_dir().unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_link_that_was_laid_beside_the_file_is_not_followed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("subnet.env");
+        let victim = dir.path().join("victim");
+        std::fs::write(&victim, "untouched").unwrap();
+        // The name that could be guessed once: that of the process.
+        let guessed = dir.path().join(format!(".subnet.env.{}", std::process::id()));
+        std::os::unix::fs::symlink(&victim, &guessed).unwrap();
+        std::os::unix::fs::symlink(&victim, &path).unwrap();
+        example().write(&path).unwrap();
+        assert_eq!(std::fs::read_to_string(&victim).unwrap(), "untouched");
+        assert!(path.symlink_metadata().unwrap().is_file());
     }
 
     #[test]

@@ -54,7 +54,7 @@ pub(crate) async fn follow(endpoint: &str, agents: usize, leases: u32) -> Result
     for mut updates in all {
         seen.spawn(async move {
             while let Some(update) = updates.recv().await {
-                if update == LeaseUpdate::Put(changed) {
+                if matches!(update, LeaseUpdate::Put(claim) if claim.lease == changed) {
                     return Some(answered.elapsed());
                 }
             }

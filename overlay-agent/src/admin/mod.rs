@@ -1,12 +1,16 @@
 //! What the agent tells about itself: over its socket to the command line, over HTTP to probes.
 
 mod client;
+mod probes;
+mod pulse;
 mod server;
 mod status;
 mod waiting;
 
 pub use client::fetch_status;
-pub use server::{Requests, serve_probes, serve_socket};
+pub use probes::serve_probes;
+pub use pulse::{Listener, Pulse, Readiness};
+pub use server::{Requests, serve_socket};
 pub use status::{
     CounterStatus, FeatureStatus, LeaseStatus, OverlayStatus, PeerStatus, ProgramStatus, Status,
     UplinkStatus, Verdicts,

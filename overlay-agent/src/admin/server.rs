@@ -1,62 +1,44 @@
 use std::{
     fs,
-    net::SocketAddr,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
 };
 
 use anyhow::{Context, Result};
-use axum::{Json, Router, extract::State, http::StatusCode, response::IntoResponse, routing::get};
-use serde::Serialize;
+use axum::{
+    Router,
+    extract::State,
+    http::{StatusCode, header::CONTENT_TYPE},
+    response::IntoResponse,
+    routing::get,
+};
 use tokio::{
-    net::{TcpListener, UnixListener},
+    net::UnixListener,
     sync::{mpsc, oneshot},
 };
 
 use super::Status;
-use crate::exit::{Exit, WithExit as _};
 
 /// Questions to the agent, each with the place for its answer.
 pub type Requests = mpsc::Receiver<oneshot::Sender<Status>>;
 
-type Asker = mpsc::Sender<oneshot::Sender<Status>>;
+pub(super) type Asker = mpsc::Sender<oneshot::Sender<Status>>;
 
-async fn ask(asker: &Asker) -> Option<Status> {
+pub(super) async fn ask(asker: &Asker) -> Option<Status> {
     let (answer, status) = oneshot::channel();
     asker.send(answer).await.ok()?;
     status.await.ok()
 }
 
 async fn status(State(asker): State<Asker>) -> impl IntoResponse {
-    match ask(&asker).await {
-        Some(status) => Json(status).into_response(),
-        None => StatusCode::SERVICE_UNAVAILABLE.into_response(),
+    let Some(status) = ask(&asker).await else {
+        return StatusCode::SERVICE_UNAVAILABLE.into_response();
+    };
+    // Of thousands of peers it is megabytes, for which nobody else should have to wait.
+    match tokio::task::spawn_blocking(move || serde_json::to_vec(&status)).await {
+        Ok(Ok(json)) => ([(CONTENT_TYPE, "application/json")], json).into_response(),
+        Ok(Err(_)) | Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
     }
-}
-
-/// Alive: the agent's loop answers.
-async fn healthz(State(asker): State<Asker>) -> impl IntoResponse {
-    match ask(&asker).await {
-        Some(_) => (StatusCode::OK, "the agent is running\n"),
-        None => (StatusCode::SERVICE_UNAVAILABLE, "the agent does not answer\n"),
-    }
-}
-
-/// Ready: every known lease is programmed. Not ready: why. Problems that packets do not suffer from, such
-/// as etcd being away, are told and leave a ready agent ready.
-#[derive(Serialize)]
-struct Readiness {
-    ready: bool,
-    problems: Vec<String>,
-}
-
-async fn readyz(State(asker): State<Asker>) -> impl IntoResponse {
-    let readiness = ask(&asker).await.map_or_else(
-        || Readiness { ready: false, problems: vec!["The agent does not answer.".to_owned()] },
-        |status| Readiness { ready: status.ready, problems: status.problems },
-    );
-    let code = if readiness.ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    (code, Json(readiness))
 }
 
 /// Removes the socket's file when the server ends.
@@ -92,22 +74,4 @@ pub fn serve_socket(path: &Path, asker: Asker) -> Result<SocketFile> {
         }
     });
     Ok(SocketFile(path.to_owned()))
-}
-
-/// Answers `/healthz` and `/readyz`.
-pub async fn serve_probes(address: SocketAddr, asker: Asker) -> Result<()> {
-    let listener = TcpListener::bind(address)
-        .await
-        .with_context(|| format!("cannot listen for health probes on {address}"))
-        .exit(Exit::Unavailable)?;
-    let router = Router::new()
-        .route("/healthz", get(healthz))
-        .route("/readyz", get(readyz))
-        .with_state(asker);
-    tokio::spawn(async move {
-        if let Err(error) = axum::serve(listener, router).await {
-            tracing::error!(%error, "the health server has failed");
-        }
-    });
-    Ok(())
 }

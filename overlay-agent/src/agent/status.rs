@@ -2,8 +2,8 @@
 
 use std::time::Instant;
 
-use anyhow::Result;
 use overlay_common::Feature;
+use tokio::sync::oneshot;
 
 use super::Agent;
 use crate::{
@@ -12,15 +12,39 @@ use crate::{
         Status, UplinkStatus,
     },
     datapath::read_counters,
+    lease::Lease,
     netlink::{self, Observed},
     repairs,
 };
 
+/// Half of the leases that are named.
+const IGNORED: usize = 5;
+
 impl Agent {
-    pub(super) async fn status(&self) -> Result<Status> {
+    /// Answers a question. What takes long where there are many peers is left to a task of its own, so that the
+    /// loop goes on.
+    pub(super) async fn answer(&self, answer: oneshot::Sender<Status>) {
+        let mut status = self.status().await;
+        let peers: Vec<_> = self.dataplane.peers().leases().copied().collect();
+        tokio::task::spawn_blocking(move || {
+            if let Some(overlay) = &mut status.overlay {
+                overlay.peers = peers.iter().map(peer_status).collect();
+            }
+            // Whoever asked may have gone.
+            answer.send(status).ok();
+        });
+    }
+
+    /// Everything but the peers.
+    async fn status(&self) -> Status {
         let dataplane = &self.dataplane;
         let spec = dataplane.spec();
-        let counters = read_counters(&dataplane.tables().counters)?;
+        let mut problems = self.problems().await;
+        // Nothing that somebody asks ends the agent.
+        let counters = read_counters(&dataplane.tables().counters).unwrap_or_else(|error| {
+            problems.push(format!("The counters cannot be read: {error:#}."));
+            Vec::new()
+        });
         let overlay = OverlayStatus {
             network: spec.tunnel.network,
             vni: spec.tunnel.vni.get(),
@@ -48,15 +72,7 @@ impl Agent {
             endpoints: dataplane.endpoints(),
             verifications: dataplane.verifications(),
             repairs: repairs::count(),
-            peers: dataplane
-                .peers()
-                .leases()
-                .map(|lease| PeerStatus {
-                    subnet: lease.subnet,
-                    public_ip: lease.public_ip,
-                    vtep_mac: lease.vtep_mac.to_string(),
-                })
-                .collect(),
+            peers: Vec::new(),
             programs: dataplane
                 .attachments()
                 .iter()
@@ -67,16 +83,16 @@ impl Agent {
                 .collect(),
             counters: counters.into_iter().map(CounterStatus::from).collect(),
         };
-        Ok(Status {
+        Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             ready: dataplane.synced(),
             waiting_for: None,
-            problems: self.problems().await,
+            problems,
             overlay: Some(overlay),
-        })
+        }
     }
 
-    async fn problems(&self) -> Vec<String> {
+    pub(super) async fn problems(&self) -> Vec<String> {
         let mut problems = Vec::new();
         if !self.dataplane.synced() {
             problems.push("The leases have not been listed yet.".to_owned());
@@ -112,8 +128,10 @@ impl Agent {
             Err(error) => problems.push(format!("The kernel does not answer: {error:#}.")),
         }
         problems.extend(self.store.troubles().sentences());
+        let ignored = self.store.troubles().ignored(IGNORED);
+        problems.extend(self.dataplane.peers().problems(ignored, |key| self.store.name_of(key)));
         problems.extend(self.config_problems.iter().cloned());
-        problems.extend(self.fault.iter().chain(&self.lost_address).cloned());
+        problems.extend(self.faults.values().chain(&self.lost_address).cloned());
         problems.extend(self.firewall.fault());
         problems
     }
@@ -138,5 +156,13 @@ impl Agent {
             Some(_) => {}
         }
         problems
+    }
+}
+
+fn peer_status(lease: &Lease) -> PeerStatus {
+    PeerStatus {
+        subnet: lease.subnet,
+        public_ip: lease.public_ip,
+        vtep_mac: lease.vtep_mac.to_string(),
     }
 }

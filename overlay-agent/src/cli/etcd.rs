@@ -50,10 +50,17 @@ pub struct EtcdArgs {
     )]
     pub etcd_username: String,
 
-    /// The user's password
+    /// The user's password; whoever lists processes sees it, so rather name a file, or set `OVERLAY_ETCD_PASSWORD`
     #[arg(
         long, value_name = "PASSWORD", default_value = "", hide_default_value = true,
         help_heading = ETCD
     )]
     pub etcd_password: Secret,
+
+    /// The file that has the user's password in its first line
+    #[arg(
+        long, value_name = "FILE", default_value = "", hide_default_value = true,
+        help_heading = ETCD
+    )]
+    pub etcd_password_file: String,
 }

@@ -64,8 +64,9 @@ pub struct RunArgs {
     )]
     pub subnet_lease_renew_margin: u16,
 
-    /// The address to serve health checks at
-    #[arg(long, value_name = "IP", default_value = "0.0.0.0")]
+    /// The address to serve health checks at. Whoever can reach it is answered; 0.0.0.0, flannel's own
+    /// default, means everybody
+    #[arg(long, value_name = "IP", default_value = "127.0.0.1")]
     pub healthz_ip: std::net::IpAddr,
 
     /// The port to serve /healthz and /readyz at; 0 serves none

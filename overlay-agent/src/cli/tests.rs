@@ -1,6 +1,7 @@
 use std::{collections::HashMap, net::Ipv4Addr, path::Path};
 
 use super::{run::RunConfig, *};
+use crate::run_config::visible_password;
 
 fn parse(args: &[&str], variables: &[(&str, &str)]) -> Result<Cli, clap::Error> {
     let variables: HashMap<String, OsString> =
@@ -67,7 +68,7 @@ fn a_flanneld_command_line_in_gos_style_is_understood() {
     assert_eq!(config.etcd.prefix.config_key(), "/net/config");
     assert_eq!(config.uplink.ifaces, ["eth1", "10.0.0.1"]);
     assert!(config.ip_masq);
-    assert_eq!(config.healthz, Some("0.0.0.0:8471".parse().unwrap()));
+    assert_eq!(config.healthz, Some("127.0.0.1:8471".parse().unwrap()));
     assert!(config.without_effect.is_empty(), "{:?}", config.without_effect);
 }
 
@@ -174,6 +175,44 @@ fn no_log_can_show_the_password() {
     let config = run(&["--etcd-username=me", "--etcd-password=hunter2"], &[]);
     assert_eq!(config.etcd.user.as_ref().unwrap().1.reveal(), "hunter2");
     assert!(!format!("{config:?}").contains("hunter2"));
+}
+
+#[test]
+fn a_password_comes_from_a_file_by_flag_or_variable() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("password");
+    std::fs::write(&path, "hunter2 \nmore\n").unwrap();
+    let file = path.display().to_string();
+    let flag = format!("--etcd-password-file={file}");
+    for config in [
+        run(&["--etcd-username=me", &flag], &[]),
+        run(&["--etcd-username=me"], &[("OVERLAY_ETCD_PASSWORD_FILE", &file)]),
+    ] {
+        let (name, password) = config.etcd.user.as_ref().unwrap();
+        assert_eq!((name.as_str(), password.reveal()), ("me", "hunter2 "));
+    }
+    assert_eq!(usage(&[&flag]), "--etcd-password-file needs --etcd-username");
+    assert_eq!(
+        usage(&["--etcd-username=me", "--etcd-password=x", &flag]),
+        "--etcd-password and --etcd-password-file exclude each other"
+    );
+    std::fs::write(&path, "\n").unwrap();
+    assert_eq!(
+        usage(&["--etcd-username=me", &flag]),
+        format!("--etcd-password-file {file}: its first line is empty")
+    );
+    std::fs::remove_file(&path).unwrap();
+    let error = usage(&["--etcd-username=me", &flag]);
+    assert!(error.starts_with(&format!("--etcd-password-file {file}: No such file")), "{error}");
+}
+
+#[test]
+fn a_password_that_others_can_see_is_warned_of() {
+    let warning = |args: &[&str]| visible_password(args.iter().map(Into::into)).is_some();
+    assert!(warning(&["overlay-agent", "run", "--etcd-password=x"]));
+    assert!(warning(&["overlay-agent", "run", "-etcd-password", "x"]));
+    assert!(!warning(&["overlay-agent", "run", "--etcd-password-file=x"]));
+    assert!(!warning(&["overlay-agent", "run", "--etcd-username", "etcd-password"]));
 }
 
 #[test]

@@ -1,6 +1,6 @@
 use std::{
-    fs::{self, File},
-    os::unix::fs::MetadataExt,
+    fs::{self, DirBuilder, File, Permissions},
+    os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
 };
 
@@ -25,7 +25,8 @@ pub struct PinPath {
 impl PinPath {
     /// Creates and locks `directory`, mounting the BPF file system on `/sys/fs/bpf` where it is missing.
     ///
-    /// Fails when another agent holds it, naming that process, or when it is not on a BPF file system.
+    /// Fails when another agent holds it, naming that process, when it is not on a BPF file system, or when others
+    /// than root may change what is in it.
     pub fn open(directory: &Path) -> Result<Self> {
         mount_bpf_file_system()?;
         Ok(Self { directory: directory.to_owned(), lock: create_and_lock(directory)? })
@@ -85,10 +86,65 @@ impl Drop for PinPath {
     }
 }
 
+/// Makes the directory and the one for links inside it, if they are not there, and sees to it that they are
+/// root's alone.
 fn create(directory: &Path) -> Result<()> {
-    fs::create_dir_all(directory.join("links"))
-        .with_context(|| format!("creating the pin path {}", directory.display()))
+    let links = directory.join("links");
+    let failed = || format!("creating the pin path {}", directory.display());
+    // One by one: what is there already may be somebody else's trap, and nothing is made inside it.
+    let levels = directory.ancestors().filter(|level| !level.as_os_str().is_empty());
+    let levels: Vec<_> = levels.collect();
+    for level in levels.into_iter().rev().chain([links.as_path()]) {
+        match DirBuilder::new().mode(PRIVATE).create(level) {
+            Ok(()) => {}
+            Err(error) if level.symlink_metadata().is_err() => {
+                return Err(error).with_context(failed);
+            }
+            // It is there.
+            Err(_) => refuse_others(level)?,
+        }
+    }
+    for level in [directory, &links] {
+        fs::set_permissions(level, Permissions::from_mode(PRIVATE)).with_context(failed)?;
+    }
+    Ok(())
 }
+
+/// Who could change what is pinned could make our programs believe what he likes. On a BPF file system, every
+/// directory on the way has to be root's; the first one may be open to all if it is sticky, as it is where it
+/// was mounted without options, for then nobody can take away what root has made.
+fn refuse_others(level: &Path) -> Result<()> {
+    let place = || format!("looking at {}", level.display());
+    let is_bpf = |path: &Path| statfs(path).map(|found| found.filesystem_type() == BPF_FS_MAGIC);
+    let is_inside = level.parent().is_some_and(|parent| is_bpf(parent).unwrap_or_default());
+    if !is_inside && !is_bpf(level).with_context(place)? {
+        return Ok(());
+    }
+    // A link to the file system is as good as itself, one inside it may lead out.
+    let found = if is_inside { level.symlink_metadata() } else { level.metadata() };
+    let found = found.with_context(place)?;
+    let refusal = if !found.is_dir() {
+        "is no directory".to_owned()
+    } else if found.uid() != 0 {
+        format!("belongs to user {}", found.uid())
+    } else if found.mode() & OTHERS_WRITE != 0 && (is_inside || found.mode() & STICKY == 0) {
+        format!("can be changed by others than root (mode {:04o})", found.mode() & 0o7777)
+    } else {
+        return Ok(());
+    };
+    Err(anyhow::anyhow!(
+        "{} {refusal}, so what is pinned there cannot be trusted: look who made it, and remove it",
+        level.display()
+    ))
+    .exit(Exit::Conflict)
+}
+
+/// Mode of what we make: for root alone.
+const PRIVATE: u32 = 0o700;
+/// Mode bits: group and others may write.
+const OTHERS_WRITE: u32 = 0o022;
+/// Mode bit: only an owner takes away what is his.
+const STICKY: u32 = 0o1000;
 
 fn create_and_lock(directory: &Path) -> Result<Flock<File>> {
     create(directory)?;
@@ -132,7 +188,8 @@ fn mount_bpf_file_system() -> Result<()> {
     if is_mounted() {
         return Ok(());
     }
-    mount(Some("bpf"), root, Some("bpf"), MsFlags::empty(), None::<&str>)
+    // Without a mode it would be open to everybody.
+    mount(Some("bpf"), root, Some("bpf"), MsFlags::empty(), Some("mode=0700"))
         .context("mounting the BPF file system on /sys/fs/bpf")
         .exit(Exit::Unavailable)
 }

@@ -70,12 +70,12 @@ impl Tables {
             if found.is_ok_and(|found| found == id) {
                 continue;
             }
+            // Without a file descriptor to look with, nothing is known, and nothing is removed.
+            let map = MapData::from_id(id).with_context(|| format!("opening BPF map {name}"))?;
             if path.exists() {
                 fs::remove_file(&path).with_context(|| format!("removing {}", path.display()))?;
             }
-            MapData::from_id(id)
-                .with_context(|| format!("opening BPF map {name}"))?
-                .pin(&path)
+            map.pin(&path)
                 .with_context(|| format!("pinning BPF map {name} at {}", path.display()))?;
             pinned.push(name);
             fail::point(&format!("map {name}"));

@@ -252,7 +252,9 @@ impl Attempt<'_> {
         match self.store.create(subnet, &value, etcd_lease, condition).await? {
             Created::At(mod_revision) => {
                 let key = self.store.prefix().subnet_key(subnet).into_bytes();
-                upsert(&mut listing, Entry { key, value, mod_revision, etcd_lease });
+                let create_revision = mod_revision;
+                let entry = Entry { key, value, create_revision, mod_revision, etcd_lease };
+                upsert(&mut listing, entry);
                 Ok(done(lease, etcd_lease, origin, listing))
             }
             Created::Refused(obstacles) if obstacles.is_empty() => {

@@ -1,10 +1,15 @@
 //! Choosing a free subnet.
 
-use std::{net::Ipv4Addr, ops::RangeInclusive};
+use std::{
+    collections::BTreeMap,
+    net::{Ipv4Addr, Ipv6Addr},
+    ops::RangeInclusive,
+};
 
 use ipnetwork::Ipv4Network;
 use rand::{Rng, seq::IndexedRandom};
 
+use super::key::SubnetKey;
 use crate::network_config::NetworkConfig;
 
 /// How many free subnets flannel considers.
@@ -28,6 +33,41 @@ pub fn choose(
 /// Whether the two have an address in common.
 pub fn overlap(a: Ipv4Network, b: Ipv4Network) -> bool {
     a.contains(b.network()) || b.contains(a.network())
+}
+
+/// Those of `all` that overlap `subnet`, whose lengths are all among `lengths`: found by looking, not by going
+/// through them.
+pub fn overlapping<V>(
+    all: &BTreeMap<SubnetKey, V>,
+    lengths: impl IntoIterator<Item = u8>,
+    subnet: Ipv4Network,
+) -> impl Iterator<Item = (&SubnetKey, &V)> {
+    let around = lengths
+        .into_iter()
+        .filter(move |length| *length < subnet.prefix())
+        .filter_map(move |length| first_subnet(subnet.network(), length))
+        // Those that begin where it does are found below.
+        .filter(move |larger| larger.network() < subnet.network())
+        .flat_map(|larger| all.range(first_key(larger)..=last_key(larger)));
+    let within = Ipv4Network::new(subnet.network(), 0)
+        .ok()
+        .zip(Ipv4Network::new(subnet.broadcast(), 32).ok())
+        .map(|(first, last)| all.range(first_key(first)..=last_key(last)));
+    around.chain(within.into_iter().flatten())
+}
+
+/// The subnet of this length that `address` is in.
+fn first_subnet(address: Ipv4Addr, length: u8) -> Option<Ipv4Network> {
+    let host = Ipv4Network::new(address, length).ok()?;
+    Ipv4Network::new(host.network(), length).ok()
+}
+
+const fn first_key(subnet: Ipv4Network) -> SubnetKey {
+    SubnetKey { subnet, ipv6: None }
+}
+
+const fn last_key(subnet: Ipv4Network) -> SubnetKey {
+    SubnetKey { subnet, ipv6: Some((Ipv6Addr::from_bits(u128::MAX), u8::MAX)) }
 }
 
 /// The first `limit` free subnets, in order. Works in 64 bits, where the end of the address space
@@ -136,6 +176,30 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn what_overlaps_is_found_exactly(
+            nets in vec((0_u32..64, 18_u8..=31, prop::bool::ANY), 0..16), at in 0_u32..64, len in 18_u8..=31,
+        ) {
+            let subnet = |at: u32, len: u8| {
+                let host = Ipv4Network::new(Ipv4Addr::from(0x0a00_0000 + at * 37), len).unwrap();
+                Ipv4Network::new(host.network(), len).unwrap()
+            };
+            let all: BTreeMap<_, _> = nets
+                .into_iter()
+                .map(|(at, len, both)| SubnetKey {
+                    subnet: subnet(at, len),
+                    ipv6: both.then_some((Ipv6Addr::LOCALHOST, 64)),
+                })
+                .map(|key| (key, key.subnet))
+                .collect();
+            let wanted = subnet(at, len);
+            let found: Vec<_> = overlapping(&all, 0..=32, wanted).map(|(key, _)| *key).collect();
+            let expected: BTreeSet<_> =
+                all.keys().copied().filter(|key| overlap(key.subnet, wanted)).collect();
+            prop_assert_eq!(found.len(), expected.len());
+            prop_assert_eq!(found.into_iter().collect::<BTreeSet<_>>(), expected);
+        }
+
         #[test]
         fn what_is_chosen_is_admitted_and_overlaps_nothing(
             taken in vec((any::<u16>(), 8_u8..=31), 0..60), seed: u64, len in 18_u8..=30,

@@ -16,6 +16,7 @@ use super::{
     Lease,
     acquire::{Acquired, retire},
     allocate::overlap,
+    claim::Claim,
     value::LeaseValue,
 };
 use crate::store::{Entry, Etcd, LeaseUpdate, StoreError, etcd::Created, outage::Outage};
@@ -69,11 +70,13 @@ impl KeeperHandle {
     pub fn observe(&self, update: &LeaseUpdate) {
         let ours = self.lease;
         let doubtful = match update {
-            LeaseUpdate::Snapshot(leases) => leases
-                .binary_search_by(|lease| lease.subnet.cmp(&ours.subnet))
-                .map_or(true, |index| leases[index] != ours),
-            LeaseUpdate::Put(lease) => *lease != ours && overlap(lease.subnet, ours.subnet),
-            LeaseUpdate::Removed(subnet) => *subnet == ours.subnet,
+            LeaseUpdate::Snapshot(claims) => claims
+                .binary_search_by_key(&Claim::listed(ours).key, |claim| claim.key)
+                .map_or(true, |index| claims[index].lease != ours),
+            LeaseUpdate::Put(Claim { lease, .. }) => {
+                *lease != ours && overlap(lease.subnet, ours.subnet)
+            }
+            LeaseUpdate::Removed(key) => key.subnet == ours.subnet,
         };
         if doubtful {
             self.nudge.notify_one();
@@ -297,16 +300,17 @@ mod tests {
         let other = lease("10.5.3.0/24", 3);
         let stolen = lease("10.5.2.0/24", 3);
         let overlapping = lease("10.5.2.128/25", 3);
+        let claim = Claim::listed;
         for (update, expected) in [
-            (LeaseUpdate::Snapshot(vec![ours, other]), false),
-            (LeaseUpdate::Snapshot(vec![other]), true),
-            (LeaseUpdate::Snapshot(vec![stolen, other]), true),
-            (LeaseUpdate::Put(ours), false),
-            (LeaseUpdate::Put(other), false),
-            (LeaseUpdate::Put(stolen), true),
-            (LeaseUpdate::Put(overlapping), true),
-            (LeaseUpdate::Removed(ours.subnet), true),
-            (LeaseUpdate::Removed(other.subnet), false),
+            (LeaseUpdate::Snapshot(vec![claim(ours), claim(other)]), false),
+            (LeaseUpdate::Snapshot(vec![claim(other)]), true),
+            (LeaseUpdate::Snapshot(vec![claim(stolen), claim(other)]), true),
+            (LeaseUpdate::Put(claim(ours)), false),
+            (LeaseUpdate::Put(claim(other)), false),
+            (LeaseUpdate::Put(claim(stolen)), true),
+            (LeaseUpdate::Put(claim(overlapping)), true),
+            (LeaseUpdate::Removed(claim(ours).key), true),
+            (LeaseUpdate::Removed(claim(other).key), false),
         ] {
             let text = format!("{update:?}");
             assert_eq!(looks(ours, update).await, expected, "{text}");

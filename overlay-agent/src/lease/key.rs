@@ -51,6 +51,11 @@ impl Prefix {
         key
     }
 
+    /// The key that says this.
+    pub fn key(&self, key: &SubnetKey) -> String {
+        format!("{}{key}", self.subnets_dir())
+    }
+
     /// Reads a key below [`subnets_dir`](Self::subnets_dir).
     pub fn parse_subnet_key(&self, key: &[u8]) -> Result<SubnetKey, KeyError> {
         let text = str::from_utf8(key).or(Err(KeyError::NotUtf8))?;
@@ -72,8 +77,8 @@ impl fmt::Display for Prefix {
     }
 }
 
-/// What the last segment of a lease's key says.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What the last segment of a lease's key says. In order of addresses, larger subnets first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SubnetKey {
     /// The IPv4 subnet.
     pub subnet: Ipv4Network,
@@ -82,6 +87,15 @@ pub struct SubnetKey {
 }
 
 impl SubnetKey {
+    /// Before all others.
+    pub const FIRST: Self = Self { subnet: net(Ipv4Addr::UNSPECIFIED, 0), ipv6: None };
+
+    /// After all others.
+    pub const LAST: Self = Self {
+        subnet: net(Ipv4Addr::BROADCAST, 32),
+        ipv6: Some((Ipv6Addr::from_bits(u128::MAX), u8::MAX)),
+    };
+
     /// Accepts exactly the text that flannel writes.
     ///
     /// flannel's own reader is laxer (it looks for a match at the end of the key), but whatever it
@@ -94,6 +108,16 @@ impl SubnetKey {
         let subnet = parse_v4(v4)?;
         let ipv6 = v6.map(parse_v6).transpose()?;
         Ok(Self { subnet, ipv6 })
+    }
+}
+
+impl fmt::Display for SubnetKey {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(&subnet_name(self.subnet))?;
+        match self.ipv6 {
+            Some((address, length)) => write!(out, "&{address}-{length}"),
+            None => Ok(()),
+        }
     }
 }
 
@@ -118,6 +142,14 @@ pub enum KeyError {
     /// The IPv6 half is wrong.
     #[error("the part after & must be an IPv6 subnet written as fd00:12:13::-56")]
     Ipv6Form,
+}
+
+/// For lengths that are right.
+const fn net(address: Ipv4Addr, length: u8) -> Ipv4Network {
+    match Ipv4Network::new_checked(address, length) {
+        Some(network) => network,
+        None => panic!("no prefix length"),
+    }
 }
 
 fn subnet_name(subnet: Ipv4Network) -> String {
@@ -194,6 +226,7 @@ mod tests {
     #[test]
     fn a_key_of_both_families_is_read() {
         let key = parse("10.12.13.0-24&fd00:12:13::-56").unwrap();
+        assert_eq!(key.to_string(), "10.12.13.0-24&fd00:12:13::-56");
         assert_eq!(key.subnet.to_string(), "10.12.13.0/24");
         assert_eq!(key.ipv6, Some(("fd00:12:13::".parse().unwrap(), 56)));
     }

@@ -2,12 +2,13 @@
 //!
 //! A lease is one key in etcd. The key names the subnet, the value says how to reach the host that
 //! has it, and the etcd lease that the key hangs on (a different thing, unluckily of the same name)
-//! says for how long. [`key`] and [`value`] own the bytes, which are flannel's; [`allocate`] owns
-//! the choice of a free subnet, [`guard`] what must not exist when it is taken. All of that is
-//! pure; [`acquire`](mod@acquire) and [`keeper`] do it against a store.
+//! says for how long. [`key`] and [`value`] own the bytes, which are flannel's; [`claim`] is a lease
+//! with what etcd knows about it; [`allocate`] owns the choice of a free subnet, [`guard`] what must not
+//! exist when it is taken. All of that is pure; [`acquire`](mod@acquire) and [`keeper`] do it against a store.
 
 pub mod acquire;
 pub mod allocate;
+pub mod claim;
 pub mod guard;
 pub mod keeper;
 pub mod key;

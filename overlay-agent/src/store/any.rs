@@ -17,6 +17,7 @@ use crate::{
         Lease,
         acquire::{AcquireError, Request, acquire},
         keeper::{Keeper, LeaseEvent},
+        key::SubnetKey,
     },
     run_config::RunConfig,
 };
@@ -71,6 +72,14 @@ impl Store {
         match self {
             Self::Etcd(store) => store.troubles(),
             Self::Fixed(store) => store.troubles(),
+        }
+    }
+
+    /// What this store calls a lease.
+    pub fn name_of(&self, key: &SubnetKey) -> String {
+        match self {
+            Self::Etcd(store) => store.prefix().key(key),
+            Self::Fixed(_) => format!("of {} in the peers file", key.subnet),
         }
     }
 

@@ -11,6 +11,7 @@ use tokio::time::timeout;
 
 use super::{
     connect::{Connection, Connector, NoEndpoint, explain, is_connection_trouble},
+    page::{PageSize, is_too_large},
     trouble::Troubles,
     watch::Watch,
 };
@@ -21,10 +22,10 @@ use crate::{
 
 /// How long an answer may take. etcd itself gives up on a request after about 7 s.
 const ANSWER: Duration = Duration::from_secs(10);
-/// How many keys to fetch at once: about 2 MB, where gRPC allows 4.
-const PAGE: i64 = 8192;
 /// The largest message to accept, for when somebody puts more than leases under our prefix.
 const LARGEST_MESSAGE: usize = 64 << 20;
+/// The largest value that is looked at: some twenty times that of a lease.
+pub const LARGEST_VALUE: usize = 4096;
 /// The largest answer that names the obstacles to taking a subnet.
 const OBSTACLES: i64 = 1;
 
@@ -43,6 +44,8 @@ pub struct Entry {
     pub key: Vec<u8>,
     /// Its value.
     pub value: Vec<u8>,
+    /// When it came to be.
+    pub create_revision: i64,
     /// When it was last written.
     pub mod_revision: i64,
     /// The etcd lease it hangs on; `None` for a key that stays until it is deleted.
@@ -51,10 +54,22 @@ pub struct Entry {
 
 impl From<KeyValue> for Entry {
     fn from(kv: KeyValue) -> Self {
-        let mod_revision = kv.mod_revision();
+        let (create_revision, mod_revision) = (kv.create_revision(), kv.mod_revision());
         let etcd_lease = Some(kv.lease()).filter(|id| *id != 0);
         let (key, value) = kv.into_key_value();
-        Self { key, value, mod_revision, etcd_lease }
+        Self { key, value, create_revision, mod_revision, etcd_lease }
+    }
+}
+
+impl Entry {
+    /// One of many. A value that no lease can have keeps just enough bytes to be told from one.
+    pub(super) fn listed(kv: KeyValue) -> Self {
+        let mut entry = Self::from(kv);
+        if entry.value.len() > LARGEST_VALUE {
+            entry.value.truncate(LARGEST_VALUE + 1);
+            entry.value.shrink_to_fit();
+        }
+        entry
     }
 }
 
@@ -127,23 +142,34 @@ impl Etcd {
         let (dir, end) = self.subnets_range();
         let mut listing = Listing::default();
         let mut start = dir.clone().into_bytes();
+        let mut size = PageSize::default();
         loop {
             let options = GetOptions::new()
                 .with_range(end.clone())
                 .with_revision(listing.revision)
-                .with_limit(PAGE);
-            let mut page = self
+                .with_limit(size.keys());
+            let mut page = match self
                 .request("list", &dir, async |connection| {
                     let mut kv =
                         connection.client.kv_client().max_decoding_message_size(LARGEST_MESSAGE);
-                    kv.get(start.clone(), Some(options.clone())).await
+                    match kv.get(start.clone(), Some(options.clone())).await {
+                        Err(error) if is_too_large(&error) => Ok(None),
+                        answer => answer.map(Some),
+                    }
                 })
-                .await?;
+                .await?
+            {
+                Some(page) => page,
+                None if size.halve() => continue,
+                None => return Err(Self::too_large(&dir, &start)),
+            };
             if listing.revision == 0 {
                 listing.revision = page.header().map_or(0, etcd_client::ResponseHeader::revision);
             }
             let more = page.more();
-            listing.entries.extend(page.take_kvs().into_iter().map(Entry::from));
+            let kvs = page.take_kvs();
+            size.fits(kvs.iter().map(|kv| kv.key().len() + kv.value().len()).sum());
+            listing.entries.extend(kvs.into_iter().map(Entry::listed));
             match listing.entries.last() {
                 Some(last) if more => {
                     start.clone_from(&last.key);
@@ -151,6 +177,19 @@ impl Etcd {
                 }
                 _ => return Ok(listing),
             }
+        }
+    }
+
+    fn too_large(dir: &str, start: &[u8]) -> StoreError {
+        let error = format!(
+            "the value of the first key from {} on is larger than {LARGEST_MESSAGE} bytes: delete it",
+            String::from_utf8_lossy(start)
+        );
+        let endpoint = "any endpoint".to_owned();
+        StoreError {
+            doing: "list",
+            what: dir.to_owned(),
+            reason: Reason::Refused { endpoint, error },
         }
     }
 

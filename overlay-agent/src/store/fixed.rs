@@ -19,7 +19,7 @@ use super::{
     peers_file::PeersFile,
     trouble::Troubles,
 };
-use crate::lease::{Lease, keeper::LeaseEvent};
+use crate::lease::{Lease, claim::Claim, keeper::LeaseEvent};
 
 /// How often to look at the file. Looking is reliable where waiting for events is not: whatever way the
 /// file is replaced, and whatever file system it is on.
@@ -71,6 +71,11 @@ impl FixedStore {
     }
 }
 
+/// What the file says is judged as what etcd says.
+fn snapshot(file: &PeersFile) -> LeaseUpdate {
+    LeaseUpdate::Snapshot(file.leases.iter().copied().map(Claim::listed).collect())
+}
+
 /// A file has no revisions.
 fn stored(file: &PeersFile) -> StoredConfig {
     StoredConfig { config: file.network.clone(), mod_revision: 0 }
@@ -95,7 +100,7 @@ impl FileFollower {
     ) {
         info!("leases in all: {}", self.file.leases.len());
         // Closed means that the agent is stopping.
-        updates.send(LeaseUpdate::Snapshot(self.file.leases.clone())).await.ok();
+        updates.send(snapshot(&self.file)).await.ok();
         let mut looks = interval(LOOK);
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut since = None;
@@ -154,6 +159,6 @@ impl FileFollower {
             configs.send(ConfigUpdate::Changed(stored(&file))).await.ok();
         }
         (self.text, self.file) = (text, file);
-        updates.send(LeaseUpdate::Snapshot(self.file.leases.clone())).await.is_ok()
+        updates.send(snapshot(&self.file)).await.is_ok()
     }
 }

@@ -4,48 +4,38 @@
 //! (compaction, an error, the end of the stream) leads to a new listing, which replaces all that
 //! was said before, except for what [`grace`](super::grace) keeps. No event costs a request.
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    fmt,
-    time::Instant,
-};
+use std::{fmt, time::Instant};
 
-use etcd_client::{Event, EventType};
-use ipnetwork::Ipv4Network;
 use tokio::sync::mpsc;
 use tracing::{debug, info, warn};
 
 use super::{
-    Entry, Etcd, Listing, StoreError,
+    Etcd, Listing, StoreError,
     config::{ConfigReporter, ConfigUpdate},
     grace::{Known, Patience},
     outage::Outage,
+    reader::Reader,
     watch::WatchEnded,
 };
-use crate::lease::{
-    Lease,
-    keeper::KeeperHandle,
-    key::Prefix,
-    value::{Backend, LeaseValue},
-};
+use crate::lease::{claim::Claim, keeper::KeeperHandle, key::SubnetKey};
 
 /// A change to the set of leases.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum LeaseUpdate {
-    /// All leases there are, in order of their subnets. Whatever is not among them is gone.
-    Snapshot(Vec<Lease>),
+    /// All leases there are, in order of their keys. Whatever is not among them is gone.
+    Snapshot(Vec<Claim>),
     /// This lease is new or has changed.
-    Put(Lease),
-    /// Nobody has this subnet any more. It may be one that never was in an update.
-    Removed(Ipv4Network),
+    Put(Claim),
+    /// There is no such lease any more. It may be one that never was in an update.
+    Removed(SubnetKey),
 }
 
 impl fmt::Display for LeaseUpdate {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Snapshot(leases) => write!(out, "leases in all: {}", leases.len()),
-            Self::Put(lease) => write!(out, "lease: {lease}"),
-            Self::Removed(subnet) => write!(out, "no lease any more: {subnet}"),
+            Self::Put(claim) => write!(out, "lease: {claim}"),
+            Self::Removed(key) => write!(out, "no lease any more: {key}"),
         }
     }
 }
@@ -82,7 +72,7 @@ impl fmt::Display for Doubt {
 impl Follower {
     /// Follows the leases in `store`.
     pub fn new(store: Etcd) -> Self {
-        let reader = Reader::new(store.prefix().clone());
+        let reader = Reader::new(store.prefix().clone(), store.troubles().clone());
         let known = Known::default();
         Self { store, listing: None, keeper: None, config: None, reader, known }
     }
@@ -185,7 +175,7 @@ impl Follower {
 
     async fn send_snapshot(
         &mut self,
-        listed: Vec<Lease>,
+        listed: Vec<Claim>,
         outage: &Outage,
         updates: &mpsc::Sender<LeaseUpdate>,
     ) -> Result<(), Doubt> {
@@ -206,9 +196,9 @@ impl Follower {
     }
 
     async fn end_grace(&mut self, updates: &mpsc::Sender<LeaseUpdate>) -> Result<(), Doubt> {
-        for subnet in self.known.expired(Instant::now()) {
-            warn!("no host has taken {subnet} again after the outage: it counts as gone");
-            updates.send(LeaseUpdate::Removed(subnet)).await.or(Err(Doubt::Unwanted))?;
+        for key in self.known.expired(Instant::now()) {
+            warn!("no host has taken {key} again after the outage: it counts as gone");
+            updates.send(LeaseUpdate::Removed(key)).await.or(Err(Doubt::Unwanted))?;
         }
         Ok(())
     }
@@ -222,12 +212,14 @@ impl Follower {
             keeper.observe(&update);
         }
         match &update {
-            LeaseUpdate::Put(lease) => {
-                for subnet in self.known.put(*lease) {
-                    updates.send(LeaseUpdate::Removed(subnet)).await.or(Err(Doubt::Unwanted))?;
+            LeaseUpdate::Put(claim) => {
+                for key in self.known.put(*claim) {
+                    updates.send(LeaseUpdate::Removed(key)).await.or(Err(Doubt::Unwanted))?;
                 }
             }
-            LeaseUpdate::Removed(subnet) => self.known.removed(*subnet),
+            LeaseUpdate::Removed(key) => {
+                self.known.removed(*key);
+            }
             LeaseUpdate::Snapshot(_) => {}
         }
         updates.send(update).await.or(Err(Doubt::Unwanted))
@@ -238,138 +230,5 @@ impl Follower {
 async fn sleep_until(then: Option<Instant>) {
     if let Some(then) = then {
         tokio::time::sleep_until(then.into()).await;
-    }
-}
-
-/// Makes leases of keys and values, and remembers which of them it has complained about.
-#[derive(Debug)]
-struct Reader {
-    prefix: Prefix,
-    /// The revision of each key that is no lease of ours, as of when that was said.
-    reported: HashMap<Vec<u8>, i64>,
-}
-
-/// What a key and its value amount to.
-enum Read {
-    Lease(Lease),
-    /// The subnet of a host that we cannot reach.
-    Foreign(Ipv4Network),
-    Malformed,
-}
-
-impl Reader {
-    fn new(prefix: Prefix) -> Self {
-        Self { prefix, reported: HashMap::new() }
-    }
-
-    fn snapshot(&mut self, listing: Listing) -> Vec<Lease> {
-        let known: HashMap<_, _> = std::mem::take(&mut self.reported);
-        let mut leases = BTreeMap::new();
-        for entry in listing.entries {
-            // Complaints about keys that are gone are forgotten with them.
-            if let Some((key, revision)) = known.get_key_value(&entry.key) {
-                self.reported.insert(key.clone(), *revision);
-            }
-            if let Read::Lease(lease) = self.read(&entry) {
-                leases.insert(lease.subnet, lease);
-            }
-        }
-        leases.into_values().collect()
-    }
-
-    fn update(&mut self, event: &Event) -> Option<LeaseUpdate> {
-        let kv = event.kv()?;
-        if event.event_type() == EventType::Delete {
-            self.reported.remove(kv.key());
-            let key = self.prefix.parse_subnet_key(kv.key()).ok()?;
-            return Some(LeaseUpdate::Removed(key.subnet));
-        }
-        match self.read(&Entry::from(kv.clone())) {
-            Read::Lease(lease) => Some(LeaseUpdate::Put(lease)),
-            Read::Foreign(subnet) => Some(LeaseUpdate::Removed(subnet)),
-            // It says nothing about where the subnet's host is, so what we knew stays.
-            Read::Malformed => None,
-        }
-    }
-
-    fn read(&mut self, entry: &Entry) -> Read {
-        let subnet = match self.prefix.parse_subnet_key(&entry.key) {
-            Ok(key) => key.subnet,
-            Err(error) => {
-                self.report(entry, &error);
-                return Read::Malformed;
-            }
-        };
-        let value = match LeaseValue::decode(&entry.value) {
-            Ok(value) => value,
-            Err(error) => {
-                self.report(entry, &error);
-                return Read::Malformed;
-            }
-        };
-        if let Some(lease) = Lease::from_parts(subnet, &value) {
-            return Read::Lease(lease);
-        }
-        if let Backend::Other(name) = &value.backend {
-            self.report(entry, &format_args!("its backend is {name:?}, not \"vxlan\""));
-        }
-        Read::Foreign(subnet)
-    }
-
-    /// Once for each version of a key.
-    fn report(&mut self, entry: &Entry, reason: &dyn fmt::Display) {
-        let said = self.reported.insert(entry.key.clone(), entry.mod_revision);
-        if said != Some(entry.mod_revision) {
-            let key = String::from_utf8_lossy(&entry.key);
-            warn!("ignoring {key}: {reason}");
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn entry(name: &str, value: &str, mod_revision: i64) -> Entry {
-        Entry {
-            key: format!("/n/subnets/{name}").into_bytes(),
-            value: value.as_bytes().to_vec(),
-            mod_revision,
-            etcd_lease: None,
-        }
-    }
-
-    fn vxlan(ip: &str) -> String {
-        format!(
-            r#"{{"PublicIP":"{ip}","BackendType":"vxlan","BackendData":{{"VtepMAC":"02:00:00:00:00:01"}}}}"#
-        )
-    }
-
-    #[test]
-    fn a_snapshot_holds_the_leases_and_nothing_else() {
-        let mut reader = Reader::new(Prefix::new("/n"));
-        let entries = vec![
-            entry("10.5.2.0-24", &vxlan("192.0.2.2"), 1),
-            entry("10.5.1.0-24&fd00::-64", &vxlan("192.0.2.1"), 2),
-            entry("nonsense", &vxlan("192.0.2.3"), 3),
-            entry("10.5.3.0-24", "nonsense", 4),
-            entry("10.5.4.0-24", r#"{"PublicIP":"192.0.2.4","BackendType":"host-gw"}"#, 5),
-        ];
-        let snapshot = reader.snapshot(Listing { revision: 5, entries });
-        let subnets: Vec<_> = snapshot.iter().map(|lease| lease.subnet.to_string()).collect();
-        assert_eq!(subnets, ["10.5.1.0/24", "10.5.2.0/24"]);
-        assert_eq!(reader.reported.len(), 3);
-    }
-
-    #[test]
-    fn complaints_are_kept_for_as_long_as_their_keys() {
-        let mut reader = Reader::new(Prefix::new("/n"));
-        let bad = |name: &str| entry(name, "nonsense", 7);
-        let listing = |entries| Listing { revision: 9, entries };
-        reader.snapshot(listing(vec![bad("10.5.1.0-24"), bad("10.5.2.0-24")]));
-        assert_eq!(reader.reported.len(), 2);
-        reader.snapshot(listing(vec![bad("10.5.2.0-24")]));
-        let keys: Vec<_> = reader.reported.keys().cloned().collect();
-        assert_eq!(keys, [bad("10.5.2.0-24").key]);
     }
 }

@@ -5,19 +5,20 @@
 //! data, or was cut off from all hosts for longer than their leases lasted, it comes back without leases
 //! that their hosts are only about to take again; and a host would stop sending to peers that are all
 //! well. So a lease that a listing lacks after such an outage is kept for a while: until its host has it
-//! again, until its subnet or its public address turns up in another lease, or until the time is over.
+//! again, until its public address turns up in another lease, or until the time is over. Meanwhile it is
+//! younger than whatever etcd has: who has its subnet now is believed at once, and who merely claims
+//! what nobody can have takes nothing from it.
 //!
 //! A short gap cannot have cost anybody a lease, since a host renews at a third of its TTL, which is at
 //! least ten seconds. What a listing lacks after a short gap was released on purpose and goes at once.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
+    net::Ipv4Addr,
     time::{Duration, Instant},
 };
 
-use ipnetwork::Ipv4Network;
-
-use crate::lease::{Lease, allocate::overlap};
+use crate::lease::{claim::Claim, key::SubnetKey};
 
 /// How long an outage must have lasted for absence to be in doubt, and for how long the doubt lasts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,9 +39,12 @@ impl Default for Patience {
 #[derive(Debug, Default)]
 pub(super) struct Known {
     patience: Patience,
-    leases: BTreeMap<Ipv4Network, Lease>,
+    leases: BTreeMap<SubnetKey, Claim>,
     /// Those of `leases` that etcd lacks, and until when they are kept.
-    missing: BTreeMap<Ipv4Network, Instant>,
+    missing: BTreeMap<SubnetKey, Instant>,
+    /// The same in order of time, and of public addresses.
+    by_time: BTreeSet<(Instant, SubnetKey)>,
+    by_address: BTreeSet<(Ipv4Addr, SubnetKey)>,
 }
 
 impl Known {
@@ -52,74 +56,79 @@ impl Known {
     /// order.
     pub(super) fn listed(
         &mut self,
-        listed: Vec<Lease>,
+        listed: Vec<Claim>,
         outage: Duration,
         now: Instant,
-    ) -> Vec<Lease> {
-        let listed: BTreeMap<_, _> =
-            listed.into_iter().map(|lease| (lease.subnet, lease)).collect();
-        let before = std::mem::replace(&mut self.leases, listed);
-        let missing = std::mem::take(&mut self.missing);
-        let index = Index::new(&self.leases);
+    ) -> Vec<Claim> {
+        let listed: BTreeMap<_, _> = listed.into_iter().map(|claim| (claim.key, claim)).collect();
+        let before = std::mem::take(self);
+        self.patience = before.patience;
+        let is_news = |claim: &&Claim| tells_news(before.leases.get(&claim.key), claim);
+        let elsewhere: HashSet<_> =
+            listed.values().filter(is_news).map(|claim| claim.lease.public_ip).collect();
+        let until = |key| {
+            let since_now = outage >= self.patience.outage;
+            if since_now {
+                Some(now + self.patience.grace)
+            } else {
+                before.missing.get(key).copied()
+            }
+        };
         let kept: Vec<_> = before
-            .into_iter()
-            .filter(|(subnet, lease)| !index.replaces(*subnet, lease))
-            .filter_map(|(subnet, lease)| {
-                let until = if outage >= self.patience.outage {
-                    now + self.patience.grace
-                } else {
-                    *missing.get(&subnet)?
-                };
-                Some((subnet, lease, until))
+            .leases
+            .iter()
+            .filter(|(key, claim)| {
+                !listed.contains_key(key) && !elsewhere.contains(&claim.lease.public_ip)
             })
+            .filter_map(|(key, claim)| Some((claim.doubtful(), until(key)?)))
             .collect();
-        for (subnet, lease, until) in kept {
-            self.leases.insert(subnet, lease);
-            self.missing.insert(subnet, until);
+        self.leases = listed;
+        for (claim, until) in kept {
+            self.leases.insert(claim.key, claim);
+            self.missing.insert(claim.key, until);
+            self.by_time.insert((until, claim.key));
+            self.by_address.insert((claim.lease.public_ip, claim.key));
         }
         self.leases.values().copied().collect()
     }
 
     /// Takes note of a lease that etcd has. Returns the kept ones that it takes the place of.
-    pub(super) fn put(&mut self, lease: Lease) -> Vec<Ipv4Network> {
-        self.missing.remove(&lease.subnet);
-        let replaced: Vec<_> = self
-            .missing
-            .keys()
-            .filter(|subnet| {
-                overlap(**subnet, lease.subnet)
-                    || self.leases.get(subnet).is_some_and(|old| old.public_ip == lease.public_ip)
-            })
-            .copied()
-            .collect();
-        for subnet in &replaced {
-            self.removed(*subnet);
+    pub(super) fn put(&mut self, claim: Claim) -> Vec<SubnetKey> {
+        let before = self.removed(claim.key);
+        let mut replaced = Vec::new();
+        if tells_news(before.as_ref(), &claim) {
+            let address = claim.lease.public_ip;
+            let range = (address, SubnetKey::FIRST)..=(address, SubnetKey::LAST);
+            replaced.extend(self.by_address.range(range).map(|(_, key)| *key));
         }
-        self.leases.insert(lease.subnet, lease);
+        for key in &replaced {
+            self.removed(*key);
+        }
+        self.leases.insert(claim.key, claim);
         replaced
     }
 
-    /// Takes note that a lease is gone for certain.
-    pub(super) fn removed(&mut self, subnet: Ipv4Network) {
-        self.leases.remove(&subnet);
-        self.missing.remove(&subnet);
+    /// Takes note that a lease is gone for certain, and returns what was known of it.
+    pub(super) fn removed(&mut self, key: SubnetKey) -> Option<Claim> {
+        let claim = self.leases.remove(&key)?;
+        if let Some(until) = self.missing.remove(&key) {
+            self.by_time.remove(&(until, key));
+            self.by_address.remove(&(claim.lease.public_ip, key));
+        }
+        Some(claim)
     }
 
     /// When to ask for [`expired`](Self::expired) leases next.
     pub(super) fn deadline(&self) -> Option<Instant> {
-        self.missing.values().min().copied()
+        self.by_time.first().map(|(until, _)| *until)
     }
 
     /// Forgets and returns those that were kept for long enough.
-    pub(super) fn expired(&mut self, now: Instant) -> Vec<Ipv4Network> {
-        let expired: Vec<_> = self
-            .missing
-            .iter()
-            .filter(|(_, until)| **until <= now)
-            .map(|(subnet, _)| *subnet)
-            .collect();
-        for subnet in &expired {
-            self.removed(*subnet);
+    pub(super) fn expired(&mut self, now: Instant) -> Vec<SubnetKey> {
+        let past = self.by_time.iter().take_while(|(until, _)| *until <= now);
+        let expired: Vec<_> = past.map(|(_, key)| *key).collect();
+        for key in &expired {
+            self.removed(*key);
         }
         expired
     }
@@ -130,62 +139,30 @@ impl Known {
     }
 }
 
-/// A listing, for finding out quickly what is in the way of a lease.
-struct Index<'a> {
-    leases: &'a BTreeMap<Ipv4Network, Lease>,
-    lengths: BTreeSet<u8>,
-    addresses: HashSet<std::net::Ipv4Addr>,
-}
-
-impl<'a> Index<'a> {
-    fn new(leases: &'a BTreeMap<Ipv4Network, Lease>) -> Self {
-        Self {
-            leases,
-            lengths: leases.keys().map(|subnet| subnet.prefix()).collect(),
-            addresses: leases.values().map(|lease| lease.public_ip).collect(),
-        }
-    }
-
-    /// Whether the listing has this subnet, one that overlaps it, or another one of the same host.
-    fn replaces(&self, subnet: Ipv4Network, lease: &Lease) -> bool {
-        self.addresses.contains(&lease.public_ip) || self.overlaps(subnet)
-    }
-
-    fn overlaps(&self, subnet: Ipv4Network) -> bool {
-        let around =
-            self.lengths.iter().filter(|length| **length <= subnet.prefix()).any(|length| {
-                let larger = Ipv4Network::new(subnet.network(), *length)
-                    .and_then(|larger| Ipv4Network::new(larger.network(), *length));
-                larger.is_ok_and(|larger| self.leases.contains_key(&larger))
-            });
-        around
-            || Ipv4Network::new(subnet.network(), 0)
-                .and_then(|first| Ok((first, Ipv4Network::new(subnet.broadcast(), 32)?)))
-                .is_ok_and(|(first, last)| self.leases.range(first..=last).next().is_some())
-    }
+/// Whether a lease says something about its host that was not known before.
+fn tells_news(before: Option<&Claim>, now: &Claim) -> bool {
+    before.is_none_or(|before| before.lease.public_ip != now.lease.public_ip)
 }
 
 #[cfg(test)]
 mod tests {
-    use std::net::Ipv4Addr;
-
     use overlay_common::MacAddr;
-    use proptest::prelude::*;
 
     use super::*;
+    use crate::lease::Lease;
 
     const LONG: Duration = Duration::from_hours(1);
 
-    fn lease(subnet: &str, host: u8) -> Lease {
-        Lease {
+    fn lease(subnet: &str, host: u8) -> Claim {
+        Claim::listed(Lease {
             subnet: subnet.parse().unwrap(),
             public_ip: Ipv4Addr::new(192, 0, 2, host),
             vtep_mac: MacAddr([2, 0, 0, 0, 0, host]),
             vni: None,
-        }
+        })
     }
 
-    fn known(leases: &[Lease]) -> Known {
+    fn known(leases: &[Claim]) -> Known {
         let mut known = Known::default();
         known.listed(leases.to_vec(), Duration::ZERO, Instant::now());
         known
@@ -196,11 +173,11 @@ mod tests {
         let all = [lease("10.5.1.0/24", 1), lease("10.5.2.0/24", 2)];
         let mut known = known(&all);
         let now = Instant::now();
-        assert_eq!(known.listed(vec![all[0]], LONG, now), all);
+        assert_eq!(known.listed(vec![all[0]], LONG, now), [all[0], all[1].doubtful()]);
         assert_eq!(known.missing(), 1);
         assert!(known.expired(now + Duration::from_secs(59)).is_empty());
         assert_eq!(known.deadline(), Some(now + Duration::from_mins(1)));
-        assert_eq!(known.expired(now + Duration::from_mins(1)), [all[1].subnet]);
+        assert_eq!(known.expired(now + Duration::from_mins(1)), [all[1].key]);
         assert_eq!(known.deadline(), None);
     }
 
@@ -219,7 +196,7 @@ mod tests {
         let now = Instant::now();
         known.listed(vec![], LONG, now);
         let listed = known.listed(vec![all[0]], Duration::ZERO, now + Duration::from_secs(30));
-        assert_eq!(listed, all);
+        assert_eq!(listed, [all[0], all[1].doubtful()]);
         assert_eq!(known.deadline(), Some(now + Duration::from_mins(1)));
     }
 
@@ -230,43 +207,35 @@ mod tests {
         known.listed(vec![], LONG, Instant::now());
         assert!(known.put(all[0]).is_empty());
         assert_eq!(known.missing(), 1);
-        known.removed(all[1].subnet);
+        known.removed(all[1].key);
         assert_eq!(known.missing(), 0);
     }
 
     #[test]
-    fn whoever_has_the_subnet_or_the_address_now_ends_the_grace() {
+    fn whoever_is_elsewhere_now_ends_the_grace_and_nobody_else() {
         let all = [lease("10.5.1.0/24", 1), lease("10.5.2.0/24", 2), lease("10.5.3.0/24", 3)];
-        // In the listing: 1 has moved, the subnet of 2 is partly another host's.
-        let listed = [lease("10.5.2.128/25", 7), lease("10.5.9.0/24", 1)];
-        let mut after = known(&all);
-        let kept = after.listed(listed.to_vec(), LONG, Instant::now());
-        assert_eq!(kept, [listed[0], all[2], listed[1]]);
+        // 1 has moved; what says that it has a part of the subnet of 2, and more, is for others to judge. 3 had a
+        // reservation all the time.
+        let (moved, wide) = (lease("10.5.9.0/24", 1), lease("10.5.0.0/20", 7));
+        let reserved = lease("10.5.8.0/24", 3);
+        let mut after = known(&[&all[..], &[reserved]].concat());
+        let kept = after.listed(vec![moved, wide, reserved], LONG, Instant::now());
+        assert_eq!(kept, [wide, all[1].doubtful(), all[2].doubtful(), reserved, moved]);
         // The same as events.
-        let mut after = known(&all);
-        after.listed(vec![], LONG, Instant::now());
-        assert_eq!(after.put(listed[0]), [all[1].subnet]);
-        assert_eq!(after.put(listed[1]), [all[0].subnet]);
-        assert_eq!(after.missing(), 1);
+        let mut after = known(&[&all[..], &[reserved]].concat());
+        after.listed(vec![reserved], LONG, Instant::now());
+        assert!(after.put(wide).is_empty());
+        assert_eq!(after.put(moved), [all[0].key]);
+        assert!(after.put(reserved).is_empty());
+        assert_eq!(after.missing(), 2);
+        assert_eq!(after.put(lease("10.5.7.0/24", 3)), [all[2].key]);
     }
 
-    proptest! {
-        #[test]
-        fn the_index_finds_exactly_what_overlaps(
-            nets in prop::collection::vec((0_u32..64, 20_u8..=31), 0..12), at in 0_u32..64, len in 20_u8..=31,
-        ) {
-            let subnet = |at: u32, len: u8| {
-                let host = Ipv4Network::new(Ipv4Addr::from(0x0a00_0000 + at * 37), len).unwrap();
-                Ipv4Network::new(host.network(), len).unwrap()
-            };
-            let leases: BTreeMap<_, _> = nets
-                .into_iter()
-                .map(|(at, len)| subnet(at, len))
-                .map(|subnet| (subnet, Lease { subnet, ..lease("10.5.1.0/24", 1) }))
-                .collect();
-            let wanted = subnet(at, len);
-            let expected = leases.keys().any(|other| overlap(*other, wanted));
-            prop_assert_eq!(Index::new(&leases).overlaps(wanted), expected);
-        }
+    #[test]
+    fn in_doubt_a_lease_is_younger_than_all_and_as_old_as_before_among_its_likes() {
+        let [old, young] = [1, 2].map(|created| Claim { created, ..lease("10.5.1.0/24", 1) });
+        assert!(young.doubtful().rank() > old.doubtful().rank());
+        assert!(old.doubtful().rank() > Claim { created: i64::MAX / 2, ..young }.rank());
+        assert_eq!(old.doubtful().doubtful(), old.doubtful());
     }
 }

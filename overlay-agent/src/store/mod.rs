@@ -14,7 +14,9 @@ pub mod fixed;
 pub mod follow;
 pub mod grace;
 pub mod outage;
+mod page;
 pub mod peers_file;
+mod reader;
 pub mod trouble;
 pub mod watch;
 

@@ -1,6 +1,10 @@
 //! Health that tells the truth, from the first moment on.
 
-use std::{net::TcpListener, time::Duration};
+use std::{
+    io::Write as _,
+    net::{TcpListener, TcpStream},
+    time::Duration,
+};
 
 use xtask::lab::{AgentOptions, ETCD_PREFIX, Lab, NETWORK_CONFIG, UPLINK, eventually};
 
@@ -115,6 +119,79 @@ fn a_port_for_probes_that_is_taken_is_said_at_once() {
     let taken = host.namespace().within(|| Ok(TcpListener::bind(("0.0.0.0", PROBES))?)).unwrap();
     let output = options(&etcd).command(host).deadline(SOON).output().unwrap();
     assert_eq!(output.status.code(), Some(69), "{}", output.stderr);
-    assert!(output.stderr.contains("health probes on 0.0.0.0:8471"), "{}", output.stderr);
+    assert!(output.stderr.contains("health probes on 127.0.0.1:8471"), "{}", output.stderr);
     drop(taken);
+}
+
+#[test]
+fn half_open_requests_cost_the_agent_neither_descriptors_nor_its_work() {
+    let lab = Lab::builder().hosts(1).start().unwrap();
+    let host = lab.host(0);
+    let etcd = lab.start_etcd(NETWORK_CONFIG).unwrap();
+    let mut agent = host.start_agent(&options(&etcd)).unwrap();
+    let pid = agent.process().pid();
+    let descriptors = || std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count();
+    let before = descriptors();
+    let half_open = host
+        .namespace()
+        .within(|| {
+            let open = |_| {
+                let mut stream = TcpStream::connect(("127.0.0.1", PROBES))?;
+                stream.write_all(b"GET /healthz HTTP/1.1\r\n")?;
+                Ok(stream)
+            };
+            (0..500).map(open).collect::<anyhow::Result<Vec<_>>>()
+        })
+        .unwrap();
+    eventually(SOON, "no more than 64 connections", || {
+        let now = descriptors();
+        anyhow::ensure!(now <= before + 64 + 1, "{before} before, {now} now");
+        Ok(())
+    })
+    .unwrap();
+    assert_eq!(probe(host, "/healthz").unwrap().0, 200);
+    eventually(SOON, "half-open requests to end", || {
+        let now = descriptors();
+        anyhow::ensure!(now <= before, "{before} before, {now} now");
+        Ok(())
+    })
+    .unwrap();
+    drop(half_open);
+}
+
+#[test]
+fn an_agent_without_a_free_descriptor_takes_nothing_for_detached() {
+    let lab = Lab::builder().hosts(1).start().unwrap();
+    let host = lab.host(0);
+    let etcd = lab.start_etcd(NETWORK_CONFIG).unwrap();
+    let mut agent = host.start_agent(&options(&etcd)).unwrap();
+    let _container = host.add_container("c").unwrap();
+    wait_for_no_problem(&mut agent, "bridge");
+    let verifications = |status: &serde_json::Value| status["verifications"].as_u64().unwrap();
+    let first = verifications(&agent.status().unwrap());
+    let before = agent
+        .wait_status(SOON, "another look", |status| {
+            anyhow::ensure!(verifications(status) > first + 1, "none yet");
+            Ok(())
+        })
+        .unwrap();
+    let pid = agent.process().pid();
+    let limit = |soft: &str| {
+        let command = host.command("prlimit").arg("--pid").arg(pid.to_string());
+        command.arg(format!("--nofile={soft}:")).run().unwrap();
+    };
+    limit("3");
+    eventually(SOON, "the agent to say what it cannot look at", || {
+        let log = agent.log()?;
+        anyhow::ensure!(log.contains("ERROR bringing the kernel in step: "), "{log}");
+        Ok(())
+    })
+    .unwrap();
+    limit("1024");
+    wait_for_no_problem(&mut agent, "in step");
+    let after = agent.status().unwrap();
+    assert_eq!(after["programs"], before["programs"]);
+    assert_eq!(after["repairs"], before["repairs"]);
+    let log = agent.log().unwrap();
+    assert!(!log.contains("detached") && !log.contains("unpinned"), "{log}");
 }

@@ -6,5 +6,6 @@ mod config;
 mod faults;
 mod fixed;
 mod health;
+mod leases;
 mod release;
 mod support;

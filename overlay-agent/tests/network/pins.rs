@@ -1,6 +1,12 @@
 //! The pin path, where nothing has been prepared for it.
 
-use std::{fs, path::Path, sync::Barrier, thread};
+use std::{
+    fs::{self, Permissions},
+    os::unix::fs::{PermissionsExt as _, chown, symlink},
+    path::Path,
+    sync::Barrier,
+    thread,
+};
 
 use nix::{
     mount::{MntFlags, MsFlags, mount, umount2},
@@ -53,6 +59,62 @@ fn agents_that_start_at_once_mount_the_bpf_file_system_once() {
             });
             assert_eq!(mounted(), 1, "round {round}");
         }
+    });
+}
+
+#[test]
+fn what_we_mount_and_make_is_roots_alone() {
+    with_own_mounts(|| {
+        while mounted() > 0 {
+            umount2(BPF, MntFlags::MNT_DETACH).unwrap();
+        }
+        let pins = Path::new(BPF).join("agent");
+        let opened = PinPath::open(&pins).unwrap();
+        for level in [Path::new(BPF), &pins, &pins.join("links")] {
+            let mode = fs::metadata(level).unwrap().permissions().mode();
+            assert_eq!(mode & 0o777, 0o700, "{}", level.display());
+        }
+        drop(opened);
+        umount2(BPF, MntFlags::MNT_DETACH).unwrap();
+    });
+}
+
+#[test]
+fn a_pin_path_that_others_made_or_can_change_is_refused() {
+    with_own_mounts(|| {
+        // As it is where it was mounted without options.
+        let mode = Some("mode=1777");
+        mount(Some("bpf"), BPF, Some("bpf"), MsFlags::empty(), mode).unwrap();
+        let outer = Path::new(BPF).join("outer");
+        let pins = outer.join("agent");
+        let links = pins.join("links");
+        fs::create_dir_all(&links).unwrap();
+        let refused = |level: &Path, why: &str| {
+            let error = PinPath::open(&pins).unwrap_err();
+            assert_eq!(Exit::of(&error), Exit::Conflict, "{error:#}");
+            let start = format!("{} {why}", level.display());
+            assert!(format!("{error:#}").starts_with(&start), "{error:#}");
+        };
+        let nobody = Some(65_534);
+        for level in [&outer, &pins, &links] {
+            chown(level, nobody, None).unwrap();
+            refused(level, "belongs to user 65534");
+            chown(level, Some(0), None).unwrap();
+            for mode in [0o770, 0o702, 0o1777] {
+                fs::set_permissions(level, Permissions::from_mode(mode)).unwrap();
+                refused(level, &format!("can be changed by others than root (mode {mode:04o})"));
+            }
+            fs::set_permissions(level, Permissions::from_mode(0o755)).unwrap();
+        }
+        fs::remove_dir(&links).unwrap();
+        symlink("/tmp", &links).unwrap();
+        refused(&links, "is no directory");
+        fs::remove_file(&links).unwrap();
+        // What an earlier version made is taken over, and closed.
+        drop(PinPath::open(&pins).unwrap());
+        fs::set_permissions(BPF, Permissions::from_mode(0o777)).unwrap();
+        refused(Path::new(BPF), "can be changed by others than root (mode 0777)");
+        umount2(BPF, MntFlags::MNT_DETACH).unwrap();
     });
 }
 

@@ -6,12 +6,12 @@ use etcd_client::{Client, Permission, PermissionType};
 use overlay_agent::{
     lease::acquire::acquire,
     run_config::{EtcdConfig, Identity},
-    store::{Etcd, Follower, LeaseUpdate, config::wait_for_config},
+    store::{Etcd, Follower, config::wait_for_config},
 };
 
 use crate::{
     etcd::{TestEtcd, Tls},
-    support::{CONFIG, CONFIG_KEY, Followed, World, request, within},
+    support::{CONFIG, CONFIG_KEY, Followed, LeaseUpdate, World, request, within},
 };
 
 /// Makes an authority, a certificate for 127.0.0.1 and one for a client that it has signed, and a client's

@@ -4,13 +4,13 @@ use std::time::Duration;
 
 use overlay_agent::{
     lease::{acquire::acquire, keeper::Keeper},
-    store::{Etcd, Follower, LeaseUpdate, config::wait_for_config},
+    store::{Etcd, Follower, config::wait_for_config},
 };
 use tokio::sync::mpsc;
 
 use crate::{
     etcd::TestEtcd,
-    support::{CONFIG, CONFIG_KEY, Followed, key, lease, request, value, within},
+    support::{CONFIG, CONFIG_KEY, Followed, LeaseUpdate, key, lease, request, value, within},
 };
 
 #[tokio::test]

@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use overlay_agent::store::{Follower, LeaseUpdate, config::ConfigUpdate, grace::Patience};
+use overlay_agent::store::{Follower, config::ConfigUpdate, grace::Patience};
 use tokio::sync::mpsc;
 
 use crate::{
-    support::{CONFIG, CONFIG_KEY, Followed, World, lease, subnet, value, within},
+    support::{CONFIG, CONFIG_KEY, Followed, LeaseUpdate, World, lease, subnet, value, within},
     wire::Wire,
 };
 

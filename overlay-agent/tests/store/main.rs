@@ -3,6 +3,7 @@
 
 mod agent;
 mod auth;
+mod claims;
 mod cluster;
 mod conformance;
 mod endpoints;

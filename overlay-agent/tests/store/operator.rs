@@ -11,7 +11,10 @@ use tokio::{io::AsyncWriteExt as _, process::Command};
 
 use crate::{
     etcd::TestEtcd,
-    support::{CONFIG, CONFIG_KEY, Followed, World, key, lease, request, subnet, value, within},
+    support::{
+        CONFIG, CONFIG_KEY, Followed, LeaseUpdate, World, key, lease, request, subnet, value,
+        within,
+    },
 };
 
 /// Types a command, with `input` on its standard input and the endpoint in its environment.
@@ -185,7 +188,7 @@ async fn a_reservation_that_cannot_be_is_refused_and_nothing_is_written() {
 
 #[tokio::test]
 async fn a_released_lease_is_gone_for_everybody_at_once() {
-    use overlay_agent::store::{Follower, LeaseUpdate};
+    use overlay_agent::store::Follower;
     let mut world = World::new(CONFIG).await;
     let id = world.put_with_ttl("10.5.1.0-24", &value(1), 1000).await;
     let mut followed = Followed::new(Follower::new(world.store.clone()));

@@ -7,7 +7,7 @@ use overlay_agent::{
         acquire::{Request, acquire},
         keeper::Keeper,
     },
-    store::{Follower, LeaseUpdate, config::wait_for_config},
+    store::{Follower, config::wait_for_config},
 };
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -17,7 +17,7 @@ use tokio::{
 
 use crate::{
     etcd::TestEtcd,
-    support::{CONFIG, Followed, World, lease, request, subnet, value},
+    support::{CONFIG, Followed, LeaseUpdate, World, lease, request, subnet, value},
 };
 
 /// How many requests of each kind etcd has begun to serve.

@@ -3,9 +3,11 @@
 use std::time::Instant;
 
 use etcd_client::{Client, Txn, TxnOp};
-use overlay_agent::store::{Follower, LeaseUpdate};
+use overlay_agent::store::Follower;
 
-use crate::support::{Followed, World, key, lease, request, subnet, take_at_once, value};
+use crate::support::{
+    Followed, LeaseUpdate, World, key, lease, request, subnet, take_at_once, value,
+};
 
 /// etcd's default limit of operations in one transaction.
 const BATCH: usize = 128;

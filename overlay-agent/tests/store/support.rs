@@ -10,7 +10,7 @@ use overlay_agent::{
         acquire::{Acquired, Request, acquire},
     },
     store::{
-        Etcd, Follower, LeaseUpdate,
+        Etcd, Follower, LeaseUpdate as Update,
         config::{StoredConfig, wait_for_config},
     },
 };
@@ -134,8 +134,28 @@ pub(crate) async fn until(what: &str, mut condition: impl AsyncFnMut() -> bool) 
     assert!(timeout(DEADLINE, poll).await.is_ok(), "never happened: {what}");
 }
 
+/// An update without revisions, which are a test's own matter.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum LeaseUpdate {
+    Snapshot(Vec<Lease>),
+    Put(Lease),
+    Removed(Ipv4Network),
+}
+
+impl From<Update> for LeaseUpdate {
+    fn from(update: Update) -> Self {
+        match update {
+            Update::Snapshot(claims) => {
+                Self::Snapshot(claims.into_iter().map(|claim| claim.lease).collect())
+            }
+            Update::Put(claim) => Self::Put(claim.lease),
+            Update::Removed(key) => Self::Removed(key.subnet),
+        }
+    }
+}
+
 /// A follower under test, from the consumer's side.
-pub(crate) struct Followed(mpsc::Receiver<LeaseUpdate>);
+pub(crate) struct Followed(mpsc::Receiver<Update>);
 
 impl Followed {
     pub(crate) fn new(follower: Follower) -> Self {
@@ -145,6 +165,11 @@ impl Followed {
     }
 
     pub(crate) async fn next(&mut self) -> LeaseUpdate {
+        self.next_update().await.into()
+    }
+
+    /// The next one as the agent gets it.
+    pub(crate) async fn next_update(&mut self) -> Update {
         within(self.0.recv()).await.expect("the follower has ended")
     }
 

@@ -44,7 +44,7 @@ pub(super) async fn attach(
     hook: Hook,
     to: &Attachment,
 ) -> Result<()> {
-    let name = name_now(to.ifindex).with_context(|| format!("{} is gone", to.interface))?;
+    let name = name_now(to.ifindex)?.with_context(|| format!("{} is gone", to.interface))?;
     let id = if program_of(netlink, hook, to.ifindex).await?.is_some() {
         program.attach_to_link(link(hook, &name)?).context("replacing the program")?
     } else {
@@ -63,7 +63,7 @@ pub(super) async fn detach(netlink: &Handle, hook: Hook, ifindex: u32) -> Result
         return Ok(false);
     }
     // Gone with the interface otherwise.
-    let Some(name) = name_now(ifindex) else { return Ok(false) };
+    let Some(name) = name_now(ifindex)? else { return Ok(false) };
     link(hook, &name)?
         .detach()
         .with_context(|| format!("removing filter {} from {name}", hook.name()))?;

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 
 use anyhow::{Context, Result};
 use aya::programs::TcAttachType;
-use nix::net::if_::if_indextoname;
+use nix::{errno::Errno, net::if_::if_indextoname};
 use overlay_common::{Feature, Hook};
 use rtnetlink::Handle;
 
@@ -78,7 +78,7 @@ impl Attachments {
             for ifindex in self.of(hook) {
                 let Some(place) = self.attached.get(&(hook.name(), ifindex)) else { continue };
                 let runs = match self.mechanism {
-                    Mechanism::Tcx => tcx::runs(pins, hook, place, id),
+                    Mechanism::Tcx => tcx::runs(pins, hook, place, id)?,
                     Mechanism::Clsact => clsact::runs(&self.netlink, hook, place, id).await?,
                 };
                 if !runs {
@@ -179,8 +179,15 @@ pub async fn remove_filters(netlink: &Handle, observed: &Observed) -> Result<Vec
 
 /// The name that an interface has at this moment: libraries ask for it, where the kernel goes by number. None where
 /// the interface is gone.
-fn name_now(ifindex: u32) -> Option<String> {
-    Some(if_indextoname(ifindex).ok()?.to_string_lossy().into_owned())
+fn name_now(ifindex: u32) -> Result<Option<String>> {
+    match if_indextoname(ifindex) {
+        Ok(name) => Ok(Some(name.to_string_lossy().into_owned())),
+        Err(Errno::ENXIO | Errno::ENODEV) => Ok(None),
+        // No descriptor to ask with is no answer.
+        Err(errno) => {
+            Err(errno).with_context(|| format!("asking for the name of interface {ifindex}"))
+        }
+    }
 }
 
 const fn direction(hook: Hook) -> TcAttachType {

@@ -4,21 +4,47 @@ use std::{fs, io::ErrorKind, path::Path};
 
 use anyhow::{Context, Result};
 use aya::programs::{
-    LinkOrder, SchedClassifier,
+    LinkOrder, ProgramError, SchedClassifier,
     links::{FdLink, PinnedLink},
-    tc::{SchedClassifierLink, TcAttachOptions},
+    tc::{SchedClassifierLink, TcAttachOptions, TcError},
 };
+use nix::errno::Errno;
 use overlay_common::Hook;
 
 use super::{Attachment, PinPath, direction, name_now};
 
-/// Whether the program with this number runs there, by a link whose pin is there.
-pub(super) fn runs(pins: &PinPath, hook: Hook, place: &Attachment, id: u32) -> bool {
-    let runs = name_now(place.ifindex).is_some_and(|name| {
-        SchedClassifier::query_tcx(&name, direction(hook))
-            .is_ok_and(|(_, programs)| programs.iter().any(|program| program.id() == id))
-    });
-    runs && pins.link(&name(hook, place.ifindex)).exists()
+/// Whether the program with this number runs there, by a link whose pin is there. Fails where that cannot be
+/// found out, which is no reason to take the program for detached.
+pub(super) fn runs(pins: &PinPath, hook: Hook, place: &Attachment, id: u32) -> Result<bool> {
+    let Some(interface) = name_now(place.ifindex)? else { return Ok(false) };
+    let runs = match SchedClassifier::query_tcx(&interface, direction(hook)) {
+        Ok((_, programs)) => programs.iter().any(|program| program.id() == id),
+        Err(error) if is_gone(&error) => false,
+        Err(error) => {
+            return Err(error).with_context(|| {
+                format!("asking whether {} is still on {interface}", hook.name())
+            });
+        }
+    };
+    let pin = pins.link(&name(hook, place.ifindex));
+    let is_pinned = || {
+        pin.try_exists().with_context(|| format!("looking for the pinned link {}", pin.display()))
+    };
+    Ok(runs && is_pinned()?)
+}
+
+/// Whether an error means that the interface, or a program on it, is not there; as opposed to having no file
+/// descriptor left to look with. Of the latter the C library says `ENOENT` when it is asked for an interface's
+/// number.
+fn is_gone(error: &ProgramError) -> bool {
+    let (error, gone): (_, &[Errno]) = match error {
+        ProgramError::IOError(error) | ProgramError::TcError(TcError::IoError(error)) => {
+            (error, &[Errno::ENODEV, Errno::ENXIO])
+        }
+        ProgramError::SyscallError(error) => (&error.io_error, &[Errno::ENODEV, Errno::ENOENT]),
+        _ => return false,
+    };
+    error.raw_os_error().is_some_and(|number| gone.contains(&Errno::from_raw(number)))
 }
 
 pub(super) fn attach(
@@ -36,7 +62,7 @@ pub(super) fn attach(
         unpin(&pin)?;
     }
     let options = TcAttachOptions::TcxOrder(LinkOrder::default());
-    let name = name_now(to.ifindex).with_context(|| format!("{} is gone", to.interface))?;
+    let name = name_now(to.ifindex)?.with_context(|| format!("{} is gone", to.interface))?;
     let id = program.attach_with_options(&name, direction(hook), options)?;
     let link: FdLink = program.take_link(id)?.try_into()?;
     // The pin keeps the link; our handle may go.
@@ -83,4 +109,26 @@ fn replace(program: &mut SchedClassifier, pin: &Path) -> Result<()> {
     // As above.
     drop(program.take_link(id).context("releasing the link")?);
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Error;
+
+    use super::*;
+
+    #[test]
+    fn an_interface_that_is_gone_is_told_from_one_that_cannot_be_looked_at() {
+        let error = |errno: Errno| Error::from_raw_os_error(errno as i32);
+        for (errno, gone) in [
+            (Errno::ENODEV, true),
+            (Errno::ENXIO, true),
+            (Errno::EMFILE, false),
+            (Errno::EPERM, false),
+        ] {
+            assert_eq!(is_gone(&ProgramError::IOError(error(errno))), gone, "{errno}");
+            let error = ProgramError::from(TcError::IoError(error(errno)));
+            assert_eq!(is_gone(&error), gone, "{errno}");
+        }
+    }
 }

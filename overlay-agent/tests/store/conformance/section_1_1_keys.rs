@@ -1,11 +1,8 @@
 //! `reference/flannel.md`, 1.1: the keys.
 
-use overlay_agent::{
-    lease::acquire::Request,
-    store::{Follower, LeaseUpdate},
-};
+use overlay_agent::{lease::acquire::Request, store::Follower};
 
-use crate::support::{CONFIG, Followed, World, lease, request, subnet, value};
+use crate::support::{CONFIG, Followed, LeaseUpdate, World, lease, request, subnet, value};
 
 #[tokio::test]
 async fn malformed_keys_are_worked_around() {

@@ -2,10 +2,12 @@
 
 use overlay_agent::{
     lease::acquire::{Origin, Request},
-    store::{Follower, LeaseUpdate},
+    store::Follower,
 };
 
-use crate::support::{CONFIG, CONFIG_KEY, Followed, World, lease, request, subnet, value};
+use crate::support::{
+    CONFIG, CONFIG_KEY, Followed, LeaseUpdate, World, lease, request, subnet, value,
+};
 
 const ONE_SUBNET: &str = r#"{"Network":"10.5.0.0/16","SubnetMin":"10.5.52.0","SubnetMax":"10.5.52.0",
     "Backend":{"Type":"vxlan"}}"#;

@@ -1,9 +1,9 @@
 //! `reference/flannel.md`, 1.4: following everybody's leases, and 1.5.5: seeing every change.
 
-use overlay_agent::store::{Follower, LeaseUpdate};
+use overlay_agent::store::Follower;
 
 use crate::{
-    support::{CONFIG, Followed, World, lease, subnet, until, value, value_with_mac},
+    support::{CONFIG, Followed, LeaseUpdate, World, lease, subnet, until, value, value_with_mac},
     wire::Wire,
 };
 

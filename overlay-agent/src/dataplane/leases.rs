@@ -1,0 +1,121 @@
+//! Everybody's leases in the maps.
+
+use anyhow::{Error, Result};
+
+use super::Dataplane;
+use crate::{
+    datapath::Changes,
+    fail,
+    lease::{claim::Claim, key::SubnetKey},
+    peers::{Stale, Surroundings, peer_key, vtep_key},
+    repairs,
+};
+
+/// Up to so many leases, every verification looks at each of them.
+const OFTEN_VERIFIED: usize = 4096;
+
+/// Beyond that, one in so many does.
+const SELDOM: u32 = 120;
+
+impl Dataplane {
+    /// Makes the maps hold exactly these leases, as far as they are believed.
+    pub fn replace_leases(&mut self, claims: Vec<Claim>) -> Result<()> {
+        self.peers.replace_all(claims);
+        self.program_all_leases()
+    }
+
+    fn program_all_leases(&mut self) -> Result<()> {
+        // All of it is written, whatever has changed.
+        self.peers.take_stale();
+        // Who may speak first, whom we send to last: a peer that gets our packets must find its answers
+        // accepted.
+        self.tables.vteps.converge(&self.peers.all_vteps())?;
+        fail::point("vteps");
+        self.tables.peers.converge(&self.peers.all_peers(&self.ways))?;
+        fail::point("peers");
+        self.synced = true;
+        self.write_config()
+    }
+
+    /// Takes note of a lease that is new or has changed; [`program_leases`](Self::program_leases) makes the
+    /// maps follow.
+    pub fn put_lease(&mut self, claim: Claim) {
+        self.peers.put(claim);
+    }
+
+    /// Takes note that a lease is gone, likewise.
+    pub fn remove_lease(&mut self, key: SubnetKey) {
+        self.peers.remove(key);
+    }
+
+    /// Takes note of where this host is now, which no lease may contradict.
+    pub fn set_surroundings(&mut self, surroundings: Surroundings) -> Result<()> {
+        self.peers.set_surroundings(surroundings);
+        self.program_leases()
+    }
+
+    /// Brings the maps up to date with the leases that were put and removed. What fails is tried again the next
+    /// time.
+    pub fn program_leases(&mut self) -> Result<()> {
+        if !self.synced {
+            // Until they are listed, an earlier agent's entries stay.
+            return if self.peers.are_listed() { self.program_all_leases() } else { Ok(()) };
+        }
+        let stale = self.peers.take_stale();
+        if stale.is_empty() {
+            return Ok(());
+        }
+        let mut failed = Stale::default();
+        let mut error = None;
+        self.program_stale(&stale, &mut failed, &mut error);
+        let count = failed.subnets.len() + failed.addresses.len();
+        self.peers.put_stale_back(failed);
+        self.write_config()?;
+        let Some(error) = error else { return Ok(()) };
+        Err(error.context(format!("{count} entries cannot be written")))
+    }
+
+    /// What makes room comes first; who may speak comes before whom we send to.
+    fn program_stale(&mut self, stale: &Stale, failed: &mut Stale, error: &mut Option<Error>) {
+        let Self { peers, tables, ways, .. } = self;
+        let mut note =
+            |outcome: Result<()>| outcome.map_err(|found| error.get_or_insert(found)).is_err();
+        for &subnet in stale.subnets.iter().filter(|subnet| peers.lease(**subnet).is_none()) {
+            if note(tables.peers.remove(&peer_key(subnet))) {
+                failed.subnets.insert(subnet);
+            }
+        }
+        for &address in &stale.addresses {
+            let outcome = match peers.vtep(address) {
+                Some(vtep) => tables.vteps.insert(&vtep_key(address), &vtep),
+                None => tables.vteps.remove(&vtep_key(address)),
+            };
+            if note(outcome) {
+                failed.addresses.insert(address);
+            }
+        }
+        for &subnet in &stale.subnets {
+            let Some(peer) = peers.peer(subnet, ways) else { continue };
+            if note(tables.peers.insert(&peer_key(subnet), &peer)) {
+                failed.subnets.insert(subnet);
+            }
+        }
+    }
+
+    /// Looks for entries that somebody else changed.
+    pub(super) fn verify_leases(&mut self) -> Result<()> {
+        let everything = self.peers.count();
+        if everything > OFTEN_VERIFIED && !self.verifications.is_multiple_of(SELDOM) {
+            return Ok(());
+        }
+        let vteps = self.tables.vteps.converge(&self.peers.all_vteps())?;
+        let peers = self.tables.peers.converge(&self.peers.all_peers(&self.ways))?;
+        for (map, changes) in [("vteps", vteps), ("peers", peers)] {
+            if changes != Changes::default() {
+                tracing::warn!(map, ?changes, "entries were changed by somebody else");
+                repairs::made(map);
+            }
+        }
+        Ok(())
+    }
+}
