@@ -15,13 +15,16 @@ const EACH: u64 = 2;
 /// Stacks of tags, and whether the kernel takes what is behind them as if there were none.
 fn stacks() -> Vec<(Vec<Tag>, bool)> {
     let mut stacks = Vec::new();
-    for protocol in [0x8100, 0x88a8, 0x9100] {
-        for vid in [0, 5] {
-            for depth in [1, 2, 3, 5] {
-                let tags = vec![Tag { protocol, vid }; depth];
-                stacks.push((tags, vid == 0 && protocol != 0x9100));
-            }
+    for protocol in [0x8100, 0x88a8] {
+        for depth in 1..=5 {
+            stacks.push((vec![Tag { protocol, vid: 0 }; depth], true));
         }
+        for depth in [1, 2] {
+            stacks.push((vec![Tag { protocol, vid: 5 }; depth], false));
+        }
+    }
+    for vid in [0, 5] {
+        stacks.push((vec![Tag { protocol: 0x9100, vid }], false));
     }
     let tag = |protocol, vid| Tag { protocol, vid };
     let mixed = [

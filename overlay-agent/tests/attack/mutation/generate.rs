@@ -1,6 +1,9 @@
 //! Frames of which anything may be wrong: which one is told by a seed and a number, so that each can be made again.
 
-use std::net::Ipv4Addr;
+use std::{
+    net::Ipv4Addr,
+    sync::atomic::{AtomicU32, Ordering},
+};
 
 use crate::tools::{
     frame::{
@@ -122,6 +125,7 @@ impl Generator {
 
     /// What is handed to the kernel for the frame of this number.
     pub(crate) fn message(self, number: u32) -> Vec<u8> {
+        LAST.fetch_max(number, Ordering::Relaxed);
         let frame = self.frame(number);
         if self.origin != Origin::Machine {
             return frame;
@@ -363,6 +367,14 @@ pub(crate) fn number_in(bytes: &[u8]) -> Option<u32> {
     let number = bytes.get(at + 4..at + 8)?;
     let number = u32::from_be_bytes(number.try_into().unwrap());
     (bytes.get(at + 8..at + 10)? == check(number).to_be_bytes()).then_some(number)
+}
+
+/// The last number that was given out.
+static LAST: AtomicU32 = AtomicU32::new(0);
+
+/// The same for a frame that we have sent: chance makes numbers, too.
+pub(crate) fn sent_number_in(bytes: &[u8]) -> Option<u32> {
+    number_in(bytes).filter(|&number| number <= LAST.load(Ordering::Relaxed))
 }
 
 /// As the corpus has it.

@@ -20,7 +20,7 @@ use std::{
 use xtask::lab::{Namespace, UPLINK, eventually};
 
 use self::{
-    generate::{Generator, Origin, hex, number_in},
+    generate::{Generator, Origin, hex, sent_number_in},
     rule::Place,
 };
 use crate::tools::{
@@ -30,7 +30,7 @@ use crate::tools::{
 };
 
 /// Unless a number of frames is given.
-const DEFAULT_TIME: Duration = Duration::from_secs(6);
+const DEFAULT_TIME: Duration = Duration::from_secs(5);
 /// How many frames the kernel gets at a time.
 const BATCH: u32 = 64;
 
@@ -68,7 +68,7 @@ fn judge(
     let arrived = Arc::new(AtomicU64::new(0));
     let count = Arc::clone(&arrived);
     let judge = move |seen: &[u8]| {
-        if number_in(seen).is_some() {
+        if sent_number_in(seen).is_some() {
             count.fetch_add(1, Ordering::Relaxed);
         }
         complaint(place, generator, seen).is_some()
@@ -77,7 +77,7 @@ fn judge(
 }
 
 fn complaint(place: Place, generator: Generator, seen: &[u8]) -> Option<String> {
-    let sent = number_in(seen).map(|number| generator.frame(number));
+    let sent = sent_number_in(seen).map(|number| generator.frame(number));
     let packet = match place {
         Place::Container(address) => rule::taken_by(address, seen),
         Place::Host => rule::ipv4(seen),
@@ -207,7 +207,7 @@ fn report(watches: &[Watch], generator: Generator) {
         let place = &watch.sniffer.place;
         for seen in seen {
             let why = complaint(watch.place, generator, &seen).unwrap();
-            found.push((place, why, number_in(&seen), seen));
+            found.push((place, why, sent_number_in(&seen), seen));
         }
     }
     if found.is_empty() {

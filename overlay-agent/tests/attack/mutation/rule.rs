@@ -74,7 +74,8 @@ fn of_host(address: Ipv4Addr, number: u8) -> bool {
 }
 
 /// The addresses of the attacker's subnet that are others': the neighbour's, and the host's two.
-const OTHERS: [Ipv4Addr; 3] = [OWNER, GATEWAY, Ipv4Addr::new(10, 1, 1, 0)];
+const OTHERS: [Ipv4Addr; 3] = [OWNER, GATEWAY, TUNNEL];
+const TUNNEL: Ipv4Addr = Ipv4Addr::new(10, 1, 1, 0);
 
 /// Whether the attacker may use this source: its own, one that is nobody's, or one that the overlay does not know.
 fn attackers(address: Ipv4Addr) -> bool {
@@ -230,8 +231,9 @@ pub(crate) fn wrong(
             of_host(packet.source, 1) && attackers(packet.source)
         }
         (Origin::Container | Origin::Machine, _) => {
-            // The gateway answers whoever asks, be it everybody.
-            attackers(packet.source) || (packet.source, packet.protocol) == (GATEWAY, 1)
+            // The host answers whoever asks, be it everybody.
+            let answers = packet.protocol == 1 && [GATEWAY, TUNNEL].contains(&packet.source);
+            attackers(packet.source) || answers
         }
         (Origin::Wire, Place::Container(REMOTE)) => {
             !in_overlay(packet.source) || of_host(packet.source, 1)
@@ -246,7 +248,7 @@ pub(crate) fn wrong(
         }
     };
     // Those who live there talk with each other.
-    let neighbours = [OWNER, ATTACKER, GATEWAY, REMOTE, Ipv4Addr::new(10, 1, 2, 1)];
+    let neighbours = [OWNER, ATTACKER, GATEWAY, TUNNEL, REMOTE, Ipv4Addr::new(10, 1, 2, 1)];
     let own = sent.is_none() && neighbours.contains(&packet.source);
     (!honest && !own).then(|| format!("{} may not have sent it", packet.source))
 }

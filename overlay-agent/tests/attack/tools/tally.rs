@@ -1,9 +1,15 @@
 //! What the programs of the hosts have counted.
 
-use std::{collections::BTreeMap, fmt};
+use std::{
+    collections::BTreeMap,
+    fmt,
+    io::{Read as _, Write as _},
+    os::unix::net::UnixStream,
+    path::{Path, PathBuf},
+};
 
-use anyhow::Result;
-use xtask::lab::Agent;
+use anyhow::{Context as _, Result};
+use serde_json::Value;
 
 /// Which host's, hook, reason and class.
 type Key = (usize, String, String, String);
@@ -13,14 +19,11 @@ type Key = (usize, String, String, String);
 pub(crate) struct Tally(BTreeMap<Key, u64>);
 
 impl Tally {
-    pub(crate) fn of(agents: &[Agent]) -> Self {
-        Self::read(agents).unwrap()
-    }
-
-    fn read(agents: &[Agent]) -> Result<Self> {
+    /// Asks the agents on the hosts of these numbers, by their sockets.
+    pub(crate) fn of(agents: impl IntoIterator<Item = (usize, PathBuf)>) -> Self {
         let mut tally = Self::default();
-        for (host, agent) in agents.iter().enumerate() {
-            let status = agent.status()?;
+        for (host, socket) in agents {
+            let status = status(&socket).unwrap();
             let counters = status["counters"].as_array().cloned().unwrap_or_default();
             for counter in counters {
                 let text = |name: &str| counter[name].as_str().unwrap_or_default().to_owned();
@@ -29,7 +32,7 @@ impl Tally {
                 *tally.0.entry(key).or_default() += packets;
             }
         }
-        Ok(tally)
+        tally
     }
 
     /// What was counted between `before` and this.
@@ -54,6 +57,17 @@ impl Tally {
     pub(crate) fn at_host(&self, host: usize, hook: &str) -> u64 {
         self.sum(|(of, at, ..)| (*of, at.as_str()) == (host, hook))
     }
+}
+
+/// What `overlay-agent status` asks for, without a process for each question: there are many.
+fn status(socket: &Path) -> Result<Value> {
+    let mut stream = UnixStream::connect(socket)
+        .with_context(|| format!("no agent answers on {}", socket.display()))?;
+    stream.write_all(b"GET /status HTTP/1.0\r\nHost: localhost\r\n\r\n")?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    let (head, body) = answer.split_once("\r\n\r\n").context("an answer without a body")?;
+    serde_json::from_str(body).with_context(|| format!("the agent answers {head}"))
 }
 
 impl fmt::Display for Tally {
