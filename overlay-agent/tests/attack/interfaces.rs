@@ -133,49 +133,84 @@ fn a_container_does_not_speak_for_another_hosts_container() {
     trial.finish();
 }
 
-/// Interfaces come, bring forged packets, and go.
+/// What is for a container, on this host or another.
+fn for_containers() -> impl Iterator<Item = (Ipv4Addr, Ipv4Addr)> {
+    FORGED.into_iter().filter(|(_, destination)| *destination != GATEWAY)
+}
+
+/// A veth that is plugged in later, and a barrage of forged packets at its other end.
+struct NewInterface {
+    name: String,
+    marker: Marker,
+    barrage: Barrage,
+}
+
+impl NewInterface {
+    fn new(
+        outside: &Namespace,
+        number: u8,
+        what: impl Iterator<Item = (Ipv4Addr, Ipv4Addr)>,
+    ) -> Self {
+        let marker = Marker::unique();
+        let name = format!("new{number}");
+        let mac: Mac = [2, 0, 0, 0, 3, number];
+        let with_mac = ["address", &text(mac)];
+        let pair = ["link", "add", "out", "type", "veth", "peer", "name", &name];
+        outside.ip(pair.iter().chain(&with_mac)).unwrap();
+        outside.ip(["link", "set", "out", "up"]).unwrap();
+        let frames = what.map(|(source, destination)| {
+            let packet = datagram(source, destination, &marker.0);
+            ethernet(mac, [2, 0, 0, 0, 4, number], &[], IPV4, &packet)
+        });
+        // What is sent before the other end is up is dropped by the kernel.
+        let port = Port::open(outside, "out");
+        let barrage = Barrage::start(port, frames.collect(), Duration::from_millis(1));
+        Self { name, marker, barrage }
+    }
+
+    fn plug_in(&self, outside: &Namespace, site: &Site) {
+        let namespace = site.host().namespace().name();
+        outside.ip(["link", "set", &self.name, "netns", namespace, "up"]).unwrap();
+    }
+
+    /// Waits until so many packets have come in.
+    fn received(&self, site: &Site, enough: u64) {
+        let before = site.received(&self.name);
+        eventually(SOON, "packets to have come for a while", || {
+            self.barrage.go_on();
+            let received = site.received(&self.name) - before;
+            anyhow::ensure!(received > enough, "{received} have");
+            Ok(())
+        })
+        .unwrap();
+    }
+
+    fn arrived(&self, site: &Site) -> u64 {
+        Sniffer::settle(&site.sniffers);
+        site.sniffers.iter().map(|sniffer| sniffer.count(self.marker)).sum()
+    }
+}
+
+/// Interfaces come, bring forged packets for containers, and go.
 fn new_interfaces_bring_nothing(site: &Site) {
     let outside = Namespace::create(site.lab.ledger(), "new").unwrap();
     let host = site.host();
     let mut failures = Vec::new();
     for number in 0..4 {
-        let marker = Marker::unique();
-        let device = format!("new{number}");
-        let mac: Mac = [2, 0, 0, 0, 3, number];
-        let with_mac = ["address", &text(mac)];
-        let pair = ["link", "add", "out", "type", "veth", "peer", "name", &device];
-        outside.ip(pair.iter().chain(&with_mac)).unwrap();
-        outside.ip(["link", "set", "out", "up"]).unwrap();
-        let frames = FORGED.map(|(source, destination)| {
-            let packet = datagram(source, destination, &marker.0);
-            ethernet(mac, [2, 0, 0, 0, 4, number], &[], IPV4, &packet)
-        });
-        // What is sent before the other end is up is dropped by the kernel.
-        let port = Port::open(&outside, "out");
-        let barrage = Barrage::start(port, frames.into(), Duration::from_millis(1));
+        let new = NewInterface::new(&outside, number, for_containers());
         let before = site.tally();
-        outside.ip(["link", "set", &device, "netns", host.namespace().name(), "up"]).unwrap();
-        eventually(SOON, "packets to have come for a while", || {
-            barrage.go_on();
-            let received = site.received(&device);
-            anyhow::ensure!(received > 1000, "{received} have");
-            Ok(())
-        })
-        .unwrap();
-        let sent = barrage.stop();
-        Sniffer::settle(&site.sniffers);
+        new.plug_in(&outside, site);
+        new.received(site, 1000);
+        let arrived = new.arrived(site);
         let rise = site.tally().since(&before);
-        for sniffer in &site.sniffers {
-            let arrived = sniffer.count(marker);
-            if arrived > 0 {
-                let place = &sniffer.place;
-                failures.push(format!("{device}: {arrived} of {sent} reached {place} ({rise})"));
-            }
+        let sent = new.barrage.stop();
+        if arrived > 0 {
+            failures.push(format!("{}: {arrived} of {sent} arrived ({rise})", new.name));
         }
         if number % 2 == 0 {
-            host.ip(["link", "delete", &device]).unwrap();
+            host.ip(["link", "delete", &new.name]).unwrap();
         } else {
-            host.ip(["link", "set", &device, "netns", outside.name()]).unwrap();
+            host.ip(["link", "set", &new.name, "netns", outside.name()]).unwrap();
             outside.ip(["link", "delete", "out"]).unwrap();
         }
     }
@@ -184,15 +219,36 @@ fn new_interfaces_bring_nothing(site: &Site) {
 
 /// The first packet comes before anybody can have noticed that there is an interface.
 #[test]
-fn a_new_interface_brings_nothing_from_its_first_packet_on() {
+fn a_new_interface_brings_containers_nothing_from_its_first_packet_on() {
     new_interfaces_bring_nothing(&Site::new());
 }
 
 /// The checks are in the kernel, and outlive the agent.
 #[test]
-fn a_new_interface_brings_nothing_while_no_agent_runs() {
+fn a_new_interface_brings_containers_nothing_while_no_agent_runs() {
     let mut site = Site::new();
     site.agents[0].kill().unwrap();
     site.agents.remove(0);
     new_interfaces_bring_nothing(&site);
+}
+
+/// The host's own sockets are guarded by the interface's program alone.
+#[test]
+fn a_new_interface_brings_the_host_nothing_once_it_has_its_program() {
+    let site = Site::new();
+    let outside = Namespace::create(site.lab.ledger(), "new").unwrap();
+    let new = NewInterface::new(&outside, 0, FORGED.into_iter());
+    new.plug_in(&outside, &site);
+    eventually(SOON, "the interface to have its program, and to be no newcomer", || {
+        new.barrage.go_on();
+        let status = site.agents[0].status()?;
+        let programs = status["programs"].to_string();
+        anyhow::ensure!(programs.contains(&format!("\"{}\"", new.name)), "{programs}");
+        Ok(())
+    })
+    .unwrap();
+    let before = new.arrived(&site);
+    new.received(&site, 1000);
+    assert_eq!(new.arrived(&site), before, "after the first moment");
+    new.barrage.stop();
 }
