@@ -38,16 +38,12 @@ pub fn from_container(
     tables: &impl Tables,
 ) -> Result<Encapsulation, Reason> {
     let (ethernet, ipv4) = check_sender(packet, Some(ifindex), host, tables)?;
-    if ethernet.destination.0 != host.bridge_mac {
-        return Err(Reason::NotForGateway);
-    }
-    if !host.network().contains(ipv4.dst_addr) {
+    let for_gateway = ethernet.destination.0 == host.bridge_mac;
+    let for_peers =
+        host.network().contains(ipv4.dst_addr) && !host.subnet().contains(ipv4.dst_addr);
+    if !for_gateway || !for_peers {
         check_no_vxlan(packet, 0, &ipv4, host, tables)?;
-        return Err(Reason::NotOverlay);
-    }
-    if host.subnet().contains(ipv4.dst_addr) {
-        check_no_vxlan(packet, 0, &ipv4, host, tables)?;
-        return Err(Reason::LocalDestination);
+        return Err(not_for_peers(for_gateway, &ipv4, host));
     }
     if !host.fast_path() {
         return Err(Reason::FastPathOff);
@@ -71,6 +67,18 @@ pub fn from_container(
     let peer = lookup_peer(host, tables, ipv4.dst_addr).ok_or(Reason::NoPeer)?;
     let ports = packet.load(ETHERNET_LENGTH + IPV4_LENGTH).unwrap_or_default();
     Ok(Encapsulation { peer, ipv4, inner_length, ports })
+}
+
+/// Whose business a packet is that no peer is to get.
+#[inline(always)]
+fn not_for_peers(for_gateway: bool, ipv4: &Ipv4Hdr, host: &HostConfig) -> Reason {
+    if !for_gateway {
+        Reason::NotForGateway
+    } else if host.subnet().contains(ipv4.dst_addr) {
+        Reason::LocalDestination
+    } else {
+        Reason::NotOverlay
+    }
 }
 
 /// Checks a packet that a container sent and that the bridge, which has forgotten the port, hands to the

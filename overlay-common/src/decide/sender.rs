@@ -294,6 +294,10 @@ mod tests {
             assert_eq!(to(world.host.uplink_address, tags), refused, "our own VTEP");
             assert_eq!(to(HOST, tags), refused, "the gateway's address leads there too");
             assert_eq!(to(REMOTE, tags), [None; 2]);
+            let mut bridged = udp_packet(LOCAL, PEER.public_address, 60);
+            bridged.bytes[36..38].copy_from_slice(&world.host.port.to_be_bytes());
+            bridged.bytes[5] ^= 8;
+            assert_eq!(refusals(&world, &bridged), refused, "by whomever");
             assert_eq!(to(NEIGHBOUR, tags), [None; 2]);
         }
     }

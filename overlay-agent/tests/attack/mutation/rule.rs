@@ -111,7 +111,10 @@ fn wrong_from_container(frame: &[u8]) -> Option<&'static str> {
         if !attackers(packet.source) {
             return Some("it has another's source address");
         }
-        if is_vxlan(packet) {
+        // Containers may have a tunnel among themselves.
+        let to_container =
+            in_overlay(packet.destination) && !OTHERS[1..].contains(&packet.destination);
+        if is_vxlan(packet) && !to_container {
             return Some("it is VXLAN");
         }
     }
