@@ -9,6 +9,7 @@ mod honest;
 mod interfaces;
 mod learning;
 mod mutation;
+mod promises;
 mod tags;
 mod tools;
 mod uplink;
