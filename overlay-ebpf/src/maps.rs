@@ -43,7 +43,7 @@ static CLAIMS: LruHashMap<ClaimKey, Claim, CLAIMS_CAPACITY> = LruHashMap::new();
 static STACK_FLOWS: LruHashMap<StackFlowKey, StackFlow, STACK_FLOWS_CAPACITY> = LruHashMap::new();
 
 #[btf_map(name = "stack_state")]
-static STACK_STATE: Array<StackState, 2> = Array::new();
+static STACK_STATE: Array<StackState, 1> = Array::new();
 
 #[btf_map(name = "handed_over")]
 static HANDED_OVER: PerCpuArray<StackFlowKey, 1> = PerCpuArray::new();
@@ -93,8 +93,10 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
-    fn note_claim(&self, port: Option<u32>, address: [u8; 4]) {
-        let Some(ifindex) = port else { return };
+    fn note_claim(&self, ifindex: u32, address: [u8; 4]) {
+        if ifindex == 0 {
+            return;
+        }
         let key = ClaimKey { address, ifindex };
         if let Some(claim) = CLAIMS.get_ptr_mut(&key) {
             // SAFETY: one integer; one that gets lost between two processors is not missed.
@@ -106,8 +108,8 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
-    fn any_stack_flow(&self, direction: Direction) -> bool {
-        STACK_STATE.get(direction.index()).is_some_and(|state| state.ever != 0)
+    fn stack_flows(&self) -> u32 {
+        STACK_STATE.get(0).map_or(0, StackState::directions)
     }
 
     #[inline(always)]
@@ -147,8 +149,13 @@ pub(crate) fn remember_stack_flow(key: &StackFlowKey, direction: Direction) {
     // A full map makes room by itself; if it still refuses, answers take the fast path.
     let flow = StackFlow { directions: known | direction as u32 };
     let _forgotten = STACK_FLOWS.insert(key, flow, 0);
-    if let Some(state) = STACK_STATE.get_ptr_mut(direction.index()) {
-        // SAFETY: one integer, to which nobody writes anything else.
-        unsafe { (*state).ever = 1 };
+    if let Some(state) = STACK_STATE.get_ptr_mut(0) {
+        // SAFETY: an integer for each direction, to which nobody writes anything else.
+        unsafe {
+            match direction {
+                Direction::Left => (*state).left = 1,
+                Direction::Arrived => (*state).arrived = 1,
+            }
+        }
     }
 }

@@ -2,7 +2,7 @@ use network_types::ip::Ipv4Hdr;
 
 use super::{
     Tables, has_options, is_fragment, lookup_peer, plain_ipv4,
-    sender::{check_no_vxlan, check_other, check_source},
+    sender::{UNKNOWN_PORT, check_no_vxlan, check_other, check_source},
     stack_flow::answers_a_stack_flow,
 };
 use crate::{
@@ -37,7 +37,7 @@ pub fn from_container(
     host: &HostConfig,
     tables: &impl Tables,
 ) -> Result<Encapsulation, Reason> {
-    let (ethernet, ipv4) = check_sender(packet, Some(ifindex), host, tables)?;
+    let (ethernet, ipv4) = check_sender(packet, ifindex, host, tables)?;
     let for_gateway = ethernet.destination.0 == host.bridge_mac;
     let for_peers =
         host.network().contains(ipv4.dst_addr) && !host.subnet().contains(ipv4.dst_addr);
@@ -90,7 +90,7 @@ pub fn from_bridge(
     host: &HostConfig,
     tables: &impl Tables,
 ) -> Result<(), Reason> {
-    let (_, ipv4) = check_sender(packet, None, host, tables)?;
+    let (_, ipv4) = check_sender(packet, UNKNOWN_PORT, host, tables)?;
     check_no_vxlan(packet, 0, &ipv4, host, tables)
 }
 
@@ -98,7 +98,7 @@ pub fn from_bridge(
 #[inline(always)]
 fn check_sender(
     packet: &impl Packet,
-    port: Option<u32>,
+    port: u32,
     host: &HostConfig,
     tables: &impl Tables,
 ) -> Result<(Ethernet, Ipv4Hdr), Reason> {

@@ -113,7 +113,7 @@ fn check_datagram(packet: &impl Packet, outer: &Ipv4Hdr, udp: &UdpHdr) -> Result
 
 /// A packet that is not encapsulated, nor for our subnet: from our own subnet it is forged, from another host's it
 /// may be for us or whomever we route for.
-#[inline(always)]
+#[inline(never)]
 fn check_plain(host: &HostConfig, tables: &impl Tables, ipv4: &Ipv4Hdr) -> Reason {
     if !host.network().contains(ipv4.src_addr) {
         return Reason::NotVxlan;
@@ -129,7 +129,7 @@ fn check_plain(host: &HostConfig, tables: &impl Tables, ipv4: &Ipv4Hdr) -> Reaso
 
 /// Checks a frame that is no plain IPv4 packet. VXLAN is checked again once the kernel has decapsulated it, but
 /// nothing looks at an unencapsulated packet again.
-#[inline(always)]
+#[inline(never)]
 fn check_other(packet: &impl Packet, host: &HostConfig, tables: &impl Tables) -> Reason {
     let ipv4 = match Contents::of(packet).and_then(|contents| contents.ipv4(packet)) {
         Ok(ipv4) => ipv4,

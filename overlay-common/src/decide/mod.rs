@@ -28,7 +28,7 @@ use crate::{
     packet::{ETHERNET_LENGTH, ETHERTYPE_IPV4, Ethernet, IPV4_LENGTH, Packet},
     prefix::Prefix,
     tables::{
-        Direction, Endpoint, EndpointKey, Home, HomeKey, HostConfig, Peer, PeerKey, Port, PortKey,
+        Endpoint, EndpointKey, Home, HomeKey, HostConfig, Peer, PeerKey, Port, PortKey,
         StackFlowKey, Vtep, VtepKey,
     },
 };
@@ -45,10 +45,11 @@ pub trait Tables {
     fn port(&self, key: &PortKey) -> Option<Port>;
     /// The local container that has this address and is behind this other bridge, too.
     fn home(&self, key: &HomeKey) -> Option<Home>;
-    /// Notes that whoever is behind a port claims an address that is another's; nothing where the port is not known.
-    fn note_claim(&self, port: Option<u32>, address: [u8; 4]);
-    /// Whether any flow of a local container ever went through the stack this way.
-    fn any_stack_flow(&self, direction: Direction) -> bool;
+    /// Notes that whoever is behind a port claims an address that is another's; nothing where the port is 0, which is
+    /// none.
+    fn note_claim(&self, port: u32, address: [u8; 4]);
+    /// The ways that any flow of a local container ever went through the stack.
+    fn stack_flows(&self) -> u32;
     /// The ways that this one did, as [`StackFlow`](crate::tables::StackFlow) has them.
     fn stack_flow(&self, key: &StackFlowKey) -> u32;
     /// Forgets this one: it turns out that nobody rewrites it.
@@ -171,7 +172,7 @@ mod tests {
         },
         *,
     };
-    use crate::packet::test_support::Bytes;
+    use crate::{packet::test_support::Bytes, tables::Direction};
 
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(4096))]

@@ -163,8 +163,8 @@ pub(super) fn answers_a_stack_flow(
     this: Direction,
     tables: &impl Tables,
 ) -> bool {
-    let any_back = tables.any_stack_flow(this.back());
-    if !any_back && !tables.any_stack_flow(this) {
+    let any = tables.stack_flows();
+    if any == 0 {
         return false;
     }
     let mut found = false;
@@ -175,7 +175,7 @@ pub(super) fn answers_a_stack_flow(
             tables.forget_stack_flow(flow);
         }
     });
-    found || (!shown && any_back)
+    found || (!shown && this.back().is_in(any))
 }
 
 #[cfg(test)]

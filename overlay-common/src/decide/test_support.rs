@@ -42,7 +42,7 @@ pub(super) struct World {
     pub(super) peer: Peer,
     pub(super) stack_flows: RefCell<Vec<(StackFlowKey, Direction)>>,
     pub(super) handed_over: Cell<StackFlowKey>,
-    pub(super) claims: RefCell<Vec<(Option<u32>, [u8; 4])>>,
+    pub(super) claims: RefCell<Vec<(u32, [u8; 4])>>,
     /// An interface that has just appeared.
     pub(super) newcomer: Option<u32>,
     /// The container may use any source address.
@@ -126,12 +126,12 @@ impl Tables for World {
         is_home.then_some(Home { mac: ENDPOINT.mac, reserved: [0; 2] })
     }
 
-    fn note_claim(&self, port: Option<u32>, address: [u8; 4]) {
+    fn note_claim(&self, port: u32, address: [u8; 4]) {
         self.claims.borrow_mut().push((port, address));
     }
 
-    fn any_stack_flow(&self, direction: Direction) -> bool {
-        self.stack_flows.borrow().iter().any(|(_, went)| *went == direction)
+    fn stack_flows(&self) -> u32 {
+        self.stack_flows.borrow().iter().fold(0, |directions, (_, went)| directions | *went as u32)
     }
 
     fn stack_flow(&self, key: &StackFlowKey) -> u32 {

@@ -36,12 +36,13 @@ map_type! {
 }
 
 map_type! {
-    /// Whether there ever was such a flow in one direction: while there was none, nobody pays for looking. Each
-    /// direction has an entry of its own, at [`Direction::index`], which is only ever set: none gets lost between
-    /// two processors.
-    pub struct StackState[4] {
-        /// 1 if so.
-        pub ever: u32,
+    /// Whether there ever was such a flow, in each direction: while there was none, nobody pays for looking. Each has
+    /// a field of its own, which is only ever set: none gets lost between two processors. The only entry of its map.
+    pub struct StackState[8] {
+        /// 1 if one ever left.
+        pub left: u32,
+        /// 1 if one ever arrived.
+        pub arrived: u32,
     }
 }
 
@@ -61,12 +62,6 @@ pub enum Direction {
 }
 
 impl Direction {
-    /// Where its [`StackState`] is.
-    #[inline(always)]
-    pub const fn index(self) -> u32 {
-        self as u32 - 1
-    }
-
     /// The other one.
     #[inline(always)]
     #[must_use]
@@ -81,5 +76,13 @@ impl Direction {
     #[inline(always)]
     pub const fn is_in(self, directions: u32) -> bool {
         directions & self as u32 != 0
+    }
+}
+
+impl StackState {
+    /// The ways that a flow ever went.
+    #[inline(always)]
+    pub const fn directions(&self) -> u32 {
+        self.left * Direction::Left as u32 | self.arrived * Direction::Arrived as u32
     }
 }
