@@ -109,7 +109,7 @@ fn check_sender(
             Ok((ethernet, ipv4))
         }
         Err(_) => {
-            check_other(packet, port, &ethernet, host, tables)?;
+            check_other(packet, port, host, tables)?;
             Err(Reason::Tagged)
         }
     }

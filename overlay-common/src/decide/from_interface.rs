@@ -1,5 +1,3 @@
-use network_types::ip::Ipv4Hdr;
-
 use super::{Tables, contents::Contents, has_options, lookup_peer, sender::is_vxlan};
 use crate::{
     Reason,
@@ -29,7 +27,8 @@ pub fn from_interface(
     let source = ipv4.src_addr;
     if host.network().contains(source) {
         if !host.subnet().contains(source) {
-            unmasqueraded(host, tables, &ipv4, &reaches)?;
+            let addresses = [source, ipv4.dst_addr];
+            unmasqueraded(host, tables, addresses, has_options(&ipv4), &reaches)?;
         } else if !is_home(packet, source, ifindex, tables)
             && tables.home(&HomeKey::newcomer(ifindex)).is_none()
         {
@@ -61,13 +60,13 @@ fn is_home(packet: &impl Packet, source: [u8; 4], ifindex: u32, tables: &impl Ta
 pub(super) fn unmasqueraded(
     host: &HostConfig,
     tables: &impl Tables,
-    ipv4: &Ipv4Hdr,
+    [source, destination]: [[u8; 4]; 2],
+    has_options: bool,
     reaches: impl Fn([u8; 4]) -> bool,
 ) -> Result<(), Reason> {
-    let destination = ipv4.dst_addr;
-    match lookup_peer(host, tables, ipv4.src_addr) {
+    match lookup_peer(host, tables, source) {
         // Options may name another destination than the header does.
-        Some(_) if host.network().contains(destination) || has_options(ipv4) => {
+        Some(_) if host.network().contains(destination) || has_options => {
             Err(Reason::Unencapsulated)
         }
         Some(peer) if reaches(peer.public_address) => Err(Reason::Unmasqueraded),

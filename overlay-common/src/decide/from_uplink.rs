@@ -113,15 +113,27 @@ fn check_datagram(packet: &impl Packet, outer: &Ipv4Hdr, udp: &UdpHdr) -> Result
 
 /// A packet that is not encapsulated, nor for our subnet: from our own subnet it is forged, from another host's it
 /// may be for us or whomever we route for.
-#[inline(never)]
+#[inline(always)]
 fn check_plain(host: &HostConfig, tables: &impl Tables, ipv4: &Ipv4Hdr) -> Reason {
-    if !host.network().contains(ipv4.src_addr) {
-        return Reason::NotVxlan;
+    if host.network().contains(ipv4.src_addr) {
+        check_overlay_source(host, tables, ipv4.src_addr, ipv4.dst_addr, has_options(ipv4))
+    } else {
+        Reason::NotVxlan
     }
-    if host.subnet().contains(ipv4.src_addr) {
+}
+
+#[inline(never)]
+fn check_overlay_source(
+    host: &HostConfig,
+    tables: &impl Tables,
+    source: [u8; 4],
+    destination: [u8; 4],
+    has_options: bool,
+) -> Reason {
+    if host.subnet().contains(source) {
         return Reason::Unencapsulated;
     }
-    match unmasqueraded(host, tables, ipv4, |_| true) {
+    match unmasqueraded(host, tables, [source, destination], has_options, |_| true) {
         Ok(()) => Reason::NotVxlan,
         Err(reason) => reason,
     }

@@ -30,21 +30,22 @@ pub(super) fn check_source(
     {
         return Ok(());
     }
-    check_stranger(port, ethernet, ipv4.src_addr, host, tables)
+    check_stranger(port, ethernet.source.0, ipv4.src_addr, host, tables)
 }
 
-/// A source that is not the sender's own, as far as is known: nobody's, or another's. A function of its own, as is
-/// [`check_other`]: what is seldom must not be in the way of what is frequent.
+/// A source that is not the sender's own, as far as is known: nobody's, or another's. A function of its own, as are
+/// others below: what is seldom must not be in the way of what is frequent. They take no headers by reference, because
+/// these would have to be in memory for it.
 #[inline(never)]
 fn check_stranger(
     port: u32,
-    ethernet: &Ethernet,
+    mac: [u8; 6],
     source: [u8; 4],
     host: &HostConfig,
     tables: &impl Tables,
 ) -> Result<(), Reason> {
-    check_mac(port, ethernet.source.0, host, tables)?;
-    let sender = tables.port(&PortKey::new(ethernet.source.0));
+    check_mac(port, mac, host, tables)?;
+    let sender = tables.port(&PortKey::new(mac));
     if host.source_any() || sender.is_some_and(|sender| sender.source_any()) {
         return Ok(());
     }
@@ -79,17 +80,17 @@ fn check_mac(
 pub(super) fn check_other(
     packet: &impl Packet,
     port: u32,
-    ethernet: &Ethernet,
     host: &HostConfig,
     tables: &impl Tables,
 ) -> Result<(), Reason> {
+    let ethernet: Ethernet = packet.load(0).ok_or(Reason::Unreadable)?;
     check_mac(port, ethernet.source.0, host, tables)?;
     let contents = Contents::of(packet)?;
     if contents.ethertype == ETHERTYPE_ARP {
         check_arp(packet, port, contents.offset, host, tables)?;
     }
     let ipv4 = contents.ipv4(packet)?;
-    check_source(port, ethernet, &ipv4, host, tables)?;
+    check_source(port, &ethernet, &ipv4, host, tables)?;
     check_no_vxlan(packet, contents.offset, &ipv4, host, tables)
 }
 
@@ -158,7 +159,7 @@ const fn is_first(ipv4: &Ipv4Hdr) -> bool {
 }
 
 /// Whether a packet shows that it is for the VXLAN port: of fragments, only the first does.
-#[inline(never)]
+#[inline(always)]
 pub(super) fn is_vxlan(
     packet: &impl Packet,
     offset: usize,
@@ -170,8 +171,14 @@ pub(super) fn is_vxlan(
     }
     // 5 to 15 words: the mask keeps the offset bounded for the verifier.
     let header_length = usize::from(ipv4.vihl & 0x0f) * 4;
-    let udp: UdpHdr = packet.network(offset + header_length).ok_or(Reason::Unreadable)?;
-    Ok(udp.dst == host.port.to_be_bytes())
+    is_for_port(packet, offset + header_length, host.port)
+}
+
+/// Whether the UDP header at this offset is for a port.
+#[inline(never)]
+fn is_for_port(packet: &impl Packet, offset: usize, port: u16) -> Result<bool, Reason> {
+    let udp: UdpHdr = packet.network(offset).ok_or(Reason::Unreadable)?;
+    Ok(udp.dst == port.to_be_bytes())
 }
 
 #[cfg(test)]
