@@ -42,8 +42,7 @@ pub fn from_container(
     let for_peers =
         host.network().contains(ipv4.dst_addr) && !host.subnet().contains(ipv4.dst_addr);
     if !for_gateway || !for_peers {
-        check_no_vxlan(packet, 0, &ipv4, host, tables)?;
-        return Err(not_for_peers(for_gateway, &ipv4, host));
+        return Err(not_for_peers(packet, for_gateway, host, tables));
     }
     if !host.fast_path() {
         return Err(Reason::FastPathOff);
@@ -69,9 +68,20 @@ pub fn from_container(
     Ok(Encapsulation { peer, ipv4, inner_length, ports })
 }
 
-/// Whose business a packet is that no peer is to get.
-#[inline(always)]
-fn not_for_peers(for_gateway: bool, ipv4: &Ipv4Hdr, host: &HostConfig) -> Reason {
+/// Whose business a packet is that no peer is to get; VXLAN is nobody's.
+#[inline(never)]
+fn not_for_peers(
+    packet: &impl Packet,
+    for_gateway: bool,
+    host: &HostConfig,
+    tables: &impl Tables,
+) -> Reason {
+    let Some(ipv4) = packet.load::<Ipv4Hdr>(ETHERNET_LENGTH) else {
+        return Reason::Unreadable;
+    };
+    if let Err(reason) = check_no_vxlan(packet, 0, &ipv4, host, tables) {
+        return reason;
+    }
     if !for_gateway {
         Reason::NotForGateway
     } else if host.subnet().contains(ipv4.dst_addr) {
