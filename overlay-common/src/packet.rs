@@ -134,6 +134,7 @@ pub(crate) mod test_support {
     use super::*;
 
     /// A packet in memory.
+    #[expect(clippy::struct_field_names, reason = "the bytes are what it is about")]
     pub(crate) struct Bytes {
         pub(crate) bytes: Vec<u8>,
         pub(crate) segment_size: u32,

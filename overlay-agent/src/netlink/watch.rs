@@ -37,7 +37,7 @@ pub fn changes() -> Result<impl Stream<Item = Changes> + Unpin + Send> {
         containers: false,
     });
     // The end of the first is the end of all; the second has none.
-    Ok(Box::pin(stream::select_with_strategy(here, in_containers()?, |_: &mut ()| {
+    Ok(Box::pin(stream::select_with_strategy(here, in_containers()?, |(): &mut ()| {
         stream::PollNext::Left
     })))
 }

@@ -1,7 +1,7 @@
 //! Everybody's leases, as the maps should hold them.
 //!
-//! [`judge`] says which leases are believed, and [`refusal`] why others are not; [`limits`] says how many have
-//! a place in the maps, and [`surroundings`] what is special about where this host is. All of that is pure but
+//! `judge` says which leases are believed, and `refusal` why others are not; `limits` says how many have
+//! a place in the maps, and `surroundings` what is special about where this host is. All of that is pure but
 //! for looking around.
 
 mod judge;

@@ -9,7 +9,7 @@ use crate::{
     packets::{Wire, udp, vxlan},
     world::{
         BRIDGE_MAC, CONTAINER, CONTAINER_MAC, Context, GATEWAY, NEIGHBOUR, NEIGHBOUR_MAC,
-        NEIGHBOUR_PORT, PEER_PUBLIC, PORT, PUBLIC, REMOTE, TUNNEL_IFINDEX, World,
+        NEIGHBOUR_PORT, PEER_PUBLIC, PORT, PUBLIC, REMOTE, TUNNEL_IFINDEX, World, run,
     },
 };
 
@@ -185,7 +185,7 @@ fn other_interfaces_bring_nothing_of_the_overlay() {
 #[test]
 fn a_peer_that_the_interface_leads_to_is_believed() {
     let mut world = World::new();
-    world.command("ip route add 192.168.33.11/32 dev lo");
+    run("ip route add 192.168.33.11/32 dev lo");
     let unmasqueraded = udp(REMOTE, PUBLIC, 53, b"");
     assert_eq!(world.run(Hook::FromInterface, &unmasqueraded).reason, Reason::Unmasqueraded);
     let packet = vxlan(Wire::default(), &udp(REMOTE, CONTAINER, 53, b""));

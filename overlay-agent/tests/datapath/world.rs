@@ -88,6 +88,13 @@ impl Context {
     }
 }
 
+/// Runs a command in the namespace of this thread, which is its world's.
+pub(crate) fn run(command: &str) {
+    let mut words = command.split(' ');
+    let status = Command::new(words.next().unwrap()).args(words).status().unwrap();
+    assert!(status.success(), "{command}");
+}
+
 impl World {
     pub(crate) fn new() -> Self {
         // The thread that runs this test, and nothing else, moves into a namespace that goes with it.
@@ -101,9 +108,7 @@ impl World {
             "ip link add neighbour0 index 77 type bridge",
             "sysctl -q -w net.ipv4.ip_forward=1",
         ] {
-            let mut words = command.split(' ');
-            let status = Command::new(words.next().unwrap()).args(words).status().unwrap();
-            assert!(status.success(), "{command}");
+            run(command);
         }
         let bridge_ifindex = nix::net::if_::if_nametoindex("bridge0").unwrap();
         let mut programs = Programs::load_unpinned().unwrap();
@@ -143,13 +148,6 @@ impl World {
         let mut world = Self { programs, tables, host };
         world.configure(|_| ());
         world
-    }
-
-    /// Runs a command in the namespace of this thread, which is the world's.
-    pub(crate) fn command(&self, command: &str) {
-        let mut words = command.split(' ');
-        let status = Command::new(words.next().unwrap()).args(words).status().unwrap();
-        assert!(status.success(), "{command}");
     }
 
     /// Puts the peer on the same link (`DirectRouting`).

@@ -113,16 +113,12 @@ fn check_sender(
     tables: &impl Tables,
 ) -> Result<(Ethernet, Ipv4Hdr), Reason> {
     let ethernet: Ethernet = packet.load(0).ok_or(Reason::Unreadable)?;
-    match plain_ipv4(packet, &ethernet) {
-        Ok(ipv4) => {
-            check_source(port, &ethernet, &ipv4, host, tables)?;
-            Ok((ethernet, ipv4))
-        }
-        Err(_) => {
-            check_other(packet, port, host, tables)?;
-            Err(Reason::Tagged)
-        }
+    if let Ok(ipv4) = plain_ipv4(packet, &ethernet) {
+        check_source(port, &ethernet, &ipv4, host, tables)?;
+        return Ok((ethernet, ipv4));
     }
+    check_other(packet, port, host, tables)?;
+    Err(Reason::Tagged)
 }
 
 /// The packet's length from its IPv4 header on, if every segment of it fits the overlay's MTU and the

@@ -152,10 +152,11 @@ pub(super) fn check_no_vxlan(
     if to_container { Ok(()) } else { Err(Reason::ContainerVxlan) }
 }
 
-/// Whether a packet begins with its transport header: no fragment, or the first.
+/// Whether a packet begins with its transport header: no fragment, or the first. The lower 13 bits of the field are
+/// the offset (RFC 791, section 3.1).
 #[inline(always)]
 const fn is_first(ipv4: &Ipv4Hdr) -> bool {
-    u16::from_be_bytes(ipv4.frags) & 0x1fff == 0
+    matches!([ipv4.frags[0] & 0x1f, ipv4.frags[1]], [0, 0])
 }
 
 /// Whether a packet shows that it is for the VXLAN port: of fragments, only the first does.

@@ -83,6 +83,6 @@ impl StackState {
     /// The ways that a flow ever went.
     #[inline(always)]
     pub const fn directions(&self) -> u32 {
-        self.left * Direction::Left as u32 | self.arrived * Direction::Arrived as u32
+        (self.left * Direction::Left as u32) | (self.arrived * Direction::Arrived as u32)
     }
 }
