@@ -98,12 +98,12 @@ impl Tables for Maps {
             return;
         }
         let key = ClaimKey { address, ifindex };
-        if let Some(claim) = CLAIMS.get_ptr_mut(&key) {
+        if let Some(claim) = CLAIMS.get_ptr_mut(key) {
             // SAFETY: one integer; one that gets lost between two processors is not missed.
             unsafe { (*claim).packets += 1 };
         } else {
             // A full map makes room by itself.
-            let _refused = CLAIMS.insert(&key, Claim { packets: 1 }, 0);
+            let _refused = CLAIMS.insert(key, Claim { packets: 1 }, 0);
         }
     }
 

@@ -18,7 +18,7 @@ const CHECKED: u32 = 14 + 4 * 4 + 60 + 8;
 /// `BPF_HDR_START_NET`: offsets count from the network header, which packets of every kind of interface have.
 const BPF_HDR_START_NET: u32 = 1;
 
-/// include/uapi/linux/if_packet.h
+/// `include/uapi/linux/if_packet.h`
 const PACKET_OTHERHOST: u32 = 3;
 
 #[repr(C, align(8))]
