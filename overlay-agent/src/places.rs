@@ -38,35 +38,34 @@ pub fn uplink<'a>(
 }
 
 /// A veth that leads elsewhere is a bridge's port in the next moment, as a rule, and what is behind it a container. Only
-/// one that stays alone for so long is an interface of the host.
+/// one that stays alone for so long, or has an address, is an interface of the host.
 const ALONE: Duration = Duration::from_millis(500);
 
 /// Veths that have only just appeared, and are no ports yet.
 #[derive(Debug, Default)]
 pub struct Newcomers {
-    /// Since when each has been seen alone; the first time that anybody looks, they are no news.
-    since: Option<BTreeMap<u32, Instant>>,
+    /// Since when each has been seen alone. Whoever starts has seen none: which of them will be ports in the next moment,
+    /// nobody can tell.
+    since: BTreeMap<u32, Instant>,
     young: BTreeSet<u32>,
 }
 
 impl Newcomers {
     /// Finds those that have been alone for too short a time, at this moment.
     pub fn look(&mut self, observed: &Observed, now: Instant) {
+        let has_address = |link: &Link| observed.addresses.iter().any(|at| at.0 == link.index);
         let alone = |link: &&Link| {
-            link.master.is_none() && matches!(link.kind, LinkKind::Veth { peer: Some(_) })
+            link.master.is_none()
+                && matches!(link.kind, LinkKind::Veth { peer: Some(_) })
+                && !has_address(link)
         };
-        let first = now.checked_sub(ALONE).unwrap_or(now);
-        let unknown = if self.since.is_none() { first } else { now };
-        let before = self.since.take().unwrap_or_default();
-        let since: BTreeMap<u32, Instant> = observed
-            .links
-            .values()
-            .filter(alone)
-            .map(|link| (link.index, before.get(&link.index).copied().unwrap_or(unknown)))
+        let before = std::mem::take(&mut self.since);
+        let alone = observed.links.values().filter(alone);
+        self.since = alone
+            .map(|link| (link.index, before.get(&link.index).copied().unwrap_or(now)))
             .collect();
-        let young = since.iter().filter(|(_, since)| now.duration_since(**since) < ALONE);
+        let young = self.since.iter().filter(|(_, since)| now.duration_since(**since) < ALONE);
         self.young = young.map(|(ifindex, _)| *ifindex).collect();
-        self.since = Some(since);
     }
 
     /// What the map `homes` should hold for them.
@@ -191,10 +190,10 @@ mod tests {
             newcomers.look(host, when);
             newcomers.homes().map(|(key, _)| key.ifindex).collect::<Vec<_>>()
         };
-        assert!(young(&add(20), start).is_empty(), "it was there before us");
+        assert_eq!(young(&add(20), start), [20]);
         let host = add(21);
-        assert_eq!(young(&host, start), [21]);
-        assert_eq!(young(&host, start + ALONE / 2), [21]);
-        assert!(young(&host, start + ALONE).is_empty());
+        assert_eq!(young(&host, start + ALONE / 2), [20, 21]);
+        assert_eq!(young(&host, start + ALONE), [21]);
+        assert!(young(&host, start + ALONE * 2).is_empty());
     }
 }

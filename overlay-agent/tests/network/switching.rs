@@ -27,7 +27,7 @@ fn programs_move_from_filters_to_links_and_back_without_a_gap() {
         assert_eq!(overlay.agents[0].status().unwrap()["attached_by"], expected);
         let on_uplink = filters(host, UPLINK, "ingress");
         if expected == "tcx" {
-            assert_eq!((on_uplink.len(), links(host)), (0, 6), "{on_uplink:?}");
+            assert_eq!((on_uplink.len(), links(host)), (0, 7), "{on_uplink:?}");
         } else {
             assert_eq!((on_uplink.len(), links(host)), (1, 0), "{on_uplink:?}");
         }

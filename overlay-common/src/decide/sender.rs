@@ -49,14 +49,18 @@ fn check_stranger(
     if host.source_any() || sender.is_some_and(|sender| sender.source_any()) {
         return Ok(());
     }
-    let is_anothers = tables.endpoint(&EndpointKey { address: source }).is_some()
+    let owner = tables.endpoint(&EndpointKey { address: source });
+    let is_anothers = owner.is_some()
         || source == host.uplink_address
         || (host.network().contains(source) && !host.subnet().contains(source));
-    if is_anothers || host.source_strict() {
-        tables.note_claim(port, source);
-        return Err(Reason::SpoofedSource);
+    if !is_anothers && !host.source_strict() {
+        return Ok(());
     }
-    Ok(())
+    // Its own address with another MAC is no claim: the MAC may have changed a moment ago.
+    if owner.is_none_or(|owner| owner.ifindex != port) {
+        tables.note_claim(port, source);
+    }
+    Err(Reason::SpoofedSource)
 }
 
 /// Bridges learn from any frame where a MAC is. None may say that another container's is here.
@@ -120,7 +124,9 @@ fn check_arp(
     if own {
         return Ok(());
     }
-    tables.note_claim(port, arp.sender);
+    if owner.ifindex != port {
+        tables.note_claim(port, arp.sender);
+    }
     Err(Reason::SpoofedArp)
 }
 
@@ -282,7 +288,10 @@ mod tests {
         refusals(&world, &arp(MacAddr(ENDPOINT.mac), NEIGHBOUR));
         refusals(&world, &udp_packet(HOST, REMOTE, 10));
         refusals(&world, &udp_packet(LOCAL, REMOTE, 10));
-        let claims = [(PORT, NEIGHBOUR), (0, NEIGHBOUR), (PORT, HOST), (0, HOST)];
+        let mut other_mac = udp_packet(LOCAL, REMOTE, 10);
+        other_mac.bytes[11] ^= 8;
+        assert_eq!(refusals(&world, &other_mac)[0], Some(Reason::SpoofedSource), "no claim");
+        let claims = [(PORT, NEIGHBOUR), (0, NEIGHBOUR), (PORT, HOST), (0, LOCAL)];
         assert_eq!(*world.claims.borrow(), claims);
     }
 

@@ -225,6 +225,16 @@ impl Site {
         host.ip(["address", "add", "10.99.0.1/24", "dev", "eth1"]).unwrap();
         namespace.ip(["address", "add", "10.99.0.2/24", "dev", "eth0"]).unwrap();
         namespace.ip(["route", "add", "default", "via", "10.99.0.1"]).unwrap();
+        eventually(SOON, "the new interface to be no newcomer", || {
+            let homes = host.pins().join("homes");
+            let newcomers = host.command("bpftool").args(["-j", "map", "dump", "pinned"]);
+            let newcomers = newcomers.arg(homes).read()?;
+            anyhow::ensure!(newcomers.trim() == "[]", "{newcomers}");
+            let programs = self.agents[0].status()?["programs"].to_string();
+            anyhow::ensure!(programs.contains("eth1"), "{programs}");
+            Ok(())
+        })
+        .unwrap();
         self.others.push(namespace);
     }
 }
