@@ -1,5 +1,8 @@
 use anyhow::{Context, Result};
-use futures::{Stream, StreamExt, stream};
+use futures::{
+    Stream, StreamExt,
+    stream::{self, BoxStream},
+};
 use netlink_packet_core::NetlinkPayload;
 use netlink_packet_route::{RouteNetlinkMessage, link::LinkFlags};
 use netlink_sys::{AsyncSocket as _, AsyncSocketExt as _, TokioSocket, protocols::NETLINK_ROUTE};
@@ -37,14 +40,14 @@ pub fn changes() -> Result<impl Stream<Item = Changes> + Unpin + Send> {
         containers: false,
     });
     // The end of the first is the end of all; the second has none.
-    Ok(Box::pin(stream::select_with_strategy(here, in_containers()?, |(): &mut ()| {
+    Ok(Box::pin(stream::select_with_strategy(here, in_containers(), |(): &mut ()| {
         stream::PollNext::Left
     })))
 }
 
 /// Yields an item whenever something changed at an interface of any namespace that this one knows, and that is
 /// every one with the other end of a cable from here (`NETLINK_LISTEN_ALL_NSID`, Linux 4.2).
-fn in_containers() -> Result<impl Stream<Item = Changes> + Unpin + Send> {
+fn in_containers() -> BoxStream<'static, Changes> {
     let open = || -> std::io::Result<TokioSocket> {
         let mut socket = TokioSocket::new(NETLINK_ROUTE)?;
         socket.socket_mut().bind_auto()?;
@@ -54,8 +57,17 @@ fn in_containers() -> Result<impl Stream<Item = Changes> + Unpin + Send> {
         }
         Ok(socket)
     };
-    let socket = open().context("opening a netlink socket for containers' events")?;
-    Ok(Box::pin(stream::unfold(socket, |socket| async move {
+    let socket = match open() {
+        Ok(socket) => socket,
+        Err(error) => {
+            tracing::warn!(
+                %error,
+                "changes in containers are not told (that takes CAP_NET_BROADCAST): they are seen within seconds"
+            );
+            return stream::pending().boxed();
+        }
+    };
+    let changes = stream::unfold(socket, |socket| async move {
         match socket.recv_from_full().await {
             // What was lost is as good as what was told: somebody has to look.
             Err(error) if error.raw_os_error() != Some(ENOBUFS) => {
@@ -65,7 +77,8 @@ fn in_containers() -> Result<impl Stream<Item = Changes> + Unpin + Send> {
             _ => while socket.socket_ref().recv_from_full().is_ok() {},
         }
         Some((Changes { containers: true, ..Changes::default() }, socket))
-    })))
+    });
+    changes.boxed()
 }
 
 /// The kernel tells of no route that goes with its interface, so that changes of interfaces count too; and after an
