@@ -121,7 +121,7 @@ impl Containers {
         }
     }
 
-    /// Who is who, behind `bridge`. Where it is another than before, that is returned.
+    /// Finds out who is who behind `bridge`; what two containers claim is logged once.
     pub fn identify(
         &mut self,
         observed: &Observed,
