@@ -19,7 +19,7 @@ use crate::{
     datapath::{Attachment, Features, PinPath},
     dataplane::{Dataplane, DataplaneSpec},
     fail,
-    firewall::{self, Firewall, Forward, Masquerade},
+    firewall::{self, Firewall, Forward, Masquerade, Nat},
     lease::{Lease, acquire::Request, keeper::LeaseEvent},
     netlink::{self, Tunnel, TunnelSpec},
     network_config::{
@@ -105,7 +105,7 @@ impl Agent {
         let spec = dataplane_spec(&config, &network.config, &uplink, lease);
         let dataplane = Dataplane::start(spec, pins, features).await?;
         fail::point("dataplane");
-        let firewall = firewall(&config, &network.config, &uplink, lease, dataplane.tunnel());
+        let firewall = firewall(&config, &network.config, lease, dataplane.tunnel());
         let agent = Self {
             config,
             network,
@@ -351,7 +351,7 @@ impl Agent {
 
     fn keep_firewall(&self) -> firewall::Kept {
         let tunnel = self.dataplane.tunnel();
-        firewall(&self.config, &self.network.config, &self.uplink, self.lease, tunnel)
+        firewall(&self.config, &self.network.config, self.lease, tunnel)
     }
 
     /// Does what can be done about another network config while the agent runs, and says what cannot.
@@ -485,19 +485,17 @@ fn lease_request(config: &RunConfig, uplink: &Uplink, vtep_mac: Option<MacAddr>)
 fn firewall(
     config: &RunConfig,
     network: &NetworkConfig,
-    uplink: &Uplink,
     lease: Lease,
     tunnel: &Tunnel,
 ) -> firewall::Kept {
-    let masquerade = config.ip_masq.then_some(Masquerade {
+    let nat = Nat {
         network: network.network,
         subnet: lease.subnet,
-        random: config.masquerade_random,
-    });
-    let forward = config.forward_rules.then(|| Forward {
-        direct: network.direct_routing.then(|| (uplink.name.clone(), lease.subnet)),
-    });
-    Firewall::new(tunnel.name.clone(), forward, masquerade).keep(config.iptables_resync)
+        device: (!network.direct_routing).then(|| tunnel.name.clone()),
+        masquerade: config.ip_masq.then_some(Masquerade { random: config.masquerade_random }),
+    };
+    let forward = config.forward_rules.then_some(Forward { network: network.network });
+    Firewall::new(tunnel.name.clone(), forward, nat).keep(config.iptables_resync)
 }
 
 fn overlay_mtu(network: &NetworkConfig, uplink: &Uplink) -> u16 {

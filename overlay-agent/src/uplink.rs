@@ -18,7 +18,7 @@ pub struct Uplink {
     pub ifindex: u32,
     /// The interface's name.
     pub name: String,
-    /// The interface's own address, from which outer packets are sent.
+    /// The interface's own address, from which outer packets are sent: the public one, if it has that.
     pub address: Ipv4Addr,
     /// The address that others send to: the same, unless `--public-ip` says otherwise.
     pub public_ip: Ipv4Addr,
@@ -116,7 +116,13 @@ pub fn choose(config: &UplinkConfig, observed: &Observed) -> Result<Uplink, Upli
     } else {
         way_out(observed).ok_or_else(|| UplinkError::NoDefaultRoute { there_are: there_are() })?
     };
-    let (interface, address) = found;
+    let (interface, own) = found;
+    // Of several addresses of the interface, outer packets come from the one that others know, as flannel's device
+    // has it as its `local`. Behind NAT it is no address of ours.
+    let address = config
+        .public_ip
+        .filter(|ip| interface.addresses.iter().any(|address| address.ip == *ip))
+        .unwrap_or(own);
     Ok(Uplink {
         ifindex: interface.ifindex,
         name: interface.name.clone(),

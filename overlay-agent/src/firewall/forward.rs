@@ -4,11 +4,13 @@ use anyhow::{Context, Result, ensure};
 use ipnetwork::Ipv4Network;
 use tokio::process::Command;
 
-/// What the host is to forward.
+/// What the host is to forward: what goes through the tunnel device, and, as flannel has it, everything from and to
+/// the overlay's addresses. So containers keep the outside where the policy is DROP and Docker makes no rules, and
+/// peers on the same link, which with direct routing come by no tunnel, are let in.
 #[derive(Debug)]
 pub struct Forward {
-    /// With direct routing, also what comes in by this interface for our subnet.
-    pub direct: Option<(String, Ipv4Network)>,
+    /// The whole overlay.
+    pub network: Ipv4Network,
 }
 
 type Rule = Vec<String>;
@@ -24,10 +26,17 @@ fn rules(device: &str) -> [Rule; 2] {
     })
 }
 
-/// By which rules for direct routing are known, because neither interface nor subnet need be those of today.
-/// `iptables` would list a comment with dots in quotes.
-fn direct_comment(device: &str) -> String {
-    format!("{}-direct-routing", device.replace('.', "-"))
+/// Rules by address, which need not be today's, are known by a comment that begins with this, whatever version made
+/// them. `iptables` would list a comment with dots in quotes.
+fn comments_of(device: &str) -> String {
+    format!("{}-", device.replace('.', "-"))
+}
+
+fn rules_by_address(device: &str, network: Ipv4Network) -> [Rule; 2] {
+    let (network, comment) = (network.to_string(), format!("{}network", comments_of(device)));
+    ["-s", "-d"].map(|end| {
+        rule(&[end, &network, "-m", "comment", "--comment", &comment, "-j", "ACCEPT"])
+    })
 }
 
 impl Forward {
@@ -43,24 +52,18 @@ impl Forward {
                 add(&rule).await?;
             }
         }
-        let comment = direct_comment(device);
-        let wanted = self.direct.as_ref().map(|(uplink, subnet)| {
-            let subnet = subnet.to_string();
-            let of = ["-d", &subnet, "-i", uplink, "-m", "comment", "--comment", &comment];
-            rule(&[&of[..], &["-j", "ACCEPT"]].concat())
-        });
-        let mut missing = wanted.as_ref();
-        for found in direct_rules(&comment).await? {
-            if Some(&found) == missing {
-                missing = None;
-            } else {
+        let mut missing = rules_by_address(device, self.network).to_vec();
+        for found in found_by_comment(device).await? {
+            let before = missing.len();
+            missing.retain(|rule| *rule != found);
+            if missing.len() == before {
                 change("-D", &found).await?;
             }
         }
-        match missing {
-            Some(rule) => add(rule).await,
-            None => Ok(()),
+        for rule in &missing {
+            add(rule).await?;
         }
+        Ok(())
     }
 }
 
@@ -80,8 +83,9 @@ async fn change(action: &str, rule: &Rule) -> Result<()> {
     Ok(())
 }
 
-/// The rules with this comment, as `iptables` writes them. None of their words has a space in it.
-async fn direct_rules(comment: &str) -> Result<Vec<Rule>> {
+/// Our rules by address, as `iptables` writes them. None of their words has a space in it.
+async fn found_by_comment(device: &str) -> Result<Vec<Rule>> {
+    let comments = comments_of(device);
     let Some(listing) = iptables::<&str>("-S", &[]).await? else {
         return Ok(Vec::new());
     };
@@ -94,16 +98,21 @@ async fn direct_rules(comment: &str) -> Result<Vec<Rule>> {
     let words = listing.lines().map(|line| line.split(' ').skip(2).map(str::to_owned));
     Ok(words
         .map(Iterator::collect::<Rule>)
-        .filter(|rule| rule.iter().any(|word| word == comment))
+        .filter(|rule| rule.iter().any(|word| word.starts_with(&comments)))
         .collect())
+}
+
+/// Whether this host has a tool for rules.
+pub(super) async fn can_filter() -> Result<bool> {
+    Ok(iptables::<&str>("-S", &[]).await?.is_some())
 }
 
 /// Removes the rules. Returns whether there were any.
 pub(super) async fn remove(device: &str) -> Result<bool> {
     let mut removed = false;
     // Where nothing can be listed, nothing of ours can have been made, and the rest is to go all the same.
-    let direct = direct_rules(&direct_comment(device)).await.unwrap_or_default();
-    let all = rules(device).into_iter().chain(direct);
+    let by_address = found_by_comment(device).await.unwrap_or_default();
+    let all = rules(device).into_iter().chain(by_address);
     for rule in all {
         while iptables("-D", &rule).await?.is_some_and(|output| output.status.success()) {
             removed = true;

@@ -1,9 +1,9 @@
-//! What the host's firewall has to do for the overlay: forward what goes through the tunnel device, and,
-//! with `--ip-masq`, give containers the host's address towards the outside.
+//! What the host's firewall has to do for the overlay: forward what is the overlay's, leave addresses inside it as
+//! they are, and, with `--ip-masq`, give containers the host's address towards the outside.
 
 mod changes;
 mod forward;
-mod masquerade;
+mod nat;
 
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ use tokio_util::task::AbortOnDropHandle;
 use changes::Changes;
 
 pub use forward::Forward;
-pub use masquerade::Masquerade;
+pub use nat::{Masquerade, Nat};
 
 /// How many times as long as a look took there is none: where somebody changes rules without pause, and there
 /// are thousands to list, looking takes a fifth of the time and not all of it.
@@ -26,9 +26,9 @@ const REST: u32 = 4;
 /// Removes every rule for tunnel device `device`. Returns whether there were any.
 pub async fn remove(device: &str) -> Result<bool> {
     let forwarded = forward::remove(device).await?;
-    let masqueraded = masquerade::list(device).await?.is_some();
+    let masqueraded = nat::list(device).await?.is_some();
     if masqueraded {
-        masquerade::remove(device).await?;
+        nat::remove(device).await?;
     }
     Ok(forwarded || masqueraded)
 }
@@ -38,19 +38,15 @@ pub async fn remove(device: &str) -> Result<bool> {
 pub struct Firewall {
     device: String,
     forward: Option<Forward>,
-    masquerade: Option<Masquerade>,
-    /// The masquerading rules as `nft` lists them after we have made them.
+    nat: Nat,
+    /// The rules about addresses as `nft` lists them after we have made them.
     listing: Option<String>,
 }
 
 impl Firewall {
     /// Rules for tunnel device `device`.
-    pub const fn new(
-        device: String,
-        forward: Option<Forward>,
-        masquerade: Option<Masquerade>,
-    ) -> Self {
-        Self { device, forward, masquerade, listing: None }
+    pub const fn new(device: String, forward: Option<Forward>, nat: Nat) -> Self {
+        Self { device, forward, nat, listing: None }
     }
 
     /// Looks after the rules at once, whenever somebody changes any, and every `period`, because rules of
@@ -81,20 +77,19 @@ impl Firewall {
         if let Some(forward) = &self.forward {
             forward.ensure(&self.device).await?;
         }
-        let found = masquerade::list(&self.device).await?;
-        match &self.masquerade {
-            None if found.is_some() => masquerade::remove(&self.device).await,
-            Some(wanted) if found.is_none() || found != self.listing => {
-                if self.listing.is_some() {
-                    tracing::warn!(table = self.device, "the masquerading rules were changed");
-                }
-                crate::repairs::made("masquerading rules");
-                wanted.apply(&self.device).await?;
-                self.listing = masquerade::list(&self.device).await?;
-                Ok(())
-            }
-            _ => Ok(()),
+        let found = nat::list(&self.device).await?;
+        if found.is_some() && found == self.listing {
+            return Ok(());
         }
+        if self.listing.is_some() {
+            tracing::warn!(table = self.device, "the rules about addresses were changed");
+        }
+        if !self.nat.apply(&self.device).await? {
+            return Ok(());
+        }
+        crate::repairs::made("rules about addresses");
+        self.listing = nat::list(&self.device).await?;
+        Ok(())
     }
 }
 

@@ -69,13 +69,13 @@ fn peers_on_one_link_exchange_packets_as_they_are_also_after_switching_under_tra
     }
 }
 
-/// Where forwarding is refused, what peers on the link send to the stack needs a rule: one, that stays.
+/// Where forwarding is refused, what peers on the link send to the stack needs rules: those by address, which stay.
 #[test]
-fn one_rule_lets_the_firewall_forward_what_comes_over_the_link() {
+fn rules_by_address_let_the_firewall_forward_what_comes_over_the_link() {
     let overlay = Overlay::with(Lab::builder(), |options| options.argument("--iptables-resync=1"));
     let rules = || {
         let listing = overlay.lab.host(0).command("iptables").args(["-S", "FORWARD"]).read()?;
-        let ours = listing.lines().filter(|rule| rule.contains("direct-routing"));
+        let ours = listing.lines().filter(|rule| rule.contains("overlay-1-network"));
         anyhow::Ok(ours.map(str::to_owned).collect::<Vec<_>>())
     };
     let wait_for = |count: usize| {
@@ -86,9 +86,17 @@ fn one_rule_lets_the_firewall_forward_what_comes_over_the_link() {
         })
         .unwrap();
     };
-    wait_for(0);
+    wait_for(2);
     switch(&overlay, true);
-    wait_for(1);
+    // As an agent of before has left it.
+    let old = "-A FORWARD -i eth0 -m comment --comment overlay-1-direct-routing -j ACCEPT";
+    overlay.lab.host(0).command("iptables").args(old.split(' ')).run().unwrap();
+    eventually(SOON, "the old rule to be gone", || {
+        let listing = overlay.lab.host(0).command("iptables").args(["-S", "FORWARD"]).read()?;
+        anyhow::ensure!(!listing.contains("overlay-1-direct-routing"), "{listing}");
+        Ok(())
+    })
+    .unwrap();
     let numbers = || {
         let status = overlay.agents[0].status().unwrap();
         [&status["verifications"], &status["repairs"]].map(|number| number.as_u64().unwrap())
@@ -100,10 +108,10 @@ fn one_rule_lets_the_firewall_forward_what_comes_over_the_link() {
         Ok(())
     })
     .unwrap();
-    assert_eq!(rules().unwrap().len(), 1, "{:?}", rules());
+    assert_eq!(rules().unwrap().len(), 2, "{:?}", rules());
     assert_eq!(numbers()[1], repairs, "nothing is made anew");
     switch(&overlay, false);
-    wait_for(0);
+    wait_for(2);
 }
 
 /// The answer to what netfilter has rewritten comes past it, from a peer that does not encapsulate.

@@ -17,7 +17,7 @@ fn source_seen(
     let mut capture = Capture::start(overlay.lab.ledger(), receiver, device, filter).unwrap();
     send();
     capture.stop().unwrap();
-    let rows = capture.fields("icmp", &["ip.src"]).unwrap();
+    let rows = capture.fields("ip", &["ip.src"]).unwrap();
     rows.first().expect("a ping arrives")[0].clone()
 }
 
@@ -92,4 +92,74 @@ fn rules_that_somebody_removes_or_changes_come_back() {
         Ok(())
     })
     .unwrap();
+}
+
+/// Docker masquerades whatever leaves a container's subnet by another device than its bridge, and firewalld whatever
+/// leaves by a device of such a zone; the fast path never asks them, but a fragment, say, takes the stack. It would
+/// come from another address than the rest of its flow.
+#[test]
+fn nobody_masquerades_inside_the_overlay() {
+    for fast_path in [true, false] {
+        let overlay = Overlay::with(Lab::builder(), |options| options.fast_path(fast_path));
+        let [one, two] = overlay.pair();
+        for (host, container) in overlay.lab.hosts().iter().zip(overlay.pair()) {
+            let docker = format!(
+                "-t nat -A POSTROUTING -s {}/24 ! -o docker0 -j MASQUERADE",
+                network_of(container.address())
+            );
+            host.command("iptables").args(docker.split(' ')).run().unwrap();
+            host.command("nft")
+                .arg(
+                    "add table ip zone; add chain ip zone post { type nat hook postrouting priority srcnat + 10; }; \
+                     add rule ip zone post oifname { \"overlay.1\", \"docker0\" } masquerade",
+                )
+                .run()
+                .unwrap();
+        }
+        eventually(SOON, "our rules to be there", || {
+            for host in overlay.lab.hosts() {
+                host.command("nft").args(["list", "table", "ip", "overlay.1"]).run()?;
+            }
+            Ok(())
+        })
+        .unwrap();
+        for size in ["56", "1423", "4000"] {
+            for (from, to) in [(one, two), (two, one)] {
+                let seen = source_seen(&overlay, to.namespace(), "eth0", || {
+                    let target = to.address().to_string();
+                    from.command("ping").args(["-n", "-c1", "-W2", "-s", size, &target]).run().unwrap();
+                });
+                assert_eq!(seen, from.address().to_string(), "{size} bytes, fast path {fast_path}");
+            }
+        }
+        let host = overlay.lab.host(0);
+        drop(overlay.agents);
+        let removed = host.clean_up(env!("CARGO_BIN_EXE_overlay-agent")).unwrap();
+        assert!(removed.contains("firewall"), "{removed}");
+        host.command("nft").args(["list", "table", "ip", "overlay.1"]).run().unwrap_err();
+    }
+}
+
+/// As flannel accepts by address: Docker without rules of its own, or a firewall that forwards nothing by itself.
+#[test]
+fn containers_keep_the_outside_where_forwarding_is_refused() {
+    let overlay = Overlay::with(Lab::builder().hosts(3), |options| options.argument("--ip-masq"));
+    let [one, two] = overlay.pair();
+    for host in overlay.lab.hosts() {
+        host.command("iptables").args(["-P", "FORWARD", "DROP"]).run().unwrap();
+    }
+    let outside = overlay.lab.host(2).address();
+    eventually(SOON, "the outside to be reached", || one.ping(outside)).unwrap();
+    ping(one, two.address());
+    let host = overlay.lab.host(0);
+    let rules = || host.command("iptables").args(["-S", "FORWARD"]).read().unwrap();
+    for end in ["-s", "-d"] {
+        let rule = format!(
+            "-A FORWARD {end} 10.1.0.0/16 -m comment --comment overlay-1-network -j ACCEPT"
+        );
+        assert!(rules().lines().any(|line| line == rule), "{}", rules());
+    }
+    drop(overlay.agents);
+    host.clean_up(env!("CARGO_BIN_EXE_overlay-agent")).unwrap();
+    assert!(!rules().contains("overlay"), "{}", rules());
 }

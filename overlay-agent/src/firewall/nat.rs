@@ -1,0 +1,170 @@
+use std::{io::ErrorKind, process::Stdio};
+
+use anyhow::{Context, Result, bail};
+use ipnetwork::Ipv4Network;
+use tokio::{io::AsyncWriteExt, process::Command};
+
+use super::forward;
+
+/// Whose addresses are changed on their way, on one host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Nat {
+    /// The whole overlay.
+    pub network: Ipv4Network,
+    /// This host's lease.
+    pub subnet: Ipv4Network,
+    /// The device that leads to all other hosts; none where some are reached without it.
+    pub device: Option<String>,
+    /// The rules of `--ip-masq`.
+    pub masquerade: Option<Masquerade>,
+}
+
+/// Containers get the host's address towards the outside.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Masquerade {
+    /// Whether source ports are chosen at random, which spares parallel flows from colliding.
+    pub random: bool,
+}
+
+impl Nat {
+    /// A table of our own that takes the place of the one before in a single transaction.
+    ///
+    /// Inside the overlay nobody's address changes, whatever others want: a flow has one translation, and the first
+    /// chain that decides makes it, so ours stands before Docker's (`srcnat`, of `iptables` too) and firewalld's, and
+    /// translates to the address that is there. What the fast path declines would else come from another address
+    /// than the rest of its flow. A packet that kube-proxy marks for masquerading is left to it.
+    ///
+    /// The rules of `--ip-masq` are flannel's in iptables mode, in the same order.
+    fn script(&self, table: &str) -> String {
+        let Self { network, subnet, device, masquerade } = self;
+        let out = device.as_ref().map_or_else(String::new, |device| format!("oifname \"{device}\" "));
+        let masquerading = masquerade.map_or_else(String::new, |Masquerade { random }| {
+            let masquerade = if random { "masquerade fully-random" } else { "masquerade" };
+            format!(
+                "  chain postrouting {{
+    type nat hook postrouting priority srcnat; policy accept;
+    meta mark and 0x4000 == 0x4000 return
+    ip saddr {subnet} ip daddr {network} return
+    ip saddr {network} ip daddr {subnet} return
+    ip saddr != {network} ip daddr {subnet} return
+    ip saddr {network} ip daddr != 224.0.0.0/4 {masquerade}
+    ip saddr != {network} ip daddr {network} {masquerade}
+  }}
+"
+            )
+        });
+        format!(
+            "add table ip {table}
+delete table ip {table}
+table ip {table} {{
+  chain inside {{
+    type nat hook postrouting priority srcnat - 1; policy accept;
+    meta mark and 0x4000 == 0x4000 return
+    {out}ip saddr {subnet} ip daddr {network} ip daddr != {subnet} snat to ip saddr
+    ip saddr {network} ip saddr != {subnet} ip daddr {subnet} snat to ip saddr
+  }}
+{masquerading}}}
+"
+        )
+    }
+
+    /// Makes the rules. Returns whether there are any: a host without tools for rules has none of others' either.
+    pub(super) async fn apply(&self, table: &str) -> Result<bool> {
+        let script = self.script(table);
+        let spawned = Command::new("nft")
+            .args(["-f", "-"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn();
+        let mut nft = match spawned {
+            Err(error)
+                if error.kind() == ErrorKind::NotFound
+                    && self.masquerade.is_none()
+                    && !forward::can_filter().await? =>
+            {
+                return Ok(false);
+            }
+            spawned => spawned.context(
+                "running nft: containers' packets to other hosts may be masqueraded by Docker",
+            )?,
+        };
+        let mut input = nft.stdin.take().context("nft has no standard input")?;
+        input.write_all(script.as_bytes()).await.context("handing nft its rules")?;
+        drop(input);
+        let output = nft.wait_with_output().await.context("waiting for nft")?;
+        if !output.status.success() {
+            let reason = String::from_utf8_lossy(&output.stderr);
+            bail!("making table ip {table}: {}", reason.trim());
+        }
+        Ok(true)
+    }
+}
+
+/// Our table as `nft` shows it; nothing where it is not there, or where there is no `nft`.
+pub(super) async fn list(table: &str) -> Result<Option<String>> {
+    let output = Command::new("nft").args(["-s", "list", "table", "ip", table]).output().await;
+    match output {
+        Ok(output) if output.status.success() => {
+            Ok(Some(String::from_utf8_lossy(&output.stdout).into_owned()))
+        }
+        Ok(_) => Ok(None),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error).context("running nft"),
+    }
+}
+
+/// Removes our table.
+pub(super) async fn remove(table: &str) -> Result<()> {
+    let output = Command::new("nft")
+        .args(["delete", "table", "ip", table])
+        .output()
+        .await
+        .context("running nft")?;
+    if !output.status.success() {
+        let reason = String::from_utf8_lossy(&output.stderr);
+        bail!("removing table ip {table}: {}", reason.trim());
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rules(device: Option<&str>, masquerade: Option<Masquerade>) -> Vec<String> {
+        let script = Nat {
+            network: "10.1.0.0/16".parse().unwrap(),
+            subnet: "10.1.15.0/24".parse().unwrap(),
+            device: device.map(str::to_owned),
+            masquerade,
+        }
+        .script("overlay.1");
+        let is_rule = |line: &&str| ["meta", "ip ", "oifname"].iter().any(|word| line.starts_with(word));
+        script.lines().map(str::trim).filter(is_rule).map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn rules_of_ip_masq_come_in_flannels_order() {
+        assert_eq!(
+            rules(None, Some(Masquerade { random: true }))[3..],
+            [
+                "meta mark and 0x4000 == 0x4000 return",
+                "ip saddr 10.1.15.0/24 ip daddr 10.1.0.0/16 return",
+                "ip saddr 10.1.0.0/16 ip daddr 10.1.15.0/24 return",
+                "ip saddr != 10.1.0.0/16 ip daddr 10.1.15.0/24 return",
+                "ip saddr 10.1.0.0/16 ip daddr != 224.0.0.0/4 masquerade fully-random",
+                "ip saddr != 10.1.0.0/16 ip daddr 10.1.0.0/16 masquerade fully-random",
+            ]
+        );
+    }
+
+    #[test]
+    fn inside_the_overlay_addresses_stay_whatever_the_flags() {
+        let into = "ip saddr 10.1.0.0/16 ip saddr != 10.1.15.0/24 ip daddr 10.1.15.0/24 snat to ip saddr";
+        let out = "ip saddr 10.1.15.0/24 ip daddr 10.1.0.0/16 ip daddr != 10.1.15.0/24 snat to ip saddr";
+        assert_eq!(rules(None, None)[1..], [out, into]);
+        let by_tunnel = format!("oifname \"overlay.1\" {out}");
+        assert_eq!(rules(Some("overlay.1"), None)[1..], [&by_tunnel, into]);
+    }
+}
