@@ -215,10 +215,12 @@ impl Agent {
         tell_watchdog();
         self.look_around().await;
         // What has failed is tried again.
-        let outcome = self.dataplane.program_leases();
+        let outcome = self.dataplane.program_leases().await;
         self.note(leases::PROGRAMMING, outcome);
         let outcome = self.dataplane.verify().await;
         self.note(IN_STEP, outcome);
+        let outcome = self.dataplane.check_routes();
+        self.note("routing leased subnets", outcome);
         self.follow_uplink_interface();
         self.follow_uplink_mtu().await;
         self.follow_uplink_address().await;

@@ -51,7 +51,11 @@ pub async fn cleanup(places: &Places) -> Result<Vec<String>> {
             removed.push(format!("firewall rules for {}", device.name));
         }
         remove_device(&handle, device).await?;
-        removed.push(format!("device {}, its address and its route", device.name));
+        removed.push(format!("device {}, its address and its routes", device.name));
+    }
+    // Those to peers on the same link do not go with the device.
+    if netlink::remove_lease_routes(&handle).await? > 0 {
+        removed.push("routes to peers on the same link".to_owned());
     }
     // Filters outlive their pin path; links go with it.
     let filtered = datapath::remove_filters(&handle, &observed).await?;

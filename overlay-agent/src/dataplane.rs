@@ -1,6 +1,7 @@
 //! The overlay on this host: what it should be, and the passes that make the kernel so.
 
 mod leases;
+mod routes;
 
 use std::{collections::BTreeSet, net::Ipv4Addr, time::Instant};
 
@@ -8,12 +9,13 @@ use anyhow::{Context, Result};
 use overlay_common::tables::{ABI_VERSION, HostConfig};
 use rtnetlink::Handle;
 
+use self::routes::Unrouted;
 use crate::{
     claims::Claims,
     containers::{self, Containers, Contested, Identities},
     datapath::{Attachment, Attachments, Changes, Features, Mechanism, PinPath, Programs, Tables},
     fail,
-    netlink::{self, Link, Observed, Tunnel, TunnelSpec},
+    netlink::{self, LeaseRoutes, Link, Observed, Tunnel, TunnelSpec},
     peers::{Limits, Peers, Scope, Surroundings, Ways},
     places::{self, Newcomers},
     repairs,
@@ -58,6 +60,8 @@ pub struct Dataplane {
     peers: Peers,
     ways: Ways,
     ways_are_stale: bool,
+    lease_routes: LeaseRoutes,
+    unrouted: Unrouted,
     synced: bool,
     in_use: bool,
     uplink: Option<SeenUplink>,
@@ -95,7 +99,11 @@ impl Dataplane {
         let adopted = tables.config.get(&0, 0).context("reading BPF map config")?;
         let mut dataplane = Self {
             peers: Peers::new(scope(&spec), Limits::default(), Surroundings::default()),
-            config: HostConfig { peer_lengths: adopted.peer_lengths, ..HostConfig::default() },
+            config: HostConfig {
+                peer_lengths: adopted.peer_lengths,
+                flags: adopted.flags & HostConfig::LEASES_LISTED,
+                ..HostConfig::default()
+            },
             spec,
             attachments: Attachments::new(Mechanism::of(&features), handle.clone()),
             features,
@@ -110,6 +118,8 @@ impl Dataplane {
             claims: Claims::default(),
             ways: Ways::default(),
             ways_are_stale: true,
+            lease_routes: LeaseRoutes::default(),
+            unrouted: Unrouted::All,
             synced: false,
             in_use: false,
             uplink: None,
@@ -149,10 +159,12 @@ impl Dataplane {
         if tunnel != self.tunnel {
             tracing::warn!(device = tunnel.name, "the tunnel device was replaced");
             self.tunnel = tunnel;
+            self.ways_are_stale = true;
         }
         self.follow_uplink(observed);
         self.follow_bridge(observed);
         self.follow_ways().await?;
+        self.route_leases().await?;
         self.write_config()?;
         fail::point("settings");
         if self.synced || self.programs.adopted() {
@@ -213,11 +225,14 @@ impl Dataplane {
         self.ways_are_stale = true;
     }
 
-    async fn follow_ways(&mut self) -> Result<()> {
+    pub(super) async fn follow_ways(&mut self) -> Result<()> {
         if !self.ways_are_stale && self.ways.uplink == self.spec.uplink.ifindex {
             return Ok(());
         }
-        let routes = netlink::Routes::observe(&self.handle).await?;
+        let main = netlink::main_table(&self.handle).await?;
+        let peers = self.peers.addresses();
+        let source = self.spec.uplink_address;
+        let routes = netlink::Routes::observe(&self.handle, &main, source, peers).await?;
         let ways = Ways {
             routes,
             uplink: self.spec.uplink.ifindex,
@@ -229,6 +244,8 @@ impl Dataplane {
                 self.tables.peers.converge(&self.peers.all_peers(&self.ways))?;
             }
         }
+        self.lease_routes.look(&main, self.tunnel.ifindex);
+        self.unrouted = Unrouted::All;
         self.ways_are_stale = false;
         Ok(())
     }
@@ -276,7 +293,13 @@ impl Dataplane {
         let config = HostConfig {
             abi_version: ABI_VERSION,
             flags: spec.source_check.flags()
-                | if spec.fast_path { HostConfig::FAST_PATH } else { 0 },
+                | if spec.fast_path { HostConfig::FAST_PATH } else { 0 }
+                // As with the peers' lengths below.
+                | match (self.synced, self.peers.are_all_seated()) {
+                    (true, true) => HostConfig::LEASES_LISTED,
+                    (true, false) => 0,
+                    (false, _) => self.config.flags & HostConfig::LEASES_LISTED,
+                },
             vni: spec.tunnel.vni.get(),
             uplink_ifindex: spec.uplink.ifindex,
             bridge_ifindex: bridge.map_or(0, |link| link.index),

@@ -129,6 +129,7 @@ reasons! {
         LocalDestination = "local_destination", "Its destination is in this host's own subnet.";
         ForeignSource = "foreign_source", "Its source is outside this host's subnet: the stack may rewrite it.";
         NoPeer = "no_peer", "No lease covers its destination: the stack answers.";
+        OtherWay = "other_way", "The kernel's way to its peer is not by the uplink: the stack takes it.";
         TtlExpired = "ttl_expired", "Its TTL ends here: the stack answers with time exceeded.";
         TooBig = "too_big", "Larger than the overlay's MTU: the stack fragments it or answers.";
         Fragment = "fragment", "A fragment: the stack reassembles.";

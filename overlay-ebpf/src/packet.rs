@@ -170,8 +170,8 @@ pub(crate) enum Mark {
     None = 0,
     /// One of our programs delivers it to the bridge.
     Delivered = 0x4f56,
-    /// One of our programs has encapsulated it.
-    Encapsulated = 0x4f57,
+    /// One of our programs sends it to a peer.
+    Sent = 0x4f57,
     /// From an overlay address and not encapsulated, and let in all the same.
     Admitted = 0x4f58,
 }

@@ -42,13 +42,13 @@ impl Agent {
                 Some(LeaseUpdate::Removed(key)) => self.dataplane.remove_lease(key),
                 Some(LeaseUpdate::Snapshot(claims)) => {
                     self.look_around().await;
-                    self.dataplane.replace_leases(claims)?;
+                    self.dataplane.replace_leases(claims).await?;
                     // Programs over new maps are attached as soon as these are filled.
                     return self.dataplane.reconcile().await;
                 }
             }
         }
-        self.dataplane.program_leases()
+        self.dataplane.program_leases().await
     }
 
     /// Looks which addresses are special here, if that may have changed.
@@ -59,7 +59,7 @@ impl Agent {
         let outcome = match Surroundings::observe(&self.netlink).await {
             Ok(found) => {
                 self.surroundings_are_stale = false;
-                self.dataplane.set_surroundings(found)
+                self.dataplane.set_surroundings(found).await
             }
             Err(error) => Err(error),
         };

@@ -2,7 +2,7 @@
 
 use anyhow::{Error, Result};
 
-use super::Dataplane;
+use super::{Dataplane, routes::Unrouted};
 use crate::{
     datapath::Changes,
     fail,
@@ -19,9 +19,12 @@ const SELDOM: u32 = 120;
 
 impl Dataplane {
     /// Makes the maps hold exactly these leases, as far as they are believed.
-    pub fn replace_leases(&mut self, claims: Vec<Claim>) -> Result<()> {
+    pub async fn replace_leases(&mut self, claims: Vec<Claim>) -> Result<()> {
         self.peers.replace_all(claims);
-        self.program_all_leases()
+        self.ways_are_stale |= self.ways.routes.are_answers();
+        self.program_all_leases()?;
+        self.follow_ways().await?;
+        self.route_leases().await
     }
 
     fn program_all_leases(&mut self) -> Result<()> {
@@ -34,6 +37,7 @@ impl Dataplane {
         self.tables.peers.converge(&self.peers.all_peers(&self.ways))?;
         fail::point("peers");
         self.synced = true;
+        self.unrouted = Unrouted::All;
         self.write_config()
     }
 
@@ -49,14 +53,23 @@ impl Dataplane {
     }
 
     /// Takes note of where this host is now, which no lease may contradict.
-    pub fn set_surroundings(&mut self, surroundings: Surroundings) -> Result<()> {
+    pub async fn set_surroundings(&mut self, surroundings: Surroundings) -> Result<()> {
         self.peers.set_surroundings(surroundings);
-        self.program_leases()
+        self.program_leases().await
     }
 
-    /// Brings the maps up to date with the leases that were put and removed. What fails is tried again the next
+    /// Brings maps and routes up to date with the leases that were put and removed. What fails is tried again the next
     /// time.
-    pub fn program_leases(&mut self) -> Result<()> {
+    pub async fn program_leases(&mut self) -> Result<()> {
+        // Whoever is new has not been asked about.
+        self.ways_are_stale |= self.ways.routes.are_answers() && self.peers.have_changed();
+        let programmed = self.fill_maps();
+        self.follow_ways().await?;
+        self.route_leases().await?;
+        programmed
+    }
+
+    fn fill_maps(&mut self) -> Result<()> {
         if !self.synced {
             // Until they are listed, an earlier agent's entries stay.
             return if self.peers.are_listed() { self.program_all_leases() } else { Ok(()) };
@@ -65,6 +78,7 @@ impl Dataplane {
         if stale.is_empty() {
             return Ok(());
         }
+        self.unrouted.add(&stale.subnets);
         let mut failed = Stale::default();
         let mut error = None;
         self.program_stale(&stale, &mut failed, &mut error);

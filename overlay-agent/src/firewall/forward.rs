@@ -34,9 +34,8 @@ fn comments_of(device: &str) -> String {
 
 fn rules_by_address(device: &str, network: Ipv4Network) -> [Rule; 2] {
     let (network, comment) = (network.to_string(), format!("{}network", comments_of(device)));
-    ["-s", "-d"].map(|end| {
-        rule(&[end, &network, "-m", "comment", "--comment", &comment, "-j", "ACCEPT"])
-    })
+    ["-s", "-d"]
+        .map(|end| rule(&[end, &network, "-m", "comment", "--comment", &comment, "-j", "ACCEPT"]))
 }
 
 impl Forward {

@@ -37,7 +37,8 @@ impl Nat {
     /// The rules of `--ip-masq` are flannel's in iptables mode, in the same order.
     fn script(&self, table: &str) -> String {
         let Self { network, subnet, device, masquerade } = self;
-        let out = device.as_ref().map_or_else(String::new, |device| format!("oifname \"{device}\" "));
+        let out =
+            device.as_ref().map_or_else(String::new, |device| format!("oifname \"{device}\" "));
         let masquerading = masquerade.map_or_else(String::new, |Masquerade { random }| {
             let masquerade = if random { "masquerade fully-random" } else { "masquerade" };
             format!(
@@ -140,7 +141,8 @@ mod tests {
             masquerade,
         }
         .script("overlay.1");
-        let is_rule = |line: &&str| ["meta", "ip ", "oifname"].iter().any(|word| line.starts_with(word));
+        let is_rule =
+            |line: &&str| ["meta", "ip ", "oifname"].iter().any(|word| line.starts_with(word));
         script.lines().map(str::trim).filter(is_rule).map(str::to_owned).collect()
     }
 
@@ -161,8 +163,10 @@ mod tests {
 
     #[test]
     fn inside_the_overlay_addresses_stay_whatever_the_flags() {
-        let into = "ip saddr 10.1.0.0/16 ip saddr != 10.1.15.0/24 ip daddr 10.1.15.0/24 snat to ip saddr";
-        let out = "ip saddr 10.1.15.0/24 ip daddr 10.1.0.0/16 ip daddr != 10.1.15.0/24 snat to ip saddr";
+        let into =
+            "ip saddr 10.1.0.0/16 ip saddr != 10.1.15.0/24 ip daddr 10.1.15.0/24 snat to ip saddr";
+        let out =
+            "ip saddr 10.1.15.0/24 ip daddr 10.1.0.0/16 ip daddr != 10.1.15.0/24 snat to ip saddr";
         assert_eq!(rules(None, None)[1..], [out, into]);
         let by_tunnel = format!("oifname \"overlay.1\" {out}");
         assert_eq!(rules(Some("overlay.1"), None)[1..], [&by_tunnel, into]);

@@ -1,14 +1,16 @@
 //! The host's links, addresses and routes, and its containers' ends of cables: what is there, and the few things we add.
 
+mod lease_routes;
 mod observe;
 mod peer_namespace;
 mod routes;
 mod tunnel;
 mod watch;
 
+pub use lease_routes::{LeaseRoute, LeaseRoutes, remove as remove_lease_routes};
 pub use observe::{Link, LinkKind, Observed, PeerPlace, observe};
 pub use peer_namespace::{Inspector, PeerEnd};
-pub use routes::Routes;
+pub use routes::{Routes, Way, main_table};
 pub use tunnel::{Tunnel, TunnelSpec, check_port, ensure_tunnel, tunnel_name};
 pub use watch::{Changes, changes};
 

@@ -3,19 +3,14 @@ use std::{fs, net::Ipv4Addr};
 use anyhow::{Context, Result};
 use futures::TryStreamExt;
 use ipnetwork::Ipv4Network;
-use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteProtocol, RouteScope};
 use overlay_common::{MacAddr, Vni};
-use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, LinkVxlan, RouteMessageBuilder};
+use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, LinkVxlan};
 
 use super::{Link, LinkKind, Observed};
 use crate::{
     exit::{Exit, WithExit},
     fail, repairs,
 };
-
-/// Next hop of the overlay's route. The device needs no ARP, so no such host has to exist; one address
-/// for all destinations keeps the neighbour table at one entry, whatever the number of containers.
-const GATEWAY: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
 
 /// The one VXLAN device of the overlay, as it should be.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,7 +25,7 @@ pub struct TunnelSpec {
     pub mtu: u32,
     /// Our lease. Its first address, alone, is the device's.
     pub subnet: Ipv4Network,
-    /// The whole overlay, routed to the device.
+    /// The whole overlay.
     pub network: Ipv4Network,
     /// Whether a device of flannel's with the same identifier and port makes way.
     pub replace_flannel: bool,
@@ -96,7 +91,7 @@ pub fn check_port(observed: &Observed, vni: Vni, port: u16, replace_flannel: boo
     }
 }
 
-/// Makes the tunnel device, its address and its route what `spec` says, and changes nothing where they
+/// Makes the tunnel device and its address what `spec` says, and changes nothing where they
 /// are so already.
 ///
 /// Fails when another VXLAN device, or another program, has the port, naming the device.
@@ -153,8 +148,6 @@ async fn bring_up(
     fail::point("device up");
     ensure_address(handle, observed, ifindex, spec).await?;
     fail::point("address");
-    ensure_route(handle, ifindex, spec).await?;
-    fail::point("route");
     ensure_sysctls(name)?;
     Ok(Tunnel { ifindex, name: name.to_owned() })
 }
@@ -277,44 +270,6 @@ async fn remove_address(
         .execute()
         .await
         .with_context(|| format!("removing {address}/{length} of an earlier lease"))
-}
-
-async fn ensure_route(handle: &Handle, ifindex: u32, spec: &TunnelSpec) -> Result<()> {
-    if has_route(handle, ifindex, spec).await? {
-        return Ok(());
-    }
-    repairs::made("route");
-    let message = RouteMessageBuilder::<Ipv4Addr>::new()
-        .destination_prefix(spec.network.network(), spec.network.prefix())
-        .gateway(GATEWAY)
-        .onlink()
-        .output_interface(ifindex)
-        .pref_source(spec.subnet.network())
-        .scope(RouteScope::Universe)
-        .protocol(RouteProtocol::Static)
-        .build();
-    handle
-        .route()
-        .add(message)
-        .replace()
-        .execute()
-        .await
-        .with_context(|| format!("routing {} to {}", spec.network, spec.name()))
-}
-
-async fn has_route(handle: &Handle, ifindex: u32, spec: &TunnelSpec) -> Result<bool> {
-    let filter = RouteMessageBuilder::<Ipv4Addr>::new().build();
-    // The whole answer: the connection complains about one that nobody reads to its end.
-    let routes: Vec<_> =
-        handle.route().get(filter).execute().try_collect().await.context("listing routes")?;
-    Ok(routes.iter().any(|route| {
-        let has = |wanted: RouteAttribute| route.attributes.contains(&wanted);
-        route.header.destination_prefix_length == spec.network.prefix()
-            && has(RouteAttribute::Destination(RouteAddress::Inet(spec.network.network())))
-            && has(RouteAttribute::Oif(ifindex))
-            && has(RouteAttribute::Gateway(RouteAddress::Inet(GATEWAY)))
-            && has(RouteAttribute::PrefSource(RouteAddress::Inet(spec.subnet.network())))
-    }))
 }
 
 /// The host forwards between the device and the bridge.

@@ -9,6 +9,8 @@ use netlink_sys::{AsyncSocket as _, AsyncSocketExt as _, TokioSocket, protocols:
 use nix::libc::ENOBUFS;
 use rtnetlink::MulticastGroup;
 
+use super::lease_routes::PROTOCOL;
+
 /// What changed in the kernel.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Changes {
@@ -82,14 +84,16 @@ fn in_containers() -> BoxStream<'static, Changes> {
 }
 
 /// The kernel tells of no route that goes with its interface, so that changes of interfaces count too; and after an
-/// overrun, anything may have changed.
-const fn concerns_routes(payload: &NetlinkPayload<RouteNetlinkMessage>) -> bool {
+/// overrun, anything may have changed. What we add ourselves, we know.
+fn concerns_routes(payload: &NetlinkPayload<RouteNetlinkMessage>) -> bool {
+    if let NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewRoute(route)) = payload {
+        return route.header.protocol != PROTOCOL;
+    }
     matches!(
         payload,
         NetlinkPayload::Overrun(_)
             | NetlinkPayload::InnerMessage(
-                RouteNetlinkMessage::NewRoute(_)
-                    | RouteNetlinkMessage::DelRoute(_)
+                RouteNetlinkMessage::DelRoute(_)
                     | RouteNetlinkMessage::NewRule(_)
                     | RouteNetlinkMessage::DelRule(_)
                     | RouteNetlinkMessage::NewLink(_)

@@ -34,7 +34,7 @@ pub use self::{
 };
 use crate::{
     lease::{Lease, claim::Claim, key::SubnetKey},
-    netlink::Routes,
+    netlink::{Routes, Way},
 };
 
 /// Other hosts' leases, as far as they are believed. A lease of ours is no peer.
@@ -141,6 +141,11 @@ impl Peers {
         }
     }
 
+    /// Whether the maps do not hold everything as they should.
+    pub fn have_changed(&self) -> bool {
+        !self.stale.is_empty()
+    }
+
     /// What the maps do not hold as they should since the last time that this was asked.
     pub fn take_stale(&mut self) -> Stale {
         std::mem::take(&mut self.stale)
@@ -192,6 +197,11 @@ impl Peers {
         self.stale.addresses.insert(claim.lease.public_ip);
     }
 
+    /// The addresses of all peers.
+    pub fn addresses(&self) -> BTreeSet<Ipv4Addr> {
+        self.leases().map(|lease| lease.public_ip).collect()
+    }
+
     /// What `peers` should hold for a subnet, on a host with these ways.
     pub fn peer(&self, subnet: Ipv4Network, ways: &Ways) -> Option<Peer> {
         self.lease(subnet).map(|lease| peer(lease, ways))
@@ -219,6 +229,12 @@ impl Peers {
         addresses.filter_map(|address| Some((vtep_key(address), self.vtep(address)?))).collect()
     }
 
+    /// Whether the maps hold every lease that is believed.
+    pub fn are_all_seated(&self) -> bool {
+        let (_, left_out) = self.lengths.chosen();
+        left_out.is_empty() && self.seats.without() == 0
+    }
+
     /// The prefix lengths that most leases have, longest first.
     pub fn lengths(&self) -> [u8; PEER_PREFIX_LENGTHS] {
         self.lengths.chosen().0
@@ -243,7 +259,7 @@ pub const fn vtep_key(address: Ipv4Addr) -> VtepKey {
 /// How this host reaches others.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Ways {
-    /// The main table's routes.
+    /// What the kernel's routing says.
     pub routes: Routes,
     /// The interface that carries encapsulated packets.
     pub uplink: u32,
@@ -252,14 +268,18 @@ pub struct Ways {
 }
 
 fn peer(lease: &Lease, ways: &Ways) -> Peer {
-    let next_hop = ways.routes.next_hop(ways.uplink, lease.public_ip);
+    let way = ways.routes.way(ways.uplink, lease.public_ip);
+    let next_hop = match way {
+        Way::Neighbour(address) => address,
+        Way::Uplink | Way::Elsewhere => Ipv4Addr::UNSPECIFIED,
+    };
     Peer {
         public_address: lease.public_ip.octets(),
-        next_hop: next_hop.unwrap_or(Ipv4Addr::UNSPECIFIED).octets(),
+        next_hop: next_hop.octets(),
         vtep_mac: lease.vtep_mac.0,
         // As flannel decides it: by the way to the peer, if it has no gateway.
-        direct: u8::from(ways.direct_routing && next_hop == Some(lease.public_ip)),
-        reserved: 0,
+        direct: u8::from(ways.direct_routing && next_hop == lease.public_ip),
+        elsewhere: u8::from(way == Way::Elsewhere),
     }
 }
 

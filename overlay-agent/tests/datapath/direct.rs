@@ -41,6 +41,7 @@ fn what_comes_from_such_a_peer_is_delivered_and_from_others_forged() {
     let host = udp(REMOTE, [10, 1, 15, 1], 53, b"hello");
     assert_eq!(world.run(Hook::FromUplink, &host).reason, Reason::HostDestination);
     let stranger = udp([10, 1, 21, 2], CONTAINER, 53, b"hello");
+    // Of no lease, and the kernel has no way to it by the uplink.
     assert_eq!(world.run(Hook::FromUplink, &stranger).reason, Reason::Unencapsulated);
     let outside = udp([8, 8, 8, 8], CONTAINER, 53, b"hello");
     assert_eq!(world.run(Hook::FromUplink, &outside).reason, Reason::NotVxlan);

@@ -35,7 +35,7 @@ const PEER: Peer = Peer {
     next_hop: [0; 4],
     vtep_mac: PEER_MAC.0,
     direct: 0,
-    reserved: 0,
+    elsewhere: 0,
 };
 
 /// Where the neighbour is.
@@ -128,7 +128,7 @@ impl World {
         tables.endpoints.insert(&gateway, &Endpoint::HOST).unwrap();
         let host = HostConfig {
             abi_version: ABI_VERSION,
-            flags: HostConfig::FAST_PATH,
+            flags: HostConfig::FAST_PATH | HostConfig::LEASES_LISTED,
             vni: 1,
             uplink_ifindex: 1,
             bridge_ifindex,

@@ -273,14 +273,16 @@ fn a_tunnel_between_containers_works() {
 }
 
 #[test]
-fn what_has_no_lease_is_dropped_by_name() {
+fn what_has_no_lease_is_answered_by_the_host() {
     let overlay = Overlay::new();
     let [client, _] = overlay.pair();
-    let unreachable = overlay.rise("to_tunnel", "unreachable");
+    let no_peer = overlay.rise("from_container", "no_peer");
     for address in ["10.1.255.255", "10.1.0.77"] {
-        client.command("ping").args(["-n", "-c1", "-W1", "-b", address]).output().unwrap();
+        let ping = ["-n", "-c1", "-W1", "-b", address];
+        let said = client.command("ping").args(ping).output().unwrap();
+        assert!(said.stdout.contains("Unreachable"), "{said:?}");
     }
-    assert!(unreachable.of(&overlay)[0] >= 1);
+    assert_eq!(no_peer.of(&overlay)[0], 2);
 }
 
 #[test]

@@ -15,6 +15,7 @@ mod kernels;
 mod masquerade;
 mod matrix;
 mod mutation;
+mod others;
 mod overlay;
 mod paths;
 mod pins;

@@ -127,7 +127,10 @@ fn nobody_masquerades_inside_the_overlay() {
             for (from, to) in [(one, two), (two, one)] {
                 let seen = source_seen(&overlay, to.namespace(), "eth0", || {
                     let target = to.address().to_string();
-                    from.command("ping").args(["-n", "-c1", "-W2", "-s", size, &target]).run().unwrap();
+                    from.command("ping")
+                        .args(["-n", "-c1", "-W2", "-s", size, &target])
+                        .run()
+                        .unwrap();
                 });
                 assert_eq!(seen, from.address().to_string(), "{size} bytes, fast path {fast_path}");
             }

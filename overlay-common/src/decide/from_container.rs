@@ -64,6 +64,9 @@ pub fn from_container(
     }
     let inner_length = fitting_length(packet, host, &ipv4)?;
     let peer = lookup_peer(host, tables, ipv4.dst_addr).ok_or(Reason::NoPeer)?;
+    if peer.is_elsewhere() {
+        return Err(Reason::OtherWay);
+    }
     let ports = packet.load(ETHERNET_LENGTH + IPV4_LENGTH).unwrap_or_default();
     Ok(Encapsulation { peer, ipv4, inner_length, ports })
 }

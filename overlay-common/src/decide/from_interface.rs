@@ -1,4 +1,4 @@
-use super::{Tables, contents::Contents, has_options, lookup_peer, sender::is_vxlan};
+use super::{Tables, contents::Contents, has_options, is_nobodys, lookup_peer, sender::is_vxlan};
 use crate::{
     Reason,
     packet::{Ethernet, Packet},
@@ -56,6 +56,8 @@ fn is_home(packet: &impl Packet, source: [u8; 4], ifindex: u32, tables: &impl Ta
 
 /// Decides about a packet from an address of the overlay outside our subnet that is not encapsulated: a container
 /// that is not masqueraded speaks like this to what is outside the overlay, with flannel too. Never to containers.
+/// What has an address of the network in no lease is no container, and comes by the interface that the kernel would
+/// send to it by.
 #[inline(always)]
 pub(super) fn unmasqueraded(
     host: &HostConfig,
@@ -71,7 +73,11 @@ pub(super) fn unmasqueraded(
         }
         Some(peer) if reaches(peer.public_address) => Err(Reason::Unmasqueraded),
         Some(_) => Err(Reason::Unencapsulated),
-        None if host.subnet().contains(destination) => Err(Reason::Unencapsulated),
+        None if host.subnet().contains(destination)
+            && !(is_nobodys(host, source) && reaches(source)) =>
+        {
+            Err(Reason::Unencapsulated)
+        }
         None => Ok(()),
     }
 }
@@ -106,7 +112,8 @@ mod tests {
             assert_eq!(decide(REMOTE, to, true), Reason::Unencapsulated);
             assert_eq!(decide(NEIGHBOUR, to, true), Reason::Unencapsulated);
         }
-        assert_eq!(decide([10, 1, 99, 9], LOCAL, true), Reason::Unencapsulated, "of no lease");
+        assert_eq!(decide([10, 1, 99, 9], LOCAL, true), Reason::Checked, "of no lease");
+        assert_eq!(decide([10, 1, 99, 9], LOCAL, false), Reason::Unencapsulated, "not that way");
         assert_eq!(decide(NEIGHBOUR, OUTSIDE, true), Reason::Unencapsulated, "our own subnet's");
         assert_eq!(decide([8, 8, 8, 8], LOCAL, true), Reason::Checked);
         assert_eq!(decide([8, 8, 8, 8], OUTSIDE, true), Reason::Checked);

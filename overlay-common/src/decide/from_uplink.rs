@@ -2,7 +2,8 @@ use network_types::{ip::Ipv4Hdr, udp::UdpHdr, vxlan::VxlanHdr};
 
 use super::{
     Recipient, Tables, check_inner, contents::Contents, from_interface::unmasqueraded, has_options,
-    is_fragment, load_headers, lookup_peer, recipient, stack_flow::answers_a_stack_flow,
+    is_fragment, is_nobodys, load_headers, lookup_peer, recipient,
+    stack_flow::answers_a_stack_flow,
 };
 use crate::{
     Reason, checksum, ecn,
@@ -28,21 +29,25 @@ pub struct Arrival {
 ///
 /// Refusals come before everything that only concerns the fast path, so that they hold for packets
 /// that the kernel will decapsulate too.
+///
+/// `reaches` tells whether the kernel has a way to an address out of the uplink: what is in no lease comes by that
+/// interface only (the feasible path of RFC 3704).
 #[inline(always)]
 pub fn from_uplink(
     packet: &impl Packet,
     host: &HostConfig,
     tables: &impl Tables,
+    reaches: impl Fn([u8; 4]) -> bool,
 ) -> Result<Arrival, Reason> {
     // The kernel drops it, unless it is a bridge's or the like.
     if packet.is_for_another_host() {
         return Err(Reason::OtherHost);
     }
     let Ok((_, outer)) = load_headers(packet) else {
-        return Err(check_other(packet, host, tables));
+        return Err(check_other(packet, host, tables, reaches));
     };
     if host.subnet().contains(outer.dst_addr) {
-        return from_link(packet, host, tables, outer);
+        return from_link(packet, host, tables, outer, reaches);
     }
     if outer.dst_addr != host.uplink_address || outer.proto != PROTOCOL_UDP {
         return Err(check_plain(host, tables, &outer));
@@ -142,18 +147,37 @@ fn check_overlay_source(
 /// Checks a frame that is no plain IPv4 packet. VXLAN is checked again once the kernel has decapsulated it, but
 /// nothing looks at an unencapsulated packet again.
 #[inline(never)]
-fn check_other(packet: &impl Packet, host: &HostConfig, tables: &impl Tables) -> Reason {
+fn check_other(
+    packet: &impl Packet,
+    host: &HostConfig,
+    tables: &impl Tables,
+    reaches: impl Fn([u8; 4]) -> bool,
+) -> Reason {
     let ipv4 = match Contents::of(packet).and_then(|contents| contents.ipv4(packet)) {
         Ok(ipv4) => ipv4,
         Err(reason) => return reason,
     };
-    if host.subnet().contains(ipv4.dst_addr) && host.network().contains(ipv4.src_addr) {
+    if host.subnet().contains(ipv4.dst_addr)
+        && host.network().contains(ipv4.src_addr)
+        && !comes_from_nobodys(host, tables, ipv4.src_addr, reaches)
+    {
         return Reason::Unencapsulated;
     }
     match check_plain(host, tables, &ipv4) {
         Reason::NotVxlan => Reason::Tagged,
         reason => reason,
     }
+}
+
+/// Whether an address of the network is in no lease, and where the packet comes from is where the kernel would send to it.
+#[inline(never)]
+fn comes_from_nobodys(
+    host: &HostConfig,
+    tables: &impl Tables,
+    source: [u8; 4],
+    reaches: impl Fn([u8; 4]) -> bool,
+) -> bool {
+    is_nobodys(host, source) && lookup_peer(host, tables, source).is_none() && reaches(source)
 }
 
 /// Decides about a packet for our subnet that is not encapsulated: from a peer on the same link, it is
@@ -164,11 +188,15 @@ fn from_link(
     host: &HostConfig,
     tables: &impl Tables,
     ipv4: Ipv4Hdr,
+    reaches: impl Fn([u8; 4]) -> bool,
 ) -> Result<Arrival, Reason> {
     if !host.network().contains(ipv4.src_addr) {
         return Err(Reason::NotVxlan);
     }
-    let peer = lookup_peer(host, tables, ipv4.src_addr).ok_or(Reason::Unencapsulated)?;
+    let Some(peer) = lookup_peer(host, tables, ipv4.src_addr) else {
+        let nobodys = comes_from_nobodys(host, tables, ipv4.src_addr, reaches);
+        return Err(if nobodys { Reason::NotVxlan } else { Reason::Unencapsulated });
+    };
     if !peer.is_direct() {
         return Err(Reason::Unencapsulated);
     }
@@ -222,7 +250,7 @@ mod tests {
         let world = World::new();
         let mut packet = vxlan_packet(&world.host, REMOTE, LOCAL);
         edit(&mut packet.bytes);
-        from_uplink(&packet, &world.host, &world)
+        from_uplink(&packet, &world.host, &world, |_| true)
     }
 
     #[test]
@@ -297,14 +325,29 @@ mod tests {
         let world = World::new();
         let seen = |from, to, tags: &[[u8; 4]]| {
             let packet = tagged(udp_packet(from, to, 10), tags);
-            from_uplink(&packet, &world.host, &world).expect_err("not for the fast path")
+            from_uplink(&packet, &world.host, &world, |_| true).expect_err("not for the fast path")
         };
         for tags in [&[[0x81, 0, 0xe0, 0]][..], &[[0x88, 0xa8, 0, 0], [0x81, 0, 0, 0]]] {
             assert_eq!(seen(REMOTE, LOCAL, tags), Reason::Unencapsulated);
-            assert_eq!(seen([10, 1, 99, 9], LOCAL, tags), Reason::Unencapsulated);
+            assert_eq!(seen([10, 1, 99, 9], LOCAL, tags), Reason::Tagged, "of no lease");
             assert_eq!(seen([8, 8, 8, 8], LOCAL, tags), Reason::Tagged);
         }
         assert_eq!(seen(REMOTE, LOCAL, &[[0x81, 0, 0, 5]]), Reason::OtherVlan);
+    }
+
+    #[test]
+    fn an_address_in_no_lease_is_the_hosts_own_business_once_leases_are_known() {
+        let mut world = World::new();
+        let seen = |world: &World| {
+            let packet = udp_packet([10, 1, 99, 9], LOCAL, 10);
+            from_uplink(&packet, &world.host, world, |_| true).expect_err("not for the fast path")
+        };
+        assert_eq!(seen(&world), Reason::NotVxlan);
+        let packet = udp_packet([10, 1, 99, 9], LOCAL, 10);
+        let not_that_way = from_uplink(&packet, &world.host, &world, |_| false);
+        assert_eq!(not_that_way.expect_err("forged"), Reason::Unencapsulated);
+        world.host.flags &= !HostConfig::LEASES_LISTED;
+        assert_eq!(seen(&world), Reason::Unencapsulated);
     }
 
     #[test]
@@ -312,7 +355,7 @@ mod tests {
         let world = World::new();
         let seen = |from, to| {
             let packet = udp_packet(from, to, 10);
-            from_uplink(&packet, &world.host, &world).expect_err("not for the fast path")
+            from_uplink(&packet, &world.host, &world, |_| true).expect_err("not for the fast path")
         };
         let us = world.host.uplink_address;
         for to in [LOCAL, us, [8, 8, 8, 8]] {
@@ -336,7 +379,7 @@ mod tests {
         assert_eq!(declined(|bytes| bytes[40] = 1), Reason::UdpChecksum);
         let world = World::new();
         let others = Bytes { for_another_host: true, ..vxlan_packet(&world.host, REMOTE, LOCAL) };
-        let reason = from_uplink(&others, &world.host, &world).expect_err("declined");
+        let reason = from_uplink(&others, &world.host, &world, |_| true).expect_err("declined");
         assert_eq!(reason, Reason::OtherHost);
     }
 
@@ -345,10 +388,10 @@ mod tests {
         let mut world = World::new();
         world.host.flags = 0;
         let mut packet = vxlan_packet(&world.host, REMOTE, LOCAL);
-        let declined = from_uplink(&packet, &world.host, &world).expect_err("declined");
+        let declined = from_uplink(&packet, &world.host, &world, |_| true).expect_err("declined");
         assert_eq!(declined, Reason::FastPathOff);
         packet.bytes[48] = 2;
-        let refused = from_uplink(&packet, &world.host, &world).expect_err("refused");
+        let refused = from_uplink(&packet, &world.host, &world, |_| true).expect_err("refused");
         assert_eq!(refused, Reason::WrongVni);
     }
 
@@ -357,24 +400,24 @@ mod tests {
         let world = World::new();
         let mut packet = vxlan_packet(&world.host, REMOTE, [10, 1, 15, 77]);
         packet.bytes[73] = PROTOCOL_TCP;
-        let single = from_uplink(&packet, &world.host, &world).expect("a plan");
+        let single = from_uplink(&packet, &world.host, &world, |_| true).expect("a plan");
         assert_eq!(single.recipient, Recipient::Subnet);
         packet.segment_size = 1398;
-        let aggregate = from_uplink(&packet, &world.host, &world).expect_err("declined");
+        let aggregate = from_uplink(&packet, &world.host, &world, |_| true).expect_err("declined");
         assert_eq!(aggregate, Reason::Aggregate);
         let mut packet = vxlan_packet(&world.host, REMOTE, LOCAL);
         packet.segment_size = 1398;
-        let udp = from_uplink(&packet, &world.host, &world).expect_err("declined");
+        let udp = from_uplink(&packet, &world.host, &world, |_| true).expect_err("declined");
         assert_eq!(udp, Reason::Aggregate);
         packet.bytes[73] = PROTOCOL_TCP;
-        assert!(from_uplink(&packet, &world.host, &world).is_ok());
+        assert!(from_uplink(&packet, &world.host, &world, |_| true).is_ok());
     }
 
     fn from_link(peer: Peer, edit: impl FnOnce(&mut Vec<u8>)) -> Result<Arrival, Reason> {
         let world = World { peer, ..World::new() };
         let mut packet = udp_packet(REMOTE, LOCAL, 10);
         edit(&mut packet.bytes);
-        from_uplink(&packet, &world.host, &world)
+        from_uplink(&packet, &world.host, &world, |_| true)
     }
 
     type Edit = fn(&mut Vec<u8>);
@@ -389,7 +432,7 @@ mod tests {
         );
         let cases: [(Reason, Edit); 8] = [
             (Reason::NotVxlan, |bytes| bytes[26] = 11),
-            (Reason::Unencapsulated, |bytes| bytes[28] = 21),
+            (Reason::NotVxlan, |bytes| bytes[28] = 21),
             (Reason::Unencapsulated, |bytes| bytes[28] = 15),
             (Reason::IpOptions, |bytes| bytes[14] = 0x46),
             (Reason::Fragment, |bytes| bytes[20] = 0x20),

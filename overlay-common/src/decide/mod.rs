@@ -84,6 +84,13 @@ fn lookup_peer(host: &HostConfig, tables: &impl Tables, destination: [u8; 4]) ->
     None
 }
 
+/// Whether an address of the network that no peer has, nor this host, is known to be nobody's: only leases are the
+/// overlay's, as with flannel, and all else is the host's own business.
+#[inline(always)]
+const fn is_nobodys(host: &HostConfig, address: [u8; 4]) -> bool {
+    host.leases_listed() && !host.subnet().contains(address)
+}
+
 #[inline(always)]
 fn recipient(tables: &impl Tables, address: [u8; 4]) -> Recipient {
     match tables.endpoint(&EndpointKey { address }) {
@@ -208,7 +215,7 @@ mod tests {
                 local: world.host.uplink_address,
                 vni: 1,
             });
-            if let Ok(arrival) = from_uplink(&packet, host, &world) {
+            if let Ok(arrival) = from_uplink(&packet, host, &world, |_| true) {
                 prop_assert!(host.subnet().contains(arrival.ipv4.dst_addr));
                 prop_assert_eq!(arrival.ipv4.src_addr[..3].to_vec(), REMOTE[..3].to_vec());
             }
@@ -223,10 +230,10 @@ mod tests {
             }
             from_bridge(&packet, host, &world).ok();
             let origin = Origin { ifindex: 9, delivered: false, admitted: false };
-            to_bridge(&packet, origin, host, &world, |_| ()).ok();
+            to_bridge(&packet, origin, host, &world, |_, _| true, |_| ()).ok();
             hand_over(&packet, Direction::Left, |_| ());
             from_interface(&packet, 9, host, &world, |_| true).ok();
-            to_wire(&packet, true, host).ok();
+            to_wire(&packet, true, host, &world, |_| ()).ok();
             remember_leaving(&packet, host, &world, |_| ());
         }
     }

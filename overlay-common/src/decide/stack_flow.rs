@@ -206,9 +206,16 @@ mod tests {
         let mut flows = Flows::new();
         let ifindex = if ours { 0 } else { world.host.tunnel_ifindex };
         let origin = Origin { ifindex, delivered: ours, admitted: false };
-        let (Ok(reason) | Err(reason)) = to_bridge(packet, origin, &world.host, world, |flow| {
-            flows.push((*flow, Direction::Arrived));
-        });
+        let (Ok(reason) | Err(reason)) = to_bridge(
+            packet,
+            origin,
+            &world.host,
+            world,
+            |_, _| true,
+            |flow| {
+                flows.push((*flow, Direction::Arrived));
+            },
+        );
         (flows, reason)
     }
 
@@ -218,16 +225,16 @@ mod tests {
         let mut answer = vxlan_packet(&world.host, REMOTE, LOCAL);
         // The answer comes from port 53, where the question went.
         answer.bytes[84..88].copy_from_slice(&[0, 53, 0x12, 0x34]);
-        assert!(from_uplink(&answer, &world.host, &world).is_ok());
+        assert!(from_uplink(&answer, &world.host, &world, |_| true).is_ok());
 
         world.remember(remembered(&world, [LOCAL, REMOTE]));
-        let refused = from_uplink(&answer, &world.host, &world).expect_err("declined");
+        let refused = from_uplink(&answer, &world.host, &world, |_| true).expect_err("declined");
         assert_eq!(refused, Reason::StackFlow);
 
         answer.bytes[85] = 54;
-        assert!(from_uplink(&answer, &world.host, &world).is_ok(), "another flow");
+        assert!(from_uplink(&answer, &world.host, &world, |_| true).is_ok(), "another flow");
         answer.bytes[70] = 0x20;
-        let refused = from_uplink(&answer, &world.host, &world).expect_err("declined");
+        let refused = from_uplink(&answer, &world.host, &world, |_| true).expect_err("declined");
         assert_eq!(refused, Reason::StackFlow, "a fragment could belong to it");
     }
 
@@ -261,7 +268,7 @@ mod tests {
         let question = vxlan_packet(&world.host, REMOTE, LOCAL);
         let (flows, _) = arrived(&world, &udp_packet(REMOTE, LOCAL, 10), false);
         world.remember(flows);
-        assert!(from_uplink(&question, &world.host, &world).is_ok());
+        assert!(from_uplink(&question, &world.host, &world, |_| true).is_ok());
         assert!(world.stack_flows.borrow().is_empty());
     }
 
@@ -297,7 +304,10 @@ mod tests {
         answer.bytes[35] = 54;
         assert!(decide(&world, &answer).is_ok(), "another flow");
         let question = vxlan_packet(&world.host, REMOTE, LOCAL);
-        assert!(from_uplink(&question, &world.host, &world).is_ok(), "the way in is not changed");
+        assert!(
+            from_uplink(&question, &world.host, &world, |_| true).is_ok(),
+            "the way in is not changed"
+        );
     }
 
     #[test]

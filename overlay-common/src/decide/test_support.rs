@@ -28,7 +28,7 @@ pub(super) const PEER: Peer = Peer {
     next_hop: [0; 4],
     vtep_mac: [2, 0, 0, 0, 0, 11],
     direct: 0,
-    reserved: 0,
+    elsewhere: 0,
 };
 pub(super) const ENDPOINT: Endpoint =
     Endpoint { ifindex: 7, mac: [2, 0, 0, 0, 15, 2], reserved: [0; 2] };
@@ -62,7 +62,7 @@ impl World {
             exempt: false,
             second_home: None,
             host: HostConfig {
-                flags: HostConfig::FAST_PATH,
+                flags: HostConfig::FAST_PATH | HostConfig::LEASES_LISTED,
                 vni: 1,
                 uplink_ifindex: 2,
                 bridge_ifindex: 3,

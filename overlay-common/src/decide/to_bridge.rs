@@ -1,7 +1,7 @@
 use network_types::ip::Ipv4Hdr;
 
 use super::{
-    Tables, load_headers, lookup_peer,
+    Tables, is_nobodys, load_headers, lookup_peer,
     stack_flow::{Arriving, remember_arriving},
 };
 use crate::{
@@ -25,12 +25,16 @@ pub struct Origin {
 /// neither by the tunnel device nor from behind the bridge is refused, whatever interface let it in. All else goes
 /// on, and the flow is remembered of what the stack has taken out of the overlay and rewritten, because a
 /// container's answer must be rewritten too. Not so of what our own programs deliver.
+///
+/// `reaches` tells whether the kernel has a way to an address out of an interface: what is in no lease comes by that
+/// interface only (the feasible path of RFC 3704).
 #[inline(always)]
 pub fn to_bridge(
     packet: &impl Packet,
     origin: Origin,
     host: &HostConfig,
     tables: &impl Tables,
+    reaches: impl Fn(u32, [u8; 4]) -> bool,
     remember: impl FnOnce(&StackFlowKey),
 ) -> Result<Reason, Reason> {
     if origin.delivered {
@@ -38,7 +42,7 @@ pub fn to_bridge(
     }
     let (_, ipv4) = load_headers(packet)?;
     if host.network().contains(ipv4.src_addr) {
-        check_origin(origin, host, tables, &ipv4)?;
+        check_origin(origin, host, tables, &ipv4, reaches)?;
     }
     if !host.fast_path() {
         return Err(Reason::FastPathOff);
@@ -59,6 +63,7 @@ fn check_origin(
     host: &HostConfig,
     tables: &impl Tables,
     ipv4: &Ipv4Hdr,
+    reaches: impl Fn(u32, [u8; 4]) -> bool,
 ) -> Result<(), Reason> {
     let by_tunnel = origin.ifindex == host.tunnel_ifindex;
     if origin.ifindex == 0 || by_tunnel || origin.admitted {
@@ -66,10 +71,11 @@ fn check_origin(
     }
     let may_come = if host.subnet().contains(ipv4.src_addr) {
         origin.ifindex == host.bridge_ifindex
-    } else {
+    } else if let Some(peer) = lookup_peer(host, tables, ipv4.src_addr) {
         // What the fast path has declined of a peer on the same link.
-        origin.ifindex == host.uplink_ifindex
-            && lookup_peer(host, tables, ipv4.src_addr).is_some_and(|peer| peer.is_direct())
+        origin.ifindex == host.uplink_ifindex && peer.is_direct()
+    } else {
+        is_nobodys(host, ipv4.src_addr) && reaches(origin.ifindex, ipv4.src_addr)
     };
     if may_come { Ok(()) } else { Err(Reason::Unencapsulated) }
 }
@@ -85,7 +91,10 @@ mod tests {
     fn decide(world: &World, from: [u8; 4], ifindex: u32) -> Reason {
         let origin = Origin { ifindex, delivered: false, admitted: false };
         let packet = udp_packet(from, LOCAL, 10);
-        let (Ok(reason) | Err(reason)) = to_bridge(&packet, origin, &world.host, world, |_| ());
+        // The way to everybody is by the uplink.
+        let reaches = |ifindex, _| ifindex == world.host.uplink_ifindex;
+        let (Ok(reason) | Err(reason)) =
+            to_bridge(&packet, origin, &world.host, world, reaches, |_| ());
         reason
     }
 
@@ -94,12 +103,15 @@ mod tests {
         let mut world = World::new();
         let (tunnel, bridge) = (world.host.tunnel_ifindex, world.host.bridge_ifindex);
         let (uplink, other) = (world.host.uplink_ifindex, 99);
-        for flags in [HostConfig::FAST_PATH, 0] {
+        let listed = HostConfig::LEASES_LISTED;
+        for flags in [HostConfig::FAST_PATH, 0, HostConfig::FAST_PATH | listed, listed] {
             world.host.flags = flags;
             let refused = |from, ifindex| decide(&world, from, ifindex) == Reason::Unencapsulated;
             for ifindex in [other, uplink, bridge] {
                 assert!(refused(REMOTE, ifindex), "{ifindex}");
-                assert!(refused([10, 1, 99, 9], ifindex), "{ifindex}, of no lease");
+                let of_no_lease = refused([10, 1, 99, 9], ifindex);
+                let may_come = flags & listed != 0 && ifindex == uplink;
+                assert_eq!(of_no_lease, !may_come, "{ifindex}, of no lease");
             }
             assert!(!refused(REMOTE, tunnel));
             assert!(!refused(REMOTE, 0), "a proxy on this host");
@@ -122,7 +134,7 @@ mod tests {
         let world = World::new();
         let packet = udp_packet(REMOTE, LOCAL, 10);
         let origin = Origin { ifindex: 99, delivered: false, admitted: true };
-        let outcome = to_bridge(&packet, origin, &world.host, &world, |_| ());
+        let outcome = to_bridge(&packet, origin, &world.host, &world, |_, _| false, |_| ());
         assert_eq!(outcome, Ok(Reason::FromStack));
     }
 }

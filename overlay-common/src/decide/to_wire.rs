@@ -1,27 +1,40 @@
-use super::{contents::Contents, sender::is_vxlan};
-use crate::{Reason, packet::Packet, tables::HostConfig};
+use super::{Tables, contents::Contents, sender::is_vxlan, stack_flow::remember_leaving};
+use crate::{
+    Reason,
+    packet::Packet,
+    tables::{HostConfig, StackFlowKey},
+};
 
 /// Decides about a packet that leaves by the uplink. Whoever forwards VXLAN with our own address has masqueraded
 /// it: a container of whatever network speaks for this host. Of what this host or our programs send, nothing is
-/// read.
+/// read. Of what the stack forwards to a peer on the same link, the flow is remembered, as of what goes through the
+/// tunnel device.
 #[inline(always)]
-pub fn to_wire(packet: &impl Packet, forwarded: bool, host: &HostConfig) -> Result<Reason, Reason> {
+pub fn to_wire(
+    packet: &impl Packet,
+    forwarded: bool,
+    host: &HostConfig,
+    tables: &impl Tables,
+    remember: impl FnOnce(&StackFlowKey),
+) -> Result<Reason, Reason> {
     if !forwarded {
         return Ok(Reason::SentByHost);
     }
     let contents = Contents::of(packet)?;
     let ipv4 = contents.ipv4(packet)?;
     if ipv4.src_addr == host.uplink_address && is_vxlan(packet, contents.offset, &ipv4, host)? {
-        Err(Reason::ContainerVxlan)
-    } else {
-        Err(Reason::NotVxlan)
+        return Err(Reason::ContainerVxlan);
     }
+    if host.network().contains(ipv4.dst_addr) {
+        remember_leaving(packet, host, tables, remember);
+    }
+    Err(Reason::NotVxlan)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::decide::test_support::{PEER, World, udp_packet};
+    use crate::decide::test_support::{LOCAL, PEER, REMOTE, World, udp_packet};
 
     #[test]
     fn nobody_speaks_vxlan_with_our_address_but_us() {
@@ -29,7 +42,8 @@ mod tests {
         let decide = |from, port: u16, forwarded| {
             let mut packet = udp_packet(from, PEER.public_address, 60);
             packet.bytes[36..38].copy_from_slice(&port.to_be_bytes());
-            let (Ok(reason) | Err(reason)) = to_wire(&packet, forwarded, &world.host);
+            let (Ok(reason) | Err(reason)) =
+                to_wire(&packet, forwarded, &world.host, &world, |_| ());
             reason
         };
         let (ours, port) = (world.host.uplink_address, world.host.port);
@@ -41,5 +55,18 @@ mod tests {
             Reason::NotVxlan,
             "somebody's whom we route for"
         );
+    }
+    #[test]
+    fn flows_to_peers_on_the_link_are_remembered() {
+        let world = World::new();
+        let remembered = |to, forwarded| {
+            let mut flows = 0;
+            to_wire(&udp_packet(LOCAL, to, 60), forwarded, &world.host, &world, |_| flows += 1)
+                .ok();
+            flows
+        };
+        assert_eq!(remembered(REMOTE, true), 1);
+        assert_eq!(remembered(REMOTE, false), 0, "our own programs'");
+        assert_eq!(remembered([8, 8, 8, 8], true), 0);
     }
 }

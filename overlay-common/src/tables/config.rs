@@ -55,6 +55,8 @@ impl HostConfig {
     pub const SOURCE_STRICT: u32 = 2;
     /// Bit of `flags`: containers may use any source address.
     pub const SOURCE_ANY: u32 = 4;
+    /// Bit of `flags`: all leases are in the maps, so that an address of the network in none of them is nobody's.
+    pub const LEASES_LISTED: u32 = 8;
 
     /// Whether the fast path is on.
     #[inline(always)]
@@ -72,6 +74,12 @@ impl HostConfig {
     #[inline(always)]
     pub const fn source_any(&self) -> bool {
         self.flags & Self::SOURCE_ANY != 0
+    }
+
+    /// Whether an address of the network in no lease is known to be nobody's.
+    #[inline(always)]
+    pub const fn leases_listed(&self) -> bool {
+        self.flags & Self::LEASES_LISTED != 0
     }
 
     /// The whole overlay network.

@@ -31,12 +31,10 @@ map_type! {
         /// Inner destination MAC: `VtepMAC` of the lease. A kernel VTEP drops every other.
         pub vtep_mac: [u8; 6],
         /// 1 where containers' packets go to the peer as they are, over the link that both are on
-        /// (`DirectRouting`); else 0. What takes the stack is encapsulated all the same, which every peer
-        /// understands: redirected from the tunnel device, a packet keeps the route to that, by which the
-        /// kernel sends it wherever it had to wait for the neighbour.
+        /// (`DirectRouting`); else 0. The stack has a route for that.
         pub direct: u8,
-        /// Padding, zero.
-        pub reserved: u8,
+        /// 1 where the kernel's way to the peer is not by the uplink, or not known: only the stack sends there; else 0.
+        pub elsewhere: u8,
     }
 }
 
@@ -45,6 +43,12 @@ impl Peer {
     #[inline(always)]
     pub const fn is_direct(&self) -> bool {
         self.direct != 0
+    }
+
+    /// Whether only the stack knows the way to the peer.
+    #[inline(always)]
+    pub const fn is_elsewhere(&self) -> bool {
+        self.elsewhere != 0
     }
 }
 

@@ -9,7 +9,7 @@ use super::from_interface::admit;
 use crate::{
     maps::{Maps, host},
     packet::{Mark, Skb},
-    steps::{decap, deliver, on_bridge},
+    steps::{decap, deliver, on_bridge, reaches},
     verdict::conclude,
 };
 
@@ -22,7 +22,8 @@ pub(crate) fn from_uplink(ctx: TcContext) -> i32 {
     conclude(Hook::FromUplink, &ctx, |ctx| {
         let host = host().ok_or(Reason::NotConfigured)?;
         Mark::None.set(ctx);
-        let plan = decide::from_uplink(&Skb::new(ctx, HEADERS), host, &Maps)
+        let reaches = |address| reaches(ctx, address);
+        let plan = decide::from_uplink(&Skb::new(ctx, HEADERS), host, &Maps, reaches)
             .inspect_err(|reason| admit(ctx, *reason))?;
         if plan.recipient == Recipient::Subnet && !on_bridge(ctx, host, &plan.ipv4) {
             return Err(Reason::HostDestination);

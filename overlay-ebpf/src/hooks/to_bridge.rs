@@ -8,6 +8,7 @@ use overlay_common::{
 use crate::{
     maps::{Maps, host, remember_stack_flow},
     packet::{Mark, Skb, ingress_ifindex},
+    steps::reaches_by,
     verdict::conclude,
 };
 
@@ -26,7 +27,8 @@ pub(crate) fn to_bridge(ctx: TcContext) -> i32 {
         };
         // What goes into a container says nothing of where it came from.
         Mark::None.set(ctx);
-        decide::to_bridge(&Skb::new(ctx, HEADERS), origin, host, &Maps, |flow| {
+        let reaches = |ifindex, address| reaches_by(ctx, ifindex, address);
+        decide::to_bridge(&Skb::new(ctx, HEADERS), origin, host, &Maps, reaches, |flow| {
             remember_stack_flow(flow, Direction::Arrived);
         })
     })

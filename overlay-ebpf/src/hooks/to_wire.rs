@@ -1,8 +1,8 @@
 use aya_ebpf::{macros::classifier, programs::TcContext};
-use overlay_common::{Hook, Reason, decide};
+use overlay_common::{Hook, Reason, decide, tables::Direction};
 
 use crate::{
-    maps::host,
+    maps::{Maps, host, remember_stack_flow},
     packet::{Mark, Skb, ingress_ifindex},
     verdict::conclude,
 };
@@ -12,7 +12,9 @@ use crate::{
 pub(crate) fn to_wire(ctx: TcContext) -> i32 {
     conclude(Hook::ToWire, &ctx, |ctx| {
         let host = host().ok_or(Reason::NotConfigured)?;
-        let forwarded = ingress_ifindex(ctx) != 0 && !Mark::Encapsulated.is_on(ctx);
-        decide::to_wire(&Skb { ctx }, forwarded, host)
+        let forwarded = ingress_ifindex(ctx) != 0 && !Mark::Sent.is_on(ctx);
+        decide::to_wire(&Skb { ctx }, forwarded, host, &Maps, |flow| {
+            remember_stack_flow(flow, Direction::Left);
+        })
     })
 }

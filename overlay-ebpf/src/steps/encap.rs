@@ -52,7 +52,7 @@ pub(crate) fn encap(
     skb.store(ETHERNET_LENGTH, outer).ok_or(Reason::HelperFailed)?;
 
     skb.store(INNER_IPV4_OFFSET, checksum::one_hop_on(&plan.ipv4)).ok_or(Reason::HelperFailed)?;
-    Mark::Encapsulated.set(ctx);
+    Mark::Sent.set(ctx);
     send(host, &plan.peer)?;
     Ok(Reason::Encapsulated)
 }

@@ -19,22 +19,28 @@ const AF_INET: u8 = 2;
 #[inline(always)]
 pub(crate) fn on_bridge(ctx: &TcContext, host: &HostConfig, inner: &Ipv4Hdr) -> bool {
     host.bridge_ifindex != 0
-        && output(ctx, inner.src_addr, inner.dst_addr, 0) == host.bridge_ifindex
+        && output(ctx, ifindex(ctx), inner.src_addr, inner.dst_addr, 0) == host.bridge_ifindex
 }
 
 /// Whether the kernel has a way to an address out of the interface that the program runs on.
 #[inline(always)]
 pub(crate) fn reaches(ctx: &TcContext, address: [u8; 4]) -> bool {
-    output(ctx, [0; 4], address, BPF_FIB_LOOKUP_OUTPUT) == ifindex(ctx)
+    reaches_by(ctx, ifindex(ctx), address)
+}
+
+/// Whether the kernel has a way to an address out of an interface.
+#[inline(always)]
+pub(crate) fn reaches_by(ctx: &TcContext, ifindex: u32, address: [u8; 4]) -> bool {
+    output(ctx, ifindex, [0; 4], address, BPF_FIB_LOOKUP_OUTPUT) == ifindex
 }
 
 /// The interface that the kernel would forward to; 0 where it would not.
 #[inline(always)]
-fn output(ctx: &TcContext, source: [u8; 4], destination: [u8; 4], flags: u32) -> u32 {
+fn output(ctx: &TcContext, ifindex: u32, source: [u8; 4], destination: [u8; 4], flags: u32) -> u32 {
     // SAFETY: all fields are integers.
     let mut lookup: bpf_fib_lookup = unsafe { core::mem::zeroed() };
     lookup.family = AF_INET;
-    lookup.ifindex = ifindex(ctx);
+    lookup.ifindex = ifindex;
     lookup.__bindgen_anon_3.ipv4_src = u32::from_ne_bytes(source);
     lookup.__bindgen_anon_4.ipv4_dst = u32::from_ne_bytes(destination);
     // SAFETY: the kernel writes no more than the size it is told.

@@ -10,7 +10,7 @@ use overlay_common::{
     tables::{HostConfig, Peer},
 };
 
-use crate::packet::Skb;
+use crate::packet::{Mark, Skb};
 
 const AF_INET: u32 = 2;
 
@@ -24,6 +24,7 @@ pub(crate) fn route(
     Skb::new(ctx, (ETHERNET_LENGTH + IPV4_LENGTH) as u32)
         .store(ETHERNET_LENGTH, checksum::one_hop_on(&plan.ipv4))
         .ok_or(Reason::HelperFailed)?;
+    Mark::Sent.set(ctx);
     send(host, &plan.peer)?;
     Ok(Reason::Routed)
 }

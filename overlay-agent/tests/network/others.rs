@@ -1,0 +1,271 @@
+//! Hosts as people have them: addresses, routes and rules of their own beside the overlay's.
+
+use std::time::Duration;
+
+use xtask::lab::{AgentOptions, ETCD_PREFIX, Lab, NETWORK_CONFIG, UPLINK, eventually};
+
+use crate::{
+    direct,
+    overlay::{Overlay, SOON, network_of},
+};
+
+/// flannel routes subnets that are leased; in a network as wide as 10.0.0.0/8, a name server or etcd may well be
+/// among the addresses that are not.
+#[test]
+fn an_address_in_no_lease_is_the_hosts_own_business() {
+    let overlay =
+        Overlay::with(Lab::builder().hosts(3), |options| options.argument("--ip-masq=false"));
+    let [one, two] = overlay.pair();
+    let [host, outside] = [overlay.lab.host(0), overlay.lab.host(2)];
+    outside.ip(["address", "add", "10.1.250.2/32", "dev", "lo"]).unwrap();
+    let gateway = outside.address().to_string();
+    let ping = |address: &str| host.command("ping").args(["-n", "-c1", "-W2", address]).run();
+    ping("10.1.250.2").unwrap_err();
+    host.ip(["route", "add", "default", "via", &gateway]).unwrap();
+    ping("10.1.250.2").unwrap();
+    let masquerade = format!(
+        "-t nat -A POSTROUTING -s {}/24 ! -o docker0 -j MASQUERADE",
+        network_of(one.address())
+    );
+    host.command("iptables").args(masquerade.split(' ')).run().unwrap();
+    one.ping("10.1.250.2".parse().unwrap()).unwrap();
+    one.ping(two.address()).unwrap();
+
+    // In no lease, and nobody's: an answer, and no silence.
+    host.ip(["route", "del", "default"]).unwrap();
+    let address = "10.1.251.7";
+    let said = one.command("ping").args(["-n", "-c1", "-W2", address]).output().unwrap();
+    assert!(said.stdout.contains("Unreachable"), "{said:?}");
+}
+
+#[test]
+fn leased_subnets_are_routed_and_nothing_else() {
+    let overlay = Overlay::new();
+    let [one, two] = overlay.pair();
+    let [mine, theirs] =
+        [one, two].map(|container| format!("{}/24", network_of(container.address())));
+    let host = overlay.lab.host(0);
+    let routes = || host.ip(["route", "show", "proto", "111"]).unwrap();
+    let source = network_of(one.address());
+    let route =
+        |subnet: &str| format!("{subnet} via 169.254.1.1 dev overlay.1 src {source} onlink");
+    let wait_for = |wanted: &[String]| {
+        eventually(SOON, "the routes", || {
+            let found: Vec<_> = routes().lines().map(|line| line.trim_end().to_owned()).collect();
+            anyhow::ensure!(found == wanted, "{found:?}, not {wanted:?}");
+            Ok(())
+        })
+        .unwrap();
+    };
+    wait_for(&[route(&theirs)]);
+    let key = format!("{ETCD_PREFIX}/subnets/10.1.200.0-24");
+    let value = r#"{"PublicIP":"192.168.33.99","BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"02:00:00:00:00:99"}}"#;
+    overlay.etcd().put(&key, value).unwrap();
+    let mut wanted = vec![route(&theirs), route("10.1.200.0/24")];
+    wanted.sort_by_key(|route| route.split('.').nth(2).and_then(|third| third.parse::<u8>().ok()));
+    wait_for(&wanted);
+    overlay.etcd().delete(&key).unwrap();
+    wait_for(&[route(&theirs)]);
+    assert!(!routes().contains(&mine));
+
+    // What an earlier version has made goes, what somebody removes comes back, also with the device.
+    host.ip(["route", "add", "10.1.0.0/16", "via", "169.254.1.1", "dev", "overlay.1", "onlink"])
+        .unwrap();
+    host.ip(["route", "del", &theirs]).unwrap();
+    eventually(SOON, "the earlier version's route to be gone", || {
+        let all = host.ip(["route"])?;
+        anyhow::ensure!(!all.contains("10.1.0.0/16"), "{all}");
+        Ok(())
+    })
+    .unwrap();
+    wait_for(&[route(&theirs)]);
+    host.ip(["link", "del", "overlay.1"]).unwrap();
+    wait_for(&[route(&theirs)]);
+    overlay.ping();
+}
+
+#[test]
+fn another_ones_route_to_a_leased_subnet_is_left_alone_and_named() {
+    let mut overlay = Overlay::with(Lab::builder().hosts(3), |options| options);
+    let subnet = format!("{}/24", network_of(overlay.containers[1].address()));
+    let via = overlay.lab.host(2).address().to_string();
+    let host = overlay.lab.host(0);
+    host.ip(["route", "replace", &subnet, "via", &via, "dev", UPLINK]).unwrap();
+    let theirs = || {
+        let routes = host.ip(["route", "show", &subnet]).unwrap();
+        assert!(routes.contains(&via) && !routes.contains("overlay.1"), "{routes}");
+    };
+    overlay.agents[0]
+        .wait_status(SOON, "the other's route to be named", |status| {
+            let text = status.to_string();
+            anyhow::ensure!(text.contains("somebody else's") && text.contains(&subnet), "{text}");
+            Ok(())
+        })
+        .unwrap();
+    theirs();
+    host.ip(["route", "del", &subnet]).unwrap();
+    overlay.agents[0]
+        .wait_status(SOON, "all to be well", |status| {
+            let text = status.to_string();
+            anyhow::ensure!(!text.contains("somebody else's"), "{text}");
+            Ok(())
+        })
+        .unwrap();
+    let routes = host.ip(["route", "show", &subnet]).unwrap();
+    assert!(routes.contains("overlay.1"), "{routes}");
+}
+
+/// As flannel's device has it for `local`; peers drop what comes from an address that no lease has.
+#[test]
+fn outer_packets_come_from_the_public_address_of_several() {
+    const SECOND: &str = "192.168.33.110";
+    let lab = Lab::builder().start().unwrap();
+    let etcd = lab.start_etcd(NETWORK_CONFIG).unwrap();
+    let options = AgentOptions::new(env!("CARGO_BIN_EXE_overlay-agent"), &etcd);
+    let [one, two] = [0, 1].map(|index| lab.host(index));
+    one.ip(["address", "add", &format!("{SECOND}/24"), "dev", UPLINK]).unwrap();
+    for fast_path in [true, false] {
+        let of_one = options.clone().fast_path(fast_path).any_address();
+        let of_one = of_one.argument(&format!("--public-ip={SECOND}"));
+        let agents = [
+            one.start_agent(&of_one).unwrap(),
+            two.start_agent(&options.clone().fast_path(fast_path)).unwrap(),
+        ];
+        let name = format!("c{}", u8::from(fast_path));
+        let containers = [one, two].map(|host| host.add_container(&name).unwrap());
+        eventually(SOON, "containers to be reachable", || {
+            containers[0].ping(containers[1].address())?;
+            containers[1].ping(containers[0].address())
+        })
+        .unwrap();
+        let mut wire = two.capture("udp port 8472").unwrap();
+        containers[0].ping(containers[1].address()).unwrap();
+        let target = containers[1].address().to_string();
+        one.command("ping").args(["-n", "-c1", "-W2", &target]).run().unwrap();
+        wire.stop().unwrap();
+        let sources = wire.fields("icmp.type == 8", &["ip.src"]).unwrap();
+        assert!(sources.len() >= 2, "{sources:?}");
+        for row in sources {
+            assert!(row[0].starts_with(SECOND), "{row:?}, fast path {fast_path}");
+        }
+        drop(agents);
+    }
+}
+
+/// The kernel checks return paths where distributions tell it to, by the route back and the address of the answer.
+#[test]
+fn direct_routing_works_where_return_paths_are_checked() {
+    let overlay = Overlay::new();
+    for host in overlay.lab.hosts() {
+        for interface in ["all", "default", UPLINK, "docker0", "overlay.1"] {
+            let setting = format!("net/ipv4/conf/{interface}/rp_filter=1");
+            host.command("sysctl").args(["-q", "-w", &setting]).run().unwrap();
+        }
+    }
+    direct::switch_on(&overlay);
+    let [one, two] = overlay.pair();
+    let host = overlay.lab.host(0);
+    let ping_from_host =
+        |address: String| host.command("ping").args(["-n", "-c1", "-W2", &address]).run().map(drop);
+    eventually(SOON, "the peers' routes to be direct", || {
+        for (on, to) in overlay.lab.hosts().iter().zip([two, one]) {
+            let routes = on.ip(["route", "show", &format!("{}/24", network_of(to.address()))])?;
+            anyhow::ensure!(routes.contains("dev eth0"), "{routes}");
+        }
+        Ok(())
+    })
+    .unwrap();
+    ping_from_host(two.address().to_string()).unwrap();
+    ping_from_host(network_of(two.address()).to_string()).unwrap();
+    one.ping(network_of(two.address())).unwrap();
+    // More than one packet carries: by the stack, both ways.
+    one.command("ping")
+        .args(["-n", "-c1", "-W2", "-s", "4000", &two.address().to_string()])
+        .run()
+        .unwrap();
+    overlay.ping();
+    drop(overlay.agents);
+    host.clean_up(env!("CARGO_BIN_EXE_overlay-agent")).unwrap();
+    let left = host.ip(["route", "show", "proto", "111"]).unwrap();
+    assert_eq!(left.trim(), "");
+}
+
+/// As the kernel routes it, whatever the uplink is.
+#[test]
+fn a_peer_behind_another_interface_is_reached_by_that() {
+    let overlay = Overlay::new();
+    let [one, two] = overlay.pair();
+    let [host, peer] = [0, 1].map(|index| overlay.lab.host(index));
+    let there = peer.namespace().name();
+    let veth = ["link", "add", "eth1", "type", "veth", "peer", "name", "eth1", "netns", there];
+    host.ip(veth).unwrap();
+    for (on, address) in [(host, "172.20.0.1/24"), (peer, "172.20.0.2/24")] {
+        on.ip(["address", "add", address, "dev", "eth1"]).unwrap();
+        on.ip(["link", "set", "eth1", "up"]).unwrap();
+    }
+    let ways = [(host, peer.address(), "172.20.0.2"), (peer, host.address(), "172.20.0.1")];
+    for (on, to, via) in ways {
+        on.ip(["route", "add", &to.to_string(), "via", via, "dev", "eth1"]).unwrap();
+    }
+    let elsewhere = overlay.rise("from_container", "other_way");
+    eventually(SOON, "the way to be known", || {
+        one.ping(two.address())?;
+        two.ping(one.address())?;
+        anyhow::ensure!(elsewhere.of(&overlay).iter().all(|packets| *packets > 0), "not yet");
+        Ok(())
+    })
+    .unwrap();
+    let mut uplink = host.capture("udp port 8472").unwrap();
+    one.ping(two.address()).unwrap();
+    two.ping(one.address()).unwrap();
+    uplink.stop().unwrap();
+    assert_eq!(uplink.fields("udp", &["frame.number"]).unwrap(), Vec::<Vec<String>>::new());
+
+    for (on, to, _) in ways {
+        on.ip(["route", "del", &to.to_string()]).unwrap();
+    }
+    let encapsulated = overlay.rise("from_container", "encapsulated");
+    eventually(SOON, "the fast path again", || {
+        overlay.ping();
+        anyhow::ensure!(encapsulated.of(&overlay).iter().all(|packets| *packets > 0), "not yet");
+        Ok(())
+    })
+    .unwrap();
+}
+
+/// With rules of the host's own, its main table does not tell where packets go.
+#[test]
+fn rules_are_followed_at_once() {
+    let overlay = Overlay::with(Lab::builder().hosts(3), |options| options);
+    let [host, peer, router] = [0, 1, 2].map(|index| overlay.lab.host(index));
+    for setting in ["net.ipv4.ip_forward=1", "net.ipv4.conf.all.send_redirects=0"] {
+        router.command("sysctl").args(["-q", "-w", setting]).run().unwrap();
+    }
+    let setting = "net/ipv4/conf/eth0/send_redirects=0";
+    router.command("sysctl").args(["-q", "-w", setting]).run().unwrap();
+    let (to, via) = (peer.address().to_string(), router.address().to_string());
+    host.ip(["route", "add", "default", "via", &via, "dev", UPLINK, "table", "100"]).unwrap();
+    let ours = format!("udp port 8472 and src {}", host.address());
+    let seen_by_router = || {
+        let mut capture = router.capture(&ours).unwrap();
+        overlay.ping();
+        capture.stop().unwrap();
+        !capture.fields("udp", &["frame.number"]).unwrap().is_empty()
+    };
+    assert!(!seen_by_router());
+    host.ip(["rule", "add", "to", &to, "lookup", "100"]).unwrap();
+    eventually(Duration::from_secs(2), "the rule's way", || {
+        anyhow::ensure!(seen_by_router(), "the old one");
+        Ok(())
+    })
+    .unwrap();
+    let fast = overlay.rise("from_container", "encapsulated");
+    overlay.ping();
+    assert!(fast.of(&overlay)[0] > 0, "by the uplink still");
+    host.ip(["rule", "del", "to", &to, "lookup", "100"]).unwrap();
+    eventually(Duration::from_secs(2), "the main table's way", || {
+        anyhow::ensure!(!seen_by_router(), "the rule's");
+        Ok(())
+    })
+    .unwrap();
+}
