@@ -39,6 +39,8 @@ pub struct DataplaneSpec {
     pub direct_routing: bool,
     /// Which source addresses containers may use.
     pub source_check: SourceCheck,
+    /// Whether our subnet has a blackhole route behind the bridge's.
+    pub blackhole: bool,
 }
 
 /// The overlay on this host, as this agent keeps it.
@@ -58,6 +60,8 @@ pub struct Dataplane {
     peers: Peers,
     ways: Ways,
     ways_are_stale: bool,
+    /// An earlier agent may have left a blackhole route that is not wanted any more.
+    blackhole_is_unknown: bool,
     synced: bool,
     in_use: bool,
     uplink: Option<SeenUplink>,
@@ -110,6 +114,7 @@ impl Dataplane {
             claims: Claims::default(),
             ways: Ways::default(),
             ways_are_stale: true,
+            blackhole_is_unknown: true,
             synced: false,
             in_use: false,
             uplink: None,
@@ -150,6 +155,7 @@ impl Dataplane {
             tracing::warn!(device = tunnel.name, "the tunnel device was replaced");
             self.tunnel = tunnel;
         }
+        self.follow_blackhole().await?;
         self.follow_uplink(observed);
         self.follow_bridge(observed);
         self.follow_ways().await?;
@@ -211,6 +217,16 @@ impl Dataplane {
     /// The routes may have changed: the next pass looks at them.
     pub const fn routes_changed(&mut self) {
         self.ways_are_stale = true;
+    }
+
+    async fn follow_blackhole(&mut self) -> Result<()> {
+        let TunnelSpec { network, subnet, .. } = self.spec.tunnel;
+        if self.spec.blackhole || self.blackhole_is_unknown {
+            let wanted = self.spec.blackhole.then_some(subnet);
+            netlink::ensure_blackhole(&self.handle, network, wanted).await?;
+            self.blackhole_is_unknown = false;
+        }
+        Ok(())
     }
 
     async fn follow_ways(&mut self) -> Result<()> {

@@ -1,11 +1,13 @@
 //! The host's links, addresses and routes, and its containers' ends of cables: what is there, and the few things we add.
 
+mod blackhole;
 mod observe;
 mod peer_namespace;
 mod routes;
 mod tunnel;
 mod watch;
 
+pub use blackhole::{ensure_blackhole, remove_blackholes};
 pub use observe::{Link, LinkKind, Observed, PeerPlace, observe};
 pub use peer_namespace::{Inspector, PeerEnd};
 pub use routes::Routes;
