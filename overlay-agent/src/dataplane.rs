@@ -13,7 +13,7 @@ use crate::{
     containers::{self, Containers, Contested, Identities},
     datapath::{Attachment, Attachments, Changes, Features, Mechanism, PinPath, Programs, Tables},
     fail,
-    netlink::{self, Link, Observed, Tunnel, TunnelSpec},
+    netlink::{self, Blackhole, Link, Observed, Tunnel, TunnelSpec},
     peers::{Limits, Peers, Scope, Surroundings, Ways},
     places::{self, Newcomers},
     repairs,
@@ -60,8 +60,7 @@ pub struct Dataplane {
     peers: Peers,
     ways: Ways,
     ways_are_stale: bool,
-    /// An earlier agent may have left a blackhole route that is not wanted any more.
-    blackhole_is_unknown: bool,
+    blackhole: Blackhole,
     synced: bool,
     in_use: bool,
     uplink: Option<SeenUplink>,
@@ -114,7 +113,7 @@ impl Dataplane {
             claims: Claims::default(),
             ways: Ways::default(),
             ways_are_stale: true,
-            blackhole_is_unknown: true,
+            blackhole: Blackhole::default(),
             synced: false,
             in_use: false,
             uplink: None,
@@ -221,12 +220,8 @@ impl Dataplane {
 
     async fn follow_blackhole(&mut self) -> Result<()> {
         let TunnelSpec { network, subnet, .. } = self.spec.tunnel;
-        if self.spec.blackhole || self.blackhole_is_unknown {
-            let wanted = self.spec.blackhole.then_some(subnet);
-            netlink::ensure_blackhole(&self.handle, network, wanted).await?;
-            self.blackhole_is_unknown = false;
-        }
-        Ok(())
+        let wanted = self.spec.blackhole.then_some(subnet);
+        self.blackhole.ensure(&self.handle, network, wanted).await
     }
 
     async fn follow_ways(&mut self) -> Result<()> {

@@ -308,7 +308,7 @@ fn healthz(ip: &str, port: i64) -> Result<Option<SocketAddr>, UsageError> {
     if port <= 0 {
         return Ok(None);
     }
-    let port = u16::try_from(port).map_err(|_| UsageError::HealthzPort(port))?;
+    let port = u16::try_from(port).ok().ok_or(UsageError::HealthzPort(port))?;
     let host = if ip.is_empty() { "0.0.0.0" } else { ip };
     let failed = |reason: String| UsageError::HealthzIp { value: ip.to_owned(), reason };
     let mut found = (host, port).to_socket_addrs().map_err(|error| failed(error.to_string()))?;

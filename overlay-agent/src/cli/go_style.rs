@@ -154,7 +154,7 @@ fn has_long(command: &Command, name: &str) -> bool {
 
 /// A whole number as Go's flag package reads it: `0x10`, `0b1`, `0o7`, `07` and `1_000` included.
 pub(super) fn go_int(text: &str) -> Result<i64, String> {
-    let failed = || "it must be a whole number".to_owned();
+    let failed = |why| format!("it must be a whole number: {why}");
     let (sign, digits) = match text.strip_prefix('-') {
         Some(digits) => ("-", digits),
         None => ("", text.strip_prefix('+').unwrap_or(text)),
@@ -169,13 +169,14 @@ pub(super) fn go_int(text: &str) -> Result<i64, String> {
     };
     let starts_badly = digits.starts_with(['+', '-']) || (radix == 10 && digits.starts_with('_'));
     if starts_badly || digits.ends_with('_') || digits.contains("__") {
-        return Err(failed());
+        return Err(failed("misplaced sign or underscore".to_owned()));
     }
-    i64::from_str_radix(&format!("{sign}{}", digits.replace('_', "")), radix).map_err(|_| failed())
+    let number = format!("{sign}{}", digits.replace('_', ""));
+    i64::from_str_radix(&number, radix).map_err(|error| failed(error.to_string()))
 }
 
 /// A level of klog's as `-v` takes it; beyond what a byte holds there is nothing more to say.
 pub(super) fn level(text: &str) -> Result<u8, String> {
-    let level: i32 = text.parse().map_err(|_| "it must be a whole number".to_owned())?;
+    let level: i32 = text.parse().map_err(|error| format!("it must be a whole number: {error}"))?;
     Ok(u8::try_from(level.max(0)).unwrap_or(u8::MAX))
 }

@@ -106,6 +106,7 @@ impl Cli {
 /// The words after the flags, as a sentence. Only the first is shown: there may be a password among the others.
 fn ignored_words(words: &[OsString]) -> Option<String> {
     let (first, others) = words.split_first()?;
+    let first = first.to_string_lossy();
     let others = match others.len() {
         0 => String::new(),
         count => format!(", and the {count} after it"),

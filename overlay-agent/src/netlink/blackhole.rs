@@ -20,13 +20,31 @@ const METRIC: u32 = u32::MAX;
 /// By which such a route is known to be ours. No routing daemon has this number.
 const PROTOCOL: RouteProtocol = RouteProtocol::Other(84);
 
-/// Makes `wanted` the only subnet in `network` with a blackhole route of ours, and changes nothing where it is
-/// so already.
-pub async fn ensure_blackhole(
-    handle: &Handle,
-    network: Ipv4Network,
-    wanted: Option<Ipv4Network>,
-) -> Result<()> {
+/// The blackhole route of our own subnet, as this agent keeps it.
+#[derive(Debug, Default)]
+pub struct Blackhole {
+    /// An earlier agent may have left one; afterwards none comes up that is not wanted.
+    has_looked: bool,
+}
+
+impl Blackhole {
+    /// Makes `wanted` the only subnet in `network` with a blackhole route of ours, and changes nothing where
+    /// it is so already.
+    pub async fn ensure(
+        &mut self,
+        handle: &Handle,
+        network: Ipv4Network,
+        wanted: Option<Ipv4Network>,
+    ) -> Result<()> {
+        if wanted.is_some() || !self.has_looked {
+            ensure(handle, network, wanted).await?;
+            self.has_looked = true;
+        }
+        Ok(())
+    }
+}
+
+async fn ensure(handle: &Handle, network: Ipv4Network, wanted: Option<Ipv4Network>) -> Result<()> {
     let routes = routes(handle).await?;
     let ours = routes.iter().filter(|route| is_ours(route)).filter_map(destination);
     for subnet in ours.filter(|subnet| network.contains(subnet.ip()) && Some(*subnet) != wanted) {

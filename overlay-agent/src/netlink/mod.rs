@@ -7,7 +7,7 @@ mod routes;
 mod tunnel;
 mod watch;
 
-pub use blackhole::{ensure_blackhole, remove_blackholes};
+pub use blackhole::{Blackhole, remove_blackholes};
 pub use observe::{Link, LinkKind, Observed, PeerPlace, observe};
 pub use peer_namespace::{Inspector, PeerEnd};
 pub use routes::Routes;
