@@ -81,6 +81,17 @@ pub struct EtcdConfig {
     pub user: Option<(String, Secret)>,
 }
 
+impl EtcdConfig {
+    /// Whether any endpoint is to be talked to by TLS. One without a scheme is where there are files for it, as
+    /// for Go's client.
+    pub fn wants_tls(&self) -> bool {
+        let has_files = self.ca_file.is_some() || self.identity.is_some();
+        self.endpoints.iter().any(|endpoint| {
+            endpoint.starts_with("https://") || (has_files && !endpoint.starts_with("http://"))
+        })
+    }
+}
+
 /// A text that no log shows.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(String);

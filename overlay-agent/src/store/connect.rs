@@ -162,13 +162,9 @@ fn says(error: &Error, text: &str) -> bool {
     matches!(error, Error::GRpcStatus(status) if status.message().contains(text))
 }
 
-/// What TLS needs, if any endpoint may want it: one without a scheme does where there are files for it.
+/// What TLS needs. The files are read only where an endpoint wants it.
 fn tls(config: &EtcdConfig) -> anyhow::Result<Option<TlsOptions>> {
-    let has_files = config.ca_file.is_some() || config.identity.is_some();
-    let wants = |endpoint: &String| {
-        endpoint.starts_with("https://") || (has_files && !endpoint.starts_with("http://"))
-    };
-    if !config.endpoints.iter().any(wants) {
+    if !config.wants_tls() {
         return Ok(None);
     }
     let read = |what: &str, path: &std::path::Path| {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use xtask::lab::{Etcd, Host, Lab, NETWORK_CONFIG, UPLINK, eventually};
+use xtask::lab::{ETCD_PREFIX, Etcd, Host, Lab, NETWORK_CONFIG, UPLINK, eventually};
 
 use crate::support::{SOON, options, options_for, wait_for_log};
 
@@ -137,4 +137,28 @@ fn the_blackhole_route_stands_behind_the_bridge_is_kept_and_goes_with_its_flag()
     assert!(said.contains(&format!("blackhole route for {subnet}")), "{said}");
     assert_eq!(blackholes(host).trim(), "blackhole 203.0.113.0/24");
     assert!(host.ip(["link", "show", UPLINK]).is_ok());
+}
+
+#[test]
+fn the_blackhole_route_moves_with_the_subnet() {
+    let config = |last: u8| {
+        format!(
+            r#"{{"Network":"10.9.0.0/16","SubnetMin":"10.9.9.0","SubnetMax":"10.9.{last}.0","Backend":{{"Type":"vxlan"}}}}"#
+        )
+    };
+    let lab = Lab::builder().hosts(1).start().unwrap();
+    let etcd = lab.start_etcd(&config(9)).unwrap();
+    let host = lab.host(0);
+    let _agent = host.start_agent(&options(&etcd).argument("--ip-blackhole-route")).unwrap();
+    let only = |subnet: &str| {
+        let routes = blackholes(host);
+        let is_only = routes.lines().count() == 1 && routes.contains(subnet);
+        anyhow::ensure!(is_only, "not only {subnet}: {routes}");
+        Ok(())
+    };
+    eventually(SOON, "the route of the first subnet", || only("10.9.9.0/24")).unwrap();
+    etcd.put(&format!("{ETCD_PREFIX}/config"), &config(10)).unwrap();
+    let thief = r#"{"PublicIP":"192.0.2.9","BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"02:00:00:00:00:09"}}"#;
+    etcd.put(&format!("{ETCD_PREFIX}/subnets/10.9.9.0-24"), thief).unwrap();
+    eventually(SOON, "the route of the second subnet", || only("10.9.10.0/24")).unwrap();
 }
