@@ -50,11 +50,11 @@ pub struct FlanneldArgs {
     pub subnet_lease_renew_margin: Option<i64>,
 
     /// -v and `RUST_LOG` say how much is logged
-    #[arg(long, value_name = "PATTERN=N,…")]
+    #[arg(long, value_name = "PATTERNS")]
     pub vmodule: Option<String>,
 
     /// No stack traces are logged
-    #[arg(long = "log_backtrace_at", value_name = "FILE:LINE")]
+    #[arg(long = "log_backtrace_at", value_name = "PLACE")]
     pub log_backtrace_at: Option<String>,
 
     /// The log goes to stderr, whatever this says

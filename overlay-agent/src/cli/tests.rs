@@ -388,6 +388,32 @@ fn verbosity_is_gos_too_and_comes_from_flannels_variable() {
 }
 
 #[test]
+fn whole_numbers_are_written_as_in_go() {
+    for (text, expected) in [
+        ("0", Some(0)),
+        ("-5", Some(-5)),
+        ("+5", Some(5)),
+        ("010", Some(8)),
+        ("0_7", Some(7)),
+        ("0XfF", Some(255)),
+        ("-0b101", Some(-5)),
+        ("1_000", Some(1000)),
+        ("9223372036854775807", Some(i64::MAX)),
+        ("9223372036854775808", None),
+        ("", None),
+        ("0x", None),
+        ("09", None),
+        ("_1", None),
+        ("1_", None),
+        ("1__0", None),
+        ("+-5", None),
+        ("1e3", None),
+    ] {
+        assert_eq!(go_style::go_int(text).ok(), expected, "{text}");
+    }
+}
+
+#[test]
 fn the_help_of_run_says_what_is_so() {
     let help = parse(&["run", "--help"], &[]).unwrap_err().to_string();
     for untrue in ["no rules are made", "No effect yet"] {

@@ -57,12 +57,9 @@ pub(super) async fn answers(etcd: &Etcd, found: &mut Findings) -> Option<Network
     }
 }
 
-/// Whether certificates are good for long enough, where they are used.
+/// Whether certificates are good for long enough.
 pub(super) fn certificates(host: &Host, found: &mut Findings) {
     let etcd = &host.etcd;
-    if !etcd.wants_tls() {
-        return;
-    }
     let own = etcd.identity.as_ref().map(|identity| &identity.cert_file);
     for file in own.into_iter().chain(&etcd.ca_file) {
         certificate(file, found);
