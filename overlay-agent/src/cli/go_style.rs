@@ -75,9 +75,8 @@ fn as_go_does(
             None if name.len() == 1 => rewritten.push(arg),
             None => rewritten.push(join(name, value)),
             Some(ArgAction::Version) if value.is_some_and(is_false) => {}
-            Some(ArgAction::Version | ArgAction::Help | ArgAction::HelpLong) => {
-                rewritten.push(join(name, None));
-            }
+            Some(ArgAction::Version | ArgAction::Help) if name.len() == 1 => rewritten.push(arg),
+            Some(ArgAction::Version | ArgAction::Help) => rewritten.push(join(name, None)),
             // Without a number `-v` counts as one, where flanneld would take the next flag for it.
             Some(_) if name == "v" && value.is_none() => {
                 let level = args.next_if(|next| next.to_str().is_some_and(is_number));

@@ -414,6 +414,22 @@ fn whole_numbers_are_written_as_in_go() {
 }
 
 #[test]
+fn help_and_version_are_asked_for_in_every_style() {
+    use clap::error::ErrorKind::{DisplayHelp, DisplayVersion};
+    for (flag, kind) in [
+        ("-h", DisplayHelp),
+        ("--help", DisplayHelp),
+        ("-help", DisplayHelp),
+        ("-V", DisplayVersion),
+        ("-version", DisplayVersion),
+        ("--version=true", DisplayVersion),
+    ] {
+        let error = parse(&["run", "--ip-masq", flag, "foo"], &[]).unwrap_err();
+        assert_eq!(error.kind(), kind, "{flag}");
+    }
+}
+
+#[test]
 fn the_help_of_run_says_what_is_so() {
     let help = parse(&["run", "--help"], &[]).unwrap_err().to_string();
     for untrue in ["no rules are made", "No effect yet"] {

@@ -135,9 +135,7 @@ impl Connector {
         client.get(self.probe.as_str(), Some(count)).await?;
         Ok(client)
     }
-}
 
-impl Connector {
     /// Connects as the user, or as nobody where etcd asks nobody who he is: Go's client does the same.
     async fn log_in(&self, endpoint: &str, options: ConnectOptions) -> Result<Client, Error> {
         if let Some((name, password)) = &self.user {
