@@ -527,5 +527,6 @@ fn dataplane_spec(
         fast_path: config.fast_path,
         direct_routing: network.direct_routing,
         source_check: config.source_check.clone(),
+        blackhole: config.blackhole,
     }
 }

@@ -1,5 +1,5 @@
 //! Removes everything that is ours on this host, and nothing else. What is ours shows in its name or its
-//! place: the pin path, VXLAN devices named `overlay.<VNI>`, the firewall rules that name such a device, filters
+//! place: the pin path, VXLAN devices named `overlay.<VNI>`, blackhole routes with our number, the firewall rules that name such a device, filters
 //! with our priority, handle and name, the subnet file and the socket.
 
 use std::{
@@ -56,6 +56,9 @@ pub async fn cleanup(places: &Places) -> Result<Vec<String>> {
     // Those to peers on the same link do not go with the device.
     if netlink::remove_lease_routes(&handle).await? > 0 {
         removed.push("routes to peers on the same link".to_owned());
+    }
+    for subnet in netlink::remove_blackholes(&handle).await? {
+        removed.push(format!("blackhole route for {subnet}"));
     }
     // Filters outlive their pin path; links go with it.
     let filtered = datapath::remove_filters(&handle, &observed).await?;

@@ -15,7 +15,7 @@ use crate::{
     containers::{self, Containers, Contested, Identities},
     datapath::{Attachment, Attachments, Changes, Features, Mechanism, PinPath, Programs, Tables},
     fail,
-    netlink::{self, LeaseRoutes, Link, Observed, Tunnel, TunnelSpec},
+    netlink::{self, Blackhole, LeaseRoutes, Link, Observed, Tunnel, TunnelSpec},
     peers::{Limits, Peers, Scope, Surroundings, Ways},
     places::{self, Newcomers},
     repairs,
@@ -41,6 +41,8 @@ pub struct DataplaneSpec {
     pub direct_routing: bool,
     /// Which source addresses containers may use.
     pub source_check: SourceCheck,
+    /// Whether our subnet has a blackhole route behind the bridge's.
+    pub blackhole: bool,
 }
 
 /// The overlay on this host, as this agent keeps it.
@@ -62,6 +64,7 @@ pub struct Dataplane {
     ways_are_stale: bool,
     lease_routes: LeaseRoutes,
     unrouted: Unrouted,
+    blackhole: Blackhole,
     synced: bool,
     in_use: bool,
     uplink: Option<SeenUplink>,
@@ -120,6 +123,7 @@ impl Dataplane {
             ways_are_stale: true,
             lease_routes: LeaseRoutes::default(),
             unrouted: Unrouted::All,
+            blackhole: Blackhole::default(),
             synced: false,
             in_use: false,
             uplink: None,
@@ -161,6 +165,7 @@ impl Dataplane {
             self.tunnel = tunnel;
             self.ways_are_stale = true;
         }
+        self.follow_blackhole().await?;
         self.follow_uplink(observed);
         self.follow_bridge(observed);
         self.follow_ways().await?;
@@ -223,6 +228,12 @@ impl Dataplane {
     /// The routes may have changed: the next pass looks at them.
     pub const fn routes_changed(&mut self) {
         self.ways_are_stale = true;
+    }
+
+    async fn follow_blackhole(&mut self) -> Result<()> {
+        let TunnelSpec { network, subnet, .. } = self.spec.tunnel;
+        let wanted = self.spec.blackhole.then_some(subnet);
+        self.blackhole.ensure(&self.handle, network, wanted).await
     }
 
     pub(super) async fn follow_ways(&mut self) -> Result<()> {

@@ -65,7 +65,9 @@ impl Exit {
             }
             Self::Busy => "another agent runs on the same pin path",
             Self::NotPermitted => "not root",
-            Self::Config => "the network config is malformed",
+            Self::Config => {
+                "the network config is malformed, or asks for what this agent does not do"
+            }
         }
     }
 

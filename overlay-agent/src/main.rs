@@ -20,6 +20,9 @@ async fn main() -> ExitCode {
         Err(error) => return telemetry::print_usage(&error).into(),
     };
     telemetry::start(cli.verbosity);
+    for sentence in &cli.passed_over {
+        tracing::warn!("{sentence}");
+    }
     if let Some(warning) = visible_password(std::env::args_os()) {
         tracing::warn!("{warning}");
     }

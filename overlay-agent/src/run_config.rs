@@ -4,7 +4,7 @@ use std::{
     convert::Infallible,
     ffi::OsString,
     fmt,
-    net::{Ipv4Addr, SocketAddr},
+    net::{Ipv4Addr, SocketAddr, ToSocketAddrs as _},
     path::PathBuf,
     str::FromStr,
     time::Duration,
@@ -15,6 +15,7 @@ use regex::Regex;
 use crate::{
     cli::{
         etcd::EtcdArgs,
+        flanneld::FlanneldArgs,
         run::{OnExit, RunArgs, Switch},
     },
     lease::key::Prefix,
@@ -39,6 +40,8 @@ pub struct RunConfig {
     pub forward_rules: bool,
     /// Whether masquerading chooses source ports at random.
     pub masquerade_random: bool,
+    /// Whether our own subnet has a blackhole route behind the bridge's.
+    pub blackhole: bool,
     /// How often the rules are checked.
     pub iptables_resync: Duration,
     /// Where to serve health checks, if anywhere.
@@ -76,6 +79,17 @@ pub struct EtcdConfig {
     pub identity: Option<Identity>,
     /// Name and password.
     pub user: Option<(String, Secret)>,
+}
+
+impl EtcdConfig {
+    /// Whether any endpoint is to be talked to by TLS. One without a scheme is where there are files for it, as
+    /// for Go's client.
+    pub fn wants_tls(&self) -> bool {
+        let has_files = self.ca_file.is_some() || self.identity.is_some();
+        self.endpoints.iter().any(|endpoint| {
+            endpoint.starts_with("https://") || (has_files && !endpoint.starts_with("http://"))
+        })
+    }
 }
 
 /// A text that no log shows.
@@ -161,6 +175,33 @@ pub enum UsageError {
         /// Its value.
         value: String,
     },
+    /// Leases are not in Kubernetes.
+    #[error(
+        "--kube-subnet-mgr is not supported: leases and the network config are in etcd, see --etcd-endpoints"
+    )]
+    KubeSubnetManager,
+    /// What flanneld ends with, too.
+    #[error("--subnet-lease-renew-margin is {0} minutes, which is not in 1..=1439")]
+    RenewMargin(i64),
+    /// No port.
+    #[error("--healthz-port is {0}, which is not in 0..=65535")]
+    HealthzPort(i64),
+    /// No address, and no name of one.
+    #[error("--healthz-ip must be an address of this host, but is {value:?}: {reason}")]
+    HealthzIp {
+        /// The text.
+        value: String,
+        /// Why.
+        reason: String,
+    },
+    /// An endpoint of a kind that we cannot reach.
+    #[error(
+        "--etcd-endpoints: {endpoint:?} is neither http:// nor https:// nor an address and a port"
+    )]
+    Endpoint {
+        /// The endpoint.
+        endpoint: String,
+    },
     /// A regular expression does not compile.
     #[error("--iface-regex {value:?} is no regular expression: {error}")]
     Regex {
@@ -176,7 +217,7 @@ impl TryFrom<RunArgs> for RunConfig {
 
     fn try_from(args: RunArgs) -> Result<Self, UsageError> {
         Ok(Self {
-            without_effect: without_effect(&args),
+            without_effect: without_effect(&args.flanneld)?,
             etcd: EtcdConfig::try_from(&args.etcd)?,
             peers: args.peers.clone(),
             uplink: UplinkConfig::try_from(&args)?,
@@ -184,9 +225,11 @@ impl TryFrom<RunArgs> for RunConfig {
             ip_masq: args.ip_masq,
             forward_rules: args.iptables_forward_rules,
             masquerade_random: !args.ip_masq_fully_random_disable,
-            iptables_resync: Duration::from_secs(args.iptables_resync.max(1).into()),
-            healthz: (args.healthz_port != 0)
-                .then(|| SocketAddr::new(args.healthz_ip, args.healthz_port)),
+            blackhole: args.ip_blackhole_route,
+            iptables_resync: Duration::from_secs(
+                u32::try_from(args.iptables_resync.max(1)).unwrap_or(u32::MAX).into(),
+            ),
+            healthz: healthz(&args.healthz_ip, args.healthz_port)?,
             lease_ttl: Duration::from_secs(args.lease_ttl.into()),
             bridge: args.bridge.filter(|name| !name.is_empty()),
             fast_path: args.fast_path == Switch::On,
@@ -211,8 +254,8 @@ impl TryFrom<&EtcdArgs> for EtcdConfig {
             .split(',')
             .map(str::trim)
             .filter(|endpoint| !endpoint.is_empty())
-            .map(str::to_owned)
-            .collect();
+            .map(endpoint)
+            .collect::<Result<_, _>>()?;
         if endpoints.is_empty() {
             return Err(UsageError::NoEndpoints);
         }
@@ -239,6 +282,48 @@ impl TryFrom<&EtcdArgs> for EtcdConfig {
             user,
         })
     }
+}
+
+/// An endpoint as all of Go's spellings come down to: the scheme in small letters, if there is one, and host
+/// and port without the path that may follow.
+fn endpoint(text: &str) -> Result<String, UsageError> {
+    let Some((scheme, rest)) = text.split_once("://") else {
+        // `unix:` goes without slashes.
+        return match text.split_once(':') {
+            Some(("unix" | "unixs", _)) => Err(UsageError::Endpoint { endpoint: text.to_owned() }),
+            _ => Ok(text.trim_end_matches('/').to_owned()),
+        };
+    };
+    let host = rest.split(['/', '?', '#']).next().unwrap_or_default();
+    let scheme = scheme.to_ascii_lowercase();
+    if host.is_empty() || !matches!(scheme.as_str(), "http" | "https") {
+        return Err(UsageError::Endpoint { endpoint: text.to_owned() });
+    }
+    Ok(format!("{scheme}://{host}"))
+}
+
+/// What flanneld takes and we do without; what flanneld would refuse, or do instead, is an error.
+fn without_effect(args: &FlanneldArgs) -> Result<Vec<String>, UsageError> {
+    if args.kube_subnet_mgr == Some(true) {
+        return Err(UsageError::KubeSubnetManager);
+    }
+    match args.subnet_lease_renew_margin {
+        Some(margin) if !(1..=1439).contains(&margin) => Err(UsageError::RenewMargin(margin)),
+        _ => Ok(args.without_effect()),
+    }
+}
+
+/// Where to serve health checks. As for flanneld, the address counts only where there is a port, a port below
+/// zero is none, and the empty address stands for all.
+fn healthz(ip: &str, port: i64) -> Result<Option<SocketAddr>, UsageError> {
+    if port <= 0 {
+        return Ok(None);
+    }
+    let port = u16::try_from(port).ok().ok_or(UsageError::HealthzPort(port))?;
+    let host = if ip.is_empty() { "0.0.0.0" } else { ip };
+    let failed = |reason: String| UsageError::HealthzIp { value: ip.to_owned(), reason };
+    let mut found = (host, port).to_socket_addrs().map_err(|error| failed(error.to_string()))?;
+    found.next().map(Some).ok_or_else(|| failed("it has no address".to_owned()))
 }
 
 /// The password, and the flag that it comes from.
@@ -289,22 +374,6 @@ impl TryFrom<&RunArgs> for UplinkConfig {
             public_ip: address("--public-ip", &args.public_ip)?,
         })
     }
-}
-
-/// What is accepted only so that flannel's command lines keep working.
-fn without_effect(args: &RunArgs) -> Vec<String> {
-    [
-        (!args.public_ipv6.is_empty(), "--public-ipv6 has no effect yet: only IPv4 is carried"),
-        (
-            args.subnet_lease_renew_margin != 60,
-            "--subnet-lease-renew-margin has no effect: leases are kept alive all the time",
-        ),
-        (args.ip_blackhole_route, "--ip-blackhole-route has no effect yet: no such route is made"),
-    ]
-    .into_iter()
-    .filter(|(given, _)| *given)
-    .map(|(_, text)| text.to_owned())
-    .collect()
 }
 
 /// An empty path counts as not given, as in Go.

@@ -78,6 +78,19 @@ pub enum UplinkError {
         /// The interfaces there are.
         there_are: String,
     },
+    /// What was given names an interface that no other host can reach.
+    #[error(
+        "no interface is usable for {asked}: other hosts cannot reach {name} at a loopback address; there \
+         are {there_are}"
+    )]
+    Loopback {
+        /// The flags and their values.
+        asked: String,
+        /// The interface.
+        name: String,
+        /// The interfaces there are.
+        there_are: String,
+    },
     /// `--public-ip` alone.
     #[error(
         "no interface has --public-ip {public_ip}; there are {there_are}; behind NAT, name the \
@@ -106,9 +119,12 @@ pub fn choose(config: &UplinkConfig, observed: &Observed) -> Result<Uplink, Upli
     let there_are = || describe(&observed.interfaces);
     let asked = asked(config);
     let found = if !asked.is_empty() {
-        named(config, observed).ok_or_else(|| UplinkError::NoMatch {
-            asked: asked.join(", "),
-            there_are: there_are(),
+        named(config, observed).ok_or_else(|| {
+            let (asked, there_are) = (asked.join(", "), there_are());
+            match loopback(config, observed) {
+                Some(name) => UplinkError::Loopback { asked, name, there_are },
+                None => UplinkError::NoMatch { asked, there_are },
+            }
         })?
     } else if let Some(public_ip) = config.public_ip {
         owner(observed, public_ip)
@@ -147,7 +163,9 @@ fn named<'a>(config: &UplinkConfig, observed: &'a Observed) -> Option<Found<'a>>
     let by_regex = || {
         config.regexes.iter().find_map(|regex| {
             let by_address = observed.interfaces.iter().find_map(|interface| {
-                let matching = |address: &&Address| regex.is_match(&address.ip.to_string());
+                let matching = |address: &&Address| {
+                    !address.ip.is_loopback() && regex.is_match(&address.ip.to_string())
+                };
                 let address = interface.addresses.iter().find(matching)?;
                 Some((interface, address.ip))
             });
@@ -160,10 +178,29 @@ fn named<'a>(config: &UplinkConfig, observed: &'a Observed) -> Option<Found<'a>>
     by_name_or_address.or_else(by_regex).or_else(by_reach)
 }
 
+/// The loopback interface that the flags name, if they do.
+fn loopback(config: &UplinkConfig, observed: &Observed) -> Option<String> {
+    let is_named = |interface: &&Interface, address: &Address| {
+        let ip = address.ip.to_string();
+        config.ifaces.iter().any(|wanted| *wanted == interface.name || *wanted == ip)
+            || config
+                .regexes
+                .iter()
+                .any(|regex| regex.is_match(&ip) || regex.is_match(&interface.name))
+            || observed.reaching == Some(interface.ifindex)
+    };
+    let named = observed.interfaces.iter().find(|interface| {
+        let addresses = &interface.addresses;
+        addresses.iter().any(|address| address.ip.is_loopback() && is_named(interface, address))
+    });
+    named.map(|interface| interface.name.clone())
+}
+
 fn owner(observed: &Observed, ip: Ipv4Addr) -> Option<Found<'_>> {
     observed
         .interfaces
         .iter()
+        .filter(|_| !ip.is_loopback())
         .find(|interface| interface.addresses.iter().any(|address| address.ip == ip))
         .map(|interface| (interface, ip))
 }
@@ -184,12 +221,13 @@ fn by_index(observed: &Observed, ifindex: u32) -> Option<Found<'_>> {
         .find_map(with_best_address)
 }
 
-/// Global before link-local, permanent before dynamic, deprecated never; otherwise the first.
+/// Global before link-local, permanent before dynamic, deprecated never; otherwise the first. Loopback
+/// addresses are no addresses here: other hosts would send to themselves.
 fn with_best_address(interface: &Interface) -> Option<Found<'_>> {
     interface
         .addresses
         .iter()
-        .filter(|address| !address.deprecated)
+        .filter(|address| !address.deprecated && !address.ip.is_loopback())
         // `min_by_key` takes the first of several.
         .min_by_key(|address| (!address.global, !address.permanent))
         .map(|address| (interface, address.ip))

@@ -16,7 +16,9 @@ use crate::{
 };
 
 /// The prefixes of the variables' names, the first one first.
-const PREFIXES: [&str; 2] = ["OVERLAY_", "FLANNELD_"];
+const PREFIXES: [&str; 2] = ["OVERLAY_", FLANNELS];
+
+const FLANNELS: &str = "FLANNELD_";
 
 /// Verbs whose flags have no variables: what mk-docker-opts.sh reads from the environment has its
 /// own rules, and what `init` and `join` are asked for is not what the agent was told.
@@ -24,7 +26,10 @@ const WITHOUT: [&str; 3] = ["docker-opts", "init", "join"];
 
 /// What is typed at a prompt and has no place in a service's environment, where `FLANNELD_VERSION`
 /// may well mean something else.
-const NOT_FLAGS: [&str; 3] = ["help", "version", "v"];
+const NOT_FLAGS: [&str; 2] = ["help", "version"];
+
+/// A verb that says more than it was asked for is no use to whoever reads its answer.
+const ONLY_OF_RUN: &str = "v";
 
 /// Where variables are looked up; a trait so that tests need not change the process's.
 pub trait Environment {
@@ -67,8 +72,18 @@ impl<F: Fn(&str) -> Option<OsString>> Environment for F {
 pub(super) fn help() -> String {
     "Every flag can also be given as an environment variable, OVERLAY_<NAME> or FLANNELD_<NAME>, for \
      example OVERLAY_ETCD_ENDPOINTS. The command line counts first, then OVERLAY_, then FLANNELD_; \
-     /etc/default/overlay-agent and /etc/overlay/agent.env stand in for the environment. An empty variable counts as unset; a flag that can be repeated takes one value."
+     /etc/default/overlay-agent and /etc/overlay/agent.env stand in for the environment. An empty variable counts as unset; a flag that can be repeated takes one value. \
+     A FLANNELD_ variable that its flag does not take is said and passed over, as flanneld does; an OVERLAY_ one is an error.\n\n\
+     Flags may have one dash, and given twice the last one counts, except for --iface and --iface-regex. They end at the first word that is none: \
+     it and what follows are said and ignored."
         .to_owned()
+}
+
+/// A command line with what the environment adds to it.
+pub(super) struct Appended {
+    pub(super) args: Vec<OsString>,
+    /// Variables of flannel's whose values are none for their flags: a sentence each.
+    pub(super) bad: Vec<String>,
 }
 
 /// Appends to `args` what the environment says about flags that `args` does not mention.
@@ -76,23 +91,27 @@ pub(super) fn append(
     command: &Command,
     mut args: Vec<OsString>,
     environment: &impl Environment,
-) -> Result<Vec<OsString>, clap::Error> {
+) -> Result<Appended, clap::Error> {
+    let mut bad = Vec::new();
     let matches = command.clone().try_get_matches_from(&args)?;
     let (mut verb, mut matches) = (command, &matches);
     // `config set` and the like are verbs of verbs.
     while let Some((name, inner)) = matches.subcommand() {
         let Some(found) = verb.find_subcommand(name) else {
-            return Ok(args);
+            return Ok(Appended { args, bad });
         };
         (verb, matches) = (found, inner);
     }
     if WITHOUT.contains(&verb.get_name()) {
-        return Ok(args);
+        return Ok(Appended { args, bad });
     }
     for arg in verb.get_arguments() {
         let Some(long) = arg.get_long().filter(|long| !NOT_FLAGS.contains(long)) else {
             continue;
         };
+        if long == ONLY_OF_RUN && verb.get_name() != "run" {
+            continue;
+        }
         let id = arg.get_id().as_str();
         let typed = matches
             .try_contains_id(id)
@@ -104,9 +123,18 @@ pub(super) fn append(
             continue;
         };
         args.push(argument(long, &value));
-        check(command, &args, &name)?;
+        match check(command, &args, &name) {
+            Ok(()) => {}
+            // flanneld goes on with the default; what is written for us alone has to be right.
+            Err(why) if name.starts_with(FLANNELS) => {
+                args.pop();
+                let why = why.lines().next().unwrap_or_default();
+                bad.push(format!("{why}; it is passed over, as flanneld does"));
+            }
+            Err(why) => return Err(clap::Error::raw(ErrorKind::ValueValidation, why)),
+        }
     }
-    Ok(args)
+    Ok(Appended { args, bad })
 }
 
 /// The first of a flag's variables that is set and not empty.
@@ -125,13 +153,12 @@ fn argument(long: &str, value: &OsStr) -> OsString {
 }
 
 /// Says which variable is to blame while that is known.
-fn check(command: &Command, args: &[OsString], name: &str) -> Result<(), clap::Error> {
+fn check(command: &Command, args: &[OsString], name: &str) -> Result<(), String> {
     match command.clone().try_get_matches_from(args) {
         Err(error) if error.use_stderr() => {
             let text = error.to_string();
             let text = text.strip_prefix("error: ").unwrap_or(&text);
-            let message = format!("environment variable {name}: {text}");
-            Err(clap::Error::raw(ErrorKind::ValueValidation, message))
+            Err(format!("environment variable {name}: {text}"))
         }
         _ => Ok(()),
     }

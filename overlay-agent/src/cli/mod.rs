@@ -6,6 +6,7 @@ pub mod docker_opts;
 pub mod doctor;
 pub mod env;
 pub mod etcd;
+pub mod flanneld;
 mod go_style;
 pub mod init;
 pub mod join;
@@ -19,6 +20,7 @@ use std::ffi::OsString;
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
+use self::{env::Appended, go_style::Rewritten};
 use crate::exit::Exit;
 
 /// An overlay network for Docker hosts, a drop-in for flannel's etcd and vxlan mode.
@@ -27,6 +29,7 @@ use crate::exit::Exit;
     name = "overlay-agent",
     version,
     propagate_version = true,
+    args_override_self = true,
     after_help = Exit::help(),
     disable_help_subcommand = true
 )]
@@ -41,9 +44,14 @@ pub struct Cli {
         require_equals = true,
         default_value_t = 0,
         default_missing_value = "1",
+        value_parser = go_style::level,
         hide_default_value = true
     )]
     pub verbosity: u8,
+
+    /// What of the command line and the environment was passed over, as flanneld does: a sentence each.
+    #[arg(skip)]
+    pub passed_over: Vec<String>,
 
     /// What to do.
     #[command(subcommand)]
@@ -87,11 +95,25 @@ impl Cli {
     ) -> Result<Self, clap::Error> {
         let mut command = Self::command();
         command.build();
-        let args = go_style::to_double_dashes(&command, args);
-        let args = env::append(&command, args, environment)?;
+        let Rewritten { args, ignored } = go_style::to_double_dashes(&command, args);
+        let Appended { args, bad } = env::append(&command, args, environment)?;
         let matches = command.try_get_matches_from_mut(args)?;
-        Self::from_arg_matches(&matches).map_err(|error| error.format(&mut command))
+        let cli = Self::from_arg_matches(&matches).map_err(|error| error.format(&mut command))?;
+        Ok(Self { passed_over: ignored_words(&ignored).into_iter().chain(bad).collect(), ..cli })
     }
+}
+
+/// The words after the flags, as a sentence. Only the first is shown: there may be a password among the others.
+fn ignored_words(words: &[OsString]) -> Option<String> {
+    let (first, others) = words.split_first()?;
+    let first = first.to_string_lossy();
+    let others = match others.len() {
+        0 => String::new(),
+        count => format!(", and the {count} after it"),
+    };
+    Some(format!(
+        "{first:?} is no flag: it is ignored{others}, as by flanneld, for which the flags end there"
+    ))
 }
 
 /// A boolean as Go writes it, for `value_parser`.

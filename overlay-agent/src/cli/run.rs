@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use clap::{ArgAction, Args, ValueEnum};
 
-use super::{etcd::EtcdArgs, go_bool};
+use super::{etcd::EtcdArgs, flanneld::FlanneldArgs, go_bool, go_style::go_int};
 pub use crate::run_config::RunConfig;
 use crate::source_check::Strictness;
 
@@ -46,34 +46,24 @@ pub struct RunArgs {
     )]
     pub public_ip: String,
 
-    /// No effect yet: only IPv4 is carried
-    #[arg(
-        long, value_name = "IP", default_value = "", hide_default_value = true,
-        help_heading = UPLINK
-    )]
-    pub public_ipv6: String,
-
     /// Where to write the subnet and the MTU for Docker
     #[arg(long, value_name = "FILE", default_value = "/run/flannel/subnet.env")]
     pub subnet_file: PathBuf,
 
-    /// No effect: leases are kept alive all the time, not renewed at the end. Minutes, 1 to 1439
-    #[arg(
-        long, value_name = "MINUTES", default_value_t = 60,
-        value_parser = clap::value_parser!(u16).range(1..=1439)
-    )]
-    pub subnet_lease_renew_margin: u16,
-
     /// The address to serve health checks at. Whoever can reach it is answered; 0.0.0.0, flannel's own
     /// default, means everybody
     #[arg(long, value_name = "IP", default_value = "127.0.0.1")]
-    pub healthz_ip: std::net::IpAddr,
+    pub healthz_ip: String,
 
     /// The port to serve /healthz and /readyz at; 0 serves none
-    #[arg(long, value_name = "PORT", default_value_t = 0)]
-    pub healthz_port: u16,
+    #[arg(
+        long, value_name = "PORT", default_value_t = 0, allow_hyphen_values = true,
+        value_parser = go_int
+    )]
+    pub healthz_port: i64,
 
-    /// Masquerade what leaves the overlay. Only written to subnet.env as yet; no rules are made
+    /// Masquerade what leaves the overlay: the containers' packets, and the host's to remote containers.
+    /// subnet.env says so to Docker, which then makes no such rules of its own
     #[arg(
         long, num_args = 0..=1, require_equals = true, default_value_t = false,
         default_missing_value = "true", value_parser = go_bool, action = ArgAction::Set,
@@ -81,7 +71,7 @@ pub struct RunArgs {
     )]
     pub ip_masq: bool,
 
-    /// No effect yet: do not choose source ports at random when masquerading
+    /// Let the kernel keep source ports where it can when masquerading, instead of choosing them at random
     #[arg(
         long, num_args = 0..=1, require_equals = true, default_value_t = false,
         default_missing_value = "true", value_parser = go_bool, action = ArgAction::Set,
@@ -90,8 +80,11 @@ pub struct RunArgs {
     pub ip_masq_fully_random_disable: bool,
 
     /// How often to look after the firewall rules, besides whenever nftables tells of a change
-    #[arg(long, value_name = "SECONDS", default_value_t = 5, help_heading = FIREWALL)]
-    pub iptables_resync: u32,
+    #[arg(
+        long, value_name = "SECONDS", default_value_t = 5, allow_hyphen_values = true,
+        value_parser = go_int, help_heading = FIREWALL
+    )]
+    pub iptables_resync: i64,
 
     /// Add rules that accept forwarding to and from the overlay
     #[arg(
@@ -101,13 +94,18 @@ pub struct RunArgs {
     )]
     pub iptables_forward_rules: bool,
 
-    /// No effect yet: add a blackhole route for this host's own subnet
+    /// Add a blackhole route for this host's own subnet, of the highest metric: it takes what no bridge is
+    /// there for, and nothing else
     #[arg(
         long, num_args = 0..=1, require_equals = true, default_value_t = false,
         default_missing_value = "true", value_parser = go_bool, action = ArgAction::Set,
         value_name = "BOOL", help_heading = FIREWALL
     )]
     pub ip_blackhole_route: bool,
+
+    /// What flanneld takes and this agent does not need.
+    #[command(flatten)]
+    pub flanneld: FlanneldArgs,
 
     /// Do without etcd: a file says who has which subnet. It is read again whenever it changes
     #[arg(long, value_name = "FILE", help_heading = OURS)]

@@ -132,12 +132,36 @@ fn a_version_in_the_environment_is_nobodys_flag() {
 
 #[test]
 fn a_bad_variable_is_named() {
-    let error = parse(&["run"], &[("FLANNELD_HEALTHZ_PORT", "many")]).unwrap_err();
+    let error = parse(&["run"], &[("OVERLAY_HEALTHZ_PORT", "many")]).unwrap_err();
     let text = error.to_string();
     assert!(
-        text.starts_with("error: environment variable FLANNELD_HEALTHZ_PORT: invalid value 'many'"),
+        text.starts_with("error: environment variable OVERLAY_HEALTHZ_PORT: invalid value 'many'"),
         "{text}"
     );
+}
+
+#[test]
+fn a_bad_variable_of_flannels_is_named_in_one_line_and_passed_over_for_the_default() {
+    let variables = [
+        ("FLANNELD_HEALTHZ_PORT", "many"),
+        ("FLANNELD_IP_MASQ", "bogus"),
+        ("FLANNELD_IFACE", "eth1"),
+        ("FLANNELD_ETCD_PREFIX", ""),
+    ];
+    let cli = parse(&["run"], &variables).unwrap();
+    let [port, masq] = &cli.passed_over[..] else { panic!("{:?}", cli.passed_over) };
+    assert!(
+        port.starts_with("environment variable FLANNELD_HEALTHZ_PORT: invalid value 'many'"),
+        "{port}"
+    );
+    assert!(masq.contains("FLANNELD_IP_MASQ: invalid value 'bogus'"), "{masq}");
+    for line in [port, masq] {
+        assert!(line.ends_with("passed over, as flanneld does") && !line.contains('\n'), "{line}");
+    }
+    let config = run(&[], &variables);
+    assert!(!config.ip_masq && config.healthz.is_none());
+    assert_eq!(config.uplink.ifaces, ["eth1"]);
+    assert!(run(&["--ip-masq"], &variables).ip_masq, "the command line wins");
 }
 
 #[test]
@@ -218,10 +242,200 @@ fn a_password_that_others_can_see_is_warned_of() {
 #[test]
 fn flags_without_effect_are_said() {
     let config = run(
-        &["--ip-blackhole-route", "--public-ipv6=fd00::1", "--subnet-lease-renew-margin=10"],
+        &[
+            "--kube-api-url=http://k8s",
+            "-kubeconfig-file",
+            "/etc/k",
+            "--kube-subnet-mgr=false",
+            "--public-ipv6=fd00::1",
+            "--subnet-lease-renew-margin=10",
+            "-vmodule=etcd=9",
+        ],
         &[],
     );
-    assert_eq!(config.without_effect.len(), 3);
+    assert_eq!(
+        config.without_effect,
+        [
+            "--kube-api-url, --kubeconfig-file have no effect: leases and the network config are in \
+             etcd, not in Kubernetes",
+            "--vmodule has no effect: the log goes to stderr, and -v and RUST_LOG say how much of it",
+            "--public-ipv6 has no effect: only IPv4 is carried",
+            "--subnet-lease-renew-margin has no effect: leases are kept alive all the time",
+        ]
+    );
+}
+
+#[test]
+fn whatever_flanneld_starts_with_is_taken() {
+    let taken = |line: &str, what: &dyn Fn(&RunConfig) -> bool| {
+        let config = run(&line.split(' ').collect::<Vec<_>>(), &[]);
+        assert!(what(&config), "{line}: {config:?}");
+    };
+    for line in [
+        "--v 5",
+        "-v 5",
+        "-v=5",
+        "--v=5",
+        "-v=4 --v 2",
+        "-v 2147483647",
+        "--v -1",
+        "-vmodule etcd=9,main=3",
+        "-log_backtrace_at=main.go:1 --log_backtrace_at main.go:1",
+        "-logtostderr -alsologtostderr=false -stderrthreshold INFO -log_dir=/tmp",
+        "--kube-subnet-mgr=false -kube-subnet-mgr=0",
+        "--kube-api-url http://k8s --kubeconfig-file /k --kube-annotation-prefix x.io",
+        "-net-config-path=/etc/kube-flannel/net-conf.json -set-node-network-unavailable=false",
+        "--public-ipv6 fd00::1",
+        "--healthz-ip nonsense",
+        "--healthz-ip= --healthz-port -1",
+        "--subnet-lease-renew-margin 60 --subnet-lease-renew-margin=1439",
+        "--version=false",
+        "--iptables-resync=-1",
+    ] {
+        taken(line, &|_| true);
+    }
+    taken("--ip-masq=false -ip-masq", &|config| config.ip_masq);
+    taken("-ip-masq --ip-masq=F", &|config| !config.ip_masq);
+    taken("--etcd-prefix /a -etcd-prefix=/b", &|config| config.etcd.prefix.to_string() == "/b");
+    taken("-iface=a --iface b -iface c", &|config| config.uplink.ifaces == ["a", "b", "c"]);
+    taken("--iface-regex a -iface-regex=b", &|config| config.uplink.regexes.len() == 2);
+    taken("-etcd-username me -etcd-password -secret-", &|config| {
+        config.etcd.user.as_ref().is_some_and(|(_, password)| password.reveal() == "-secret-")
+    });
+    taken("-healthz-port 0x2117", &|config| {
+        config.healthz == Some("127.0.0.1:8471".parse().unwrap())
+    });
+    taken("-healthz-port=1_0 -healthz-ip=", &|config| {
+        config.healthz == Some("0.0.0.0:10".parse().unwrap())
+    });
+    taken("-iptables-resync 010", &|config| config.iptables_resync.as_secs() == 8);
+    taken("-ip-blackhole-route", &|config| config.blackhole);
+}
+
+#[test]
+fn whatever_flanneld_refuses_is_refused() {
+    for (line, expected) in [
+        ("--kube-subnet-mgr", "--kube-subnet-mgr is not supported: leases"),
+        ("-kube-subnet-mgr=false -kube-subnet-mgr=T", "--kube-subnet-mgr is not supported"),
+        ("--nonsense", "unexpected argument '--nonsense'"),
+        ("-nonsense=1", "unexpected argument '--nonsense'"),
+        ("--ip-masq=", "it must be true or false"),
+        ("--ip-masq=maybe", "it must be true or false"),
+        ("--healthz-port 1.5", "it must be a whole number"),
+        ("--healthz-port --ip-masq", "invalid value '--ip-masq'"),
+        ("--healthz-port=65536", "--healthz-port is 65536, which is not in 0..=65535"),
+        ("--healthz-port=1 --healthz-ip=1.2.3.4.5.6", "--healthz-ip must be an address"),
+        ("--iface", "a value is required"),
+        ("-v=much", "it must be a whole number"),
+        ("--subnet-lease-renew-margin=-5", "is not in 1..=1439"),
+        ("--etcd-endpoints unix:///etcd.sock", "is neither http:// nor https://"),
+    ] {
+        let error = usage(&line.split(' ').collect::<Vec<_>>());
+        assert!(error.contains(expected), "{line}: {error}");
+    }
+}
+
+#[test]
+fn flags_end_at_the_first_word_that_is_none_and_that_is_said() {
+    for (line, ignored) in [
+        ("--ip-masq foo", r#""foo" is no flag: it is ignored, as by flanneld"#),
+        ("--ip-masq true --iface=x", r#""true" is no flag: it is ignored, and the 1 after it"#),
+        ("--ip-masq -- --iface x", r#""--iface" is no flag: it is ignored, and the 1 after it"#),
+        ("--ip-masq -", r#""-" is no flag: it is ignored"#),
+    ] {
+        let args: Vec<_> = ["run"].into_iter().chain(line.split(' ')).collect();
+        let cli = parse(&args, &[]).unwrap();
+        let [said] = &cli.passed_over[..] else { panic!("{line}: {:?}", cli.passed_over) };
+        assert!(said.starts_with(ignored), "{line}: {said}");
+        let config = run(&args[1..], &[]);
+        assert!(config.ip_masq && config.uplink.ifaces.is_empty(), "{line}");
+    }
+    assert!(parse(&["run", "--ip-masq", "--"], &[]).unwrap().passed_over.is_empty());
+    // Other verbs are not flanneld's.
+    parse(&["status", "foo"], &[]).unwrap_err();
+}
+
+#[test]
+fn endpoints_are_spelled_as_for_gos_client() {
+    for (typed, expected) in [
+        ("HTTP://127.0.0.1:2379", "http://127.0.0.1:2379"),
+        ("HttpS://etcd.example:2379/", "https://etcd.example:2379"),
+        ("http://127.0.0.1:2379/v3/", "http://127.0.0.1:2379"),
+        ("127.0.0.1:2379", "127.0.0.1:2379"),
+        ("etcd.example:2379/", "etcd.example:2379"),
+        ("http://[fd00::1]:2379", "http://[fd00::1]:2379"),
+    ] {
+        let flag = format!("--etcd-endpoints= {typed} , http://b:1");
+        assert_eq!(run(&[&flag], &[]).etcd.endpoints, [expected, "http://b:1"], "{typed}");
+    }
+}
+
+#[test]
+fn verbosity_is_gos_too_and_comes_from_flannels_variable() {
+    for (args, expected) in [
+        (&["run", "--v", "5"][..], 5),
+        (&["run", "-v=1", "-v", "3"], 3),
+        (&["run", "-v", "--ip-masq"], 1),
+        (&["run", "-v", "1000"], 255),
+        (&["run", "-v", "-3"], 0),
+        (&["--v", "2", "run"], 2),
+        (&["status", "--v", "2"], 2),
+    ] {
+        assert_eq!(parse(args, &[]).unwrap().verbosity, expected, "{args:?}");
+    }
+    assert_eq!(parse(&["run"], &[("FLANNELD_V", "4")]).unwrap().verbosity, 4);
+    assert_eq!(parse(&["status"], &[("FLANNELD_V", "4")]).unwrap().verbosity, 0);
+}
+
+#[test]
+fn whole_numbers_are_written_as_in_go() {
+    for (text, expected) in [
+        ("0", Some(0)),
+        ("-5", Some(-5)),
+        ("+5", Some(5)),
+        ("010", Some(8)),
+        ("0_7", Some(7)),
+        ("0XfF", Some(255)),
+        ("-0b101", Some(-5)),
+        ("1_000", Some(1000)),
+        ("9223372036854775807", Some(i64::MAX)),
+        ("9223372036854775808", None),
+        ("", None),
+        ("0x", None),
+        ("09", None),
+        ("_1", None),
+        ("1_", None),
+        ("1__0", None),
+        ("+-5", None),
+        ("1e3", None),
+    ] {
+        assert_eq!(go_style::go_int(text).ok(), expected, "{text}");
+    }
+}
+
+#[test]
+fn help_and_version_are_asked_for_in_every_style() {
+    use clap::error::ErrorKind::{DisplayHelp, DisplayVersion};
+    for (flag, kind) in [
+        ("-h", DisplayHelp),
+        ("--help", DisplayHelp),
+        ("-help", DisplayHelp),
+        ("-V", DisplayVersion),
+        ("-version", DisplayVersion),
+        ("--version=true", DisplayVersion),
+    ] {
+        let error = parse(&["run", "--ip-masq", flag, "foo"], &[]).unwrap_err();
+        assert_eq!(error.kind(), kind, "{flag}");
+    }
+}
+
+#[test]
+fn the_help_of_run_says_what_is_so() {
+    let help = parse(&["run", "--help"], &[]).unwrap_err().to_string();
+    for untrue in ["no rules are made", "No effect yet"] {
+        assert!(!help.contains(untrue), "{untrue}: {help}");
+    }
+    assert!(help.contains("without effect:\n"), "{help}");
 }
 
 #[test]

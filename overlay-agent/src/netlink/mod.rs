@@ -1,5 +1,6 @@
 //! The host's links, addresses and routes, and its containers' ends of cables: what is there, and the few things we add.
 
+mod blackhole;
 mod lease_routes;
 mod observe;
 mod peer_namespace;
@@ -7,6 +8,7 @@ mod routes;
 mod tunnel;
 mod watch;
 
+pub use blackhole::{Blackhole, remove_blackholes};
 pub use lease_routes::{LeaseRoute, LeaseRoutes, remove as remove_lease_routes};
 pub use observe::{Link, LinkKind, Observed, PeerPlace, observe};
 pub use peer_namespace::{Inspector, PeerEnd};

@@ -154,6 +154,21 @@ pub enum ConfigError {
     Gbp,
 }
 
+impl ConfigError {
+    /// Whether the config asks for what this agent does not do, so that waiting for a better text is waiting for
+    /// another decision. flanneld ends there, too, or does what we cannot.
+    pub const fn is_beyond_us(&self) -> bool {
+        matches!(
+            self,
+            Self::Ipv6
+                | Self::NoFamily
+                | Self::NoBackendType
+                | Self::BackendType { .. }
+                | Self::Gbp
+        )
+    }
+}
+
 /// Why a backend that flannel has is none of ours.
 fn reason_against(backend: &str) -> &'static str {
     match backend.to_ascii_lowercase().as_str() {

@@ -7,7 +7,7 @@ use tracing::info;
 
 use super::{
     Etcd, Follower, LeaseUpdate,
-    config::{ConfigUpdate, StoredConfig, wait_for_config},
+    config::{ConfigUpdate, StoredConfig, wait_for_good_config},
     fixed::FixedStore,
     trouble::Troubles,
 };
@@ -83,10 +83,10 @@ impl Store {
         }
     }
 
-    /// The network config. Waits for etcd to have one.
+    /// The network config. Waits for etcd to have one that can be read.
     pub async fn network(&self) -> Result<StoredConfig> {
         match self {
-            Self::Etcd(store) => wait_for_config(store).await.exit(Exit::Config),
+            Self::Etcd(store) => wait_for_good_config(store).await.exit(Exit::Config),
             Self::Fixed(store) => store.network().exit(Exit::Config),
         }
     }

@@ -10,7 +10,7 @@ use tracing::{info, warn};
 use super::{Entry, Etcd, StoreError, outage::Outage};
 use crate::network_config::{ConfigError, NetworkConfig};
 
-/// How often to look for a config that is not there yet, give or take a half.
+/// How often to look for a config that is not there yet, or is no good, give or take a half.
 const LOOK: Duration = Duration::from_secs(1);
 
 /// A network config, and which of its versions it is.
@@ -47,12 +47,33 @@ pub async fn wait_for_config(store: &Etcd) -> Result<StoredConfig, MalformedConf
             Ok(None) => {
                 unreachable.over();
                 absent.failed(&format_args!("{key} does not exist"));
-                LOOK.mul_f64(rand::rng().random_range(0.5..1.5))
+                look_again()
             }
             Err(error) => unreachable.failed(&error),
         };
         tokio::time::sleep(pause).await;
     }
+}
+
+/// As [`wait_for_config`], and waits for a text that says nothing to be mended, as flanneld does. Fails where the
+/// config asks for what this agent does not do.
+pub async fn wait_for_good_config(store: &Etcd) -> Result<StoredConfig, MalformedConfig> {
+    let mut malformed = Outage::on("cannot join the network", store.troubles());
+    loop {
+        match wait_for_config(store).await {
+            Ok(config) => {
+                malformed.over();
+                return Ok(config);
+            }
+            Err(error) if error.error.is_beyond_us() => return Err(error),
+            Err(error) => malformed.failed(&error),
+        };
+        tokio::time::sleep(look_again()).await;
+    }
+}
+
+fn look_again() -> Duration {
+    LOOK.mul_f64(rand::rng().random_range(0.5..1.5))
 }
 
 /// Checks a config, and logs it with what there is to say about it.

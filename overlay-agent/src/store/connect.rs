@@ -14,8 +14,9 @@ use anyhow::Context as _;
 use etcd_client::{Certificate, Client, ConnectOptions, Error, GetOptions, Identity, TlsOptions};
 use rand::Rng;
 use tokio::{sync::Mutex, time::timeout};
+use tracing::info;
 
-use crate::run_config::EtcdConfig;
+use crate::run_config::{EtcdConfig, Secret};
 
 /// How long an endpoint has to accept a connection and answer a first request.
 const CONNECT: Duration = Duration::from_secs(5);
@@ -28,6 +29,7 @@ const PONG: Duration = Duration::from_secs(10);
 pub(super) struct Connector {
     endpoints: Vec<String>,
     options: ConnectOptions,
+    user: Option<(String, Secret)>,
     tls: Option<TlsOptions>,
     /// A key to ask for, to see whether an endpoint answers.
     probe: String,
@@ -53,18 +55,16 @@ pub(super) struct Connection {
 impl Connector {
     /// Reads the files that `config` names. Connects to nothing yet.
     pub(super) fn new(config: &EtcdConfig) -> anyhow::Result<Self> {
-        let mut options = ConnectOptions::new()
+        let options = ConnectOptions::new()
             .with_require_leader(true)
             .with_connect_timeout(CONNECT)
             .with_keep_alive(PING, PONG)
             .with_auto_token_refresh(true);
-        if let Some((name, password)) = &config.user {
-            options = options.with_user(name, password.reveal());
-        }
         let next = rand::rng().random_range(0..config.endpoints.len().max(1));
         Ok(Self {
             endpoints: config.endpoints.clone(),
             options,
+            user: config.user.clone(),
             tls: tls(config)?,
             probe: config.prefix.config_key(),
             state: Mutex::new(State { next, generation: 0, client: None }),
@@ -130,17 +130,39 @@ impl Connector {
         if let Some(tls) = self.tls.clone().filter(|_| !endpoint.starts_with("http://")) {
             options = options.with_tls(tls);
         }
-        let mut client = Client::connect([endpoint], Some(options)).await?;
+        let mut client = self.log_in(endpoint, options).await?;
         let count = GetOptions::new().with_count_only();
         client.get(self.probe.as_str(), Some(count)).await?;
         Ok(client)
     }
+
+    /// Connects as the user, or as nobody where etcd asks nobody who he is: Go's client does the same.
+    async fn log_in(&self, endpoint: &str, options: ConnectOptions) -> Result<Client, Error> {
+        if let Some((name, password)) = &self.user {
+            let as_user = options.clone().with_user(name, password.reveal());
+            match Client::connect([endpoint], Some(as_user)).await {
+                Err(error) if says(&error, AUTH_IS_OFF) => {
+                    info!("{endpoint}: authentication is off, so {name} goes without a password");
+                }
+                outcome => return outcome,
+            }
+        }
+        Client::connect([endpoint], Some(options)).await
+    }
 }
 
+/// How etcd answers somebody who logs in where nobody has to.
+const AUTH_IS_OFF: &str = "authentication is not enabled";
+/// How it answers somebody who has not logged in and has to, since authentication was switched on.
+const NOT_LOGGED_IN: &str = "user name is empty";
+
+fn says(error: &Error, text: &str) -> bool {
+    matches!(error, Error::GRpcStatus(status) if status.message().contains(text))
+}
+
+/// What TLS needs. The files are read only where an endpoint wants it.
 fn tls(config: &EtcdConfig) -> anyhow::Result<Option<TlsOptions>> {
-    let https = |endpoint: &String| endpoint.starts_with("https://");
-    if config.ca_file.is_none() && config.identity.is_none() && !config.endpoints.iter().any(https)
-    {
+    if !config.wants_tls() {
         return Ok(None);
     }
     let read = |what: &str, path: &std::path::Path| {
@@ -237,9 +259,11 @@ fn is_refusal(error: &Error) -> bool {
 /// Whether another endpoint, or a new connection, could do better.
 ///
 /// The numbers are gRPC's: invalid argument, not found, already exists, permission denied, resource
-/// exhausted, failed precondition, out of range. Those are answers; everything else is trouble.
+/// exhausted, failed precondition, out of range. Those are answers; everything else is trouble. So is not being
+/// logged in any more: a new connection logs in.
 pub(super) fn is_connection_trouble(error: &Error) -> bool {
     match error {
+        Error::GRpcStatus(_) if says(error, NOT_LOGGED_IN) => true,
         Error::GRpcStatus(status) => !matches!(status.code() as i32, 3 | 5..=9 | 11),
         Error::InvalidArgs(_) | Error::LeaseKeepAliveError(_) => false,
         _ => true,

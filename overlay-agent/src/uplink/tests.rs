@@ -114,8 +114,38 @@ fn the_best_address_is_global_permanent_and_not_deprecated() {
 
 #[test]
 fn an_mtu_beyond_16_bits_is_cut() {
-    let uplink = choose(&ifaces(&["lo"]), &host()).unwrap();
+    let mut observed = host();
+    // As routing daemons have it: a loopback interface with an address that others reach.
+    observed.interfaces[0].addresses.push(address("198.51.100.7"));
+    let uplink = choose(&ifaces(&["lo"]), &observed).unwrap();
     assert_eq!((uplink.mtu, uplink.mac), (65_535, None));
+    assert_eq!(uplink.address.to_string(), "198.51.100.7");
+}
+
+#[test]
+fn a_loopback_address_is_no_uplink_by_whatever_flag() {
+    let regex =
+        |text| UplinkConfig { regexes: vec![Regex::new(text).unwrap()], ..UplinkConfig::default() };
+    for (config, asked) in [
+        (ifaces(&["lo"]), "--iface lo"),
+        (ifaces(&["127.0.0.1"]), "--iface 127.0.0.1"),
+        (regex("^lo$"), "--iface-regex ^lo$"),
+        (regex("^127\\."), "--iface-regex ^127\\."),
+    ] {
+        let error = choose(&config, &host()).unwrap_err().to_string();
+        let expected = format!(
+            "no interface is usable for {asked}: other hosts cannot reach lo at a loopback address; \
+             there are lo (127.0.0.1), eth0 ("
+        );
+        assert!(error.starts_with(&expected), "{error}");
+    }
+    let reaching = Observed { reaching: Some(1), ..host() };
+    let config = UplinkConfig { can_reach: Some(Ipv4Addr::LOCALHOST), ..UplinkConfig::default() };
+    assert!(choose(&config, &reaching).unwrap_err().to_string().contains("loopback"));
+    let config = UplinkConfig { public_ip: Some(Ipv4Addr::LOCALHOST), ..UplinkConfig::default() };
+    choose(&config, &host()).unwrap_err();
+    assert_eq!(chosen(&ifaces(&["lo", "127.0.0.1", "eth1"])).0, "eth1");
+    assert_eq!(chosen(&regex(".")).0, "eth0", "the first address that others reach");
 }
 
 #[test]
@@ -143,8 +173,8 @@ async fn the_kernel_shows_its_loopback_interface() {
     tokio::spawn(connection);
     let reach = Some(Ipv4Addr::LOCALHOST);
     let observed = observe(&handle, reach).await.unwrap();
-    let config = ifaces(&["127.0.0.1"]);
-    let uplink = choose(&config, &observed).unwrap();
-    assert_eq!(uplink.name, "lo");
-    assert_eq!(observed.reaching, Some(uplink.ifindex));
+    let reaching = observed.interfaces.iter().find(|it| Some(it.ifindex) == observed.reaching);
+    let (lo, localhost) = (reaching.unwrap(), Ipv4Addr::LOCALHOST);
+    assert_eq!(lo.name, "lo");
+    assert!(lo.addresses.iter().any(|address| address.ip == localhost && address.permanent));
 }

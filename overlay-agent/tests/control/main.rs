@@ -5,6 +5,7 @@
 mod config;
 mod faults;
 mod fixed;
+mod flanneld;
 mod health;
 mod leases;
 mod release;

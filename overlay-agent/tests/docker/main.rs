@@ -23,9 +23,13 @@ struct Hosts {
 impl Hosts {
     /// Two hosts, each with an agent, and a Docker that was started with its options.
     fn new(fast_path: bool) -> Self {
+        Self::with(|options| options.fast_path(fast_path))
+    }
+
+    fn with(options: impl Fn(AgentOptions) -> AgentOptions) -> Self {
         let lab = Lab::builder().start().unwrap();
         let etcd = lab.start_etcd(NETWORK_CONFIG).unwrap();
-        let options = AgentOptions::new(AGENT, &etcd).fast_path(fast_path);
+        let options = options(AgentOptions::new(AGENT, &etcd));
         let agents: Vec<_> =
             lab.hosts().iter().map(|host| host.start_agent(&options).unwrap()).collect();
         let dockers: Vec<_> =
@@ -95,4 +99,16 @@ fn containers_talk_by_the_slow_path_through_dockers_firewall() {
         [("to_tunnel", "tunnel_key_set"), ("from_tunnel", "to_stack")],
         ("from_container", "encapsulated"),
     );
+}
+
+/// Docker looks at the routes before it takes a subnet, and starts after the agent has made this one.
+#[test]
+fn docker_takes_a_subnet_that_has_a_blackhole_route() {
+    let hosts = Hosts::with(|options| options.argument("--ip-blackhole-route"));
+    hosts.dockers[1].run("speaker", &["sleep", "600"]).unwrap();
+    hosts.say_hello("listener", "5555");
+    for host in hosts.lab.hosts() {
+        let routes = host.ip(["route", "show", "type", "blackhole"]).unwrap();
+        assert_eq!(routes.lines().count(), 1, "{routes}");
+    }
 }

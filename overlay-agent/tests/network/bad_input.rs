@@ -32,10 +32,42 @@ fn nothing_is_left(host: &Host) {
 #[test]
 fn a_malformed_config_is_named_by_field_and_rule() {
     let lab = Lab::builder().hosts(1).start().unwrap();
+    let etcd = lab.start_etcd(r#"{"Network":"10.1.0.0/16","EnableIPv6":true}"#).unwrap();
+    ends(lab.host(0), &options(&etcd), 78, &["config", "EnableIPv6"]);
+    let udp = r#"{"Network":"10.1.0.0/16","Backend":{"Type":"udp"}}"#;
+    etcd.put(&format!("{ETCD_PREFIX}/config"), udp).unwrap();
+    ends(lab.host(0), &options(&etcd), 78, &["Backend.Type", "udp"]);
+}
+
+#[test]
+fn a_broken_config_is_waited_for_and_said_by_field_and_rule_until_it_is_mended() {
+    const SAID: &str = "WARN cannot join the network";
+    let lab = Lab::builder().hosts(1).start().unwrap();
     let etcd = lab.start_etcd(r#"{"Network":"10.1.0.0/16","SubnetLen":31}"#).unwrap();
-    ends(lab.host(0), &options(&etcd), 78, &["SubnetLen", "31"]);
-    etcd.put(&format!("{ETCD_PREFIX}/config"), "{").unwrap();
-    ends(lab.host(0), &options(&etcd), 78, &["config"]);
+    let mut agent = lab.host(0).spawn_agent(&options(&etcd)).unwrap();
+    let mut says = |words: &[&str]| {
+        agent
+            .wait_status(SOON, &format!("a problem with {words:?}"), |status| {
+                let problems = status["problems"].to_string();
+                let has = words.iter().all(|word| problems.contains(word));
+                anyhow::ensure!(has && status["waiting_for"] == "the network config", "{status}");
+                Ok(())
+            })
+            .unwrap();
+    };
+    says(&["/config is malformed", "SubnetLen", "31"]);
+    let key = format!("{ETCD_PREFIX}/config");
+    etcd.put(&key, "{").unwrap();
+    says(&["not valid JSON"]);
+    etcd.delete(&key).unwrap();
+    says(&["there is no network config yet"]);
+    assert!(!lab.host(0).subnet_file().exists());
+    etcd.put(&key, r#"{"Network":"10.1.0.0/16"}"#).unwrap();
+    agent.wait_ready(SOON).unwrap();
+    let log = agent.log().unwrap();
+    for said in [SAID, "a flanneld in the same network would use udp"] {
+        assert_eq!(log.matches(said).count(), 1, "{said}: {log}");
+    }
 }
 
 #[test]

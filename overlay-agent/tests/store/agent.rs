@@ -35,17 +35,30 @@ async fn agent(etcd: &TestEtcd, args: &[&str]) -> Output {
 }
 
 #[tokio::test]
-async fn a_malformed_config_ends_the_agent_with_one_line_and_its_own_code() {
+async fn a_config_beyond_the_agent_ends_it_with_one_line_and_its_own_code() {
     let etcd = TestEtcd::start().await;
-    let text = r#"{"Network":"10.5.0.0/16","SubnetMin":"10.6.0.0"}"#;
+    let text = r#"{"Network":"10.5.0.0/16","Backend":{"Type":"udp"}}"#;
     etcd.client().await.put(CONFIG_KEY, text, None).await.unwrap();
     let output = agent(&etcd, &["--iface", "lo"]).await;
     assert_eq!(output.status.code(), Some(78), "{output:?}");
     assert_eq!(
         String::from_utf8_lossy(&output.stderr),
-        "error: the network config at /coreos.com/network/config is malformed: SubnetMin 10.6.0.0 is \
-         outside Network 10.5.0.0/16\n"
+        "error: the network config at /coreos.com/network/config is malformed: Backend.Type is \"udp\", \
+         which tunnels packets through a user-space process: it must be \"vxlan\"\n"
     );
+}
+
+#[tokio::test]
+async fn a_loopback_interface_is_refused_by_name_address_and_expression() {
+    let etcd = TestEtcd::start().await;
+    etcd.client().await.put(CONFIG_KEY, CONFIG, None).await.unwrap();
+    for flag in ["--iface=lo", "-iface=127.0.0.1", "--iface-regex=^lo$"] {
+        let output = agent(&etcd, &[flag]).await;
+        assert_eq!(output.status.code(), Some(64), "{output:?}");
+        let line = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(line.contains("other hosts cannot reach lo at a loopback address"), "{line}");
+        assert_eq!(line.lines().count(), 1, "{line}");
+    }
 }
 
 #[tokio::test]

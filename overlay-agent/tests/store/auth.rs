@@ -11,7 +11,7 @@ use overlay_agent::{
 
 use crate::{
     etcd::{TestEtcd, Tls},
-    support::{CONFIG, CONFIG_KEY, Followed, LeaseUpdate, World, request, within},
+    support::{CONFIG, CONFIG_KEY, Followed, LeaseUpdate, World, request, until, within},
 };
 
 /// Makes an authority, a certificate for 127.0.0.1 and one for a client that it has signed, and a client's
@@ -142,6 +142,24 @@ async fn a_wrong_password_and_a_user_without_rights_are_told_apart_in_one_line()
     let line = refusal(&with("guest", "guest")).await;
     assert!(line.contains("permission denied"), "{line}");
     assert!(!line.contains("answers"), "it did answer: {line}");
+}
+
+#[tokio::test]
+async fn a_user_goes_without_a_password_where_authentication_is_off_and_logs_in_once_it_is_on() {
+    let mut world = World::new(CONFIG).await;
+    let config = EtcdConfig {
+        user: Some(("overlay".to_owned(), "secret".parse().unwrap())),
+        ..world.etcd.config()
+    };
+    let store = Etcd::new(&config).unwrap();
+    let stored = within(wait_for_config(&store)).await.unwrap();
+    let acquired = within(acquire(&store, &stored, &request(1))).await.unwrap();
+
+    enable_auth(&mut world.client).await;
+    until("the store has logged in", async || store.get(CONFIG_KEY).await.is_ok()).await;
+    assert!(store.keep_alive(acquired.etcd_lease.unwrap()).await.unwrap());
+    let line = refusal(&world.etcd.config()).await;
+    assert!(line.contains("etcd refuses us") && line.contains("user name is empty"), "{line}");
 }
 
 async fn enable_auth(client: &mut Client) {

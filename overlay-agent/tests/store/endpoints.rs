@@ -1,6 +1,9 @@
 //! Several endpoints, of which some do not answer.
 
-use overlay_agent::store::{Etcd, config::wait_for_config};
+use overlay_agent::{
+    run_config::Identity,
+    store::{Etcd, config::wait_for_config},
+};
 
 use crate::{
     etcd::TestEtcd,
@@ -31,4 +34,26 @@ async fn when_no_endpoint_answers_each_is_named_with_its_reason() {
         "cannot read /coreos.com/network/config: no etcd endpoint answers (http://127.0.0.1:1: \
          Connection refused (os error 111))"
     );
+}
+
+#[tokio::test]
+async fn files_for_tls_are_read_only_where_an_endpoint_wants_tls() {
+    let etcd = TestEtcd::start().await;
+    etcd.client().await.put(CONFIG_KEY, CONFIG, None).await.unwrap();
+    let mut config = etcd.config();
+    config.ca_file = Some("/nope/ca.pem".into());
+    let cert_file = "/nope/cert.pem".into();
+    config.identity = Some(Identity { cert_file, key_file: "/nope/key.pem".into() });
+    within(wait_for_config(&Etcd::new(&config).unwrap())).await.unwrap();
+
+    // Without a scheme, files mean TLS; and without files, it is not.
+    let bare = etcd.endpoint().replace("http://", "");
+    for endpoint in ["https://127.0.0.1:1", &bare] {
+        config.endpoints = vec![etcd.endpoint(), endpoint.to_owned()];
+        let error = Etcd::new(&config).unwrap_err();
+        assert!(format!("{error:#}").contains("/nope/ca.pem: No such file"), "{error:#}");
+    }
+    let mut config = etcd.config();
+    config.endpoints = vec![bare];
+    within(wait_for_config(&Etcd::new(&config).unwrap())).await.unwrap();
 }
