@@ -51,6 +51,19 @@ impl LeaseValue {
         serde_json::to_vec(&attributes).unwrap_or_default()
     }
 
+    /// The MAC of the host's tunnel device, if the host has one of our kind.
+    pub const fn vtep_mac(&self) -> Option<MacAddr> {
+        match self.backend {
+            Backend::Vxlan { vtep_mac, .. } => Some(vtep_mac),
+            Backend::Other(_) => None,
+        }
+    }
+
+    /// Whether both name one host: by address and by MAC.
+    pub fn is_same_host(&self, other: &Self) -> bool {
+        self.public_ip == other.public_ip && self.vtep_mac() == other.vtep_mac()
+    }
+
     /// Reads a value.
     pub fn decode(bytes: &[u8]) -> Result<Self, ValueError> {
         let value: Value =
@@ -73,6 +86,26 @@ impl LeaseValue {
             }
         };
         Ok(Self { public_ip, backend })
+    }
+}
+
+/// The field by which a host asks whether the one that has a lease is alive. flannel ignores what it does not
+/// know.
+const ASKED_BY: &str = "AskedBy";
+
+/// The same lease to every reader, with the question of the host at `asker` whether the owner lives: who lives
+/// puts it right. `None` if `value` is no JSON object.
+pub fn with_question(value: &[u8], asker: Ipv4Addr) -> Option<Vec<u8>> {
+    let text = str::from_utf8(value).ok()?.trim_end();
+    let fields = text.strip_suffix('}')?;
+    Some(format!(r#"{fields},"{ASKED_BY}":"{asker}"}}"#).into_bytes())
+}
+
+/// The host that asks by this value whether its owner lives, if one does.
+pub fn asker(value: &[u8]) -> Option<Ipv4Addr> {
+    match serde_json::from_slice(value).ok()? {
+        Value::Object(fields) => fields.get(ASKED_BY)?.as_str()?.parse().ok(),
+        _ => None,
     }
 }
 

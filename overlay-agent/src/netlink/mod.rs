@@ -9,7 +9,7 @@ mod watch;
 pub use observe::{Link, LinkKind, Observed, PeerPlace, observe};
 pub use peer_namespace::{Inspector, PeerEnd};
 pub use routes::Routes;
-pub use tunnel::{Tunnel, TunnelSpec, check_port, ensure_tunnel, tunnel_name};
+pub use tunnel::{Tunnel, TunnelSpec, check_port, ensure_tunnel, flannel_name, tunnel_name};
 pub use watch::{Changes, changes};
 
 use anyhow::{Context, Result};

@@ -6,6 +6,7 @@
 
 use std::{fmt, time::Instant};
 
+use etcd_client::EventType;
 use tokio::sync::mpsc;
 use tracing::{debug, info, warn};
 
@@ -162,6 +163,12 @@ impl Follower {
             for event in &events {
                 if let Some(config) = &mut self.config
                     && config.observe(event).await
+                {
+                    continue;
+                }
+                if let Some(keeper) = &self.keeper
+                    && let (EventType::Put, Some(kv)) = (event.event_type(), event.kv())
+                    && keeper.observe_write(kv.key(), kv.value())
                 {
                     continue;
                 }
