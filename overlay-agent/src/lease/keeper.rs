@@ -10,7 +10,7 @@ use tokio::{
     sync::{Notify, mpsc},
     time::Instant,
 };
-use tracing::{debug, error, info, warn};
+use tracing::{debug, error, warn};
 
 use super::{
     Lease,
@@ -208,7 +208,7 @@ impl Keeper {
                 Ok(Look::Ours) => return None,
                 Ok(Look::Taken(entry)) => return Some(entry),
                 Ok(Look::Retaken) => {
-                    warn!("the lease of {} was lost, and is ours again", self.lease.subnet);
+                    debug!("the lease of {} was lost, and is ours again", self.lease.subnet);
                     // Closed means that the agent is stopping.
                     drop(events.send(LeaseEvent::Retaken(self.lease)).await);
                     tokio::time::sleep(LOOK).await;
@@ -255,7 +255,7 @@ impl Keeper {
             // A value that names no owner takes nothing from us.
             Some(Incident::Repaired { key: key.clone(), found: describe(&found) })
         };
-        info!("putting {key} right");
+        debug!("putting {key} right");
         let etcd_lease = if is_reserved { None } else { Some(self.etcd_lease().await?) };
         let written =
             self.store.replace(&entry.key, entry.mod_revision, &value, etcd_lease).await?;

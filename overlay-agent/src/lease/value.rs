@@ -103,6 +103,9 @@ pub fn with_question(value: &[u8], asker: Ipv4Addr) -> Option<Vec<u8>> {
 
 /// The host that asks by this value whether its owner lives, if one does.
 pub fn asker(value: &[u8]) -> Option<Ipv4Addr> {
+    // Nearly no value holds a question.
+    let name = ASKED_BY.as_bytes();
+    value.windows(name.len()).find(|found| *found == name)?;
     match serde_json::from_slice(value).ok()? {
         Value::Object(fields) => fields.get(ASKED_BY)?.as_str()?.parse().ok(),
         _ => None,
@@ -236,6 +239,24 @@ mod tests {
                 vni: Some(Vni::new(1).unwrap()),
                 vtep_mac: "c6:d2:32:6f:8f:44".parse().unwrap(),
             },
+        }
+    }
+
+    #[test]
+    fn a_question_changes_nothing_for_whoever_is_not_asked() {
+        let asked = with_question(GOLDEN.as_bytes(), Ipv4Addr::new(192, 0, 2, 9)).unwrap();
+        assert_eq!(LeaseValue::decode(&asked).unwrap(), golden());
+        assert_eq!(asker(&asked), Some(Ipv4Addr::new(192, 0, 2, 9)));
+        // Asked once more, by another.
+        let again = with_question(&asked, Ipv4Addr::new(192, 0, 2, 7)).unwrap();
+        assert_eq!(LeaseValue::decode(&again).unwrap(), golden());
+        assert_eq!(asker(&again), Some(Ipv4Addr::new(192, 0, 2, 7)));
+        assert_eq!(asker(GOLDEN.as_bytes()), None);
+        for none in ["", "7", "nonsense", r#"["AskedBy"]"#] {
+            assert_eq!(
+                (with_question(none.as_bytes(), Ipv4Addr::LOCALHOST), asker(none.as_bytes())),
+                (None, None)
+            );
         }
     }
 

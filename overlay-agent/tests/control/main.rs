@@ -6,6 +6,7 @@ mod config;
 mod faults;
 mod fixed;
 mod health;
+mod identity;
 mod leases;
 mod release;
 mod support;

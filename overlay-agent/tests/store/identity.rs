@@ -14,7 +14,10 @@ use overlay_agent::{
 use tokio::sync::mpsc;
 
 use crate::{
-    support::{CONFIG, World, key, lease, request, subnet, until, value, value_with_mac, within},
+    support::{
+        CONFIG, Followed, LeaseUpdate, World, key, lease, request, subnet, until, value,
+        value_with_mac, within,
+    },
     wire::Wire,
 };
 
@@ -140,6 +143,18 @@ async fn two_hosts_that_swap_addresses_keep_their_subnets() {
     assert_eq!(two.acquired.lease.subnet, subnet("10.5.8.0/24"));
     assert_eq!(stored(&mut world, "10.5.7.0-24").await, value_with_mac(2, 1));
     assert_eq!(stored(&mut world, "10.5.8.0-24").await, value_with_mac(1, 2));
+}
+
+/// Whoever has the address by now goes on to speak for it.
+#[tokio::test]
+async fn a_host_that_is_asked_whether_it_lives_is_not_taken_for_the_last_to_write() {
+    let mut world = World::new(CONFIG).await;
+    world.put_with_ttl("10.5.7.0-24", &value(1), DAY).await;
+    let mut followed = Followed::new(Follower::new(world.store.clone()));
+    followed.snapshot().await;
+    world.acquire(&rebooted(1, "10.5.7.0/24", 2)).await;
+    let moved = overlay_agent::lease::Lease { public_ip: address(2), ..lease("10.5.7.0/24", 1) };
+    assert_eq!(followed.next().await, LeaseUpdate::Put(moved), "the first that is heard");
 }
 
 #[tokio::test]
