@@ -29,6 +29,9 @@ const LOOK: Duration = Duration::from_secs(1);
 /// The same after our key was put right, which is to take less than a second, every time.
 const REPAIR: Duration = Duration::from_millis(200);
 
+/// Who takes our key back within this time does so on purpose.
+const QUARREL: Duration = Duration::from_secs(10);
+
 /// Something that happened to our lease and that the rest of the agent must know.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum LeaseEvent {
@@ -61,8 +64,12 @@ pub struct Keeper {
     lease: Lease,
     etcd_lease: Option<i64>,
     ttl: Duration,
+    /// Whether it hangs on no etcd lease, and is to stay so.
+    is_reservation: bool,
     /// The address that the lease had before it got ours, if it was another.
     displaced: Option<Ipv4Addr>,
+    /// When our key was last found to have that one again.
+    displaced_again: Option<Instant>,
     nudge: Arc<Notify>,
 }
 
@@ -123,7 +130,9 @@ impl Keeper {
             lease: acquired.lease,
             etcd_lease: acquired.etcd_lease,
             ttl,
+            is_reservation: acquired.etcd_lease.is_none(),
             displaced: acquired.displaced,
+            displaced_again: None,
             nudge: Arc::new(Notify::new()),
         }
     }
@@ -236,8 +245,8 @@ impl Keeper {
         let found = LeaseValue::decode(&entry.value);
         let is_ours = found.as_ref().is_ok_and(|found| found.public_ip == self.lease.public_ip);
         // Whoever names us may have made it a reservation; nonsense reserves nothing.
-        let is_reserved = entry.etcd_lease.is_none() && (is_ours || self.etcd_lease.is_none());
-        if entry.value == value && (is_reserved || entry.etcd_lease == self.etcd_lease) {
+        self.is_reservation = entry.etcd_lease.is_none() && (is_ours || self.is_reservation);
+        if entry.value == value && (self.is_reservation || entry.etcd_lease == self.etcd_lease) {
             return Ok(Look::Ours);
         }
         let incident = if let Ok(found) = &found
@@ -256,7 +265,7 @@ impl Keeper {
             Some(Incident::Repaired { key: key.clone(), found: describe(&found) })
         };
         debug!("putting {key} right");
-        let etcd_lease = if is_reserved { None } else { Some(self.etcd_lease().await?) };
+        let etcd_lease = if self.is_reservation { None } else { Some(self.etcd_lease().await?) };
         let written =
             self.store.replace(&entry.key, entry.mod_revision, &value, etcd_lease).await?;
         Ok(match (written, incident) {
@@ -268,14 +277,21 @@ impl Keeper {
 
     /// What a value with another address in our key is, unless it is that of the subnet's new owner.
     async fn incident(
-        &self,
+        &mut self,
         entry: &Entry,
         found: &LeaseValue,
     ) -> Result<Option<Incident>, StoreError> {
         if found.vtep_mac() == Some(self.lease.vtep_mac) {
-            // Who had the address that we took this lease from lives: we are the copy.
-            let is_copy = Some(found.public_ip) == self.displaced;
-            return Ok((!is_copy).then_some(Incident::Copied { by: found.public_ip }));
+            let by = found.public_ip;
+            if Some(by) == self.displaced {
+                // It may be what a backup brought back. But if it comes at once again, whoever had that address
+                // lives, and we are the copy.
+                let before = self.displaced_again.replace(Instant::now());
+                if before.is_some_and(|before| before.elapsed() < QUARREL) {
+                    return Ok(None);
+                }
+            }
+            return Ok(Some(Incident::Copied { by }));
         }
         let listing = self.store.list().await?;
         let is_copy = listing.entries.iter().any(|other| {
