@@ -1,6 +1,7 @@
 //! The running agent: one loop that owns the dataplane and hears about leases, the kernel, questions
 //! and signals.
 
+mod joining;
 mod leases;
 mod status;
 
@@ -8,19 +9,18 @@ use std::{collections::BTreeMap, time::Duration};
 
 use anyhow::{Context, Result, bail};
 use futures::StreamExt;
-use ipnetwork::Ipv4Network;
-use overlay_common::MacAddr;
 use rtnetlink::Handle;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
-use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
+use tokio_util::sync::CancellationToken;
 
+use self::joining::{Moving, Recent};
 use crate::{
     admin::{Pulse, Requests},
     datapath::{Attachment, Features, PinPath},
     dataplane::{Dataplane, DataplaneSpec},
     fail,
     firewall::{self, Firewall, Forward, Masquerade, Nat},
-    lease::{Lease, acquire::Request, keeper::LeaseEvent},
+    lease::Lease,
     netlink::{self, Tunnel, TunnelSpec},
     network_config::{
         NetworkConfig,
@@ -29,11 +29,10 @@ use crate::{
     peers::Tally,
     run_config::RunConfig,
     store::{
-        Following, Joined, Store,
+        Following, Store,
         config::{ConfigUpdate, StoredConfig},
-        outage::Outage,
     },
-    subnet_env::{SubnetEnv, read_subnet},
+    subnet_env::SubnetEnv,
     uplink::{self, Uplink},
 };
 
@@ -72,13 +71,8 @@ pub struct Agent {
     lost_address: Option<String>,
     /// What the network config says and this agent does not do.
     config_problems: Vec<String>,
-}
-
-/// Waits for a lease, while the agent goes on with what it has.
-struct Moving {
-    task: AbortOnDropHandle<(StoredConfig, Joined)>,
-    /// The subnet that the new lease may be of.
-    previous: Option<Ipv4Network>,
+    /// What has happened to our lease and was put right.
+    incidents: Recent,
 }
 
 impl Agent {
@@ -92,13 +86,8 @@ impl Agent {
         uplink: Uplink,
     ) -> Result<Self> {
         let netlink = netlink::connect()?;
-        let device = netlink::observe(&netlink).await?;
-        let vtep_mac = device
-            .links
-            .values()
-            .find(|link| link.name == netlink::tunnel_name(network.config.vni))
-            .map(|link| link.mac);
-        let request = lease_request(&config, &uplink, vtep_mac);
+        let observed = netlink::observe(&netlink).await?;
+        let request = joining::request(&config, network.config.vni, &uplink, &observed);
         let joined = Box::pin(store.join(&mut network, &request)).await?;
         let lease = joined.lease;
         fail::point("lease");
@@ -106,7 +95,7 @@ impl Agent {
         let dataplane = Dataplane::start(spec, pins, features).await?;
         fail::point("dataplane");
         let firewall = firewall(&config, &network.config, lease, dataplane.tunnel());
-        let agent = Self {
+        let mut agent = Self {
             config,
             network,
             uplink,
@@ -122,7 +111,10 @@ impl Agent {
             surroundings_are_stale: true,
             lost_address: None,
             config_problems: Vec::new(),
+            incidents: Recent::default(),
         };
+        agent.remember();
+        agent.note_incidents(joined.incidents);
         agent.write_subnet_env()?;
         fail::point("subnet file");
         Ok(agent)
@@ -154,7 +146,7 @@ impl Agent {
                 Some(answer) = requests.recv() => self.answer(answer).await,
                 Some(event) = self.following.events.recv() => self.lease_event(event),
                 Some(update) = self.following.configs.recv() => self.config_update(update).await,
-                moved = moved(&mut self.moving) => {
+                moved = joining::moved(&mut self.moving) => {
                     let (network, joined) = moved.context("the task that takes a subnet has ended")?;
                     self.moving = None;
                     self.move_to(network, joined).await;
@@ -281,76 +273,6 @@ impl Agent {
         self.join_again(self.network.clone(), Some(self.lease.subnet));
     }
 
-    fn lease_event(&mut self, event: LeaseEvent) {
-        if self.moving.is_some() {
-            // Whoever keeps the lease that we give up sees it change under our own hands.
-            return;
-        }
-        match event {
-            LeaseEvent::Retaken(lease) => {
-                tracing::warn!(subnet = %lease.subnet, "the lease was lost and is ours again");
-            }
-            LeaseEvent::TakenByOther { lease, key, owner } => {
-                let owner =
-                    owner.map_or_else(|| "another host".to_owned(), |owner| owner.to_string());
-                tracing::error!(subnet = %lease.subnet, key, owner, "our subnet was taken");
-                // The one in the subnet file is the one that we lose.
-                self.join_again(self.network.clone(), None);
-            }
-            LeaseEvent::Reassigned { old, new } => {
-                tracing::warn!(%old, %new, "the peers file has another lease for this host");
-                self.join_again(self.network.clone(), None);
-            }
-        }
-    }
-
-    /// Starts to take a lease for this host as it is now, if it may be that of subnet `previous`. Until there
-    /// is one, which may take as long as etcd is away, everything else goes on.
-    fn join_again(&mut self, mut network: StoredConfig, previous: Option<Ipv4Network>) {
-        let store = self.store.clone();
-        let request = lease_request(&self.config, &self.uplink, Some(self.lease.vtep_mac));
-        let request = Request { previous, ..request };
-        let doing = match previous {
-            Some(_) => "cannot tell the new address",
-            None => "cannot take another subnet",
-        };
-        let task = AbortOnDropHandle::new(tokio::spawn(async move {
-            let mut outage = Outage::on(doing, store.troubles());
-            loop {
-                match Box::pin(store.join(&mut network, &request)).await {
-                    Ok(joined) => return (network, joined),
-                    Err(error) => {
-                        let error = format!("{error:#}");
-                        tokio::time::sleep(outage.failed(&error)).await;
-                    }
-                }
-            }
-        }));
-        self.moving = Some(Moving { task, previous });
-    }
-
-    async fn move_to(&mut self, network: StoredConfig, joined: Joined) {
-        let old = std::mem::replace(&mut self.lease, joined.lease);
-        self.network = network;
-        self.config_problems.clear();
-        self.following = joined.following;
-        let spec = dataplane_spec(&self.config, &self.network.config, &self.uplink, self.lease);
-        let outcome = self.dataplane.move_to(spec).await;
-        self.note("putting the new lease to use", outcome);
-        self.firewall = self.keep_firewall();
-        self.surroundings_are_stale = true;
-        let outcome = self.write_subnet_env();
-        self.note("writing the subnet file", outcome);
-        if old.subnet != self.lease.subnet {
-            tracing::error!(
-                old = %old.subnet,
-                new = %self.lease.subnet,
-                subnet_file = %self.config.subnet_file.display(),
-                "this host has moved to another subnet: restart Docker with the options from the subnet file"
-            );
-        }
-    }
-
     fn keep_firewall(&self) -> firewall::Kept {
         let tunnel = self.dataplane.tunnel();
         firewall(&self.config, &self.network.config, self.lease, tunnel)
@@ -460,28 +382,11 @@ fn tell_watchdog() {
     }
 }
 
-/// The end of a move; never, if there is none.
-async fn moved(moving: &mut Option<Moving>) -> Result<(StoredConfig, Joined)> {
-    match moving {
-        Some(moving) => Ok((&mut moving.task).await?),
-        None => std::future::pending().await,
-    }
-}
-
 /// Logs a failure and turns it into a sentence for `status`.
 pub(crate) fn report(doing: &str, outcome: Result<()>) -> Option<String> {
     let error = outcome.err()?;
     tracing::error!("{doing}: {error:#}");
     Some(format!("The last attempt at {doing} failed: {error:#}."))
-}
-
-/// What this host brings along when it asks for a subnet.
-fn lease_request(config: &RunConfig, uplink: &Uplink, vtep_mac: Option<MacAddr>) -> Request {
-    let previous = read_subnet(&config.subnet_file).unwrap_or_else(|error| {
-        tracing::warn!("{error:#}");
-        None
-    });
-    Request { public_ip: uplink.public_ip, previous, vtep_mac, ttl: config.lease_ttl }
 }
 
 fn firewall(

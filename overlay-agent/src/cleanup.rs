@@ -26,6 +26,8 @@ pub struct Places {
     pub pin_path: PathBuf,
     /// The subnet file.
     pub subnet_file: PathBuf,
+    /// What this host is known by. It stays as long as the lease does.
+    pub state_file: PathBuf,
     /// The agent's socket.
     pub socket: PathBuf,
 }

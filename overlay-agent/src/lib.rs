@@ -25,6 +25,7 @@ pub mod repairs;
 pub mod run;
 pub mod run_config;
 pub mod source_check;
+pub mod state_file;
 pub mod store;
 pub mod subnet_env;
 pub mod telemetry;

@@ -28,6 +28,7 @@ pub async fn run(config: RunConfig) -> Result<()> {
     let places = config.cleanup_on_exit.then(|| Places {
         pin_path: config.pin_path.clone(),
         subnet_file: config.subnet_file.clone(),
+        state_file: config.state_file.clone(),
         socket: config.socket.clone(),
     });
     tokio::select! {

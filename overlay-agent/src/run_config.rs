@@ -58,6 +58,8 @@ pub struct RunConfig {
     pub cleanup_on_exit: bool,
     /// Whether to take the place of flannel's device.
     pub replace_flannel: bool,
+    /// Where this host keeps what it is known by.
+    pub state_file: PathBuf,
     /// Where programs and maps are pinned.
     pub pin_path: PathBuf,
     /// Where to listen for our own command line.
@@ -239,6 +241,7 @@ impl TryFrom<RunArgs> for RunConfig {
             },
             cleanup_on_exit: args.on_exit == OnExit::Cleanup,
             replace_flannel: args.replace_flannel,
+            state_file: args.state_file,
             pin_path: args.pin_path,
             socket: args.socket,
         })

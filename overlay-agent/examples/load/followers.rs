@@ -96,6 +96,8 @@ pub(crate) async fn acquire_at_once(endpoint: &str, hosts: u32) -> Result<Vec<Ro
             public_ip: (0xac10_0000 | host).into(),
             previous: None,
             vtep_mac: None,
+            last_address: None,
+            is_running: false,
             ttl: Duration::from_hours(24),
         };
         tasks.spawn(async move {

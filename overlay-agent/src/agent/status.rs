@@ -130,6 +130,7 @@ impl Agent {
         problems.extend(self.store.troubles().sentences());
         let ignored = self.store.troubles().ignored(IGNORED);
         problems.extend(self.dataplane.peers().problems(ignored, |key| self.store.name_of(key)));
+        problems.extend(self.incidents.sentences(Instant::now()));
         problems.extend(self.config_problems.iter().cloned());
         problems.extend(self.faults.values().chain(&self.lost_address).cloned());
         problems.extend(self.firewall.fault());

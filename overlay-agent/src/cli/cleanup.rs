@@ -12,6 +12,7 @@ use super::{config::store, etcd::EtcdArgs, lease::give_back, run::DEFAULT_SOCKET
 use crate::{
     cleanup::{Places, cleanup, own_lease},
     exit::{Exit, WithExit as _},
+    state_file,
 };
 
 /// Where things of the agent's are.
@@ -25,6 +26,10 @@ pub struct PlacesArgs {
     #[arg(long, value_name = "FILE", default_value = "/run/flannel/subnet.env")]
     pub subnet_file: PathBuf,
 
+    /// The file by which this host finds its subnet again. It is removed with the lease
+    #[arg(long, value_name = "FILE", default_value = state_file::DEFAULT_PATH)]
+    pub state_file: PathBuf,
+
     /// Where the agent listens
     #[arg(long, value_name = "PATH", default_value = DEFAULT_SOCKET)]
     pub socket: PathBuf,
@@ -32,8 +37,8 @@ pub struct PlacesArgs {
 
 impl From<PlacesArgs> for Places {
     fn from(args: PlacesArgs) -> Self {
-        let PlacesArgs { pin_path, subnet_file, socket } = args;
-        Self { pin_path, subnet_file, socket }
+        let PlacesArgs { pin_path, subnet_file, state_file, socket } = args;
+        Self { pin_path, subnet_file, state_file, socket }
     }
 }
 
@@ -74,6 +79,9 @@ pub async fn run(args: CleanupArgs) -> anyhow::Result<()> {
             format!("everything on this host is removed, but lease {subnet} is still in etcd")
         })?;
         removed.push(format!("lease {subnet} from etcd"));
+        if state_file::remove(&places.state_file)? {
+            removed.push(places.state_file.display().to_string());
+        }
     }
     let text = if removed.is_empty() {
         "there was nothing to remove\n".to_owned()

@@ -8,7 +8,7 @@ use clap::{ArgAction, Args, ValueEnum};
 
 use super::{etcd::EtcdArgs, flanneld::FlanneldArgs, go_bool, go_style::go_int};
 pub use crate::run_config::RunConfig;
-use crate::source_check::Strictness;
+use crate::{source_check::Strictness, state_file::DEFAULT_PATH as DEFAULT_STATE_FILE};
 
 pub(crate) const DEFAULT_SOCKET: &str = "/run/overlay/agent.sock";
 
@@ -135,6 +135,11 @@ pub struct RunArgs {
     /// Remove the device `flannel.VNI` of a flanneld that was stopped, and take its place
     #[arg(long, num_args = 0..=1, require_equals = true, default_value_t = false, default_missing_value = "true", value_parser = go_bool, action = ArgAction::Set, value_name = "BOOL", help_heading = OURS)]
     pub replace_flannel: bool,
+
+    /// Where to keep what this host is known by: it finds its subnet again after a reboot, whatever its address. One
+    /// for each network
+    #[arg(long, value_name = "FILE", default_value = DEFAULT_STATE_FILE, help_heading = OURS)]
+    pub state_file: PathBuf,
 
     /// Where the programs and maps are pinned
     #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf/overlay", help_heading = OURS)]

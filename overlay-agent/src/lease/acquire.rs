@@ -1,10 +1,17 @@
 //! Taking a subnet: the one this host has, the one it had, or a free one, in this order.
 //!
+//! Which one this host has, `survey` says. Where that is said by a MAC alone, and the lease has another address
+//! than we have now, either our address has changed or we are a copy of a host that lives: it is asked, by a
+//! write to its key that changes nothing for others and that a living agent puts right at once.
+//!
 //! Every attempt reads all leases at one revision, decides, and writes under the condition that
 //! what the decision rests on still holds. A refused write means that somebody was faster: read
 //! again.
 
-use std::{net::Ipv4Addr, time::Duration};
+use std::{
+    net::Ipv4Addr,
+    time::{Duration, Instant},
+};
 
 use ipnetwork::Ipv4Network;
 use overlay_common::MacAddr;
@@ -13,30 +20,38 @@ use tracing::{debug, info, warn};
 
 use super::{
     Lease,
-    allocate::{CANDIDATES, choose, overlap},
-    guard::guards,
-    value::{Backend, LeaseValue},
+    allocate::{CANDIDATES, choose},
+    incident::Incident,
+    survey::{Own, Survey, Tie},
+    value::{LeaseValue, ValueError, with_question},
 };
-use crate::{
-    network_config::NetworkConfig,
-    store::{
-        Entry, Etcd, Listing, StoreError,
-        config::StoredConfig,
-        etcd::Created,
-        outage::{Outage, pause},
-    },
+use crate::store::{
+    Entry, Etcd, Listing, StoreError,
+    config::StoredConfig,
+    etcd::Created,
+    outage::{Outage, pause},
 };
+
+/// How long a living host may take to answer. It takes milliseconds, unless etcd elects a leader just then.
+const ANSWER: Duration = Duration::from_secs(2);
+/// How often to look for the answer.
+const LOOK: Duration = Duration::from_millis(100);
 
 /// What this host brings along.
 #[derive(Clone, Copy, Debug)]
 pub struct Request {
-    /// The address to publish, by which our lease of earlier is recognised.
+    /// The address to publish.
     pub public_ip: Ipv4Addr,
-    /// The subnet that `subnet.env` says we had.
+    /// The subnet that `subnet.env`, or else the state file, says we had.
     pub previous: Option<Ipv4Network>,
-    /// The MAC to publish if no lease of ours says another. A lease of the subnet of the file that has it is ours
-    /// too, whatever its address: the host's has changed.
+    /// The MAC that this host has published, as its device or its state file says. A lease that has it is ours,
+    /// whatever its address: the host's has changed. It is published if no lease of ours says another.
     pub vtep_mac: Option<MacAddr>,
+    /// The address that this host has published the last time, if that is known. If it is another than now, a
+    /// lease with the address of now may be of the host that had it before.
+    pub last_address: Option<Ipv4Addr>,
+    /// Whether this very process has kept the lease until now, so that nobody has to be asked whose it is.
+    pub is_running: bool,
     /// The TTL of the etcd lease.
     pub ttl: Duration,
 }
@@ -50,6 +65,10 @@ pub struct Acquired {
     pub etcd_lease: Option<i64>,
     /// How we came by it.
     pub origin: Origin,
+    /// The address that the lease had before, if it was another.
+    pub displaced: Option<Ipv4Addr>,
+    /// What was put right on the way.
+    pub incidents: Vec<Incident>,
     /// All leases, this one included: what to start following from.
     pub listing: Listing,
 }
@@ -57,7 +76,11 @@ pub struct Acquired {
 /// How a lease became ours.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Origin {
-    /// It was.
+    /// It was: it has our MAC.
+    Mac,
+    /// It was, and its key held what is no lease of it.
+    Damaged,
+    /// It was: it has our address.
     PublicIp,
     /// `subnet.env` says it was, and nobody had it since.
     SubnetFile,
@@ -95,12 +118,22 @@ pub async fn acquire(
     config: &StoredConfig,
     request: &Request,
 ) -> Result<Acquired, AcquireError> {
-    let mut attempt = Attempt { store, config, request, granted: None, limit: CANDIDATES };
+    let mut attempt = Attempt {
+        store,
+        config,
+        request: *request,
+        granted: None,
+        limit: CANDIDATES,
+        incidents: Vec::new(),
+    };
     let mut outage = Outage::on("cannot take a subnet yet", store.troubles());
     let mut races = 0;
     let result = loop {
         let wait = match attempt.make().await {
-            Ok(Step::Done(acquired)) => break Ok(*acquired),
+            Ok(Step::Done(mut acquired)) => {
+                acquired.incidents = std::mem::take(&mut attempt.incidents);
+                break Ok(*acquired);
+            }
             Ok(Step::Again) => {
                 outage.over();
                 races += 1;
@@ -123,6 +156,16 @@ enum Step {
     Again,
 }
 
+/// What has become of a question whether a host lives.
+enum Answer {
+    /// Nobody has answered. The question is the key's state of this revision.
+    None(i64),
+    /// The host has put its key right.
+    Alive,
+    /// The key has changed otherwise.
+    Changed,
+}
+
 enum Stop {
     Store(StoreError),
     For(AcquireError),
@@ -137,44 +180,73 @@ impl From<StoreError> for Stop {
 struct Attempt<'a> {
     store: &'a Etcd,
     config: &'a StoredConfig,
-    request: &'a Request,
+    request: Request,
     /// The etcd lease that we were granted for this, used or not.
     granted: Option<i64>,
     /// How many free subnets to choose from.
     limit: usize,
+    /// What was put right so far.
+    incidents: Vec<Incident>,
 }
 
 impl Attempt<'_> {
     async fn make(&mut self) -> Result<Step, Stop> {
         let listing = self.store.list().await?;
-        let survey = Survey::new(self.store, &listing, &self.config.config, self.request);
-        if let Some(own) = survey.own {
-            return self.reuse(listing, own).await;
+        let mut survey =
+            Survey::new(self.store.prefix(), &listing, &self.config.config, &self.request);
+        // The subnet of the file is what our containers have; a lease that has nothing but our address need not
+        // be ours.
+        let wish = self.wish(&survey);
+        let new_mac = self.new_mac(&survey);
+        let is_ours = |own: &mut Own| own.tie != Tie::Address || wish.is_none();
+        if let Some(own) = survey.own.take_if(is_ours) {
+            return self.reuse(listing, own, new_mac).await;
         }
         if let Some(stale) = survey.stale {
             return self.discard(&stale).await;
         }
-        let (subnet, origin) = self.pick(&survey)?;
-        let vtep_mac = self.new_mac(&survey);
-        self.create(listing, subnet, origin, vtep_mac).await
+        let (subnet, origin) = match wish {
+            Some(previous) => (previous, Origin::SubnetFile),
+            None => (self.pick(&survey)?, Origin::Free),
+        };
+        self.create(listing, subnet, origin, new_mac).await
     }
 
     /// Our lease of earlier becomes our lease of now, with the same MAC: the peers need not change
     /// anything.
-    async fn reuse(&mut self, mut listing: Listing, own: Own) -> Result<Step, Stop> {
-        let vtep_mac = match own.value.backend {
-            Backend::Vxlan { vtep_mac, .. } => vtep_mac,
-            Backend::Other(_) => self.request.vtep_mac.unwrap_or_else(random_mac),
-        };
+    async fn reuse(
+        &mut self,
+        mut listing: Listing,
+        mut own: Own,
+        new_mac: MacAddr,
+    ) -> Result<Step, Stop> {
+        let address = own.value.as_ref().map(|value| value.public_ip);
+        let displaced = address.filter(|address| *address != self.request.public_ip);
+        if let Some(of) = displaced
+            && !self.request.is_running
+        {
+            match self.ask(&own).await? {
+                Answer::None(mod_revision) => own.entry.mod_revision = mod_revision,
+                Answer::Alive => {
+                    warn!("the host at {of} lives, and this host is a copy of it");
+                    self.incidents.push(Incident::IsCopy { of, subnet: own.subnet });
+                    self.request.vtep_mac = None;
+                    return Ok(Step::Again);
+                }
+                Answer::Changed => return Ok(Step::Again),
+            }
+        }
+        let vtep_mac = own.value.as_ref().and_then(LeaseValue::vtep_mac).unwrap_or(new_mac);
         let lease = self.lease(own.subnet, vtep_mac);
         let value = lease.value().encode();
+        let is_damaged = own.tie == Tie::Damaged;
         let old = own.entry.etcd_lease;
         let unchanged = own.entry.value == value;
         let etcd_lease = match old {
-            // A reservation: it had no TTL, and gets none.
-            None => None,
+            // A reservation: it had no TTL, and gets none. Nobody has reserved anything by writing nonsense.
+            None if !is_damaged => None,
             Some(id) if unchanged && self.is_good(id).await? => Some(id),
-            Some(_) => Some(self.grant().await?),
+            _ => Some(self.grant().await?),
         };
         if !unchanged || etcd_lease != old {
             let (key, revision) = (&own.entry.key, own.entry.mod_revision);
@@ -185,9 +257,41 @@ impl Attempt<'_> {
             if let Some(old) = old.filter(|old| etcd_lease != Some(*old)) {
                 retire(self.store, old).await;
             }
+            if is_damaged {
+                self.note_repair(&own.entry);
+            }
             upsert(&mut listing, Entry { value, mod_revision, etcd_lease, ..own.entry });
         }
-        Ok(done(lease, etcd_lease, Origin::PublicIp, listing))
+        Ok(done(lease, etcd_lease, own.tie.origin(), displaced, listing))
+    }
+
+    fn note_repair(&mut self, entry: &Entry) {
+        let found = describe(&LeaseValue::decode(&entry.value));
+        let key = String::from_utf8_lossy(&entry.key).into_owned();
+        warn!("put {key} right, which is ours: {found}");
+        self.incidents.push(Incident::Repaired { key, found });
+    }
+
+    /// Asks whether the host that keeps a lease lives. Nothing of it changes for anybody else.
+    async fn ask(&self, own: &Own) -> Result<Answer, StoreError> {
+        let Entry { key, value, mod_revision, etcd_lease, .. } = &own.entry;
+        let Some(question) = with_question(value, self.request.public_ip) else {
+            return Ok(Answer::Changed);
+        };
+        let asked = self.store.replace(key, *mod_revision, &question, *etcd_lease).await?;
+        let Some(asked) = asked else { return Ok(Answer::Changed) };
+        info!("asking whether another host has {}, which our address does not fit", own.subnet);
+        let name = String::from_utf8_lossy(key);
+        let end = Instant::now() + ANSWER;
+        while Instant::now() < end {
+            tokio::time::sleep(LOOK).await;
+            match self.store.get(&name).await? {
+                Some(entry) if entry.mod_revision == asked => {}
+                Some(entry) if entry.value != question => return Ok(Answer::Alive),
+                _ => return Ok(Answer::Changed),
+            }
+        }
+        Ok(Answer::None(asked))
     }
 
     /// Whether an etcd lease of ours can be used on, which saves everybody an event.
@@ -211,21 +315,27 @@ impl Attempt<'_> {
         Ok(Step::Again)
     }
 
-    fn pick(&self, survey: &Survey) -> Result<(Ipv4Network, Origin), Stop> {
+    /// The subnet that we had, if it can be ours again.
+    fn wish(&self, survey: &Survey<'_>) -> Option<Ipv4Network> {
+        let previous = self.request.previous?;
+        (self.config.config.admits(previous) && survey.is_free(previous)).then_some(previous)
+    }
+
+    fn pick(&self, survey: &Survey<'_>) -> Result<Ipv4Network, Stop> {
         let config = &self.config.config;
         if let Some(previous) = self.request.previous {
-            let free = survey.is_free(self.store, previous);
-            if config.admits(previous) && free {
-                return Ok((previous, Origin::SubnetFile));
-            }
-            let reason = if free { "the network config does not allow it" } else { "it is taken" };
+            let reason = if survey.is_free(previous) {
+                "the network config does not allow it"
+            } else {
+                "it is taken"
+            };
             info!("not taking {previous} of the subnet file again: {reason}");
         }
         let mut taken = survey.taken.clone();
         while let Some(subnet) = choose(config, taken.iter().copied(), self.limit, &mut rand::rng())
         {
-            if survey.is_free(self.store, subnet) {
-                return Ok((subnet, Origin::Free));
+            if survey.is_free(subnet) {
+                return Ok(subnet);
             }
             // Somebody's malformed key is in the way.
             taken.push(subnet);
@@ -255,7 +365,7 @@ impl Attempt<'_> {
                 let create_revision = mod_revision;
                 let entry = Entry { key, value, create_revision, mod_revision, etcd_lease };
                 upsert(&mut listing, entry);
-                Ok(done(lease, etcd_lease, origin, listing))
+                Ok(done(lease, etcd_lease, origin, None, listing))
             }
             Created::Refused(obstacles) if obstacles.is_empty() => {
                 Err(Stop::For(AcquireError::ConfigChanged))
@@ -275,7 +385,7 @@ impl Attempt<'_> {
 
     /// A MAC for a lease that has none: the wanted one, unless another host has it, as clones of
     /// one machine do.
-    fn new_mac(&self, survey: &Survey) -> MacAddr {
+    fn new_mac(&self, survey: &Survey<'_>) -> MacAddr {
         self.request
             .vtep_mac
             .filter(|mac| mac.is_unicast() && !survey.macs.contains(mac))
@@ -303,83 +413,26 @@ impl Attempt<'_> {
     }
 }
 
-/// All leases, seen from one host.
-struct Survey {
-    own: Option<Own>,
-    /// A lease of ours that does not fit the config and may be deleted.
-    stale: Option<Entry>,
-    taken: Vec<Ipv4Network>,
-    macs: Vec<MacAddr>,
-    /// Keys that are no leases.
-    malformed: Vec<Vec<u8>>,
+fn done(
+    lease: Lease,
+    etcd_lease: Option<i64>,
+    origin: Origin,
+    displaced: Option<Ipv4Addr>,
+    listing: Listing,
+) -> Step {
+    let incidents = Vec::new();
+    Step::Done(Box::new(Acquired { lease, etcd_lease, origin, displaced, incidents, listing }))
 }
 
-/// Our own lease of earlier.
-struct Own {
-    entry: Entry,
-    subnet: Ipv4Network,
-    value: LeaseValue,
-}
-
-impl Survey {
-    fn new(store: &Etcd, listing: &Listing, config: &NetworkConfig, request: &Request) -> Self {
-        let mut survey = Self {
-            own: None,
-            stale: None,
-            taken: Vec::with_capacity(listing.entries.len()),
-            macs: Vec::new(),
-            malformed: Vec::new(),
-        };
-        for entry in &listing.entries {
-            let Ok(key) = store.prefix().parse_subnet_key(&entry.key) else {
-                survey.malformed.push(entry.key.clone());
-                continue;
-            };
-            survey.taken.push(key.subnet);
-            let Ok(value) = LeaseValue::decode(&entry.value) else {
-                continue;
-            };
-            let vtep_mac = match value.backend {
-                Backend::Vxlan { vtep_mac, .. } => Some(vtep_mac),
-                Backend::Other(_) => None,
-            };
-            let moved = request.previous == Some(key.subnet)
-                && vtep_mac.is_some()
-                && vtep_mac == request.vtep_mac;
-            if value.public_ip != request.public_ip && !moved {
-                survey.macs.extend(vtep_mac);
-            } else if !config.admits(key.subnet) || key.ipv6.is_some() {
-                survey.note_stale(entry);
-            } else if survey.own.is_none() {
-                survey.own = Some(Own { entry: entry.clone(), subnet: key.subnet, value });
-            }
-        }
-        survey
+/// What a value that is not as it should be says.
+pub(super) fn describe(value: &Result<LeaseValue, ValueError>) -> String {
+    match value {
+        Ok(value) => match value.vtep_mac() {
+            Some(mac) => format!("it held the lease of {} ({mac})", value.public_ip),
+            None => format!("it held another backend's lease of {}", value.public_ip),
+        },
+        Err(error) => error.to_string(),
     }
-
-    /// An operator's reservation is his to delete, everything else expires anyway.
-    fn note_stale(&mut self, entry: &Entry) {
-        if entry.etcd_lease.is_some() {
-            self.stale.get_or_insert_with(|| entry.clone());
-        } else {
-            let key = String::from_utf8_lossy(&entry.key);
-            warn!(
-                "ignoring the reservation {key} for this host: the network config does not allow it"
-            );
-        }
-    }
-
-    /// Whether `subnet` overlaps no lease, and etcd will agree.
-    fn is_free(&self, store: &Etcd, subnet: Ipv4Network) -> bool {
-        let guards = guards(store.prefix(), subnet);
-        let blocks = |key: &Vec<u8>| guards.iter().any(|range| range.covers(key));
-        !self.taken.iter().any(|taken| overlap(*taken, subnet))
-            && !self.malformed.iter().any(blocks)
-    }
-}
-
-fn done(lease: Lease, etcd_lease: Option<i64>, origin: Origin, listing: Listing) -> Step {
-    Step::Done(Box::new(Acquired { lease, etcd_lease, origin, listing }))
 }
 
 /// Puts what we wrote into the listing it rests on.

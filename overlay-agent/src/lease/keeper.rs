@@ -10,26 +10,35 @@ use tokio::{
     sync::{Notify, mpsc},
     time::Instant,
 };
-use tracing::{debug, error, info, warn};
+use tracing::{debug, error, warn};
 
 use super::{
     Lease,
-    acquire::{Acquired, retire},
+    acquire::{Acquired, describe, retire},
     allocate::overlap,
     claim::Claim,
-    value::LeaseValue,
+    incident::Incident,
+    survey::is_copy,
+    value::{LeaseValue, asker},
 };
 use crate::store::{Entry, Etcd, LeaseUpdate, StoreError, etcd::Created, outage::Outage};
 
 /// The least time between two looks at our key, so that no quarrel with another writer becomes a
 /// storm.
 const LOOK: Duration = Duration::from_secs(1);
+/// The same after our key was put right, which is to take less than a second, every time.
+const REPAIR: Duration = Duration::from_millis(200);
+
+/// Who takes our key back within this time does so on purpose.
+const QUARREL: Duration = Duration::from_secs(10);
 
 /// Something that happened to our lease and that the rest of the agent must know.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum LeaseEvent {
     /// It was lost, and is ours again: same subnet, same MAC.
     Retaken(Lease),
+    /// Its key was put right, or somebody else has what makes this host known.
+    Incident(Incident),
     /// It was lost and is somebody else's. The keeper has stopped: another subnet must be acquired.
     TakenByOther {
         /// The lease that was ours.
@@ -55,6 +64,12 @@ pub struct Keeper {
     lease: Lease,
     etcd_lease: Option<i64>,
     ttl: Duration,
+    /// Whether it hangs on no etcd lease, and is to stay so.
+    is_reservation: bool,
+    /// The address that the lease had before it got ours, if it was another.
+    displaced: Option<Ipv4Addr>,
+    /// When our key was last found to have that one again.
+    displaced_again: Option<Instant>,
     nudge: Arc<Notify>,
 }
 
@@ -62,10 +77,22 @@ pub struct Keeper {
 #[derive(Clone, Debug)]
 pub struct KeeperHandle {
     lease: Lease,
+    key: String,
+    value: Vec<u8>,
     nudge: Arc<Notify>,
 }
 
 impl KeeperHandle {
+    /// Takes note of a write to a key. Cheap, and does nothing unless the key is ours. Returns whether it is, and
+    /// holds what is no lease: that is for the keeper to mend, and tells nobody anything.
+    pub fn observe_write(&self, key: &[u8], value: &[u8]) -> bool {
+        if key != self.key.as_bytes() || value == self.value {
+            return false;
+        }
+        self.nudge.notify_one();
+        LeaseValue::decode(value).is_err()
+    }
+
     /// Takes note of an update about leases. Cheap, and does nothing unless it is about ours.
     pub fn observe(&self, update: &LeaseUpdate) {
         let ours = self.lease;
@@ -88,6 +115,8 @@ impl KeeperHandle {
 enum Look {
     Ours,
     Retaken,
+    /// It is ours again, or still.
+    Repaired(Incident),
     /// Somebody wrote at the same time: look again.
     Again,
     Taken(Entry),
@@ -101,13 +130,25 @@ impl Keeper {
             lease: acquired.lease,
             etcd_lease: acquired.etcd_lease,
             ttl,
+            is_reservation: acquired.etcd_lease.is_none(),
+            displaced: acquired.displaced,
+            displaced_again: None,
             nudge: Arc::new(Notify::new()),
         }
     }
 
     /// The end to give to whoever follows the leases.
     pub fn handle(&self) -> KeeperHandle {
-        KeeperHandle { lease: self.lease, nudge: Arc::clone(&self.nudge) }
+        KeeperHandle {
+            lease: self.lease,
+            key: self.key(),
+            value: self.lease.value().encode(),
+            nudge: Arc::clone(&self.nudge),
+        }
+    }
+
+    fn key(&self) -> String {
+        self.store.prefix().subnet_key(self.lease.subnet)
     }
 
     /// Keeps the lease until somebody else has it, or `events` is closed. The lease itself outlives
@@ -176,13 +217,19 @@ impl Keeper {
                 Ok(Look::Ours) => return None,
                 Ok(Look::Taken(entry)) => return Some(entry),
                 Ok(Look::Retaken) => {
-                    warn!("the lease of {} was lost, and is ours again", self.lease.subnet);
+                    debug!("the lease of {} was lost, and is ours again", self.lease.subnet);
                     // Closed means that the agent is stopping.
                     drop(events.send(LeaseEvent::Retaken(self.lease)).await);
                     tokio::time::sleep(LOOK).await;
                     return None;
                 }
-                Ok(Look::Again) => tokio::time::sleep(LOOK).await,
+                Ok(Look::Repaired(incident)) => {
+                    // Full means that nobody listens at the moment, and renewing does not wait for that.
+                    events.try_send(LeaseEvent::Incident(incident)).ok();
+                    tokio::time::sleep(REPAIR).await;
+                    return None;
+                }
+                Ok(Look::Again) => tokio::time::sleep(REPAIR).await,
                 Err(error) => tokio::time::sleep(outage.failed(&error)).await,
             }
         }
@@ -190,31 +237,69 @@ impl Keeper {
 
     /// Reads our key and, if it is not as it should be and nobody else's, puts it right.
     async fn look(&mut self) -> Result<Look, StoreError> {
-        let key = self.store.prefix().subnet_key(self.lease.subnet);
+        let key = self.key();
         let value = self.lease.value().encode();
         let Some(entry) = self.store.get(&key).await? else {
             return self.retake(&value).await;
         };
-        match LeaseValue::decode(&entry.value) {
-            Ok(found) if found.public_ip != self.lease.public_ip => return Ok(Look::Taken(entry)),
-            Ok(_) => {}
-            // A value that names no owner takes nothing from us.
-            Err(error) => warn!("somebody wrote {key}, which is ours: {error}"),
-        }
-        let reserved = entry.etcd_lease.is_none();
-        let right = entry.value == value;
-        if right && (reserved || entry.etcd_lease == self.etcd_lease) {
+        let found = LeaseValue::decode(&entry.value);
+        let is_ours = found.as_ref().is_ok_and(|found| found.public_ip == self.lease.public_ip);
+        // Whoever names us may have made it a reservation; nonsense reserves nothing.
+        self.is_reservation = entry.etcd_lease.is_none() && (is_ours || self.is_reservation);
+        if entry.value == value && (self.is_reservation || entry.etcd_lease == self.etcd_lease) {
             return Ok(Look::Ours);
         }
-        info!("putting {key} right");
-        let etcd_lease = match entry.etcd_lease {
-            // An operator has made it a reservation.
-            None => None,
-            Some(_) => Some(self.etcd_lease().await?),
+        let incident = if let Ok(found) = &found
+            && !is_ours
+        {
+            match self.incident(&entry, found).await? {
+                Some(incident) => Some(incident),
+                None => return Ok(Look::Taken(entry)),
+            }
+        } else if let Some(by) = asker(&entry.value) {
+            Some(Incident::Copied { by })
+        } else if entry.value == value {
+            None
+        } else {
+            // A value that names no owner takes nothing from us.
+            Some(Incident::Repaired { key: key.clone(), found: describe(&found) })
         };
+        debug!("putting {key} right");
+        let etcd_lease = if self.is_reservation { None } else { Some(self.etcd_lease().await?) };
         let written =
             self.store.replace(&entry.key, entry.mod_revision, &value, etcd_lease).await?;
-        Ok(if written.is_some() { Look::Ours } else { Look::Again })
+        Ok(match (written, incident) {
+            (None, _) => Look::Again,
+            (Some(_), Some(incident)) => Look::Repaired(incident),
+            (Some(_), None) => Look::Ours,
+        })
+    }
+
+    /// What a value with another address in our key is, unless it is that of the subnet's new owner.
+    async fn incident(
+        &mut self,
+        entry: &Entry,
+        found: &LeaseValue,
+    ) -> Result<Option<Incident>, StoreError> {
+        if found.vtep_mac() == Some(self.lease.vtep_mac) {
+            let by = found.public_ip;
+            if Some(by) == self.displaced {
+                // It may be what a backup brought back. But if it comes at once again, whoever had that address
+                // lives, and we are the copy.
+                let before = self.displaced_again.replace(Instant::now());
+                if before.is_some_and(|before| before.elapsed() < QUARREL) {
+                    return Ok(None);
+                }
+            }
+            return Ok(Some(Incident::Copied { by }));
+        }
+        let listing = self.store.list().await?;
+        let is_copy = listing.entries.iter().any(|other| {
+            let theirs = LeaseValue::decode(&other.value);
+            theirs.is_ok_and(|theirs| is_copy((entry, found), (other, &theirs)))
+        });
+        Ok(is_copy
+            .then(|| Incident::Repaired { key: self.key(), found: describe(&Ok(found.clone())) }))
     }
 
     /// Our key is gone: creates it again, under the conditions that any host has to meet.
@@ -225,7 +310,9 @@ impl Keeper {
             Created::At(_) => Ok(Look::Retaken),
             Created::Refused(obstacles) => {
                 let prefix = self.store.prefix();
-                let other = obstacles.into_iter().find(|entry| {
+                let own = self.key();
+                let mut others = obstacles.into_iter().filter(|entry| entry.key != own.as_bytes());
+                let other = others.find(|entry| {
                     LeaseValue::decode(&entry.value)
                         .map_or(true, |value| value.public_ip != self.lease.public_ip)
                         && prefix.parse_subnet_key(&entry.key).is_ok()
@@ -285,7 +372,12 @@ mod tests {
     /// Whether the keeper of `ours` would look after `update`.
     async fn looks(ours: Lease, update: LeaseUpdate) -> bool {
         let nudge = Arc::new(Notify::new());
-        let handle = KeeperHandle { lease: ours, nudge: Arc::clone(&nudge) };
+        let handle = KeeperHandle {
+            lease: ours,
+            key: String::new(),
+            value: Vec::new(),
+            nudge: Arc::clone(&nudge),
+        };
         handle.observe(&update);
         tokio::select! {
             biased;

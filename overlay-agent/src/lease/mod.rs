@@ -4,14 +4,16 @@
 //! has it, and the etcd lease that the key hangs on (a different thing, unluckily of the same name)
 //! says for how long. [`key`] and [`value`] own the bytes, which are flannel's; [`claim`] is a lease
 //! with what etcd knows about it; [`allocate`] owns the choice of a free subnet, [`guard`] what must not
-//! exist when it is taken. All of that is pure; [`acquire`](mod@acquire) and [`keeper`] do it against a store.
+//! exist when it is taken; `survey` says which lease is ours, [`incident`] what befell it. All of that is pure; [`acquire`](mod@acquire) and [`keeper`] do it against a store.
 
 pub mod acquire;
 pub mod allocate;
 pub mod claim;
 pub mod guard;
+pub mod incident;
 pub mod keeper;
 pub mod key;
+mod survey;
 pub mod value;
 
 use std::{fmt, net::Ipv4Addr};

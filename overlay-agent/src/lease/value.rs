@@ -51,6 +51,19 @@ impl LeaseValue {
         serde_json::to_vec(&attributes).unwrap_or_default()
     }
 
+    /// The MAC of the host's tunnel device, if the host has one of our kind.
+    pub const fn vtep_mac(&self) -> Option<MacAddr> {
+        match self.backend {
+            Backend::Vxlan { vtep_mac, .. } => Some(vtep_mac),
+            Backend::Other(_) => None,
+        }
+    }
+
+    /// Whether both name one host: by address and by MAC.
+    pub fn is_same_host(&self, other: &Self) -> bool {
+        self.public_ip == other.public_ip && self.vtep_mac() == other.vtep_mac()
+    }
+
     /// Reads a value.
     pub fn decode(bytes: &[u8]) -> Result<Self, ValueError> {
         let value: Value =
@@ -73,6 +86,29 @@ impl LeaseValue {
             }
         };
         Ok(Self { public_ip, backend })
+    }
+}
+
+/// The field by which a host asks whether the one that has a lease is alive. flannel ignores what it does not
+/// know.
+const ASKED_BY: &str = "AskedBy";
+
+/// The same lease to every reader, with the question of the host at `asker` whether the owner lives: who lives
+/// puts it right. `None` if `value` is no JSON object.
+pub fn with_question(value: &[u8], asker: Ipv4Addr) -> Option<Vec<u8>> {
+    let text = str::from_utf8(value).ok()?.trim_end();
+    let fields = text.strip_suffix('}')?;
+    Some(format!(r#"{fields},"{ASKED_BY}":"{asker}"}}"#).into_bytes())
+}
+
+/// The host that asks by this value whether its owner lives, if one does.
+pub fn asker(value: &[u8]) -> Option<Ipv4Addr> {
+    // Nearly no value holds a question.
+    let name = ASKED_BY.as_bytes();
+    value.windows(name.len()).find(|found| *found == name)?;
+    match serde_json::from_slice(value).ok()? {
+        Value::Object(fields) => fields.get(ASKED_BY)?.as_str()?.parse().ok(),
+        _ => None,
     }
 }
 
@@ -203,6 +239,24 @@ mod tests {
                 vni: Some(Vni::new(1).unwrap()),
                 vtep_mac: "c6:d2:32:6f:8f:44".parse().unwrap(),
             },
+        }
+    }
+
+    #[test]
+    fn a_question_changes_nothing_for_whoever_is_not_asked() {
+        let asked = with_question(GOLDEN.as_bytes(), Ipv4Addr::new(192, 0, 2, 9)).unwrap();
+        assert_eq!(LeaseValue::decode(&asked).unwrap(), golden());
+        assert_eq!(asker(&asked), Some(Ipv4Addr::new(192, 0, 2, 9)));
+        // Asked once more, by another.
+        let again = with_question(&asked, Ipv4Addr::new(192, 0, 2, 7)).unwrap();
+        assert_eq!(LeaseValue::decode(&again).unwrap(), golden());
+        assert_eq!(asker(&again), Some(Ipv4Addr::new(192, 0, 2, 7)));
+        assert_eq!(asker(GOLDEN.as_bytes()), None);
+        for none in ["", "7", "nonsense", r#"["AskedBy"]"#] {
+            assert_eq!(
+                (with_question(none.as_bytes(), Ipv4Addr::LOCALHOST), asker(none.as_bytes())),
+                (None, None)
+            );
         }
     }
 

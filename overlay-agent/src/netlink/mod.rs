@@ -13,7 +13,7 @@ pub use lease_routes::{LeaseRoute, LeaseRoutes, remove as remove_lease_routes};
 pub use observe::{Link, LinkKind, Observed, PeerPlace, observe};
 pub use peer_namespace::{Inspector, PeerEnd};
 pub use routes::{Routes, Way, main_table};
-pub use tunnel::{Tunnel, TunnelSpec, check_port, ensure_tunnel, tunnel_name};
+pub use tunnel::{Tunnel, TunnelSpec, check_port, ensure_tunnel, flannel_name, tunnel_name};
 pub use watch::{Changes, changes};
 
 use anyhow::{Context, Result};

@@ -67,7 +67,7 @@ pub fn tunnel_name(vni: Vni) -> String {
 }
 
 /// Name of flannel's device for a network.
-fn flannel_name(vni: Vni) -> String {
+pub fn flannel_name(vni: Vni) -> String {
     format!("flannel.{vni}")
 }
 

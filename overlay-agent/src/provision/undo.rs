@@ -15,6 +15,7 @@ use crate::{
     cli::lease::give_back,
     exit::{Exit, WithExit as _},
     run_config::EtcdConfig,
+    state_file,
     store::Etcd,
     subnet_env::read_subnet,
 };
@@ -58,6 +59,9 @@ pub async fn leave(leaving: &Leaving) -> Result<()> {
     }
     for line in cleanup(&leaving.places).await? {
         report.done("removed", &line)?;
+    }
+    if !leaving.keep && state_file::remove(&leaving.places.state_file)? {
+        report.done("removed", &leaving.places.state_file.display().to_string())?;
     }
     files::remove(Path::new(DOCKER_OPTIONS))?;
     if let Some(address) = docker::release().await? {

@@ -16,6 +16,7 @@ use crate::{
     lease::{
         Lease,
         acquire::{AcquireError, Request, acquire},
+        incident::Incident,
         keeper::{Keeper, LeaseEvent},
         key::SubnetKey,
     },
@@ -35,6 +36,8 @@ pub enum Store {
 pub struct Joined {
     /// Its lease.
     pub lease: Lease,
+    /// What was put right on the way.
+    pub incidents: Vec<Incident>,
     /// What it hears.
     pub following: Following,
 }
@@ -47,7 +50,16 @@ pub struct Following {
     pub events: mpsc::Receiver<LeaseEvent>,
     /// What becomes of the network config.
     pub configs: mpsc::Receiver<ConfigUpdate>,
-    _tasks: Vec<AbortOnDropHandle<()>>,
+    _follower: AbortOnDropHandle<()>,
+    keeper: Option<AbortOnDropHandle<()>>,
+}
+
+impl Following {
+    /// Has nobody keep the lease any more: whoever takes another one, or changes this one, does not want his own
+    /// writes put right.
+    pub fn stop_keeping(&mut self) {
+        self.keeper = None;
+    }
 }
 
 impl Store {
@@ -126,11 +138,10 @@ impl Store {
             .starting_from(acquired.listing)
             .informing(keeper.handle())
             .reporting_config(network.mod_revision, configs_sender);
-        let tasks = vec![
-            AbortOnDropHandle::new(tokio::spawn(follower.run(updates_sender))),
-            AbortOnDropHandle::new(tokio::spawn(keeper.run(events_sender))),
-        ];
-        Ok(Joined { lease, following: Following { updates, events, configs, _tasks: tasks } })
+        let follower = AbortOnDropHandle::new(tokio::spawn(follower.run(updates_sender)));
+        let keeper = Some(AbortOnDropHandle::new(tokio::spawn(keeper.run(events_sender))));
+        let following = Following { updates, events, configs, _follower: follower, keeper };
+        Ok(Joined { lease, incidents: acquired.incidents, following })
     }
 }
 
@@ -146,6 +157,7 @@ fn join_fixed(
     let (events_sender, events) = mpsc::channel(16);
     let (configs_sender, configs) = mpsc::channel(16);
     let follow = follower.run(updates_sender, events_sender, configs_sender);
-    let tasks = vec![AbortOnDropHandle::new(tokio::spawn(follow))];
-    Ok(Joined { lease, following: Following { updates, events, configs, _tasks: tasks } })
+    let follower = AbortOnDropHandle::new(tokio::spawn(follow));
+    let following = Following { updates, events, configs, _follower: follower, keeper: None };
+    Ok(Joined { lease, incidents: Vec::new(), following })
 }

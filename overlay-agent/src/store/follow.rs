@@ -6,6 +6,7 @@
 
 use std::{fmt, time::Instant};
 
+use etcd_client::EventType;
 use tokio::sync::mpsc;
 use tracing::{debug, info, warn};
 
@@ -17,7 +18,7 @@ use super::{
     reader::Reader,
     watch::WatchEnded,
 };
-use crate::lease::{claim::Claim, keeper::KeeperHandle, key::SubnetKey};
+use crate::lease::{claim::Claim, keeper::KeeperHandle, key::SubnetKey, value::asker};
 
 /// A change to the set of leases.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -165,7 +166,21 @@ impl Follower {
                 {
                     continue;
                 }
+                let written = event.kv().filter(|_| event.event_type() == EventType::Put);
+                if let (Some(keeper), Some(kv)) = (&self.keeper, written)
+                    && keeper.observe_write(kv.key(), kv.value())
+                {
+                    continue;
+                }
                 if let Some(update) = self.reader.update(event) {
+                    // A question is to its host alone. It makes nobody else believe that this lease was the last
+                    // one to be written.
+                    if let LeaseUpdate::Put(claim) = &update
+                        && self.known.knows(claim)
+                        && written.is_some_and(|kv| asker(kv.value()).is_some())
+                    {
+                        continue;
+                    }
                     debug!("{update}");
                     self.send(updates, update).await?;
                 }

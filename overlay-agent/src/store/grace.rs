@@ -92,6 +92,11 @@ impl Known {
         self.leases.values().copied().collect()
     }
 
+    /// Whether this is known, but for revisions.
+    pub(super) fn knows(&self, claim: &Claim) -> bool {
+        self.leases.get(&claim.key).is_some_and(|known| known.lease == claim.lease)
+    }
+
     /// Takes note of a lease that etcd has. Returns the kept ones that it takes the place of.
     pub(super) fn put(&mut self, claim: Claim) -> Vec<SubnetKey> {
         let before = self.removed(claim.key);

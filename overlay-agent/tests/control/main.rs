@@ -7,6 +7,7 @@ mod faults;
 mod fixed;
 mod flanneld;
 mod health;
+mod identity;
 mod leases;
 mod release;
 mod support;

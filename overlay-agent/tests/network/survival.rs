@@ -256,6 +256,38 @@ fn a_host_that_gets_another_address_keeps_its_subnet_and_its_containers() {
     assert!(!log.contains("our subnet was taken"), "{log}");
 }
 
+/// A reboot takes the device and the subnet file along, DHCP gives another address, and that was a dead host's,
+/// whose lease is still there.
+#[test]
+fn a_host_that_reboots_with_a_dead_hosts_address_keeps_its_subnet_and_is_reached() {
+    let mut overlay = Overlay::with(Lab::builder(), AgentOptions::any_address);
+    let lease = overlay.agents[1].status().unwrap()["lease"].clone();
+    overlay.agents[1].stop().unwrap();
+    let host = overlay.lab.host(1);
+    let removed = host.clean_up(env!("CARGO_BIN_EXE_overlay-agent")).unwrap();
+    assert!(removed.contains("overlay.1") && !host.subnet_file().exists(), "{removed}");
+    host.ip(["address", "del", &format!("{}/24", host.address()), "dev", UPLINK]).unwrap();
+    host.ip(["address", "add", "192.168.33.111/24", "dev", UPLINK]).unwrap();
+    // One that sorts before ours and one after, as alive in etcd as any.
+    for dead in ["10.1.0.0-24", "10.1.255.0-24"] {
+        let granted = overlay.etcd().ctl(["lease", "grant", "86400"]).read().unwrap();
+        let id = granted.split(' ').nth(1).unwrap().to_owned();
+        let value = r#"{"PublicIP":"192.168.33.111","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"02:00:00:00:00:99"}}"#;
+        let key = format!("{ETCD_PREFIX}/subnets/{dead}");
+        overlay.etcd().ctl(["put", &format!("--lease={id}"), &key, value]).run().unwrap();
+    }
+    overlay.agents[1] = host.start_agent(&overlay.options).unwrap();
+    let now = overlay.agents[1].status().unwrap()["lease"].clone();
+    assert_eq!((&now["subnet"], &now["vtep_mac"]), (&lease["subnet"], &lease["vtep_mac"]), "{now}");
+    assert_eq!(now["public_ip"], "192.168.33.111");
+    let [one, two] = overlay.pair();
+    eventually(SOON, "containers to reach each other", || {
+        one.ping(two.address())?;
+        two.ping(one.address())
+    })
+    .unwrap();
+}
+
 #[test]
 fn cleanup_gives_the_lease_back_if_told_so() {
     let Overlay { mut agents, etcd, lab, .. } = Overlay::new();

@@ -9,6 +9,7 @@ mod conformance;
 mod endpoints;
 mod etcd;
 mod grace;
+mod identity;
 mod operator;
 mod requests;
 mod scale;

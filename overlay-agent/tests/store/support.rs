@@ -56,6 +56,8 @@ pub(crate) fn request(host: u8) -> Request {
         public_ip: Ipv4Addr::new(192, 0, 2, host),
         previous: None,
         vtep_mac: Some(MacAddr([2, 0, 0, 0, 0, host])),
+        last_address: None,
+        is_running: false,
         ttl: Duration::from_hours(24),
     }
 }

@@ -111,6 +111,7 @@ impl AgentOptions {
             command = command.args(["--public-ip", &host.address().to_string()]);
         }
         command = command.arg("--subnet-file").arg(host.subnet_file());
+        command = command.arg("--state-file").arg(host.state_file());
         command = command.arg("--pin-path").arg(host.pins());
         command = command.arg("--socket").arg(host.agent_socket());
         if let Some(bridge) = &self.bridge {

@@ -107,6 +107,11 @@ impl Host {
         self.directory.join("subnet.env")
     }
 
+    /// What its agent is known by at its next start.
+    pub fn state_file(&self) -> PathBuf {
+        self.directory.join("state.env")
+    }
+
     /// The socket that its agent answers on.
     pub fn agent_socket(&self) -> PathBuf {
         self.directory.join("agent.sock")
