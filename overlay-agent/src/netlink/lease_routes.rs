@@ -202,7 +202,7 @@ fn parse(message: &RouteMessage) -> Option<(Ipv4Network, LeaseRoute)> {
     for attribute in &message.attributes {
         match attribute {
             RouteAttribute::Destination(RouteAddress::Inet(address)) => {
-                destination = Some(*address)
+                destination = Some(*address);
             }
             RouteAttribute::Gateway(RouteAddress::Inet(address)) => gateway = Some(*address),
             RouteAttribute::PrefSource(RouteAddress::Inet(address)) => source = Some(*address),

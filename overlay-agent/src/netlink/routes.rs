@@ -174,21 +174,19 @@ fn hops(message: &RouteMessage) -> Vec<Hop> {
         RouteAttribute::MultiPath(hops) => Some(hops),
         _ => None,
     });
-    match several {
-        Some(several) => several
+    if let Some(several) = several {
+        return several
             .iter()
             .filter(|hop| !hop.flags.contains(RouteNextHopFlags::Dead))
             .map(|hop| Hop { ifindex: hop.interface_index, gateway: gateway_of(&hop.attributes) })
-            .collect(),
-        None => {
-            let ifindex = message.attributes.iter().find_map(|attribute| match attribute {
-                RouteAttribute::Oif(index) => Some(*index),
-                _ => None,
-            });
-            let gateway = gateway_of(&message.attributes);
-            ifindex.map(|ifindex| Hop { ifindex, gateway }).into_iter().collect()
-        }
+            .collect();
     }
+    let ifindex = message.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Oif(index) => Some(*index),
+        _ => None,
+    });
+    let gateway = gateway_of(&message.attributes);
+    ifindex.map(|ifindex| Hop { ifindex, gateway }).into_iter().collect()
 }
 
 fn gateway_of(attributes: &[RouteAttribute]) -> Option<Ipv4Addr> {
