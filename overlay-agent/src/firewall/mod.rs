@@ -74,9 +74,15 @@ impl Firewall {
 
     /// Puts right whatever is missing or was changed. Nothing is touched that is not ours.
     async fn ensure(&mut self) -> Result<()> {
+        // One that fails does not keep the other from being made.
+        let translated = self.ensure_nat().await;
         if let Some(forward) = &self.forward {
             forward.ensure(&self.device).await?;
         }
+        translated
+    }
+
+    async fn ensure_nat(&mut self) -> Result<()> {
         let found = nat::list(&self.device).await?;
         if found.is_some() && found == self.listing {
             return Ok(());
