@@ -24,7 +24,7 @@ pub use self::{
 use crate::{command::Cmd, workspace};
 
 /// For all that a machine does, from power on to power off.
-const MACHINE_WITHIN: Duration = Duration::from_mins(12);
+const MACHINE_WITHIN: Duration = Duration::from_mins(20);
 
 /// Machines at a time; each has two processors.
 const AT_A_TIME: usize = 2;
