@@ -1,5 +1,5 @@
 //! Removes everything that is ours on this host, and nothing else. What is ours shows in its name or its
-//! place: the pin path, VXLAN devices named `overlay.<VNI>`, blackhole routes with our number, the firewall rules that name such a device, filters
+//! place: the pin path, VXLAN devices named `overlay.<VNI>`, routes with our numbers, the firewall rules that name such a device, filters
 //! with our priority, handle and name, the subnet file and the socket.
 
 use std::{

@@ -169,7 +169,6 @@ impl Dataplane {
         self.follow_uplink(observed);
         self.follow_bridge(observed);
         self.follow_ways().await?;
-        self.route_leases().await?;
         self.write_config()?;
         fail::point("settings");
         if self.synced || self.programs.adopted() {
@@ -178,7 +177,8 @@ impl Dataplane {
         // After the programs: once an address is known to be somebody's, every port is watched.
         self.converge_containers(observed)?;
         fail::point("endpoints");
-        Ok(())
+        // Last: a route that cannot be made keeps nothing else from being done.
+        self.route_leases().await
     }
 
     /// As [`reconcile`](Self::reconcile), and also what the kernel sends no events about: programs, pins and

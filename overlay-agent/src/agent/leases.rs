@@ -42,7 +42,7 @@ impl Agent {
                 Some(LeaseUpdate::Removed(key)) => self.dataplane.remove_lease(key),
                 Some(LeaseUpdate::Snapshot(claims)) => {
                     self.look_around().await;
-                    self.dataplane.replace_leases(claims).await?;
+                    self.dataplane.replace_leases(claims)?;
                     // Programs over new maps are attached as soon as these are filled.
                     return self.dataplane.reconcile().await;
                 }

@@ -18,13 +18,12 @@ const OFTEN_VERIFIED: usize = 4096;
 const SELDOM: u32 = 120;
 
 impl Dataplane {
-    /// Makes the maps hold exactly these leases, as far as they are believed.
-    pub async fn replace_leases(&mut self, claims: Vec<Claim>) -> Result<()> {
+    /// Makes the maps hold exactly these leases, as far as they are believed. Routes follow with the next pass.
+    pub fn replace_leases(&mut self, claims: Vec<Claim>) -> Result<()> {
         self.peers.replace_all(claims);
+        // Whoever is new has not been asked about.
         self.ways_are_stale |= self.ways.routes.are_answers();
-        self.program_all_leases()?;
-        self.follow_ways().await?;
-        self.route_leases().await
+        self.program_all_leases()
     }
 
     fn program_all_leases(&mut self) -> Result<()> {
@@ -61,12 +60,14 @@ impl Dataplane {
     /// Brings maps and routes up to date with the leases that were put and removed. What fails is tried again the next
     /// time.
     pub async fn program_leases(&mut self) -> Result<()> {
-        // Whoever is new has not been asked about.
+        // As above.
         self.ways_are_stale |= self.ways.routes.are_answers() && self.peers.have_changed();
         let programmed = self.fill_maps();
-        self.follow_ways().await?;
-        self.route_leases().await?;
-        programmed
+        let routed = match self.follow_ways().await {
+            Ok(()) => self.route_leases().await,
+            failed => failed,
+        };
+        programmed.and(routed)
     }
 
     fn fill_maps(&mut self) -> Result<()> {

@@ -1,8 +1,7 @@
 //! Which of all leases is this host's.
 //!
 //! A host is known by the MAC of its VTEP first, with its subnet or its last address: that stays, whatever address
-//! DHCP gives. The subnet file and
-//! the public address come after it. An address that this host has only just got says nothing: the lease that
+//! DHCP gives. The subnet file and the public address come after it. An address that this host has only just got says nothing: the lease that
 //! has it may be that of a host which had the address before.
 
 use ipnetwork::Ipv4Network;

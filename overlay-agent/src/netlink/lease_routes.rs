@@ -110,6 +110,9 @@ impl LeaseRoutes {
         handle: &Handle,
         wanted: Vec<(Ipv4Network, Option<LeaseRoute>)>,
     ) -> Result<()> {
+        for (subnet, _) in wanted.iter().filter(|(_, wanted)| wanted.is_none()) {
+            self.taken.remove(subnet);
+        }
         let requests = wanted.into_iter().filter_map(|(subnet, wanted)| {
             let request = match (self.known.get(&subnet), wanted) {
                 (None, Some(wanted)) => Request::Add(wanted),
