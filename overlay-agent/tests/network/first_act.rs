@@ -6,7 +6,7 @@ use std::{
 };
 
 use nix::sys::signal::Signal;
-use xtask::lab::{Container, eventually};
+use xtask::lab::{AgentOptions, BRIDGE, Container, Lab, NETWORK_CONFIG, eventually};
 
 use crate::overlay::{Overlay, SOON};
 
@@ -59,6 +59,44 @@ fn a_connection_that_began_through_the_stack_takes_the_fast_path_as_soon_as_it_c
     assert_eq!(slow.map(|slow| slow.of(&overlay)), [[0; 2]; 2], "what netfilter does not rewrite");
     for rise in [sent.of(&overlay), delivered.of(&overlay)] {
         assert!(rise.iter().all(|packets| *packets >= EXCHANGES), "{rise:?}");
+    }
+}
+
+/// Docker makes its bridge first and gives it its address then; a bridge that it had before gets another address. The
+/// agent takes either for an interface of the host's, until it hears of the address.
+#[test]
+fn a_bridge_is_the_containers_as_soon_as_it_has_the_address() {
+    for before in [None, Some("172.17.0.1/16")] {
+        let lab = Lab::builder().hosts(1).start().unwrap();
+        let etcd = lab.start_etcd(NETWORK_CONFIG).unwrap();
+        let options = AgentOptions::new(env!("CARGO_BIN_EXE_overlay-agent"), &etcd);
+        let host = lab.host(0);
+        let mut agent = host.start_agent(&options).unwrap();
+        host.ip(["link", "add", BRIDGE, "type", "bridge"]).unwrap();
+        if let Some(address) = before {
+            host.ip(["address", "add", address, "dev", BRIDGE]).unwrap();
+        }
+        eventually(SOON, "the bridge to have the program of an interface", || {
+            let status = agent.status()?;
+            let wanted = serde_json::json!({ "hook": "from_interface", "interface": BRIDGE });
+            let programs = status["programs"].as_array().cloned().unwrap_or_default();
+            anyhow::ensure!(programs.contains(&wanted), "{programs:?}");
+            Ok(())
+        })
+        .unwrap();
+        agent.process().signal(Signal::SIGSTOP).unwrap();
+        let gateway = host.subnet().unwrap().gateway_cidr();
+        if let Some(address) = before {
+            host.ip(["address", "delete", address, "dev", BRIDGE]).unwrap();
+        }
+        host.ip(["address", "add", &gateway, "dev", BRIDGE]).unwrap();
+        host.ip(["link", "set", BRIDGE, "up"]).unwrap();
+        let container = host.add_container("early").unwrap();
+        container.ping(host.subnet().unwrap().gateway).unwrap();
+        container.ping(host.address()).unwrap();
+        agent.process().signal(Signal::SIGCONT).unwrap();
+        agent.wait_ready(SOON).unwrap();
+        assert!(agent.packets("from_interface", "checked").unwrap() > 0);
     }
 }
 

@@ -9,7 +9,9 @@ use crate::{
 /// it goes on, unless it comes from an address of the overlay or speaks VXLAN in the name of a host that this
 /// interface does not lead to.
 ///
-/// `reaches` tells whether the kernel has a way to an address out of that interface (the feasible path of RFC 3704).
+/// `reaches` tells whether the kernel has a way to an address out of that interface (the feasible path of RFC 3704);
+/// `is_on_link`, whether it looks for the address itself there. Where it looks for our own containers, they are: the
+/// agent has not yet seen what has become of that interface.
 #[inline(always)]
 pub fn from_interface(
     packet: &impl Packet,
@@ -17,6 +19,7 @@ pub fn from_interface(
     host: &HostConfig,
     tables: &impl Tables,
     reaches: impl Fn([u8; 4]) -> bool,
+    is_on_link: impl Fn([u8; 4]) -> bool,
 ) -> Result<Reason, Reason> {
     // Ports of bridges carry such, also those that have just become one.
     if packet.is_for_another_host() {
@@ -31,6 +34,7 @@ pub fn from_interface(
             unmasqueraded(host, tables, addresses, has_options(&ipv4), &reaches)?;
         } else if !is_home(packet, source, ifindex, tables)
             && tables.home(&HomeKey::newcomer(ifindex)).is_none()
+            && !is_on_link(source)
         {
             return Err(Reason::Unencapsulated);
         }
@@ -99,7 +103,7 @@ mod tests {
         for tags in [&[][..], &[[0x81, 0, 0, 0]]] {
             let packet = tagged(udp_packet(from, to, 10), tags);
             let (Ok(reason) | Err(reason)) =
-                from_interface(&packet, OTHER, &world.host, &world, |_| reaches);
+                from_interface(&packet, OTHER, &world.host, &world, |_| reaches, |_| false);
             seen.push(reason);
         }
         assert_eq!(seen[0], seen[1], "a tag changes nothing");
@@ -123,7 +127,7 @@ mod tests {
     fn what_the_interface_does_not_take_is_not_checked() {
         let world = World::new();
         let bridged = Bytes { for_another_host: true, ..udp_packet(LOCAL, REMOTE, 10) };
-        let reason = from_interface(&bridged, OTHER, &world.host, &world, |_| false);
+        let reason = from_interface(&bridged, OTHER, &world.host, &world, |_| false, |_| false);
         assert_eq!(reason, Err(Reason::OtherHost));
     }
 
@@ -134,7 +138,7 @@ mod tests {
         let world = World::new();
         let mut routed = udp_packet(REMOTE, OUTSIDE, 10);
         routed.bytes[14] = 0x46;
-        let reason = from_interface(&routed, OTHER, &world.host, &world, |_| true);
+        let reason = from_interface(&routed, OTHER, &world.host, &world, |_| true, |_| false);
         assert_eq!(reason, Err(Reason::Unencapsulated), "options may lead on to a container");
     }
 
@@ -142,7 +146,25 @@ mod tests {
     fn what_may_be_a_port_of_the_bridge_in_a_moment_is_not_refused_its_own_addresses() {
         let world = World { newcomer: Some(OTHER), ..World::new() };
         let decide = |from| {
-            from_interface(&udp_packet(from, LOCAL, 10), OTHER, &world.host, &world, |_| true)
+            from_interface(
+                &udp_packet(from, LOCAL, 10),
+                OTHER,
+                &world.host,
+                &world,
+                |_| true,
+                |_| false,
+            )
+        };
+        assert_eq!(decide(NEIGHBOUR), Ok(Reason::Checked));
+        assert_eq!(decide(REMOTE), Err(Reason::Unencapsulated));
+    }
+
+    #[test]
+    fn a_bridge_that_the_kernel_knows_for_the_containers_is_theirs() {
+        let world = World::new();
+        let decide = |from| {
+            let packet = udp_packet(from, LOCAL, 10);
+            from_interface(&packet, OTHER, &world.host, &world, |_| true, |_| true)
         };
         assert_eq!(decide(NEIGHBOUR), Ok(Reason::Checked));
         assert_eq!(decide(REMOTE), Err(Reason::Unencapsulated));
@@ -152,13 +174,20 @@ mod tests {
     fn a_container_with_a_second_network_sends_from_both() {
         let world = World { second_home: Some(OTHER), ..World::new() };
         let decide = |ifindex| {
-            from_interface(&udp_packet(LOCAL, REMOTE, 10), ifindex, &world.host, &world, |_| true)
+            from_interface(
+                &udp_packet(LOCAL, REMOTE, 10),
+                ifindex,
+                &world.host,
+                &world,
+                |_| true,
+                |_| false,
+            )
         };
         assert_eq!(decide(OTHER), Ok(Reason::Checked));
         assert_eq!(decide(OTHER + 1), Err(Reason::Unencapsulated));
         let mut forged = udp_packet(LOCAL, REMOTE, 10);
         forged.bytes[11] ^= 1;
-        let refused = from_interface(&forged, OTHER, &world.host, &world, |_| true);
+        let refused = from_interface(&forged, OTHER, &world.host, &world, |_| true, |_| false);
         assert_eq!(refused, Err(Reason::Unencapsulated), "another MAC");
     }
 
@@ -168,7 +197,7 @@ mod tests {
         let decide = |from, reaches| {
             let mut packet = udp_packet(from, OUTSIDE, 60);
             packet.bytes[36..38].copy_from_slice(&world.host.port.to_be_bytes());
-            from_interface(&packet, OTHER, &world.host, &world, |_| reaches)
+            from_interface(&packet, OTHER, &world.host, &world, |_| reaches, |_| false)
         };
         assert_eq!(decide(PEER.public_address, true), Ok(Reason::Checked));
         assert_eq!(decide(PEER.public_address, false), Err(Reason::MisplacedVtep));

@@ -232,7 +232,7 @@ mod tests {
             let origin = Origin { ifindex: 9, delivered: false, admitted: false };
             to_bridge(&packet, origin, host, &world, |_, _| true, |_| ()).ok();
             hand_over(&packet, Direction::Left, |_| ());
-            from_interface(&packet, 9, host, &world, |_| true).ok();
+            from_interface(&packet, 9, host, &world, |_| true, |_| true).ok();
             to_wire(&packet, true, host, &world, |_| ()).ok();
             remember_leaving(&packet, host, &world, |_| ());
         }

@@ -4,7 +4,7 @@ use overlay_common::{Hook, Reason, decide};
 use crate::{
     maps::{Maps, host},
     packet::{Mark, Skb, ifindex},
-    steps::reaches,
+    steps::{is_on_link, reaches},
     verdict::conclude,
 };
 
@@ -14,10 +14,10 @@ pub(crate) fn from_interface(ctx: TcContext) -> i32 {
     conclude(Hook::FromInterface, &ctx, |ctx| {
         let host = host().ok_or(Reason::NotConfigured)?;
         Mark::None.set(ctx);
-        decide::from_interface(&Skb { ctx }, ifindex(ctx), host, &Maps, |address| {
-            reaches(ctx, address)
-        })
-        .inspect_err(|reason| admit(ctx, *reason))
+        let reaches = |address| reaches(ctx, address);
+        let is_on_link = |address| is_on_link(ctx, address);
+        decide::from_interface(&Skb { ctx }, ifindex(ctx), host, &Maps, reaches, is_on_link)
+            .inspect_err(|reason| admit(ctx, *reason))
     })
 }
 

@@ -19,7 +19,8 @@ const AF_INET: u8 = 2;
 #[inline(always)]
 pub(crate) fn on_bridge(ctx: &TcContext, host: &HostConfig, inner: &Ipv4Hdr) -> bool {
     host.bridge_ifindex != 0
-        && output(ctx, ifindex(ctx), inner.src_addr, inner.dst_addr, 0) == host.bridge_ifindex
+        && next_hop(ctx, ifindex(ctx), inner.src_addr, inner.dst_addr, 0).ifindex
+            == host.bridge_ifindex
 }
 
 /// Whether the kernel has a way to an address out of the interface that the program runs on.
@@ -31,12 +32,33 @@ pub(crate) fn reaches(ctx: &TcContext, address: [u8; 4]) -> bool {
 /// Whether the kernel has a way to an address out of an interface.
 #[inline(always)]
 pub(crate) fn reaches_by(ctx: &TcContext, ifindex: u32, address: [u8; 4]) -> bool {
-    output(ctx, ifindex, [0; 4], address, BPF_FIB_LOOKUP_OUTPUT) == ifindex
+    next_hop(ctx, ifindex, [0; 4], address, BPF_FIB_LOOKUP_OUTPUT).ifindex == ifindex
 }
 
-/// The interface that the kernel would forward to; 0 where it would not.
+/// Whether the kernel looks for an address itself, and not for a router, on the interface that the program runs on.
 #[inline(always)]
-fn output(ctx: &TcContext, ifindex: u32, source: [u8; 4], destination: [u8; 4], flags: u32) -> u32 {
+pub(crate) fn is_on_link(ctx: &TcContext, address: [u8; 4]) -> bool {
+    let here = ifindex(ctx);
+    let hop = next_hop(ctx, here, [0; 4], address, BPF_FIB_LOOKUP_OUTPUT);
+    hop.ifindex == here && hop.address == address
+}
+
+/// Where the kernel would send a packet to.
+struct NextHop {
+    /// 0 where it would not.
+    ifindex: u32,
+    /// The router's, or the destination itself.
+    address: [u8; 4],
+}
+
+#[inline(always)]
+fn next_hop(
+    ctx: &TcContext,
+    ifindex: u32,
+    source: [u8; 4],
+    destination: [u8; 4],
+    flags: u32,
+) -> NextHop {
     // SAFETY: all fields are integers.
     let mut lookup: bpf_fib_lookup = unsafe { core::mem::zeroed() };
     lookup.family = AF_INET;
@@ -52,9 +74,10 @@ fn output(ctx: &TcContext, ifindex: u32, source: [u8; 4], destination: [u8; 4], 
             flags,
         )
     } as u32;
-    if found == BPF_FIB_LKUP_RET_SUCCESS || found == BPF_FIB_LKUP_RET_NO_NEIGH {
-        lookup.ifindex
-    } else {
-        0
+    let is_found = found == BPF_FIB_LKUP_RET_SUCCESS || found == BPF_FIB_LKUP_RET_NO_NEIGH;
+    NextHop {
+        ifindex: if is_found { lookup.ifindex } else { 0 },
+        // SAFETY: whatever the kernel has written there is four bytes.
+        address: unsafe { lookup.__bindgen_anon_4.ipv4_dst }.to_ne_bytes(),
     }
 }

@@ -10,7 +10,7 @@ mod tunnel_key;
 pub(crate) use decap::{SHRINK, decap};
 pub(crate) use deliver::deliver;
 pub(crate) use encap::{GROW, encap};
-pub(crate) use fib::{on_bridge, reaches, reaches_by};
+pub(crate) use fib::{is_on_link, on_bridge, reaches, reaches_by};
 pub(crate) use send::route;
 use send::send;
 pub(crate) use tunnel_key::{set_tunnel_key, tunnel_source};
