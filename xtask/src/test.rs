@@ -1,5 +1,7 @@
 //! `test`: the layers of tests, each really run, and one line that counts them all.
 
+mod failures;
+
 use std::{
     fmt,
     path::PathBuf,
@@ -10,6 +12,7 @@ use anyhow::{Result, bail, ensure};
 use clap::Args;
 use comfy_table::{CellAlignment, Table, presets};
 
+use self::failures::Failures;
 use crate::{build, command::Cmd, interrupt, release::Release, setup, vm, workspace};
 
 /// How long one layer may take: a test that hangs must not hang CI.
@@ -139,6 +142,7 @@ struct Outcome {
     name: &'static str,
     counts: Counts,
     time: Duration,
+    failures: Failures,
     /// What went wrong apart from failed tests.
     trouble: Option<String>,
 }
@@ -175,6 +179,9 @@ pub fn run(options: &Options) -> Result<()> {
     let mut total = Counts::default();
     for outcome in &outcomes {
         total.add(outcome.counts);
+        for line in outcome.failures.told() {
+            println!("{}: {line}", outcome.name);
+        }
         if let Some(trouble) = &outcome.trouble {
             println!("{}: {trouble}", outcome.name);
         }
@@ -198,6 +205,7 @@ fn is_chosen(layer: &Layer, names: &[String]) -> bool {
 fn run_layer(layer: &Layer, options: &Options) -> Outcome {
     let start = Instant::now();
     let mut counts = Counts::default();
+    let mut failures = Failures::default();
     let mut trouble = None;
     let mut add = |result: Result<(Counts, Option<String>)>| match result {
         Ok((found, complaint)) => {
@@ -210,9 +218,11 @@ fn run_layer(layer: &Layer, options: &Options) -> Outcome {
         add(vm::layer::test(&vm::layer::chosen(&options.layers)));
     }
     for arguments in invocations(layer, &options.arguments) {
-        add(invoke(layer, &arguments, &[]));
+        add(invoke(layer, &arguments, &[], &mut failures));
         if matches!(layer.runs, Runs::Store) {
-            add(other_etcd().and_then(|etcd| invoke(layer, &arguments, &[("OVERLAY_ETCD", etcd)])));
+            add(other_etcd().and_then(|etcd| {
+                invoke(layer, &arguments, &[("OVERLAY_ETCD", etcd)], &mut failures)
+            }));
         }
     }
     if trouble.is_none() && counts.passed + counts.failed == 0 {
@@ -222,7 +232,7 @@ fn run_layer(layer: &Layer, options: &Options) -> Outcome {
         // Whatever it is, a layer in trouble must not look as if it had passed.
         counts.failed += 1;
     }
-    Outcome { name: layer.name, counts, time: start.elapsed(), trouble }
+    Outcome { name: layer.name, counts, time: start.elapsed(), failures, trouble }
 }
 
 /// The arguments of `cargo test`, once for each time it runs.
@@ -277,6 +287,7 @@ fn invoke(
     layer: &Layer,
     arguments: &[String],
     environment: &[(&str, PathBuf)],
+    failures: &mut Failures,
 ) -> Result<(Counts, Option<String>)> {
     if !matches!(layer.runs, Runs::Units) {
         let tests = workspace::root().join("overlay-agent/tests");
@@ -297,6 +308,7 @@ fn invoke(
             if let Some(found) = Counts::parse(line) {
                 counts.add(found);
             }
+            failures.read(line);
         })?;
     // A test program that crashes, or does not compile, prints no result.
     let trouble = (!status.success() && counts.failed == 0)

@@ -54,8 +54,14 @@ pub fn run(options: Options) -> Result<()> {
     if !here.status.success() {
         troubles.push(format!("Linux {release}: {}{}", here.stdout, here.stderr));
     }
-    let steps =
-        |_| vec![Step { name: "datapath", program: program.clone(), arguments: arguments.clone() }];
+    let steps = |_| {
+        vec![Step {
+            name: "datapath",
+            program: program.clone(),
+            arguments: arguments.clone(),
+            environment: Vec::new(),
+        }]
+    };
     for (kernel, result) in vm::run_all(&KERNELS, steps) {
         match result {
             Ok(run) => {

@@ -40,7 +40,9 @@ impl Hosts {
     /// A container on the first host listens, one on the second speaks, and the listener's log has it.
     fn say_hello(&self, listener: &str, port: &str) {
         let [one, two] = [&self.dockers[0], &self.dockers[1]];
-        one.run(listener, &["nc", "-l", "-p", port]).unwrap();
+        // It listens again after each greeting: Docker may be slower to log one than the next comes.
+        let listen = format!("while true; do nc -l -p {port}; done");
+        one.run(listener, &["sh", "-c", &listen]).unwrap();
         let address = one.address(listener).unwrap().to_string();
         eventually(SOON, "the greeting to arrive", || {
             let script = format!("echo '{HELLO}' | nc -w 1 {address} {port}");

@@ -13,13 +13,25 @@ use super::{archive::Archive, kernel::Unpacked};
 use crate::{build, command::Cmd, lab::PATIENCE_VARIABLE, workspace};
 
 /// What the lab and the tests call.
-const TOOLS: [&str; 8] = ["etcd", "etcdctl", "ethtool", "ip", "nsenter", "ping", "sysctl", "tc"];
+const TOOLS: [&str; 10] =
+    ["bridge", "etcd", "etcdctl", "ethtool", "ip", "nft", "nsenter", "ping", "sysctl", "tc"];
 
 /// A static shell with everything else.
 const BUSYBOX: &str = "/bin/busybox";
 
 /// What the datapath and the tests' hosts are made of, as far as it is not part of the kernel's image.
-const MODULES: [&str; 6] = ["veth", "bridge", "vxlan", "sch_ingress", "cls_bpf", "af_packet"];
+const MODULES: [&str; 10] = [
+    "veth",
+    "bridge",
+    "vxlan",
+    "sch_ingress",
+    "cls_bpf",
+    "af_packet",
+    "nf_tables",
+    "nft_chain_nat",
+    "nft_masq",
+    "nft_nat",
+];
 
 /// One program to run in a machine.
 #[derive(Debug, Clone)]
@@ -30,6 +42,8 @@ pub struct Step {
     pub program: PathBuf,
     /// Its arguments.
     pub arguments: Vec<String>,
+    /// Its environment, beside what all have.
+    pub environment: Vec<(&'static str, String)>,
 }
 
 /// Makes the archive for a kernel that runs `steps`.
@@ -84,9 +98,12 @@ cd {directory}
         target = workspace::target_dir()?.display(),
         directory = directory.display(),
     );
-    for Step { name, program, arguments } in steps {
+    for Step { name, program, arguments, environment } in steps {
         // As above.
         writeln!(script, "echo 'vm: begin {name}'").ok();
+        for (variable, value) in environment {
+            write!(script, "{variable}='{value}' ").ok();
+        }
         writeln!(script, "{} {}", program.display(), arguments.join(" ")).ok();
         writeln!(script, "echo \"vm: end {name} $?\"").ok();
     }

@@ -1,10 +1,22 @@
 //! The layer `vm` of the tests: a row for each kernel.
 
+use std::{
+    env,
+    path::{Path, PathBuf},
+};
+
 use anyhow::Result;
 use comfy_table::{Table, presets};
 
 use super::{KERNELS, Kernel, Run, Step, run_all, test_programs};
 use crate::test::Counts;
+
+/// How many mutated frames of each kind the machines get: where that is set, they get nothing else. A hunt is for hours
+/// of leisure.
+const FRAMES: &str = "OVERLAY_ATTACK_FRAMES";
+
+/// What a machine may run, as the table shows it.
+const NAMES: [&str; 3] = ["datapath", "network", "attack"];
 
 /// Whether hosts and containers are for this kernel, too, beside every program. A machine takes minutes for them: of all
 /// kernels only the oldest and the newest do, unless some are named.
@@ -15,17 +27,15 @@ fn has_hosts(kernel: Kernel, kernels: &[Kernel]) -> bool {
 }
 
 /// What to run where: every program and its decisions, packet by packet; then hosts and containers. Programs
-/// can move between links and filters only where there are both.
+/// can move between links and filters only where there are both. Who hunts wants nothing else.
 fn steps(
     kernel: Kernel,
     has_hosts: bool,
-    [datapath, network]: &[std::path::PathBuf; 2],
+    hunted: Option<&str>,
+    programs: &[PathBuf; 3],
 ) -> Vec<Step> {
-    let mut filters = vec!["kernels::"];
-    if kernel.has_tcx() {
-        filters.push("switching::");
-    }
-    let step = |name, program: &std::path::Path, filters: &[&str]| Step {
+    let [datapath, network, attack] = programs;
+    let step = |name, program: &Path, filters: &[&str]| Step {
         name,
         program: program.to_owned(),
         arguments: ["--test-threads=1", "--nocapture"]
@@ -33,7 +43,15 @@ fn steps(
             .chain(filters)
             .map(|&word| word.to_owned())
             .collect(),
+        environment: hunted.map(|frames| (FRAMES, frames.to_owned())).into_iter().collect(),
     };
+    if hunted.is_some() {
+        return vec![step("attack", attack, &["mutation::mutated_frames"])];
+    }
+    let mut filters = vec!["kernels::"];
+    if kernel.has_tcx() {
+        filters.push("switching::");
+    }
     let mut steps = vec![step("datapath", datapath, &[])];
     if has_hosts {
         steps.push(step("network", network, &filters));
@@ -51,24 +69,24 @@ pub(crate) fn chosen(names: &[String]) -> Vec<Kernel> {
 /// Runs the tests on these kernels, shows what came of each, and returns the counts and what went wrong apart from
 /// failed tests.
 pub(crate) fn test(kernels: &[Kernel]) -> Result<(Counts, Option<String>)> {
-    let programs = test_programs(["datapath", "network"])?;
+    let programs = test_programs(NAMES)?;
+    let hunted = env::var(FRAMES).ok();
     let mut table = Table::new();
     table.load_style(presets::NOTHING);
-    table.set_header(["KERNEL", "RELEASE", "DATAPATH", "NETWORK", "TIME", "RESULT"]);
+    table.set_header(["KERNEL", "RELEASE", "DATAPATH", "NETWORK", "ATTACK", "TIME", "RESULT"]);
     let mut total = Counts::default();
     let mut troubles = Vec::new();
-    for (kernel, result) in
-        run_all(kernels, |kernel| steps(kernel, has_hosts(kernel, kernels), &programs))
-    {
+    let steps = |kernel| steps(kernel, has_hosts(kernel, kernels), hunted.as_deref(), &programs);
+    for (kernel, result) in run_all(kernels, steps) {
         match result {
             Ok(run) => {
-                let has_hosts = has_hosts(kernel, kernels);
-                let (counts, row) = summarize(&run, has_hosts, &mut troubles);
+                let expected: Vec<_> = steps(kernel).iter().map(|step| step.name).collect();
+                let (counts, row) = summarize(&run, &expected, &mut troubles);
                 total.add(counts);
                 table.add_row(row);
             }
             Err(error) => {
-                table.add_row([kernel.series, "", "", "", "", "failed"]);
+                table.add_row([kernel.series, "", "", "", "", "", "failed"]);
                 troubles.push(format!("Linux {}: {error:#}", kernel.series));
             }
         }
@@ -77,13 +95,15 @@ pub(crate) fn test(kernels: &[Kernel]) -> Result<(Counts, Option<String>)> {
     Ok((total, (!troubles.is_empty()).then(|| troubles.join("\n"))))
 }
 
-fn summarize(run: &Run, has_hosts: bool, troubles: &mut Vec<String>) -> (Counts, [String; 6]) {
+fn summarize(run: &Run, expected: &[&str], troubles: &mut Vec<String>) -> (Counts, [String; 7]) {
     println!("\n── Linux {}", run.release);
     let mut total = Counts::default();
-    let mut cells = [String::from("did not run"), String::from("if named")];
+    let mut cells = NAMES.map(|name| {
+        let text = if expected.contains(&name) { "did not run" } else { "if asked for" };
+        text.to_owned()
+    });
     let before = troubles.len();
-    let expected: &[&str] = if has_hosts { &["datapath", "network"] } else { &["datapath"] };
-    for (name, cell) in expected.iter().zip(&mut cells) {
+    for (name, cell) in NAMES.iter().zip(&mut cells).filter(|(name, _)| expected.contains(name)) {
         let Some(step) = run.steps.iter().find(|step| step.name == *name) else {
             troubles.push(format!("Linux {}: {name} did not run", run.release));
             continue;
@@ -105,12 +125,13 @@ fn summarize(run: &Run, has_hosts: bool, troubles: &mut Vec<String>) -> (Counts,
         }
     }
     let fine = total.failed == 0 && troubles.len() == before;
-    let [datapath, network] = cells;
+    let [datapath, network, attack] = cells;
     let row = [
         run.kernel.series.to_owned(),
         run.release.clone(),
         datapath,
         network,
+        attack,
         format!("{:.0} s", run.time.as_secs_f64()),
         if fine { "passed" } else { "failed" }.to_owned(),
     ];

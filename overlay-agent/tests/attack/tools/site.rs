@@ -281,11 +281,14 @@ fn quiet(namespace: &Namespace) {
 }
 
 fn masquerade(host: &Host, from: &str, inside: &str) {
-    host.command("iptables")
-        .args(["-t", "nat", "-A", "POSTROUTING", "-s", from, "!", "-d", inside])
-        .args(["-o", UPLINK, "-j", "MASQUERADE"])
-        .run()
-        .unwrap();
+    // In a table for each network, as nobody else makes them: not all machines have `iptables`.
+    let table = from.replace(['.', '/'], "_");
+    let rules = format!(
+        "add table ip of_{table}
+         add chain ip of_{table} postrouting {{ type nat hook postrouting priority srcnat; }}
+         add rule ip of_{table} postrouting ip saddr {from} ip daddr != {inside} oifname {UPLINK} masquerade"
+    );
+    host.command("nft").args(["-f", "-"]).input(rules.as_bytes()).run().unwrap();
 }
 
 /// Gives uplinks their MACs, and keeps the switch from believing what the outlaw says about them.
