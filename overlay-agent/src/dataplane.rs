@@ -324,7 +324,7 @@ impl Dataplane {
             mtu: u16::try_from(spec.tunnel.mtu).unwrap_or(u16::MAX),
             vtep_mac: spec.tunnel.mac.0,
             bridge_mac: bridge.map_or([0; 6], |link| link.mac.0),
-            reserved: [0; 2],
+            flow_share: self.tables.flow_share,
             // Until the leases are listed, an earlier agent's entries stay in use.
             peer_lengths: if self.synced { peer_lengths } else { self.config.peer_lengths },
         };

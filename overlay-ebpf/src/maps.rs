@@ -1,7 +1,7 @@
 //! Every map, in one screen.
 
 use aya_ebpf::{
-    bindings::BPF_F_NO_PREALLOC,
+    bindings::{BPF_F_NO_PREALLOC, BPF_NOEXIST},
     btf_maps::{Array, HashMap, LruHashMap, PerCpuArray},
     macros::btf_map,
 };
@@ -10,8 +10,8 @@ use overlay_common::{
     tables::{
         CLAIMS_CAPACITY, Claim, ClaimKey, Counter, Direction, ENDPOINTS_CAPACITY, Endpoint,
         EndpointKey, HOMES_CAPACITY, Home, HomeKey, HostConfig, PEERS_CAPACITY, PORTS_CAPACITY,
-        Peer, PeerKey, Port, PortKey, STACK_FLOWS_CAPACITY, StackFlow, StackFlowKey, StackState,
-        VTEPS_CAPACITY, Vtep, VtepKey, counter_slots,
+        Peer, PeerKey, Port, PortKey, STACK_FLOWS_CAPACITY, STACK_TURNS_CAPACITY, SeatKey,
+        StackFlow, StackFlowKey, StackState, Turn, VTEPS_CAPACITY, Vtep, VtepKey, counter_slots,
     },
 };
 
@@ -41,6 +41,12 @@ static CLAIMS: LruHashMap<ClaimKey, Claim, CLAIMS_CAPACITY> = LruHashMap::new();
 
 #[btf_map(name = "stack_flows")]
 static STACK_FLOWS: LruHashMap<StackFlowKey, StackFlow, STACK_FLOWS_CAPACITY> = LruHashMap::new();
+
+#[btf_map(name = "stack_seats")]
+static STACK_SEATS: LruHashMap<SeatKey, StackFlowKey, STACK_FLOWS_CAPACITY> = LruHashMap::new();
+
+#[btf_map(name = "stack_turns")]
+static STACK_TURNS: LruHashMap<[u8; 4], Turn, STACK_TURNS_CAPACITY> = LruHashMap::new();
 
 #[btf_map(name = "stack_state")]
 static STACK_STATE: Array<StackState, 1> = Array::new();
@@ -113,15 +119,61 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
-    fn stack_flow(&self, key: &StackFlowKey) -> u32 {
-        // SAFETY: a flow's entry is one integer.
-        unsafe { STACK_FLOWS.get(key) }.map_or(0, |flow| flow.directions)
+    fn stack_flow(&self, key: &StackFlowKey) -> StackFlow {
+        // SAFETY: a flow's entry is two integers, each whole.
+        unsafe { STACK_FLOWS.get(key) }.copied().unwrap_or_default()
+    }
+
+    #[inline(always)]
+    fn remember_stack_flow(&self, key: &StackFlowKey, flow: StackFlow, direction: Direction) {
+        // A full map makes room by itself; if it still refuses, answers take the fast path. The answers of one that is
+        // remembered find out as soon as this returns.
+        let _forgotten = STACK_FLOWS.insert(key, flow, 0);
+        if let Some(state) = STACK_STATE.get_ptr_mut(0) {
+            // SAFETY: an integer for each direction, to which nobody writes anything else.
+            unsafe {
+                match direction {
+                    Direction::Left => (*state).left = 1,
+                    Direction::Arrived => (*state).arrived = 1,
+                }
+            }
+        }
     }
 
     #[inline(always)]
     fn forget_stack_flow(&self, key: &StackFlowKey) {
         // One that is gone already is forgotten, too.
         let _gone = STACK_FLOWS.remove(key);
+    }
+
+    #[inline(always)]
+    fn next_turn(&self, local: [u8; 4]) -> u32 {
+        let Some(turn) = STACK_TURNS.get_ptr_mut(local) else {
+            // Whoever comes at the same time begins anew, too.
+            let _refused = STACK_TURNS.insert(local, Turn { next: 1 }, 0);
+            return 0;
+        };
+        // SAFETY: one integer; two processors may get the same turn, of which one then does not get the place.
+        unsafe {
+            (*turn).next += 1;
+            (*turn).next - 1
+        }
+    }
+
+    #[inline(always)]
+    fn seated(&self, key: &SeatKey) -> Option<StackFlowKey> {
+        // SAFETY: an entry is made as a whole, and never changed.
+        unsafe { STACK_SEATS.get(key) }.copied()
+    }
+
+    #[inline(always)]
+    fn unseat(&self, key: &SeatKey) -> bool {
+        STACK_SEATS.remove(key).is_ok()
+    }
+
+    #[inline(always)]
+    fn seat(&self, key: &SeatKey, flow: &StackFlowKey) -> bool {
+        STACK_SEATS.insert(key, *flow, u64::from(BPF_NOEXIST)).is_ok()
     }
 
     #[inline(always)]
@@ -136,26 +188,5 @@ pub(crate) fn note_handed_over(flow: &StackFlowKey) {
     if let Some(noted) = HANDED_OVER.get_ptr_mut(0) {
         // SAFETY: this CPU's own slot, and a TC program is not interrupted by itself.
         unsafe { *noted = *flow };
-    }
-}
-
-/// Remembers which way a flow went through the stack. Its answers find out as soon as this returns.
-#[inline(always)]
-pub(crate) fn remember_stack_flow(key: &StackFlowKey, direction: Direction) {
-    let known = Maps.stack_flow(key);
-    if direction.is_in(known) {
-        return;
-    }
-    // A full map makes room by itself; if it still refuses, answers take the fast path.
-    let flow = StackFlow { directions: known | direction as u32 };
-    let _forgotten = STACK_FLOWS.insert(key, flow, 0);
-    if let Some(state) = STACK_STATE.get_ptr_mut(0) {
-        // SAFETY: an integer for each direction, to which nobody writes anything else.
-        unsafe {
-            match direction {
-                Direction::Left => (*state).left = 1,
-                Direction::Arrived => (*state).arrived = 1,
-            }
-        }
     }
 }

@@ -1,14 +1,17 @@
+use std::fs;
+
 use anyhow::{Context, Result};
 use aya::{
     Ebpf, EbpfLoader,
-    maps::{Array, Map, MapData},
+    maps::{Array, Map, MapData, MapInfo},
     programs::{ProgramError, SchedClassifier},
 };
 use overlay_common::{
     Hook,
     tables::{
         ABI_VERSION, CLAIMS_MAP, CONFIG_MAP, COUNTERS_MAP, ENDPOINTS_MAP, HANDED_OVER_MAP,
-        HOMES_MAP, HostConfig, PEERS_MAP, PORTS_MAP, STACK_FLOWS_MAP, STACK_STATE_MAP, VTEPS_MAP,
+        HOMES_MAP, HostConfig, PEERS_MAP, PORTS_MAP, STACK_FLOWS_CAPACITY, STACK_FLOWS_MAP,
+        STACK_FLOWS_SHARES, STACK_SEATS_MAP, STACK_STATE_MAP, STACK_TURNS_MAP, VTEPS_MAP,
     },
 };
 
@@ -18,7 +21,7 @@ use super::{PinPath, Tables};
 use crate::exit::{Exit, WithExit};
 
 /// Every pinned map.
-const MAPS: [&str; 11] = [
+const MAPS: [&str; 13] = [
     CONFIG_MAP,
     PEERS_MAP,
     VTEPS_MAP,
@@ -27,6 +30,8 @@ const MAPS: [&str; 11] = [
     HOMES_MAP,
     CLAIMS_MAP,
     STACK_FLOWS_MAP,
+    STACK_SEATS_MAP,
+    STACK_TURNS_MAP,
     STACK_STATE_MAP,
     HANDED_OVER_MAP,
     COUNTERS_MAP,
@@ -47,6 +52,9 @@ impl Programs {
     /// the earlier agent's serve until then.
     pub fn load(pins: &PinPath) -> Result<Self> {
         let mut loader = EbpfLoader::new();
+        for name in [STACK_FLOWS_MAP, STACK_SEATS_MAP] {
+            loader.map_max_entries(name, stack_flows_capacity());
+        }
         let adopted = can_adopt(pins);
         if adopted {
             for name in MAPS {
@@ -113,25 +121,37 @@ impl Programs {
         let mut take = |name: &'static str| -> Result<Map> {
             let map =
                 self.ebpf.take_map(name).with_context(|| format!("BPF map {name} is not there"))?;
-            ids.push((name, map_id(&map).with_context(|| format!("asking about BPF map {name}"))?));
+            let info = map_info(&map).with_context(|| format!("asking about BPF map {name}"))?;
+            ids.push((name, info.id()));
             Ok(map)
         };
         let tables = Tables::new(&mut take)?;
-        // Nobody but the programs has anything to do with these.
-        for name in [STACK_FLOWS_MAP, STACK_STATE_MAP, HANDED_OVER_MAP] {
+        // Nobody but the programs has anything to do with what is in these.
+        for name in [STACK_SEATS_MAP, STACK_TURNS_MAP, STACK_STATE_MAP, HANDED_OVER_MAP] {
             take(name)?;
         }
-        Ok(tables.with_ids(ids))
+        // An earlier agent's may have another size.
+        let flows = map_info(&take(STACK_FLOWS_MAP)?)?.max_entries() as usize;
+        let flow_share = u16::try_from(flows / STACK_FLOWS_SHARES).unwrap_or(u16::MAX);
+        Ok(tables.with(ids, flow_share))
     }
 }
 
-fn map_id(map: &Map) -> Result<u32> {
+/// As many flows as the kernel's connection tracking has room for, within bounds: the memory is taken at once.
+fn stack_flows_capacity() -> u32 {
+    const LEAST: u32 = STACK_FLOWS_CAPACITY as u32;
+    let most = fs::read_to_string("/proc/sys/net/netfilter/nf_conntrack_max");
+    let most = most.ok().and_then(|text| text.trim().parse().ok());
+    most.unwrap_or(LEAST).clamp(LEAST, 8 * LEAST)
+}
+
+fn map_info(map: &Map) -> Result<MapInfo> {
     let (Map::Array(data) | Map::HashMap(data) | Map::LruHashMap(data) | Map::PerCpuArray(data)) =
         map
     else {
         anyhow::bail!("it is of another type");
     };
-    Ok(data.info()?.id())
+    Ok(data.info()?)
 }
 
 /// A program of the object, loaded or not.

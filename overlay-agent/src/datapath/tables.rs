@@ -32,6 +32,8 @@ pub struct Tables {
     pub claims: TypedMap<ClaimKey, Claim>,
     /// Packets by hook and reason.
     pub counters: PerCpuArray<MapData, Counter>,
+    /// How many flows that took the stack are one container's share of those remembered.
+    pub flow_share: u16,
     /// The kernel's number of each map.
     ids: Vec<(&'static str, u32)>,
 }
@@ -48,13 +50,14 @@ impl Tables {
             homes: TypedMap::new(HOMES_MAP, take(HOMES_MAP)?)?,
             claims: TypedMap::new(CLAIMS_MAP, take(CLAIMS_MAP)?)?,
             counters: take(COUNTERS_MAP)?.try_into().context("opening BPF map counters")?,
+            flow_share: 0,
             ids: Vec::new(),
         })
     }
 
-    /// With the kernel's number of every map that is to be pinned.
-    pub(super) fn with_ids(self, ids: Vec<(&'static str, u32)>) -> Self {
-        Self { ids, ..self }
+    /// With the kernel's number of every map that is to be pinned, and what no map holds.
+    pub(super) fn with(self, ids: Vec<(&'static str, u32)>, flow_share: u16) -> Self {
+        Self { ids, flow_share, ..self }
     }
 
     /// Pins every map that is not pinned, in place of whatever is in its place. Returns their names.

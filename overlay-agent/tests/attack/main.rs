@@ -10,6 +10,7 @@ mod interfaces;
 mod learning;
 mod mutation;
 mod promises;
+mod service;
 mod tags;
 mod tools;
 mod uplink;

@@ -18,7 +18,7 @@ pub use from_container::{Encapsulation, from_bridge, from_container};
 pub use from_interface::from_interface;
 pub use from_tunnel::{Delivery, TunnelSource, from_tunnel};
 pub use from_uplink::{Arrival, from_uplink};
-pub use stack_flow::{hand_over, remember_leaving};
+pub use stack_flow::{hand_over, remember, remember_leaving};
 pub use to_bridge::{Origin, to_bridge};
 pub use to_tunnel::{TunnelTarget, to_tunnel};
 pub use to_wire::to_wire;
@@ -28,8 +28,8 @@ use crate::{
     packet::{ETHERNET_LENGTH, ETHERTYPE_IPV4, Ethernet, IPV4_LENGTH, Packet},
     prefix::Prefix,
     tables::{
-        Endpoint, EndpointKey, Home, HomeKey, HostConfig, Peer, PeerKey, Port, PortKey,
-        StackFlowKey, Vtep, VtepKey,
+        Direction, Endpoint, EndpointKey, Home, HomeKey, HostConfig, Peer, PeerKey, Port, PortKey,
+        SeatKey, StackFlow, StackFlowKey, Vtep, VtepKey,
     },
 };
 
@@ -50,10 +50,20 @@ pub trait Tables {
     fn note_claim(&self, port: u32, address: [u8; 4]);
     /// The ways that any flow of a local container ever went through the stack.
     fn stack_flows(&self) -> u32;
-    /// The ways that this one did, as [`StackFlow`](crate::tables::StackFlow) has them.
-    fn stack_flow(&self, key: &StackFlowKey) -> u32;
+    /// What is remembered of this one; no direction where nothing is.
+    fn stack_flow(&self, key: &StackFlowKey) -> StackFlow;
+    /// Remembers it, and that there is one that went this way.
+    fn remember_stack_flow(&self, key: &StackFlowKey, flow: StackFlow, direction: Direction);
     /// Forgets this one: it turns out that nobody rewrites it.
     fn forget_stack_flow(&self, key: &StackFlowKey);
+    /// Whose turn it is among the places of a container's share; the next call says the next.
+    fn next_turn(&self, local: [u8; 4]) -> u32;
+    /// The flow that has a place.
+    fn seated(&self, key: &SeatKey) -> Option<StackFlowKey>;
+    /// Takes a place away from whoever has it; false where somebody else has done so in this moment.
+    fn unseat(&self, key: &SeatKey) -> bool;
+    /// Gives a flow a place; false where one has it already.
+    fn seat(&self, key: &SeatKey, flow: &StackFlowKey) -> bool;
     /// The flow of the packet that was last left to the stack on this processor.
     fn handed_over(&self) -> StackFlowKey;
 }

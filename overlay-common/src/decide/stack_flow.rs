@@ -9,7 +9,7 @@ use network_types::ip::Ipv4Hdr;
 use super::{Tables, is_fragment};
 use crate::{
     packet::{ETHERNET_LENGTH, PROTOCOL_TCP, PROTOCOL_UDP, Packet},
-    tables::{Direction, EndpointKey, HostConfig, StackFlowKey},
+    tables::{Direction, EndpointKey, HostConfig, SeatKey, StackFlow, StackFlowKey},
 };
 
 const PROTOCOL_ICMP: u8 = 1;
@@ -138,6 +138,54 @@ pub(super) fn remember_arriving(
     }
 }
 
+/// Remembers which way a flow went through the stack. One that is new takes a place of its container's share, in turn, and
+/// whoever had that before is forgotten: who makes many flows loses its own. All that nobody knows have one share
+/// together, because they may be one and the same.
+#[inline(always)]
+pub fn remember(
+    flow: &StackFlowKey,
+    direction: Direction,
+    host: &HostConfig,
+    tables: &impl Tables,
+) {
+    let StackFlow { directions, mut seat } = tables.stack_flow(flow);
+    if direction.is_in(directions) {
+        return;
+    }
+    if directions == 0 {
+        let Some(taken) = take_seat(flow, host, tables) else { return };
+        seat = taken;
+    }
+    let directions = directions | direction as u32;
+    tables.remember_stack_flow(flow, StackFlow { directions, seat }, direction);
+}
+
+/// Whoever loses a place to another processor tries the next.
+const ATTEMPTS: u32 = 4;
+
+#[inline(always)]
+fn take_seat(flow: &StackFlowKey, host: &HostConfig, tables: &impl Tables) -> Option<u32> {
+    let known = tables.endpoint(&EndpointKey { address: flow.local }).is_some();
+    let local = if known { flow.local } else { [0; 4] };
+    for _ in 0..ATTEMPTS {
+        let seat = tables.next_turn(local) % u32::from(host.flow_share).max(1);
+        let key = SeatKey { local, seat };
+        if let Some(before) = tables.seated(&key) {
+            if !tables.unseat(&key) {
+                continue;
+            }
+            // It may have been forgotten, and taken another place since.
+            if tables.stack_flow(&before).seat == seat {
+                tables.forget_stack_flow(&before);
+            }
+        }
+        if tables.seat(&key, flow) {
+            return Some(seat);
+        }
+    }
+    None
+}
+
 /// What became of a packet in the stack.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Arriving {
@@ -169,7 +217,7 @@ pub(super) fn answers_a_stack_flow(
     }
     let mut found = false;
     let shown = with_flow(packet, offset, ipv4, this, |flow| {
-        let directions = tables.stack_flow(flow);
+        let directions = tables.stack_flow(flow).directions;
         found = this.back().is_in(directions);
         if !found && this.is_in(directions) {
             tables.forget_stack_flow(flow);
@@ -185,7 +233,9 @@ mod tests {
         Reason,
         decide::{
             Origin, from_container, from_uplink,
-            test_support::{ENDPOINT, HOST, LOCAL, REMOTE, World, udp_packet, vxlan_packet},
+            test_support::{
+                ENDPOINT, HOST, LOCAL, NEIGHBOUR, REMOTE, World, udp_packet, vxlan_packet,
+            },
             to_bridge,
         },
         packet::test_support::Bytes,
@@ -270,6 +320,51 @@ mod tests {
         world.remember(flows);
         assert!(from_uplink(&question, &world.host, &world, |_| true).is_ok());
         assert!(world.stack_flows.borrow().is_empty());
+    }
+
+    /// A flow of a container's, by the port of the other end.
+    fn flow(local: [u8; 4], port: u16) -> StackFlowKey {
+        let remote_port = port.to_be_bytes();
+        StackFlowKey { local, remote: REMOTE, remote_port, protocol: 17, ..StackFlowKey::default() }
+    }
+
+    #[test]
+    fn who_makes_many_flows_loses_its_own() {
+        const SHARE: u16 = 4;
+        let mut world = World::new();
+        world.host.flow_share = SHARE;
+        let begin = |flow| remember(&flow, Direction::Left, &world.host, &world);
+        let is_known = |flow| world.stack_flow(&flow).directions != 0;
+        begin(flow(NEIGHBOUR, 1));
+        for port in 0..100 {
+            begin(flow(LOCAL, port));
+            begin(flow([10, 1, 15, 77], port));
+            begin(flow([10, 1, 15, 78], port));
+        }
+        assert!(is_known(flow(NEIGHBOUR, 1)), "another container's");
+        let known = (0..100).filter(|port| is_known(flow(LOCAL, *port)));
+        assert_eq!(known.collect::<Vec<_>>(), [96, 97, 98, 99]);
+        let unknown = [[10, 1, 15, 77], [10, 1, 15, 78]];
+        let unknown = unknown.map(|of| (0..100).filter(|port| is_known(flow(of, *port))).count());
+        assert_eq!(unknown, [2, 2], "all that nobody knows are one");
+    }
+
+    #[test]
+    fn a_flow_keeps_the_place_that_it_took_last() {
+        let mut world = World::new();
+        world.host.flow_share = 4;
+        let begin = |port| remember(&flow(LOCAL, port), Direction::Left, &world.host, &world);
+        begin(0);
+        remember(&flow(LOCAL, 0), Direction::Arrived, &world.host, &world);
+        assert_eq!(world.stack_flow(&flow(LOCAL, 0)), StackFlow { directions: 3, seat: 0 });
+        world.forget_stack_flow(&flow(LOCAL, 0));
+        (1..3).for_each(begin);
+        begin(0);
+        // The place that it had first is taken by another.
+        begin(4);
+        let seats = [0, 1, 2, 4].map(|port| world.stack_flow(&flow(LOCAL, port)).seat);
+        assert_eq!(seats, [3, 1, 2, 0]);
+        assert_eq!(world.stack_flows.borrow().len(), 4);
     }
 
     #[test]

@@ -1,11 +1,14 @@
 //! A host 10.1.15.0/24 at 192.168.33.10 with one container and one peer 10.1.20.0/24 at
 //! 192.168.33.11.
 
-use std::cell::{Cell, RefCell};
+use std::{
+    cell::{Cell, RefCell},
+    collections::HashMap,
+};
 
 use network_types::udp::UdpHdr;
 
-use super::Tables;
+use super::{Tables, stack_flow};
 use crate::{
     MacAddr, Prefix, checksum,
     encap::OuterHeaders,
@@ -15,7 +18,7 @@ use crate::{
     },
     tables::{
         Direction, Endpoint, EndpointKey, Home, HomeKey, HostConfig, Peer, PeerKey, Port, PortKey,
-        StackFlowKey, Vtep, VtepKey,
+        SeatKey, StackFlow, StackFlowKey, Vtep, VtepKey,
     },
 };
 
@@ -40,7 +43,9 @@ const PEER_SUBNET: Prefix = Prefix { address: [10, 1, 20, 0], length: 24 };
 pub(super) struct World {
     pub(super) host: HostConfig,
     pub(super) peer: Peer,
-    pub(super) stack_flows: RefCell<Vec<(StackFlowKey, Direction)>>,
+    pub(super) stack_flows: RefCell<HashMap<StackFlowKey, StackFlow>>,
+    pub(super) seats: RefCell<HashMap<SeatKey, StackFlowKey>>,
+    pub(super) turns: RefCell<HashMap<[u8; 4], u32>>,
     pub(super) handed_over: Cell<StackFlowKey>,
     pub(super) claims: RefCell<Vec<(u32, [u8; 4])>>,
     /// An interface that has just appeared.
@@ -56,6 +61,8 @@ impl World {
         Self {
             peer: PEER,
             stack_flows: RefCell::default(),
+            seats: RefCell::default(),
+            turns: RefCell::default(),
             handed_over: Cell::default(),
             claims: RefCell::default(),
             newcomer: None,
@@ -85,7 +92,10 @@ impl World {
 
 impl World {
     pub(super) fn remember(&mut self, flows: Vec<(StackFlowKey, Direction)>) {
-        self.stack_flows = RefCell::new(flows);
+        self.stack_flows = RefCell::default();
+        for (flow, direction) in flows {
+            stack_flow::remember(&flow, direction, &self.host, self);
+        }
     }
 }
 
@@ -131,17 +141,38 @@ impl Tables for World {
     }
 
     fn stack_flows(&self) -> u32 {
-        self.stack_flows.borrow().iter().fold(0, |directions, (_, went)| directions | *went as u32)
+        self.stack_flows.borrow().values().fold(0, |all, flow| all | flow.directions)
     }
 
-    fn stack_flow(&self, key: &StackFlowKey) -> u32 {
-        let flows = self.stack_flows.borrow();
-        let of_key = flows.iter().filter(|(flow, _)| flow == key);
-        of_key.fold(0, |directions, (_, went)| directions | *went as u32)
+    fn stack_flow(&self, key: &StackFlowKey) -> StackFlow {
+        self.stack_flows.borrow().get(key).copied().unwrap_or_default()
+    }
+
+    fn remember_stack_flow(&self, key: &StackFlowKey, flow: StackFlow, _: Direction) {
+        self.stack_flows.borrow_mut().insert(*key, flow);
     }
 
     fn forget_stack_flow(&self, key: &StackFlowKey) {
-        self.stack_flows.borrow_mut().retain(|(flow, _)| flow != key);
+        self.stack_flows.borrow_mut().remove(key);
+    }
+
+    fn next_turn(&self, local: [u8; 4]) -> u32 {
+        let mut turns = self.turns.borrow_mut();
+        let next = turns.entry(local).or_default();
+        *next += 1;
+        *next - 1
+    }
+
+    fn seated(&self, key: &SeatKey) -> Option<StackFlowKey> {
+        self.seats.borrow().get(key).copied()
+    }
+
+    fn unseat(&self, key: &SeatKey) -> bool {
+        self.seats.borrow_mut().remove(key).is_some()
+    }
+
+    fn seat(&self, key: &SeatKey, flow: &StackFlowKey) -> bool {
+        self.seats.borrow_mut().insert(*key, *flow).is_none()
     }
 
     fn handed_over(&self) -> StackFlowKey {

@@ -41,8 +41,8 @@ map_type! {
         pub vtep_mac: [u8; 6],
         /// MAC of the bridge: what local containers know as their gateway.
         pub bridge_mac: [u8; 6],
-        /// Padding, zero.
-        pub reserved: [u8; 2],
+        /// Remembered flows that are one container's share; 0 for one.
+        pub flow_share: u16,
         /// Prefix lengths of the leases in `peers`, longest first, 0 where unused.
         pub peer_lengths: [u8; PEER_PREFIX_LENGTHS],
     }

@@ -3,9 +3,23 @@ use crate::abi::map_type;
 /// Name of the map and of its pin.
 pub const STACK_FLOWS_MAP: &str = "stack_flows";
 
-/// The least recently used flow makes room for a new one: it then has its answers delivered directly,
-/// which is wrong only if the stack still rewrites it.
+/// Unless the kernel's connection tracking has room for more, which is where all these flows are, too. The least recently
+/// used flow makes room for a new one: it then has its answers delivered directly, which is wrong only if the stack still
+/// rewrites it.
 pub const STACK_FLOWS_CAPACITY: usize = 16_384;
+
+/// A container's share of them is one part of so many. Of a container that has used up its share, the oldest flow makes
+/// room, not another container's.
+pub const STACK_FLOWS_SHARES: usize = 8;
+
+/// Name of the map and of its pin. It has as many entries as the other.
+pub const STACK_SEATS_MAP: &str = "stack_seats";
+
+/// Name of the map and of its pin.
+pub const STACK_TURNS_MAP: &str = "stack_turns";
+
+/// Containers whose turns are known. Of one that is forgotten, turns begin anew.
+pub const STACK_TURNS_CAPACITY: usize = 4096;
 
 /// Name of the map and of its pin.
 pub const STACK_STATE_MAP: &str = "stack_state";
@@ -29,9 +43,29 @@ map_type! {
 
 map_type! {
     /// Which way the stack has seen a flow go.
-    pub struct StackFlow[4] {
+    pub struct StackFlow[8] {
         /// The union of [`Direction`]s.
         pub directions: u32,
+        /// Its place in its container's share.
+        pub seat: u32,
+    }
+}
+
+map_type! {
+    /// A place in a container's share of the remembered flows.
+    pub struct SeatKey[8] {
+        /// The container's address; 0 for all that nobody knows.
+        pub local: [u8; 4],
+        /// Its number, below the size of a share.
+        pub seat: u32,
+    }
+}
+
+map_type! {
+    /// Which place of its share a container uses next, modulo the size of a share.
+    pub struct Turn[4] {
+        /// Counts on, and over.
+        pub next: u32,
     }
 }
 

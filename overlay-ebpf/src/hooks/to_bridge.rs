@@ -6,7 +6,7 @@ use overlay_common::{
 };
 
 use crate::{
-    maps::{Maps, host, remember_stack_flow},
+    maps::{Maps, host},
     packet::{Mark, Skb, ingress_ifindex},
     steps::reaches_by,
     verdict::conclude,
@@ -29,7 +29,7 @@ pub(crate) fn to_bridge(ctx: TcContext) -> i32 {
         Mark::None.set(ctx);
         let reaches = |ifindex, address| reaches_by(ctx, ifindex, address);
         decide::to_bridge(&Skb::new(ctx, HEADERS), origin, host, &Maps, reaches, |flow| {
-            remember_stack_flow(flow, Direction::Arrived);
+            decide::remember(flow, Direction::Arrived, host, &Maps);
         })
     })
 }

@@ -2,7 +2,7 @@ use aya_ebpf::{macros::classifier, programs::TcContext};
 use overlay_common::{Hook, Reason, decide, tables::Direction};
 
 use crate::{
-    maps::{Maps, host, remember_stack_flow},
+    maps::{Maps, host},
     packet::{Skb, ingress_ifindex},
     steps::set_tunnel_key,
     verdict::conclude,
@@ -19,7 +19,7 @@ pub(crate) fn to_tunnel(ctx: TcContext) -> i32 {
         let skb = Skb::new(ctx, HEADERS);
         let target = decide::to_tunnel(&skb, ingress_ifindex(ctx), host, &Maps)?;
         decide::remember_leaving(&skb, host, &Maps, |flow| {
-            remember_stack_flow(flow, Direction::Left);
+            decide::remember(flow, Direction::Left, host, &Maps);
         });
         set_tunnel_key(ctx, host, &target)
     })

@@ -2,7 +2,7 @@ use aya_ebpf::{macros::classifier, programs::TcContext};
 use overlay_common::{Hook, Reason, decide, tables::Direction};
 
 use crate::{
-    maps::{Maps, host, remember_stack_flow},
+    maps::{Maps, host},
     packet::{Mark, Skb, ingress_ifindex},
     verdict::conclude,
 };
@@ -14,7 +14,7 @@ pub(crate) fn to_wire(ctx: TcContext) -> i32 {
         let host = host().ok_or(Reason::NotConfigured)?;
         let forwarded = ingress_ifindex(ctx) != 0 && !Mark::Sent.is_on(ctx);
         decide::to_wire(&Skb { ctx }, forwarded, host, &Maps, |flow| {
-            remember_stack_flow(flow, Direction::Left);
+            decide::remember(flow, Direction::Left, host, &Maps);
         })
     })
 }
