@@ -112,12 +112,9 @@ fn lints() -> Result<()> {
 /// The programs bring their own panic handler, which fits the machine's target only where a panic
 /// aborts; for a lint that never links that is enough, and needs no clippy of a BPF compiler.
 fn bpf_lints() -> Result<()> {
-    let target = workspace::target_dir()?.join("bpf-lints");
     workspace::cargo()
         .args(["clippy", "--locked", "--package", BPF_PACKAGE, "--bin", BPF_PACKAGE])
-        .args(["--config", "profile.dev.panic=\"abort\"", "--target-dir"])
-        .arg(target)
-        .args(["--", "--deny", "warnings"])
+        .args(["--config", "profile.dev.panic=\"abort\"", "--", "--deny", "warnings"])
         .stream()
 }
 
@@ -129,7 +126,7 @@ fn documentation() -> Result<()> {
         .stream()
 }
 
-/// Whole workspace, nothing linked: the C parts of dependencies need no compiler for that processor.
+/// All that runs on users' hosts, nothing linked: the C parts of dependencies need no compiler for that processor.
 fn other_processor() -> Result<()> {
     if !setup::other_processor_is_there() {
         bail!(NotMade(format!("`rustup target add {OTHER_PROCESSOR}` is what is missing")));
@@ -138,8 +135,7 @@ fn other_processor() -> Result<()> {
     workspace::cargo()
         .env(format!("CC_{suffix}"), "true")
         .env(format!("AR_{suffix}"), "true")
-        .args(["check", "--locked", "--workspace", "--exclude", BPF_PACKAGE])
-        .args(["--all-targets", "--target", OTHER_PROCESSOR])
+        .args(["check", "--locked", "--package", "overlay-agent", "--target", OTHER_PROCESSOR])
         .stream()
 }
 

@@ -25,7 +25,7 @@ use self::{
 };
 use crate::tools::{
     kernel_log::KernelLog,
-    site::{ATTACKER, OWNER, REMOTE, SOON, Site},
+    site::{ATTACKER, BROADCAST, OWNER, REMOTE, SOON, Site},
     sniffer::Sniffer,
 };
 
@@ -85,8 +85,8 @@ fn complaint(place: Place, generator: Generator, seen: &[u8]) -> Option<String> 
     rule::wrong(generator.origin, place, packet, sent.as_deref())
 }
 
-/// What devices have received, and what the program there has counted. What the host sends to a group that it is in
-/// comes back to the program as well, but was not received.
+/// What devices have received, and what the program there has counted. What the host itself sends to the broadcast
+/// address, such as an answer to a frame that claims to come from there, comes back to the program and was not received.
 struct Books<'site> {
     site: &'site Site,
     hook: &'static str,
@@ -96,12 +96,13 @@ struct Books<'site> {
 
 impl<'site> Books<'site> {
     fn open(site: &'site Site, hook: &'static str, devices: &[&str]) -> Self {
-        // The packet type of what the kernel loops back is 5, which nft has no name for.
-        let mut rules = "add table netdev books\nadd counter netdev books looped\n".to_owned();
+        let mut rules = "add table ip books
+            add counter ip books looped
+            add chain ip books output { type filter hook output priority 0; }\n"
+            .to_owned();
         for device in devices {
             rules += &format!(
-                "add chain netdev books of_{device} {{ type filter hook ingress device {device} priority 0; }}
-                 add rule netdev books of_{device} meta pkttype 5 counter name looped\n"
+                "add rule ip books output oifname {device} ip daddr {{ {BROADCAST}, 255.255.255.255 }} counter name looped\n"
             );
         }
         site.host().command("nft").args(["-f", "-"]).input(rules.as_bytes()).run().unwrap();
@@ -114,7 +115,7 @@ impl<'site> Books<'site> {
     fn read(&self) -> [u64; 2] {
         let received: u64 = self.devices.iter().map(|device| self.site.received(device)).sum();
         let counter = self.site.host().command("nft");
-        let shown = counter.args(["-j", "list", "counter", "netdev", "books", "looped"]).read();
+        let shown = counter.args(["-j", "list", "counter", "ip", "books", "looped"]).read();
         let shown: serde_json::Value = serde_json::from_str(&shown.unwrap()).unwrap();
         let looped = shown["nftables"].as_array().unwrap().iter();
         let looped: u64 = looped.filter_map(|it| it["counter"]["packets"].as_u64()).sum();

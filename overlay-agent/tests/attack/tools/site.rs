@@ -29,6 +29,8 @@ pub(crate) const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 1, 1, 1);
 pub(crate) const HOST: Ipv4Addr = Ipv4Addr::new(192, 168, 33, 10);
 pub(crate) const PEER: Ipv4Addr = Ipv4Addr::new(192, 168, 33, 11);
 pub(crate) const OUTLAW: Ipv4Addr = Ipv4Addr::new(192, 168, 33, 12);
+/// Of all on the wire.
+pub(crate) const BROADCAST: Ipv4Addr = Ipv4Addr::new(192, 168, 33, 255);
 /// Of the overlay, but nobody's.
 pub(crate) const NOBODY: Ipv4Addr = Ipv4Addr::new(10, 1, 199, 7);
 
