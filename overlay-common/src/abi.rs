@@ -21,6 +21,13 @@ macro_rules! map_type {
 
         const _: () = assert!(size_of::<$name>() == $size, "the size is part of the ABI");
 
+        #[cfg(test)]
+        impl $name {
+            /// What it is made of, for the record of the ABI.
+            pub(crate) const LAYOUT: &'static str =
+                stringify!($name[$size] { $($body)* });
+        }
+
         // SAFETY: `FromBytes` proves that every byte pattern is a value.
         #[cfg(feature = "user")]
         unsafe impl aya::Pod for $name {}

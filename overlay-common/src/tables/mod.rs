@@ -25,6 +25,85 @@ pub use stack_flow::{
 };
 pub use vtep::{VTEPS_CAPACITY, VTEPS_MAP, Vtep, VtepKey};
 
-/// Version of every layout in this module. A new agent adopts pinned maps only if theirs is the
-/// same; raise it with any change of a key, a value, a capacity or the meaning of a field.
+/// Version of every layout in this module, and of the order of hooks and reasons, by which counters are numbered. A new
+/// agent adopts pinned maps only if theirs is the same; raise it with any change of a key, a value, a capacity or the
+/// meaning of a field.
 pub const ABI_VERSION: u32 = 5;
+
+#[cfg(test)]
+mod tests {
+    use std::{fmt::Write as _, fs, path::Path};
+
+    use super::*;
+    use crate::{Hook, Reason};
+
+    /// Every key and value, as its source has it, but for what it says to people.
+    const LAYOUTS: [&str; 19] = [
+        HostConfig::LAYOUT,
+        PeerKey::LAYOUT,
+        Peer::LAYOUT,
+        VtepKey::LAYOUT,
+        Vtep::LAYOUT,
+        EndpointKey::LAYOUT,
+        Endpoint::LAYOUT,
+        PortKey::LAYOUT,
+        Port::LAYOUT,
+        HomeKey::LAYOUT,
+        Home::LAYOUT,
+        ClaimKey::LAYOUT,
+        Claim::LAYOUT,
+        StackFlowKey::LAYOUT,
+        StackFlow::LAYOUT,
+        SeatKey::LAYOUT,
+        Turn::LAYOUT,
+        StackState::LAYOUT,
+        Counter::LAYOUT,
+    ];
+
+    fn without_docs(layout: &str) -> String {
+        let mut parts = layout.split("#[doc = ");
+        let first = parts.next().unwrap_or_default().to_owned();
+        parts.fold(first, |code, part| code + part.split_once("\"]").map_or("", |(_, code)| code))
+    }
+
+    fn record() -> String {
+        let mut record = format!("version {ABI_VERSION}\n");
+        for layout in LAYOUTS {
+            let words: Vec<_> =
+                without_docs(layout).split_whitespace().map(str::to_owned).collect();
+            writeln!(record, "{}", words.join(" ")).unwrap();
+        }
+        for (map, capacity) in [
+            (PEERS_MAP, PEERS_CAPACITY),
+            (VTEPS_MAP, VTEPS_CAPACITY),
+            (ENDPOINTS_MAP, ENDPOINTS_CAPACITY),
+            (PORTS_MAP, PORTS_CAPACITY),
+            (HOMES_MAP, HOMES_CAPACITY),
+            (CLAIMS_MAP, CLAIMS_CAPACITY),
+            (STACK_FLOWS_MAP, STACK_FLOWS_CAPACITY),
+            (STACK_TURNS_MAP, STACK_TURNS_CAPACITY),
+        ] {
+            writeln!(record, "{map} {capacity}").unwrap();
+        }
+        let hooks: Vec<_> = Hook::ALL.iter().map(|hook| hook.name()).collect();
+        let reasons: Vec<_> = Reason::ALL.iter().map(|reason| reason.name()).collect();
+        writeln!(record, "hooks {}\nreasons {}", hooks.join(" "), reasons.join(" ")).unwrap();
+        record
+    }
+
+    /// `OVERLAY_RECORD_ABI=1` writes the record anew, after the version was raised.
+    #[test]
+    fn what_programs_and_agents_agree_on_changes_with_its_version_only() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/tables/abi.txt");
+        let record = record();
+        let version = |text: &str| text.lines().next().unwrap_or_default().to_owned();
+        let before = fs::read_to_string(&path).unwrap_or_default();
+        if std::env::var_os("OVERLAY_RECORD_ABI").is_some() {
+            let is_new = version(&before) != version(&record) || before == record;
+            assert!(is_new, "the layout has changed: raise ABI_VERSION first");
+            fs::write(&path, record).unwrap();
+            return;
+        }
+        assert_eq!(before, record, "raise ABI_VERSION, and record it with OVERLAY_RECORD_ABI=1");
+    }
+}
