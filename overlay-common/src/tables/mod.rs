@@ -61,7 +61,7 @@ mod tests {
     ];
 
     fn without_docs(layout: &str) -> String {
-        let mut parts = layout.split("#[doc = ");
+        let mut parts = layout.split("#[doc =");
         let first = parts.next().unwrap_or_default().to_owned();
         parts.fold(first, |code, part| code + part.split_once("\"]").map_or("", |(_, code)| code))
     }
