@@ -27,6 +27,7 @@ use crate::{
         change::{Change, changes},
     },
     peers::Tally,
+    presence::{Asker, Presence},
     run_config::RunConfig,
     store::{
         Following, Store,
@@ -73,6 +74,8 @@ pub struct Agent {
     config_problems: Vec<String>,
     /// What has happened to our lease and was put right.
     incidents: Recent,
+    /// Which peers are there.
+    presence: Presence,
 }
 
 impl Agent {
@@ -95,6 +98,7 @@ impl Agent {
         let dataplane = Dataplane::start(spec, pins, features).await?;
         fail::point("dataplane");
         let firewall = firewall(&config, &network.config, lease, dataplane.tunnel());
+        let presence = Presence::new(config.peer_timeout);
         let mut agent = Self {
             config,
             network,
@@ -112,6 +116,7 @@ impl Agent {
             lost_address: None,
             config_problems: Vec::new(),
             incidents: Recent::default(),
+            presence,
         };
         agent.remember();
         agent.note_incidents(joined.incidents);
@@ -213,9 +218,29 @@ impl Agent {
         self.note(IN_STEP, outcome);
         let outcome = self.dataplane.check_routes();
         self.note("routing leased subnets", outcome);
+        let outcome = self.ask_peers();
+        self.note("asking peers whether they are there", outcome);
         self.follow_uplink_interface();
         self.follow_uplink_mtu().await;
         self.follow_uplink_address().await;
+    }
+
+    fn ask_peers(&mut self) -> Result<()> {
+        // Who there is changes seldom, and may take time to say.
+        const FOLLOWED: u32 = 8;
+        let now = std::time::Instant::now();
+        if self.dataplane.verifications() % FOLLOWED == 0 {
+            self.presence.follow(self.dataplane.peers().leases(), now);
+        }
+        let spec = self.dataplane.spec();
+        let asker = Asker {
+            uplink_address: spec.uplink_address,
+            vtep_address: spec.tunnel.subnet.network(),
+            vtep_mac: spec.tunnel.mac,
+            vni: spec.tunnel.vni,
+            port: spec.tunnel.port,
+        };
+        self.presence.turn(asker, now)
     }
 
     /// The dataplane goes by the interface's number and address; whatever goes by its name follows.

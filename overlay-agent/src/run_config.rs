@@ -52,6 +52,8 @@ pub struct RunConfig {
     pub bridge: Option<String>,
     /// Whether programs may deliver past the kernel's network stack.
     pub fast_path: bool,
+    /// After how long without an answer a peer is a problem; none where nobody is asked.
+    pub peer_timeout: Option<Duration>,
     /// Which source addresses containers may use.
     pub source_check: SourceCheck,
     /// Whether the datapath is removed when the agent is stopped.
@@ -235,6 +237,8 @@ impl TryFrom<RunArgs> for RunConfig {
             lease_ttl: Duration::from_secs(args.lease_ttl.into()),
             bridge: args.bridge.filter(|name| !name.is_empty()),
             fast_path: args.fast_path == Switch::On,
+            peer_timeout: (args.peer_timeout > 0)
+                .then(|| Duration::from_secs(args.peer_timeout.into())),
             source_check: SourceCheck {
                 strictness: args.source_check,
                 exempt: args.source_check_exempt,

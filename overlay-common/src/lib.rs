@@ -16,6 +16,7 @@
 mod abi;
 pub mod checksum;
 pub mod decide;
+pub mod echo;
 pub mod ecn;
 pub mod encap;
 pub mod feature;

@@ -6,6 +6,8 @@ use crate::MacAddr;
 
 /// Length of an Ethernet header.
 pub const ETHERNET_LENGTH: usize = 14;
+/// Length of a MAC, in bytes.
+pub const MAC_LENGTH: usize = 6;
 /// Length of an IPv4 header without options.
 pub const IPV4_LENGTH: usize = Ipv4Hdr::LEN;
 /// Length of a UDP header.

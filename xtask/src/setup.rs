@@ -373,9 +373,9 @@ fn install_packager() -> Result<Cmd> {
 
 fn install_tool(name: &str, version: &str) -> Result<Cmd> {
     Ok(workspace::cargo()
-        // It goes with the tools, wherever our own build goes.
+        // It goes with the tools, wherever our own build goes. They work for seconds, and would be optimised for minutes.
         .env_remove("CARGO_TARGET_DIR")
-        .args(["install", name, "--version", version, "--locked", "--root"])
+        .args(["install", name, "--version", version, "--locked", "--debug", "--root"])
         .arg(tools_dir()?))
 }
 

@@ -12,7 +12,7 @@ pub use probes::serve_probes;
 pub use pulse::{Listener, Pulse, Readiness};
 pub use server::{Requests, serve_socket};
 pub use status::{
-    CounterStatus, FeatureStatus, LeaseStatus, OverlayStatus, PeerStatus, ProgramStatus, Status,
-    UplinkStatus, Verdicts,
+    Answered, CounterStatus, FeatureStatus, LeaseStatus, OverlayStatus, PeerStatus, ProgramStatus,
+    Status, UplinkStatus, Verdicts, Way,
 };
 pub use waiting::Waiting;

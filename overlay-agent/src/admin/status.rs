@@ -1,4 +1,7 @@
-use std::{fmt::Write as _, net::Ipv4Addr};
+use std::{
+    fmt::{self, Write as _},
+    net::Ipv4Addr,
+};
 
 use comfy_table::{Table, presets::NOTHING};
 use ipnetwork::Ipv4Network;
@@ -96,6 +99,28 @@ pub struct PeerStatus {
     pub public_ip: Ipv4Addr,
     /// The MAC that inner frames are addressed to.
     pub vtep_mac: String,
+    /// When it has last answered through the overlay, if it has since the agent knows it.
+    #[serde(default)]
+    pub answered: Option<Answered>,
+}
+
+/// An answer of another host, to the agent's own question.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, Serialize)]
+pub struct Answered {
+    /// How long ago.
+    pub seconds_ago: u64,
+    /// By which way.
+    pub by: Way,
+}
+
+/// By which way a host was asked.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Way {
+    /// In VXLAN, from program to program, as containers' packets go.
+    Vxlan,
+    /// By ICMP to its address in the overlay: it has no program that answers, as flannel's hosts.
+    Icmp,
 }
 
 /// A program on an interface.
@@ -184,6 +209,17 @@ impl From<CounterRow> for CounterStatus {
     }
 }
 
+impl fmt::Display for Answered {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { seconds_ago, by } = self;
+        let by = match by {
+            Way::Vxlan => "by VXLAN",
+            Way::Icmp => "by ICMP",
+        };
+        write!(out, "answered {by} {seconds_ago} s ago")
+    }
+}
+
 impl Status {
     /// Of an agent that waits for something before it can run, and what is in its way.
     pub fn waiting(waiting_for: &str, troubles: Vec<String>) -> Self {
@@ -259,6 +295,7 @@ impl OverlayStatus {
                 peer.subnet.to_string(),
                 format!("via {}", peer.public_ip),
                 peer.vtep_mac.clone(),
+                peer.answered.map_or_else(String::new, |answered| answered.to_string()),
             ]);
         }
         table

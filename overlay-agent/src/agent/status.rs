@@ -8,8 +8,8 @@ use tokio::sync::oneshot;
 use super::Agent;
 use crate::{
     admin::{
-        CounterStatus, FeatureStatus, LeaseStatus, OverlayStatus, PeerStatus, ProgramStatus,
-        Status, UplinkStatus,
+        Answered, CounterStatus, FeatureStatus, LeaseStatus, OverlayStatus, PeerStatus,
+        ProgramStatus, Status, UplinkStatus,
     },
     datapath::read_counters,
     lease::Lease,
@@ -26,9 +26,11 @@ impl Agent {
     pub(super) async fn answer(&self, answer: oneshot::Sender<Status>) {
         let mut status = self.status().await;
         let peers: Vec<_> = self.dataplane.peers().leases().copied().collect();
+        let answered = self.presence.answered(Instant::now());
         tokio::task::spawn_blocking(move || {
             if let Some(overlay) = &mut status.overlay {
-                overlay.peers = peers.iter().map(peer_status).collect();
+                let status = |lease| peer_status(lease, answered.get(&lease.public_ip).copied());
+                overlay.peers = peers.iter().map(status).collect();
             }
             // Whoever asked may have gone.
             answer.send(status).ok();
@@ -130,6 +132,8 @@ impl Agent {
         problems.extend(self.store.troubles().sentences());
         let ignored = self.store.troubles().ignored(IGNORED);
         problems.extend(self.dataplane.peers().problems(ignored, |key| self.store.name_of(key)));
+        let port = self.dataplane.spec().tunnel.port;
+        problems.extend(self.presence.problems(port, Instant::now()));
         problems.extend(self.incidents.sentences(Instant::now()));
         problems.extend(self.config_problems.iter().cloned());
         problems.extend(self.faults.values().chain(&self.lost_address).cloned());
@@ -160,10 +164,11 @@ impl Agent {
     }
 }
 
-fn peer_status(lease: &Lease) -> PeerStatus {
+fn peer_status(lease: &Lease, answered: Option<Answered>) -> PeerStatus {
     PeerStatus {
         subnet: lease.subnet,
         public_ip: lease.public_ip,
         vtep_mac: lease.vtep_mac.to_string(),
+        answered,
     }
 }

@@ -119,6 +119,10 @@ pub struct RunArgs {
     #[arg(long, value_enum, default_value_t = Switch::On, help_heading = OURS)]
     pub fast_path: Switch,
 
+    /// After how long without an answer a peer is named in `status`; each is asked three times meanwhile. 0: nobody is asked
+    #[arg(long, value_name = "SECONDS", default_value_t = 30, help_heading = OURS)]
+    pub peer_timeout: u16,
+
     /// Which source addresses containers may use
     #[arg(long, value_enum, default_value_t = Strictness::Port, help_heading = OURS)]
     pub source_check: Strictness,

@@ -1,8 +1,10 @@
-use overlay_common::{Hook, MacAddr, Reason, tables::HostConfig};
+use overlay_common::{Hook, MacAddr, Reason, Vni, echo, encap::VXLAN_LENGTH, tables::HostConfig};
 
 use crate::{
     packets::{Wire, ipv4_of, patch, tcp, udp, vxlan},
-    world::{BRIDGE_MAC, CONTAINER, CONTAINER_MAC, Context, REMOTE, UNKNOWN_CONTAINER, World},
+    world::{
+        BRIDGE_MAC, CONTAINER, CONTAINER_MAC, Context, REMOTE, UNKNOWN_CONTAINER, VTEP_MAC, World,
+    },
 };
 
 fn inner() -> Vec<u8> {
@@ -65,6 +67,43 @@ fn congestion_marked_on_the_wire_reaches_the_container_or_is_lost_by_name() {
     assert_eq!((header.ecn.value(), header.dscp.value()), (3, 0x2e));
     let lost = world.run(Hook::FromUplink, &vxlan(congested, &inner()));
     assert_eq!(lost.reason, Reason::CongestionLost);
+}
+
+#[test]
+fn a_peers_question_is_sent_back_as_it_came() {
+    let mut world = World::new();
+    let vni = Vni::new(1).unwrap();
+    let question = |inner_destination| {
+        let frame = &echo::question(vni, inner_destination, MacAddr([2; 6]), 7)[VXLAN_LENGTH..];
+        vxlan(Wire { inner_destination, ..Wire::default() }, frame)
+    };
+    let asked = question(VTEP_MAC);
+    let outcome = world.run(Hook::FromUplink, &asked);
+    assert_eq!(outcome.reason, Reason::Echoed);
+    assert_eq!((&outcome.packet[..6], &outcome.packet[6..12]), (&asked[6..12], &asked[..6]));
+    assert_eq!(
+        (&outcome.packet[26..30], &outcome.packet[30..34]),
+        (&asked[30..34], &asked[26..30])
+    );
+    assert_eq!(
+        (&outcome.packet[34..36], &outcome.packet[36..38]),
+        (&asked[36..38], &asked[34..36])
+    );
+    assert_eq!(outcome.packet[38..], asked[38..]);
+    assert_eq!(outcome.packet[12..26], asked[12..26], "the same checksum is right");
+
+    let other = question(MacAddr([2, 0, 0, 0, 0, 99]));
+    assert_eq!(world.run(Hook::FromUplink, &other).reason, Reason::WrongInnerMac);
+    let mut stranger = asked.clone();
+    stranger[29] ^= 0x40;
+    assert_eq!(world.run(Hook::FromUplink, &stranger).reason, Reason::UnknownVtep);
+    let mut answer = asked;
+    answer[34..36].copy_from_slice(&[0x21, 0x18]);
+    assert_eq!(
+        world.run(Hook::FromUplink, &answer).reason,
+        Reason::InnerNotIpv4,
+        "none is asked back"
+    );
 }
 
 #[test]

@@ -14,7 +14,7 @@ const SUBNET: &str = "10.1.200.0";
 const MAC: &str = "c6:d2:32:6f:8f:44";
 
 /// A flannel host, which has routes to others through its device, or, with `DirectRouting`, over the link.
-fn become_flannel(overlay: &Overlay, host: &Host, direct: bool) -> Container {
+pub(crate) fn become_flannel(overlay: &Overlay, host: &Host, direct: bool) -> Container {
     let address = host.address().to_string();
     let ip = |command: &str| {
         host.ip(command.split(' ')).unwrap();

@@ -19,6 +19,7 @@ mod others;
 mod overlay;
 mod paths;
 mod pins;
+mod presence;
 mod survival;
 mod switching;
 mod throughput;

@@ -2,6 +2,7 @@
 //! [`Tables`], tested without a kernel. The eBPF programs carry out what they return.
 
 mod contents;
+mod echo;
 mod from_container;
 mod from_interface;
 mod from_tunnel;
@@ -14,6 +15,7 @@ mod to_wire;
 
 use network_types::ip::Ipv4Hdr;
 
+pub use echo::is_question;
 pub use from_container::{Encapsulation, from_bridge, from_container};
 pub use from_interface::from_interface;
 pub use from_tunnel::{Delivery, TunnelSource, from_tunnel};

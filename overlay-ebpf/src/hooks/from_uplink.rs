@@ -9,7 +9,7 @@ use super::from_interface::admit;
 use crate::{
     maps::{Maps, host},
     packet::{Mark, Skb},
-    steps::{decap, deliver, on_bridge, reaches},
+    steps::{decap, deliver, echo, on_bridge, reaches},
     verdict::conclude,
 };
 
@@ -23,8 +23,11 @@ pub(crate) fn from_uplink(ctx: TcContext) -> i32 {
         let host = host().ok_or(Reason::NotConfigured)?;
         Mark::None.set(ctx);
         let reaches = |address| reaches(ctx, address);
-        let plan = decide::from_uplink(&Skb::new(ctx, HEADERS), host, &Maps, reaches)
-            .inspect_err(|reason| admit(ctx, *reason))?;
+        let skb = Skb::new(ctx, HEADERS);
+        let plan = match decide::from_uplink(&skb, host, &Maps, reaches) {
+            Err(Reason::InnerNotIpv4) if decide::is_question(&skb, host) => return echo(ctx),
+            plan => plan.inspect_err(|reason| admit(ctx, *reason))?,
+        };
         if plan.recipient == Recipient::Subnet && !on_bridge(ctx, host, &plan.ipv4) {
             return Err(Reason::HostDestination);
         }

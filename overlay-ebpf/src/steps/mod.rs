@@ -2,6 +2,7 @@
 
 mod decap;
 mod deliver;
+mod echo;
 mod encap;
 mod fib;
 mod send;
@@ -9,6 +10,7 @@ mod tunnel_key;
 
 pub(crate) use decap::{SHRINK, decap};
 pub(crate) use deliver::deliver;
+pub(crate) use echo::echo;
 pub(crate) use encap::{GROW, encap};
 pub(crate) use fib::{is_on_link, on_bridge, reaches, reaches_by};
 pub(crate) use send::route;

@@ -293,11 +293,16 @@ fn masquerade(host: &Host, from: &str, inside: &str) {
     host.command("nft").args(["-f", "-"]).input(rules.as_bytes()).run().unwrap();
 }
 
+const BRIDGE_NETFILTER: &str = "/proc/sys/net/bridge/bridge-nf-call-iptables";
+
 /// Gives uplinks their MACs, and keeps the switch from believing what the outlaw says about them.
 fn harden_switch(lab: &Lab) {
     let switch = lab.wire().switch();
-    // Both would look into what it forwards, and so make readable in place what was not.
-    switch.sysctl("net.bridge.bridge-nf-call-iptables", "0").unwrap();
+    // Both would look into what it forwards, and so make readable in place what was not. Where the first is not there,
+    // nobody does.
+    if switch.command("test").args(["-e", BRIDGE_NETFILTER]).run().is_ok() {
+        switch.sysctl("net.bridge.bridge-nf-call-iptables", "0").unwrap();
+    }
     switch.ip(["link", "set", "switch", "type", "bridge", "mcast_snooping", "0"]).unwrap();
     for (host, mac) in lab.hosts().iter().zip([HOST_MAC, PEER_MAC]) {
         host.ip(["link", "set", UPLINK, "address", &text(mac)]).unwrap();

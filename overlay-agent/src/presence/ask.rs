@@ -1,0 +1,108 @@
+use std::{
+    io,
+    mem::MaybeUninit,
+    net::{Ipv4Addr, SocketAddr, UdpSocket},
+};
+
+use anyhow::{Context as _, Result};
+use overlay_common::{MacAddr, echo};
+use socket2::{SockAddr, Socket};
+
+use super::Asker;
+use crate::icmp;
+
+/// Answers that are heard in one turn: whoever floods us keeps the agent from nothing.
+const HEARD: usize = 512;
+
+/// The sockets that ask. None ever waits.
+#[derive(Debug)]
+pub(super) struct Questions {
+    asker: Asker,
+    vxlan: UdpSocket,
+    /// There once somebody has to be asked like that: it hears every echo of this host.
+    icmp: Option<Socket>,
+    identifier: u16,
+}
+
+impl Questions {
+    pub(super) fn new(asker: Asker) -> Result<Self> {
+        let from = asker.uplink_address;
+        let open = || -> io::Result<UdpSocket> {
+            let socket = UdpSocket::bind((from, 0))?;
+            socket.set_nonblocking(true)?;
+            Ok(socket)
+        };
+        let vxlan = open().with_context(|| format!("opening a UDP socket at {from}"))?;
+        Ok(Self { asker, vxlan, icmp: None, identifier: rand::random() })
+    }
+
+    /// Asks a peer through the overlay. Whether that can be sent at all, its silence will tell.
+    pub(super) fn ask(&self, peer: Ipv4Addr, vtep: MacAddr, nonce: u64) {
+        let Asker { vni, vtep_mac, port, .. } = self.asker;
+        let question = echo::question(vni, vtep, vtep_mac, nonce);
+        if let Err(error) = self.vxlan.send_to(&question, (peer, port)) {
+            tracing::debug!(%peer, "asking a peer whether it is there: {error}");
+        }
+    }
+
+    /// Who has answered, and to what.
+    pub(super) fn answers(&self) -> Vec<(Ipv4Addr, u64)> {
+        let mut answers = Vec::new();
+        let mut answer = [0; echo::LENGTH];
+        for _ in 0..HEARD {
+            match self.vxlan.recv_from(&mut answer) {
+                Ok((length, SocketAddr::V4(from))) if from.port() == self.asker.port => {
+                    answers.extend(echo::nonce(&answer[..length]).map(|nonce| (*from.ip(), nonce)));
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                // From somebody else; or somebody says that nobody is there.
+                Ok(_) | Err(_) => {}
+            }
+        }
+        answers
+    }
+
+    /// Sends an ICMP echo to each of these, from the address beside it.
+    pub(super) fn ask_by_icmp(&mut self, whom: &[(Ipv4Addr, Ipv4Addr)]) -> Result<()> {
+        let socket = match &self.icmp {
+            Some(socket) => socket,
+            None => {
+                let socket = icmp::socket().context("opening a socket for ICMP")?;
+                socket.set_nonblocking(true).context("preparing a socket for ICMP")?;
+                self.icmp.insert(socket)
+            }
+        };
+        for (peer, from) in whom {
+            let request = icmp::echo_request(*peer, *from, icmp::SMALLEST, self.identifier, 0);
+            let to = SockAddr::from(SocketAddr::from((*peer, 0)));
+            if let Err(error) = socket.send_to(&request, &to) {
+                tracing::debug!(%peer, "asking a peer by ICMP: {error}");
+            }
+        }
+        Ok(())
+    }
+
+    /// Who has answered an ICMP echo of ours.
+    pub(super) fn echoes(&self) -> Result<Vec<Ipv4Addr>> {
+        let mut echoes = Vec::new();
+        let Some(socket) = &self.icmp else { return Ok(echoes) };
+        for _ in 0..HEARD {
+            let mut packet = [MaybeUninit::new(0); 64];
+            match socket.recv_from(&mut packet) {
+                Ok((length, from)) => {
+                    let packet: Vec<u8> = packet[..length]
+                        .iter()
+                        // SAFETY: each was made of a zero, and the kernel only writes more of them.
+                        .map(|byte| unsafe { byte.assume_init() })
+                        .collect();
+                    if icmp::is_echo_reply(&packet, self.identifier, 0) {
+                        echoes.extend(from.as_socket_ipv4().map(|from| *from.ip()));
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) => return Err(error).context("hearing ICMP echoes"),
+            }
+        }
+        Ok(echoes)
+    }
+}
