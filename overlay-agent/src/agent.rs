@@ -229,7 +229,7 @@ impl Agent {
         // Who there is changes seldom, and may take time to say.
         const FOLLOWED: u32 = 8;
         let now = std::time::Instant::now();
-        if self.dataplane.verifications() % FOLLOWED == 0 {
+        if self.dataplane.verifications().is_multiple_of(FOLLOWED) {
             self.presence.follow(self.dataplane.peers().leases(), now);
         }
         let spec = self.dataplane.spec();

@@ -139,10 +139,10 @@ impl Programs {
 
 /// As many flows as the kernel's connection tracking has room for, within bounds: the memory is taken at once.
 fn stack_flows_capacity() -> u32 {
-    const LEAST: u32 = STACK_FLOWS_CAPACITY as u32;
     let most = fs::read_to_string("/proc/sys/net/netfilter/nf_conntrack_max");
     let most = most.ok().and_then(|text| text.trim().parse().ok());
-    most.unwrap_or(LEAST).clamp(LEAST, 8 * LEAST)
+    let most = most.unwrap_or(0).clamp(STACK_FLOWS_CAPACITY, 8 * STACK_FLOWS_CAPACITY);
+    u32::try_from(most).unwrap_or(u32::MAX)
 }
 
 fn map_info(map: &Map) -> Result<MapInfo> {

@@ -57,7 +57,7 @@ impl Tables {
 
     /// With the kernel's number of every map that is to be pinned, and what no map holds.
     pub(super) fn with(self, ids: Vec<(&'static str, u32)>, flow_share: u16) -> Self {
-        Self { ids, flow_share, ..self }
+        Self { flow_share, ids, ..self }
     }
 
     /// Pins every map that is not pinned, in place of whatever is in its place. Returns their names.

@@ -64,13 +64,12 @@ impl Questions {
 
     /// Sends an ICMP echo to each of these, from the address beside it.
     pub(super) fn ask_by_icmp(&mut self, whom: &[(Ipv4Addr, Ipv4Addr)]) -> Result<()> {
-        let socket = match &self.icmp {
-            Some(socket) => socket,
-            None => {
-                let socket = icmp::socket().context("opening a socket for ICMP")?;
-                socket.set_nonblocking(true).context("preparing a socket for ICMP")?;
-                self.icmp.insert(socket)
-            }
+        let socket = if let Some(socket) = &self.icmp {
+            socket
+        } else {
+            let socket = icmp::socket().context("opening a socket for ICMP")?;
+            socket.set_nonblocking(true).context("preparing a socket for ICMP")?;
+            self.icmp.insert(socket)
         };
         for (peer, from) in whom {
             let request = icmp::echo_request(*peer, *from, icmp::SMALLEST, self.identifier, 0);

@@ -3,7 +3,7 @@
 use std::net::{Ipv4Addr, UdpSocket};
 
 use anyhow::ensure;
-use xtask::lab::eventually;
+use xtask::lab::{Namespace, eventually};
 
 use crate::tools::{
     frame::{IPV4, Ip, UDP, ethernet, udp},
@@ -39,30 +39,28 @@ fn a_neighbour_that_floods_a_service_takes_no_answer_away() {
          add rule ip service prerouting ip daddr {SERVICE} udp dport 53-60 dnat to {REMOTE}"
     );
     site.host().command("nft").args(["-f", "-"]).input(rules.as_bytes()).run().unwrap();
-    let bound = |address: (Ipv4Addr, u16)| {
-        move || {
+    let bound = |namespace: &Namespace, address: (Ipv4Addr, u16)| {
+        let socket = namespace.within(move || {
             let socket = UdpSocket::bind(address)?;
             socket.set_read_timeout(Some(SOON))?;
             Ok(socket)
-        }
+        });
+        socket.unwrap()
     };
-    let server = site.remote.namespace().within(bound((REMOTE, SERVICE_PORT))).unwrap();
-    let client = site.owner.namespace().within(bound((OWNER, CLIENT_PORT))).unwrap();
-    client.connect((SERVICE, SERVICE_PORT)).unwrap();
+    let server = bound(site.remote.namespace(), (REMOTE, SERVICE_PORT));
     let mut buffer = [0; 64];
-    let ask = |buffer: &mut [u8]| {
+    // Each of its own flow, of which nothing has come back yet.
+    let mut ask = |port| {
+        let client = bound(site.owner.namespace(), (OWNER, port));
+        client.connect((SERVICE, SERVICE_PORT)).unwrap();
         client.send(b"question").unwrap();
-        loop {
-            let (length, from) = server.recv_from(buffer).unwrap();
-            if &buffer[..length] == b"question" {
-                break from;
-            }
-        }
+        let (_, asker) = server.recv_from(&mut buffer).unwrap();
+        (client, asker)
     };
-    let asker = ask(&mut buffer);
+    let (client, asker) = ask(CLIENT_PORT);
     server.send_to(b"at once", asker).unwrap();
-    assert_eq!(client.recv(&mut buffer).unwrap(), 7, "the service works");
-    let asker = ask(&mut buffer);
+    assert_eq!(client.recv(&mut [0; 64]).unwrap(), 7, "the service works");
+    let (client, asker) = ask(CLIENT_PORT + 1);
 
     // In the time that the server thinks.
     let port = site.attacker_port();
@@ -80,5 +78,5 @@ fn a_neighbour_that_floods_a_service_takes_no_answer_away() {
     })
     .unwrap();
     server.send_to(b"at last", asker).unwrap();
-    assert_eq!(client.recv(&mut buffer).unwrap(), 7);
+    assert_eq!(client.recv(&mut [0; 64]).unwrap(), 7);
 }

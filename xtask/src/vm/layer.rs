@@ -15,6 +15,11 @@ use crate::test::Counts;
 /// of leisure.
 const FRAMES: &str = "OVERLAY_ATTACK_FRAMES";
 
+/// How many frames somebody wants, if they hunt.
+pub(super) fn hunted() -> Option<String> {
+    env::var(FRAMES).ok()
+}
+
 /// What a machine may run, as the table shows it.
 const NAMES: [&str; 3] = ["datapath", "network", "attack"];
 
@@ -70,7 +75,7 @@ pub(crate) fn chosen(names: &[String]) -> Vec<Kernel> {
 /// failed tests.
 pub(crate) fn test(kernels: &[Kernel]) -> Result<(Counts, Option<String>)> {
     let programs = test_programs(NAMES)?;
-    let hunted = env::var(FRAMES).ok();
+    let hunted = hunted();
     let mut table = Table::new();
     table.load_style(presets::NOTHING);
     table.set_header(["KERNEL", "RELEASE", "DATAPATH", "NETWORK", "ATTACK", "TIME", "RESULT"]);

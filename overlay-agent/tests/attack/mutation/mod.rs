@@ -96,15 +96,17 @@ struct Books<'site> {
 
 impl<'site> Books<'site> {
     fn open(site: &'site Site, hook: &'static str, devices: &[&str]) -> Self {
-        let mut rules = "add table ip books
+        let tables = "add table ip books
             add counter ip books looped
-            add chain ip books output { type filter hook output priority 0; }\n"
+            add chain ip books output { type filter hook output priority 0; }"
             .to_owned();
-        for device in devices {
-            rules += &format!(
-                "add rule ip books output oifname {device} ip daddr {{ {BROADCAST}, 255.255.255.255 }} counter name looped\n"
-            );
-        }
+        let of_device = |device: &&str| {
+            format!(
+                "add rule ip books output oifname {device} ip daddr {{ {BROADCAST}, 255.255.255.255 }} counter name looped"
+            )
+        };
+        let rules: Vec<_> = std::iter::once(tables).chain(devices.iter().map(of_device)).collect();
+        let rules = rules.join("\n");
         site.host().command("nft").args(["-f", "-"]).input(rules.as_bytes()).run().unwrap();
         let devices = devices.iter().map(|&device| device.to_owned()).collect();
         let mut books = Self { site, hook, devices, start: [0; 2] };
