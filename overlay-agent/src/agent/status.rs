@@ -11,6 +11,7 @@ use crate::{
         Answered, CounterStatus, FeatureStatus, LeaseStatus, OverlayStatus, PeerStatus,
         ProgramStatus, Status, UplinkStatus,
     },
+    containers::mtu_beyond,
     datapath::read_counters,
     lease::Lease,
     netlink::{self, Observed},
@@ -124,6 +125,7 @@ impl Agent {
         match netlink::observe(&self.netlink).await {
             Ok(observed) => {
                 problems.extend(self.missing_links(&observed));
+                problems.extend(self.too_large(&observed));
                 let claims = self.dataplane.claims();
                 problems.extend(claims.sentences(&observed.links, Instant::now()));
             }
@@ -139,6 +141,17 @@ impl Agent {
         problems.extend(self.faults.values().chain(&self.lost_address).cloned());
         problems.extend(self.firewall.fault());
         problems
+    }
+
+    fn too_large(&self, observed: &Observed) -> Option<String> {
+        let bridge = self.dataplane.bridge()?;
+        let overlay = self.dataplane.spec().tunnel.mtu;
+        let mtu = mtu_beyond(observed, bridge, overlay)?;
+        let bridge = &bridge.name;
+        Some(format!(
+            "Containers behind {bridge} have an MTU of up to {mtu}, and the overlay carries {overlay}: restart Docker \
+             with the options that `overlay-agent docker-opts` makes, and then the containers."
+        ))
     }
 
     fn missing_links(&self, observed: &Observed) -> Vec<String> {

@@ -51,6 +51,12 @@ pub fn container_ports<'a>(
     })
 }
 
+/// The MTU of the containers behind a bridge, where any of theirs is larger than the overlay's.
+pub fn mtu_beyond(observed: &Observed, bridge: &Link, overlay: u32) -> Option<u32> {
+    let largest = container_ports(observed, bridge).map(|port| port.mtu).max();
+    largest.filter(|mtu| *mtu > overlay)
+}
+
 /// What is at the other end of a veth.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Cable {

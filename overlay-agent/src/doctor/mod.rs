@@ -9,7 +9,7 @@ mod overlay;
 mod ping;
 mod store;
 
-use std::{fmt::Write as _, net::Ipv4Addr};
+use std::{collections::BTreeSet, fmt::Write as _, net::Ipv4Addr};
 
 use anyhow::Result;
 use ipnetwork::Ipv4Network;
@@ -170,10 +170,14 @@ pub async fn examine(places: Places, etcd: EtcdConfig) -> Result<Diagnosis> {
     overlay::device(&host, &mut found);
     host::ip_forward(&mut found);
     host::forward_policy(&host, &mut found).await;
-    let unreachable = host::rp_filter(&host, &mut found).await?;
+    let unreachable = host::rp_filter(&host, &mut found).await.unwrap_or_else(|error| {
+        found.unknown(format!("return paths: {error:#}"));
+        BTreeSet::new()
+    });
     host::offloads(&host, &mut found).await;
     overlay::docker(&host, &mut found);
-    overlay::paths(&host, &unreachable, &mut found).await?;
+    overlay::container_mtu(&host, &mut found);
+    overlay::paths(&host, &unreachable, &mut found).await;
     agent(&host, &mut found);
     let Findings { findings, unknown } = found;
     Ok(Diagnosis { healthy: findings.is_empty(), findings, unknown })

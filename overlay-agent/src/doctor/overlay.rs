@@ -9,6 +9,7 @@ use overlay_common::tables::ABI_VERSION;
 use super::{Check, Findings, Host, ping};
 use crate::{
     admin::{Answered, Way},
+    containers::mtu_beyond,
     datapath::pinned_abi_version,
     netlink,
     network_config::ENCAPSULATION_OVERHEAD,
@@ -71,6 +72,27 @@ pub(super) fn device(host: &Host, found: &mut Findings) {
     }
 }
 
+/// Whether containers send what the overlay carries: they keep the MTU that they were started with.
+pub(super) fn container_mtu(host: &Host, found: &mut Findings) {
+    let Some(overlay) = host.overlay() else { return };
+    let links = &host.observed.links;
+    let Some(bridge) = links.values().find(|link| Some(&link.name) == overlay.bridge.as_ref())
+    else {
+        return;
+    };
+    if let Some(mtu) = mtu_beyond(&host.observed, bridge, overlay.mtu) {
+        found.add(
+            Check::Docker,
+            format!(
+                "containers behind {} have an MTU of up to {mtu}, and the overlay carries {}: what is larger takes the slow \
+                 way in parts, or is lost where it must not be cut",
+                bridge.name, overlay.mtu
+            ),
+            "overlay-agent docker-opts -c, then restart Docker with $DOCKER_OPTS, and the containers",
+        );
+    }
+}
+
 /// Whether Docker's bridge is in the leased subnet.
 pub(super) fn docker(host: &Host, found: &mut Findings) {
     let bridge = host.observed.links.values().find(|link| link.name == DOCKER_BRIDGE);
@@ -101,12 +123,8 @@ pub(super) fn docker(host: &Host, found: &mut Findings) {
 }
 
 /// Probes the way to peers: whether they answer, with whole packets, and inside the overlay.
-pub(super) async fn paths(
-    host: &Host,
-    explained: &BTreeSet<Ipv4Addr>,
-    found: &mut Findings,
-) -> Result<()> {
-    let Some(overlay) = host.overlay() else { return Ok(()) };
+pub(super) async fn paths(host: &Host, explained: &BTreeSet<Ipv4Addr>, found: &mut Findings) {
+    let Some(overlay) = host.overlay() else { return };
     let peers: Vec<_> =
         host.peers().into_iter().filter(|(_, peer)| !explained.contains(peer)).collect();
     if peers.len() > PEERS {
@@ -118,9 +136,14 @@ pub(super) async fn paths(
     for &(subnet, peer) in peers.iter().take(PEERS) {
         let status = overlay.peers.iter().find(|known| known.public_ip == peer);
         let answered = status.and_then(|known| known.answered);
-        path(subnet, peer, whole, own, host.port(), answered, found).await?;
+        if let Err(error) = path(subnet, peer, whole, own, host.port(), answered, found).await {
+            found.add(
+                Check::Peer,
+                format!("{peer}, which leases {subnet}, cannot be reached from here: {error:#}"),
+                format!("look at `ip route get {peer}`, and add the route that is missing"),
+            );
+        }
     }
-    Ok(())
 }
 
 async fn path(

@@ -20,6 +20,8 @@ struct Ward {
     agents: Vec<Agent>,
     etcd: Etcd,
     options: AgentOptions,
+    /// The hosts' ends of their containers' cables.
+    ports: Vec<String>,
     lab: Lab,
 }
 
@@ -34,10 +36,9 @@ impl Ward {
         let options = AgentOptions::new(AGENT, &etcd);
         let agents: Vec<_> =
             lab.hosts().iter().map(|host| host.start_agent(&options).unwrap()).collect();
-        for host in lab.hosts() {
-            host.add_container("c").unwrap();
-        }
-        Self { agents, etcd, options, lab }
+        let ports =
+            lab.hosts().iter().map(|host| host.add_container("c").unwrap().veth().to_owned());
+        Self { agents, etcd, options, ports: ports.collect(), lab }
     }
 
     fn patient(&self) -> &Host {
@@ -173,6 +174,15 @@ fn every_fault_of_the_host_is_named_alone() {
         },
     );
 
+    // Started before the overlay's MTU was what it is.
+    let port = ward.ports[PATIENT].clone();
+    ward.fault(
+        "docker",
+        &[BRIDGE, "an MTU of up to 1500", "the overlay carries 1450"],
+        |host| ip(host, &format!("link set {port} mtu 1500")),
+        |host| ip(host, &format!("link set {port} mtu 1450")),
+    );
+
     ward.fault_without_agent("agent", &["no agent answers"], |_| {}, |_| {});
     ward.fault_without_agent(
         "ip_forward",
@@ -269,6 +279,12 @@ fn every_fault_of_the_way_to_others_is_named_alone() {
         &[&other, "does not answer at all"],
         |_| ward.lab.wire().set_connected(away, false).unwrap(),
         |_| ward.lab.wire().set_connected(away, true).unwrap(),
+    );
+    ward.fault(
+        "peer",
+        &[&other, "cannot be reached from here"],
+        |host| ip(host, &format!("route add unreachable {other}")),
+        |host| ip(host, &format!("route del unreachable {other}")),
     );
     // A second cable, by which the other host is reached; what it sends still comes by the first.
     ward.fault(
