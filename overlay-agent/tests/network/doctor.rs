@@ -8,7 +8,9 @@ use overlay_agent::provision::pki::Authority;
 use serde_json::Value;
 use xtask::{
     command::Cmd,
-    lab::{Agent, AgentOptions, BRIDGE, Etcd, Host, Lab, NETWORK_CONFIG, UPLINK, eventually},
+    lab::{
+        Agent, AgentOptions, BRIDGE, Container, Etcd, Host, Lab, NETWORK_CONFIG, UPLINK, eventually,
+    },
 };
 
 const AGENT: &str = env!("CARGO_BIN_EXE_overlay-agent");
@@ -18,10 +20,9 @@ const DAY: Duration = Duration::from_hours(24);
 /// A host that is made ill and well again, with another one to talk to and one that may go.
 struct Ward {
     agents: Vec<Agent>,
+    containers: Vec<Container>,
     etcd: Etcd,
     options: AgentOptions,
-    /// The hosts' ends of their containers' cables.
-    ports: Vec<String>,
     lab: Lab,
 }
 
@@ -36,9 +37,8 @@ impl Ward {
         let options = AgentOptions::new(AGENT, &etcd);
         let agents: Vec<_> =
             lab.hosts().iter().map(|host| host.start_agent(&options).unwrap()).collect();
-        let ports =
-            lab.hosts().iter().map(|host| host.add_container("c").unwrap().veth().to_owned());
-        Self { agents, etcd, options, ports: ports.collect(), lab }
+        let containers = lab.hosts().iter().map(|host| host.add_container("c").unwrap()).collect();
+        Self { agents, containers, etcd, options, lab }
     }
 
     fn patient(&self) -> &Host {
@@ -175,7 +175,7 @@ fn every_fault_of_the_host_is_named_alone() {
     );
 
     // Started before the overlay's MTU was what it is.
-    let port = ward.ports[PATIENT].clone();
+    let port = ward.containers[PATIENT].veth().to_owned();
     ward.fault(
         "docker",
         &[BRIDGE, "an MTU of up to 1500", "the overlay carries 1450"],
