@@ -1,0 +1,176 @@
+//! Probes: what is sent, what arrives, and what comes back.
+
+mod ears;
+mod packet;
+mod sender;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    net::Ipv4Addr,
+    time::{Duration, Instant},
+};
+
+use anyhow::Result;
+
+pub(crate) use self::ears::Ears;
+use crate::shape::{Place, Probe};
+
+/// How long what was sent may take, the first time and again. What is lost by chance (a neighbour that is only being
+/// asked for, a busy machine) is lost three times by necessity only.
+const WINDOWS: [Duration; 3] =
+    [Duration::from_millis(200), Duration::from_millis(400), Duration::from_millis(700)];
+
+/// Source ports tell probes and attempts apart: this, and so many more for each attempt.
+const PORTS: u16 = 10_000;
+
+/// A probe and an attempt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Tag {
+    pub(crate) probe: u16,
+    pub(crate) attempt: u8,
+}
+
+impl Tag {
+    pub(crate) fn port(self) -> u16 {
+        PORTS * (u16::from(self.attempt) + 1) + self.probe
+    }
+
+    pub(crate) fn of_port(port: u16) -> Option<Self> {
+        let attempt = u8::try_from((port / PORTS).checked_sub(1)?).ok()?;
+        (usize::from(attempt) < WINDOWS.len()).then_some(Self { probe: port % PORTS, attempt })
+    }
+}
+
+/// A packet as it arrives.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Arrival {
+    pub(crate) place: Place,
+    pub(crate) source: Ipv4Addr,
+    /// Whether the source port is the sender's.
+    pub(crate) port_kept: bool,
+    pub(crate) destination: Ipv4Addr,
+    pub(crate) ttl: u8,
+    pub(crate) tos: u8,
+    pub(crate) df: bool,
+    pub(crate) options: Vec<u8>,
+}
+
+/// An ICMP error.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Complaint {
+    pub(crate) place: Place,
+    pub(crate) from: Ipv4Addr,
+    pub(crate) kind: u8,
+    pub(crate) code: u8,
+    /// The MTU of the way, where it is that.
+    pub(crate) mtu: u16,
+}
+
+/// What became of a probe.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Fate {
+    pub(crate) arrived: BTreeSet<Arrival>,
+    pub(crate) answered: BTreeSet<Arrival>,
+    pub(crate) complaints: BTreeSet<Complaint>,
+    /// What the sender's own kernel said; of a connection also how it ended.
+    pub(crate) said: Option<String>,
+}
+
+/// Somebody has no such neighbour, or not yet.
+const HOST_UNREACHABLE: (u8, u8) = (3, 1);
+
+impl Fate {
+    /// Whether it makes no sense to try again.
+    fn is_settled(&self, probe: Probe) -> bool {
+        if probe.protocol == crate::shape::Protocol::Tcp {
+            return self.said.as_deref().is_some_and(|said| !matches!(said, "timed out" | "no route to host"));
+        }
+        !self.answered.is_empty() || self.said.is_some() || self.is_refused()
+    }
+
+    fn is_refused(&self) -> bool {
+        self.complaints
+            .iter()
+            .any(|complaint| (complaint.kind, complaint.code) != HOST_UNREACHABLE)
+    }
+
+    /// Whether nothing more is to come in this attempt.
+    fn is_over(&self, probe: Probe) -> bool {
+        self.is_settled(probe)
+            || probe.protocol != crate::shape::Protocol::Tcp && !self.complaints.is_empty()
+            || probe.protocol == crate::shape::Protocol::Tcp && self.said.is_some()
+    }
+
+    pub(crate) fn is_answered(&self) -> bool {
+        !self.answered.is_empty() && self.said.as_deref().is_none_or(|said| said == "done")
+    }
+}
+
+impl fmt::Display for Arrival {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { place, source, port_kept, destination, ttl, tos, df, options } = self;
+        let port = if *port_kept { "" } else { " by another port" };
+        let df = if *df { ", DF" } else { "" };
+        write!(
+            formatter,
+            "at {place} from {source}{port} to {destination}, TTL {ttl}, TOS {tos}{df}"
+        )?;
+        if options.is_empty() { Ok(()) } else { write!(formatter, ", options {options:?}") }
+    }
+}
+
+impl fmt::Display for Complaint {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { place, from, kind, code, mtu } = self;
+        write!(formatter, "at {place} ICMP {kind}/{code} from {from}")?;
+        if *mtu == 0 { Ok(()) } else { write!(formatter, ", MTU {mtu}") }
+    }
+}
+
+impl fmt::Display for Fate {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let arrived = self.arrived.iter().map(|arrival| format!("arrived {arrival}"));
+        let answered = self.answered.iter().map(|answer| format!("answered {answer}"));
+        let complaints = self.complaints.iter().map(ToString::to_string);
+        let said = self.said.iter().cloned();
+        let all: Vec<_> = arrived.chain(answered).chain(complaints).chain(said).collect();
+        if all.is_empty() { formatter.write_str("lost") } else { formatter.write_str(&all.join("; ")) }
+    }
+}
+
+/// What became of probes, attempt by attempt.
+pub(crate) type Fates = BTreeMap<Tag, Fate>;
+
+/// Sends probes side by side, and again what was lost, and returns what became of each.
+pub(crate) fn round(ears: &mut Ears, probes: &[(u16, Probe)]) -> Result<BTreeMap<u16, Fate>> {
+    let mut fates = Fates::new();
+    let mut last = BTreeMap::new();
+    let mut open = probes.to_vec();
+    for (attempt, window) in (0..).zip(WINDOWS) {
+        for (probe, _) in &open {
+            last.insert(*probe, attempt);
+        }
+        let sockets = ears.send(&open, attempt, window, &mut fates)?;
+        let end = Instant::now() + window;
+        let is_over = |fates: &Fates| {
+            open.iter().all(|(probe, what)| {
+                fates.get(&Tag { probe: *probe, attempt }).is_some_and(|fate| fate.is_over(*what))
+            })
+        };
+        while Instant::now() < end && !is_over(&fates) {
+            ears.listen(Duration::from_millis(10), &mut fates)?;
+        }
+        // What has been sent twice, or answered by two.
+        while ears.listen(Duration::from_millis(5), &mut fates)? {}
+        drop(sockets);
+        open.retain(|(probe, what)| {
+            !fates.get(&Tag { probe: *probe, attempt }).is_some_and(|fate| fate.is_settled(*what))
+        });
+        if open.is_empty() {
+            break;
+        }
+    }
+    let fate = |(probe, attempt)| (probe, fates.remove(&Tag { probe, attempt }).unwrap_or_default());
+    Ok(last.into_iter().map(fate).collect())
+}
