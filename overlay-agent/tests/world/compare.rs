@@ -1,10 +1,11 @@
 //! Whether three datapaths have made the same of a world.
 
-use std::fmt;
+use std::{collections::BTreeMap, fmt};
 
 use crate::{
-    play::{Mode, Story},
-    shape::{Step, World},
+    play::{Mode, Story, Survey},
+    rules::{self, Case},
+    shape::{Element, Event, Probe, Step, World},
     traffic::Fate,
 };
 
@@ -35,44 +36,78 @@ impl fmt::Display for Difference {
     }
 }
 
-/// The differences between stories of one world, in the order of [`Mode::ALL`].
-pub(crate) fn differences(world: &World, stories: &[Story; 3]) -> Vec<Difference> {
-    let mut found = Vec::new();
+/// What comparing has found.
+#[derive(Debug, Default)]
+pub(crate) struct Findings {
+    pub(crate) differences: Vec<Difference>,
+    /// How often which rule has excused one.
+    pub(crate) excused: BTreeMap<&'static str, usize>,
+}
+
+/// Compares the stories of one world, in the order of [`Mode::ALL`].
+pub(crate) fn findings(world: &World, stories: &[Story; 3]) -> Findings {
+    let mut found = Findings::default();
+    let mut elements = world.elements.clone();
+    let mut surveys = stories.each_ref().map(|story| story.surveys.iter().peekable());
     for (step, what) in world.steps.iter().enumerate() {
-        let Step::Probe(probe) = what else { continue };
-        let fates = stories.each_ref().map(|story| story.fates.get(&step));
-        let [Some(fast), Some(stack), Some(flannel)] = fates else { continue };
-        judge(&mut found, step, format!("{probe:?}"), [fast, stack, flannel]);
-    }
-    let surveys = stories.each_ref().map(|story| story.surveys.iter());
-    let [fast, stack, flannel] = surveys;
-    for ((fast, stack), flannel) in fast.zip(stack).zip(flannel) {
-        for (pair, fate) in &fast.pairs {
-            let (Some(stack), Some(flannel)) = (stack.pairs.get(pair), flannel.pairs.get(pair)) else {
+        let probe = match what {
+            Step::Event(Event::Add(element)) => {
+                elements.push(*element);
                 continue;
-            };
-            judge(&mut found, fast.step, format!("the survey's {pair:?}"), [fate, stack, flannel]);
-        }
-    }
-    for (mode, story) in Mode::ALL.into_iter().zip(stories) {
-        for survey in &story.surveys {
-            if survey.pairs.values().all(Fate::is_answered) {
-                found.extend(survey.problems.iter().map(|(host, problem)| Difference::Problem {
-                    mode,
-                    step: survey.step,
-                    host: *host,
-                    problem: problem.clone(),
-                }));
             }
+            Step::Event(_) => continue,
+            Step::Probe(probe) => probe,
+        };
+        if let [Some(fast), Some(stack), Some(flannel)] =
+            stories.each_ref().map(|story| story.fates.get(&step))
+        {
+            found.judge(step, &elements, probe, [fast, stack, flannel]);
+        }
+        let of_step =
+            surveys.each_mut().map(|surveys| surveys.next_if(|survey| survey.step == step));
+        let [Some(fast), Some(stack), Some(flannel)] = of_step else { continue };
+        for (pair, fate) in &fast.pairs {
+            if let (Some(stack), Some(flannel)) = (stack.pairs.get(pair), flannel.pairs.get(pair)) {
+                let probe = Probe::hello(pair.0, pair.1);
+                found.judge(step, &elements, &probe, [fate, stack, flannel]);
+            }
+        }
+        for (mode, survey) in Mode::ALL.into_iter().zip([fast, stack, flannel]) {
+            found.complaints(mode, survey);
         }
     }
     found
 }
 
-fn judge(found: &mut Vec<Difference>, step: usize, what: String, fates: [&Fate; 3]) {
-    let [fast, stack, flannel] = fates;
-    if fast != stack || stack != flannel {
+impl Findings {
+    fn judge(&mut self, step: usize, elements: &[Element], probe: &Probe, fates: [&Fate; 3]) {
+        let [fast, stack, flannel] = fates;
+        if fast == stack && stack == flannel {
+            return;
+        }
+        let case = Case { elements, probe, fast, stack };
+        if stack == flannel
+            && let Some(rule) = rules::excuse(&case)
+        {
+            *self.excused.entry(rule).or_default() += 1;
+            return;
+        }
+        let what = serde_json::to_string(probe).unwrap();
         let fates = fates.map(ToString::to_string);
-        found.push(Difference::Fate { step, what, fates });
+        self.differences.push(Difference::Fate { step, what, fates });
+    }
+
+    /// Where all containers talk to each other, all is well.
+    fn complaints(&mut self, mode: Mode, survey: &Survey) {
+        if !survey.pairs.values().all(Fate::is_answered) {
+            return;
+        }
+        let problems = survey.problems.iter().map(|(host, problem)| Difference::Problem {
+            mode,
+            step: survey.step,
+            host: *host,
+            problem: problem.clone(),
+        });
+        self.differences.extend(problems);
     }
 }

@@ -2,9 +2,7 @@
 
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng, seq::IndexedRandom as _};
 
-use crate::shape::{
-    Element, Event, Place, Probe, Protocol, Selector, Step, Target, Way, World,
-};
+use crate::shape::{Element, Event, Place, Probe, Protocol, Selector, Step, Target, Way, World};
 
 struct Generator {
     random: StdRng,
@@ -149,7 +147,13 @@ impl Generator {
 
     fn event(&mut self) -> Event {
         let (host, peer) = self.pair();
-        let elements: Vec<_> = self.world.elements.iter().copied().filter(|element| comes_and_goes(*element)).collect();
+        let elements: Vec<_> = self
+            .world
+            .elements
+            .iter()
+            .copied()
+            .filter(|element| comes_and_goes(*element))
+            .collect();
         match self.random.random_range(0..10) {
             0 => Event::Crash { host },
             1 => Event::Restart { host },

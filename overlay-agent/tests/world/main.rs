@@ -8,6 +8,7 @@
 mod compare;
 mod generate;
 mod play;
+mod rules;
 mod search;
 mod shape;
 mod shrink;

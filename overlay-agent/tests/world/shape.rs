@@ -112,14 +112,24 @@ pub(crate) enum Step {
 pub(crate) enum Event {
     Add(Element),
     Remove(Element),
-    UplinkDown { host: u8 },
-    UplinkUp { host: u8 },
+    UplinkDown {
+        host: u8,
+    },
+    UplinkUp {
+        host: u8,
+    },
     /// The agent is killed and started again; flannel has none that matters.
-    Crash { host: u8 },
+    Crash {
+        host: u8,
+    },
     /// The agent is stopped and started again.
-    Restart { host: u8 },
+    Restart {
+        host: u8,
+    },
     /// The last container goes.
-    ContainerGoes { host: u8 },
+    ContainerGoes {
+        host: u8,
+    },
 }
 
 /// Something that is sent, and is to be answered.
@@ -138,6 +148,23 @@ pub(crate) struct Probe {
     pub(crate) options: bool,
 }
 
+impl Probe {
+    /// What two containers that can talk can say to each other.
+    pub(crate) const fn hello(from: u8, to: u8) -> Self {
+        Self {
+            from: Place::Container { host: from, number: 0 },
+            to: Target::Container { host: to, number: 0 },
+            protocol: Protocol::Udp,
+            size: 64,
+            answer: 64,
+            ttl: 64,
+            tos: 0,
+            df: false,
+            options: false,
+        }
+    }
+}
+
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Protocol {
@@ -147,9 +174,7 @@ pub(crate) enum Protocol {
 }
 
 /// Where something is sent from or arrives.
-#[derive(
-    Clone, Copy, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize,
-)]
+#[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Place {
     Container { host: u8, number: u8 },
@@ -171,7 +196,10 @@ impl fmt::Display for Place {
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Target {
-    Container { host: u8, number: u8 },
+    Container {
+        host: u8,
+        number: u8,
+    },
     /// The second address of a host's first container.
     Second(u8),
     /// The first address of a host's subnet, which is the tunnel device's.
@@ -187,6 +215,11 @@ pub(crate) enum Target {
     Outside,
     Internet,
     Unleased,
+}
+
+/// Of a container's interface, or of a bridge for number 255; as Docker makes them.
+pub(crate) fn mac(host: u8, number: u8) -> String {
+    format!("02:42:0a:01:{:02x}:{:02x}", host + 1, number.wrapping_add(2))
 }
 
 pub(crate) const fn subnet(host: u8) -> Ipv4Addr {
@@ -222,6 +255,22 @@ pub(crate) const fn service(host: u8) -> Ipv4Addr {
 }
 
 impl World {
+    /// As it is kept in the corpus: a line for each element and step.
+    pub(crate) fn to_json(&self) -> String {
+        let line = |value: serde_json::Result<String>| format!("    {}", value.unwrap());
+        let elements: Vec<_> =
+            self.elements.iter().map(|element| line(serde_json::to_string(element))).collect();
+        let steps: Vec<_> =
+            self.steps.iter().map(|step| line(serde_json::to_string(step))).collect();
+        format!(
+            "{{\n  \"about\": {},\n  \"hosts\": {},\n  \"elements\": [\n{}\n  ],\n  \"steps\": [\n{}\n  ]\n}}\n",
+            serde_json::to_string(&self.about).unwrap(),
+            self.hosts,
+            elements.join(",\n"),
+            steps.join(",\n")
+        )
+    }
+
     pub(crate) fn has(&self, element: Element) -> bool {
         self.elements.contains(&element)
     }

@@ -14,9 +14,8 @@ const WITHIN: Duration = Duration::from_mins(4);
 pub(crate) fn shrink(world: &World) -> World {
     let start = Instant::now();
     let mut smallest = world.clone();
-    let fails = |world: &World| {
-        start.elapsed() < WITHIN && matches!(compare(world), Verdict::Different(_))
-    };
+    let fails =
+        |world: &World| start.elapsed() < WITHIN && matches!(compare(world), Verdict::Different(_));
     let mut piece = smallest.steps.len().div_ceil(2);
     while piece > 0 {
         let mut at = 0;

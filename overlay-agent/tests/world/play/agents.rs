@@ -68,7 +68,11 @@ pub(crate) fn settle(host: &Host, peers: usize, containers: u64) -> Result<()> {
         ensure!(now >= before + 2, "it has not looked twice");
         let known = status["peers"].as_array().map_or(0, Vec::len);
         ensure!(known == peers, "{known} peers of {peers}");
-        ensure!(status["endpoints"].as_u64() == Some(containers), "{} endpoints of {containers}: {status}", status["endpoints"]);
+        ensure!(
+            status["endpoints"].as_u64() == Some(containers),
+            "{} endpoints of {containers}: {status}",
+            status["endpoints"]
+        );
         Ok(())
     })
 }

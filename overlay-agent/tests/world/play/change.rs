@@ -125,9 +125,9 @@ pub(crate) fn of(world: &World, mode: Mode, element: Element, on: bool) -> Optio
                 "-i docker0 ! -o docker0",
                 "-i docker0 -o docker0",
             ];
-            change.filter.extend(
-                accepted.map(|accepted| format!("{rule} FORWARD {accepted} -j ACCEPT")),
-            );
+            change
+                .filter
+                .extend(accepted.map(|accepted| format!("{rule} FORWARD {accepted} -j ACCEPT")));
             host
         }
         Element::Service { host, peer } => {

@@ -40,8 +40,10 @@ pub(crate) fn change(world: &World, host: u8) -> Change {
         format!("-A POSTROUTING -o {DEVICE} -s {own}/24 -d {NETWORK} -j ACCEPT"),
         format!("-A POSTROUTING -o docker0 -s {NETWORK} -d {own}/24 -j ACCEPT"),
     ];
-    change.filter =
-        vec![format!("-A FORWARD -s {NETWORK} -j ACCEPT"), format!("-A FORWARD -d {NETWORK} -j ACCEPT")];
+    change.filter = vec![
+        format!("-A FORWARD -s {NETWORK} -j ACCEPT"),
+        format!("-A FORWARD -d {NETWORK} -j ACCEPT"),
+    ];
     change
 }
 

@@ -11,7 +11,7 @@ use anyhow::Result;
 
 use self::site::Site;
 use crate::{
-    shape::{Event, Place, Probe, Protocol, Step, Target, World},
+    shape::{Event, Probe, Step, World},
     traffic::{self, Fate},
 };
 
@@ -80,7 +80,8 @@ fn play_round(site: &mut Site, round: &mut Vec<(u16, Probe)>, story: &mut Story)
     let Some((first, _)) = round.first() else { return Ok(()) };
     let step = usize::from(*first);
     let pairs = site.pairs();
-    let survey = (SURVEY..).zip(&pairs).map(|(number, (from, to))| (number, hello(*from, *to)));
+    let survey =
+        (SURVEY..).zip(&pairs).map(|(number, (from, to))| (number, Probe::hello(*from, *to)));
     let all: Vec<_> = round.drain(..).chain(survey).collect();
     for (number, probe) in &all {
         site.ears.aim(*number, site.world.address(probe.to));
@@ -96,28 +97,13 @@ fn play_round(site: &mut Site, round: &mut Vec<(u16, Probe)>, story: &mut Story)
     Ok(())
 }
 
-/// What two containers that can talk can say to each other.
-fn hello(from: u8, to: u8) -> Probe {
-    Probe {
-        from: Place::Container { host: from, number: 0 },
-        to: Target::Container { host: to, number: 0 },
-        protocol: Protocol::Udp,
-        size: 64,
-        answer: 64,
-        ttl: 64,
-        tos: 0,
-        df: false,
-        options: false,
-    }
-}
-
 fn happen(site: &mut Site, event: Event) -> Result<()> {
     match event {
         Event::Add(element) => site.change(element, true)?,
         Event::Remove(element) => site.change(element, false)?,
         Event::UplinkDown { host } => site.set_uplink(host, false)?,
         Event::UplinkUp { host } => site.set_uplink(host, true)?,
-        Event::ContainerGoes { host } => site.remove_container(host),
+        Event::ContainerGoes { host } => site.remove_container(host)?,
         Event::Crash { host } => site.restart(host, true)?,
         Event::Restart { host } => site.restart(host, false)?,
     }

@@ -11,7 +11,10 @@ use super::{
     flannel,
 };
 use crate::{
-    shape::{Element, Place, World, container, gateway, second_of_container, second_of_host, second_wire},
+    shape::{
+        Element, Place, World, container, gateway, mac, second_of_container, second_of_host,
+        second_wire,
+    },
     traffic::Ears,
 };
 
@@ -60,11 +63,8 @@ impl<'a> Site<'a> {
         for host in lab.hosts() {
             quieten(host.namespace(), true)?;
         }
-        let second_wire = if world.has(Element::SecondWire) {
-            Some(lay_second_wire(world, &lab)?)
-        } else {
-            None
-        };
+        let second_wire =
+            if world.has(Element::SecondWire) { Some(lay_second_wire(world, &lab)?) } else { None };
         let options = agents::options(world, mode, &lab)?;
         let mut site = Self {
             world,
@@ -94,7 +94,8 @@ impl<'a> Site<'a> {
         if host < world.hosts {
             let mtu = world.bridge_mtu(host);
             change.ip.extend([
-                format!("link add {BRIDGE} mtu {mtu} type bridge"),
+                // With a MAC of its own it is not the lowest of its ports', which come and go.
+                format!("link add {BRIDGE} address {} mtu {mtu} type bridge", mac(host, 255)),
                 format!("address add {}/24 dev {BRIDGE}", gateway(host)),
                 format!("link set {BRIDGE} up"),
             ]);
@@ -131,9 +132,8 @@ impl<'a> Site<'a> {
             return Ok(());
         }
         let agents = self.lab.hosts().iter().zip(&self.options);
-        self.agents = agents
-            .map(|(host, options)| host.spawn_agent(options))
-            .collect::<Result<_>>()?;
+        self.agents =
+            agents.map(|(host, options)| host.spawn_agent(options)).collect::<Result<_>>()?;
         for agent in &mut self.agents {
             agent.wait_ready(agents::SOON)?;
         }
@@ -167,12 +167,16 @@ impl<'a> Site<'a> {
         quieten(&namespace, false)?;
         let (mtu, veth) = (world.bridge_mtu(host), format!("veth{number}"));
         let there = namespace.name();
-        batch(node.namespace(), &[
-            format!(
-                "link add {veth} mtu {mtu} type veth peer name eth0 mtu {mtu} netns {there}"
-            ),
-            format!("link set {veth} master {BRIDGE} up"),
-        ])?;
+        batch(
+            node.namespace(),
+            &[
+                format!(
+                    "link add {veth} mtu {mtu} type veth peer name eth0 address {} mtu {mtu} netns {there}",
+                    mac(host, number)
+                ),
+                format!("link set {veth} master {BRIDGE} up"),
+            ],
+        )?;
         let mut lines = vec![format!("address add {}/24 dev eth0", container(host, number))];
         if number == 0 && world.has(Element::SecondContainerAddress { host }) {
             lines.push(format!("address add {}/24 dev eth0", second_of_container(host)));
@@ -185,10 +189,13 @@ impl<'a> Site<'a> {
         Ok(())
     }
 
-    pub(crate) fn remove_container(&mut self, host: u8) {
-        let Some(number) = self.containers_of(host).max() else { return };
+    pub(crate) fn remove_container(&mut self, host: u8) -> Result<()> {
+        let Some(number) = self.containers_of(host).max() else { return Ok(()) };
+        // The kernel takes its time over a namespace.
+        self.host(host).ip(["link", "del", &format!("veth{number}")])?;
         self.ears.remove(Place::Container { host, number });
         self.containers.remove(&(host, number));
+        Ok(())
     }
 
     pub(crate) fn change(&mut self, element: Element, on: bool) -> Result<()> {
@@ -220,7 +227,8 @@ impl<'a> Site<'a> {
 
     /// Of hosts whose first containers are there.
     pub(crate) fn pairs(&self) -> Vec<(u8, u8)> {
-        let hosts = || (0..self.world.hosts).filter(|host| self.containers.contains_key(&(*host, 0)));
+        let hosts =
+            || (0..self.world.hosts).filter(|host| self.containers.contains_key(&(*host, 0)));
         hosts()
             .flat_map(|from| hosts().map(move |to| (from, to)))
             .filter(|(from, to)| from != to)
@@ -243,7 +251,8 @@ fn lay_second_wire(world: &World, lab: &Lab) -> Result<Namespace> {
     let wire = Namespace::create(lab.ledger(), "wire2")?;
     quieten(&wire, false)?;
     let mtu = world.wire_mtu();
-    let mut lines = vec![format!("link add switch mtu {mtu} type bridge"), "link set switch up".into()];
+    let mut lines =
+        vec![format!("link add switch mtu {mtu} type bridge"), "link set switch up".into()];
     for (number, host) in lab.hosts().iter().enumerate() {
         let there = host.namespace().name();
         lines.push(format!(

@@ -92,7 +92,9 @@ impl Ears {
             let own: Vec<_> = probes
                 .iter()
                 .filter(|(_, probe)| probe.from == *place)
-                .map(|(number, probe)| (Tag { probe: *number, attempt }, *probe, self.address[number]))
+                .map(|(number, probe)| {
+                    (Tag { probe: *number, attempt }, *probe, self.address[number])
+                })
                 .collect();
             if own.is_empty() {
                 continue;
@@ -116,7 +118,9 @@ impl Ears {
     pub(crate) fn listen(&mut self, within: Duration, fates: &mut Fates) -> Result<bool> {
         let mut files = Vec::new();
         for ear in self.places.values() {
-            files.extend(ear.raw.iter().map(|socket| PollFd::new(socket.as_fd(), PollFlags::POLLIN)));
+            files.extend(
+                ear.raw.iter().map(|socket| PollFd::new(socket.as_fd(), PollFlags::POLLIN)),
+            );
             files.push(PollFd::new(ear.datagrams.as_fd(), PollFlags::POLLIN));
             files.push(PollFd::new(ear.connections.as_fd(), PollFlags::POLLIN));
         }
@@ -277,8 +281,8 @@ fn serve(mut connection: TcpStream) -> io::Result<()> {
     connection.set_read_timeout(Some(Duration::from_secs(2)))?;
     let mut sizes = [0; 4];
     connection.read_exact(&mut sizes)?;
-    let [size, answer] =
-        [[sizes[0], sizes[1]], [sizes[2], sizes[3]]].map(|bytes| usize::from(u16::from_be_bytes(bytes)));
+    let [size, answer] = [[sizes[0], sizes[1]], [sizes[2], sizes[3]]]
+        .map(|bytes| usize::from(u16::from_be_bytes(bytes)));
     let mut rest = vec![0; size];
     connection.read_exact(&mut rest)?;
     connection.write_all(&vec![0x5a; answer])

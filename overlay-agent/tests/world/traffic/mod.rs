@@ -19,7 +19,7 @@ use crate::shape::{Place, Probe};
 /// How long what was sent may take, the first time and again. What is lost by chance (a neighbour that is only being
 /// asked for, a busy machine) is lost three times by necessity only.
 const WINDOWS: [Duration; 3] =
-    [Duration::from_millis(200), Duration::from_millis(400), Duration::from_millis(700)];
+    [Duration::from_millis(150), Duration::from_millis(250), Duration::from_millis(500)];
 
 /// Source ports tell probes and attempts apart: this, and so many more for each attempt.
 const PORTS: u16 = 10_000;
@@ -84,15 +84,16 @@ impl Fate {
     /// Whether it makes no sense to try again.
     fn is_settled(&self, probe: Probe) -> bool {
         if probe.protocol == crate::shape::Protocol::Tcp {
-            return self.said.as_deref().is_some_and(|said| !matches!(said, "timed out" | "no route to host"));
+            return self
+                .said
+                .as_deref()
+                .is_some_and(|said| !matches!(said, "timed out" | "no route to host"));
         }
         !self.answered.is_empty() || self.said.is_some() || self.is_refused()
     }
 
     fn is_refused(&self) -> bool {
-        self.complaints
-            .iter()
-            .any(|complaint| (complaint.kind, complaint.code) != HOST_UNREACHABLE)
+        self.complaints.iter().any(|complaint| (complaint.kind, complaint.code) != HOST_UNREACHABLE)
     }
 
     /// Whether nothing more is to come in this attempt.
@@ -135,7 +136,11 @@ impl fmt::Display for Fate {
         let complaints = self.complaints.iter().map(ToString::to_string);
         let said = self.said.iter().cloned();
         let all: Vec<_> = arrived.chain(answered).chain(complaints).chain(said).collect();
-        if all.is_empty() { formatter.write_str("lost") } else { formatter.write_str(&all.join("; ")) }
+        if all.is_empty() {
+            formatter.write_str("lost")
+        } else {
+            formatter.write_str(&all.join("; "))
+        }
     }
 }
 
@@ -171,6 +176,7 @@ pub(crate) fn round(ears: &mut Ears, probes: &[(u16, Probe)]) -> Result<BTreeMap
             break;
         }
     }
-    let fate = |(probe, attempt)| (probe, fates.remove(&Tag { probe, attempt }).unwrap_or_default());
+    let fate =
+        |(probe, attempt)| (probe, fates.remove(&Tag { probe, attempt }).unwrap_or_default());
     Ok(last.into_iter().map(fate).collect())
 }

@@ -80,7 +80,8 @@ impl<'a> Packet<'a> {
     pub(crate) fn parse(bytes: &'a [u8]) -> Option<Self> {
         let header = bytes.first_chunk::<20>()?;
         let length = usize::from(header[0] & 15) * 4;
-        let address = |at: usize| Ipv4Addr::new(header[at], header[at + 1], header[at + 2], header[at + 3]);
+        let address =
+            |at: usize| Ipv4Addr::new(header[at], header[at + 1], header[at + 2], header[at + 3]);
         Some(Self {
             source: address(12),
             destination: address(16),

@@ -38,7 +38,10 @@ pub(crate) fn within<T: Send + 'static>(
     let file =
         File::open(namespace).with_context(|| format!("cannot open {}", namespace.display()))?;
     let worker = thread::spawn(move || setns(file, CloneFlags::CLONE_NEWNET).map(|()| task()));
-    worker.join().map_err(|_panic| anyhow!("a sender panicked"))?.context("cannot enter a namespace")
+    worker
+        .join()
+        .map_err(|_panic| anyhow!("a sender panicked"))?
+        .context("cannot enter a namespace")
 }
 
 /// Sends from the namespace that the thread is in.
@@ -54,7 +57,9 @@ pub(crate) fn send(
             let sent = match probe.protocol {
                 Protocol::Udp => datagram(tag, probe, to).map(Some),
                 Protocol::Icmp => echo(tag, probe, to).map(Some),
-                Protocol::Tcp => connection(tag, probe, to, window, outcomes.clone()).map(|()| None),
+                Protocol::Tcp => {
+                    connection(tag, probe, to, window, outcomes.clone()).map(|()| None)
+                }
             };
             (tag, sent)
         })
@@ -107,7 +112,11 @@ fn talk(mut socket: Socket, probe: Probe, to: SocketAddrV4, window: Duration) ->
     socket.write_all(&question)?;
     let mut answer = Vec::new();
     socket.read_to_end(&mut answer)?;
-    if answer.len() == usize::from(probe.answer) { Ok(()) } else { Err(ErrorKind::UnexpectedEof.into()) }
+    if answer.len() == usize::from(probe.answer) {
+        Ok(())
+    } else {
+        Err(ErrorKind::UnexpectedEof.into())
+    }
 }
 
 /// An error in words that do not depend on when it came.
