@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fmt};
 use crate::{
     play::{Mode, Story, Survey},
     rules::{self, Case},
-    shape::{Element, Event, Probe, Step, World},
+    shape::{Element, Event, Place, Probe, Step, World},
     traffic::Fate,
 };
 
@@ -42,11 +42,28 @@ pub(crate) struct Findings {
     pub(crate) differences: Vec<Difference>,
     /// How often which rule has excused one.
     pub(crate) excused: BTreeMap<&'static str, usize>,
+    heard: [BTreeMap<Place, usize>; 3],
+}
+
+/// After so many complaints about routes, a kernel has told a sender all that it tells him at once.
+const RATION: usize = 5;
+
+/// How often each sender has heard of routes that there are not.
+fn rations(story: &Story) -> BTreeMap<Place, usize> {
+    let mut heard = BTreeMap::new();
+    let surveyed = story.surveys.iter().flat_map(|survey| survey.pairs.values());
+    for fate in story.fates.values().chain(surveyed).filter(|fate| fate.is_rationed()) {
+        for complaint in &fate.complaints {
+            *heard.entry(complaint.place).or_default() += 1;
+        }
+    }
+    heard
 }
 
 /// Compares the stories of one world, in the order of [`Mode::ALL`].
 pub(crate) fn findings(world: &World, stories: &[Story; 3]) -> Findings {
-    let mut found = Findings::default();
+    let heard = stories.each_ref().map(rations);
+    let mut found = Findings { heard, ..Findings::default() };
     let mut elements = world.elements.clone();
     let mut surveys = stories.each_ref().map(|story| story.surveys.iter().peekable());
     for (step, what) in world.steps.iter().enumerate() {
@@ -93,8 +110,19 @@ impl Findings {
             return;
         }
         let what = serde_json::to_string(probe).unwrap();
-        let fates = fates.map(ToString::to_string);
+        let fates = fates.each_ref().map(ToString::to_string);
         self.differences.push(Difference::Fate { step, what, fates });
+    }
+
+    /// Where a complaint is missing that its sender's kernel had used up, it is as if it was there.
+    fn forgive_rationed(&self, probe: &Probe, fates: &mut [Fate; 3]) {
+        let Some(told) = fates.iter().find(|fate| fate.is_rationed()).cloned() else { return };
+        for (fate, heard) in fates.iter_mut().zip(&self.heard) {
+            let used_up = heard.get(&probe.from).is_some_and(|heard| *heard >= RATION);
+            if fate.complaints.is_empty() && used_up {
+                fate.complaints.clone_from(&told.complaints);
+            }
+        }
     }
 
     /// Where all containers talk to each other, all is well.

@@ -57,7 +57,7 @@ pub(crate) fn status(host: &Host) -> Result<Value> {
 }
 
 /// Waits until an agent knows its peers and containers, and has looked at everything twice more since now.
-pub(crate) fn settle(host: &Host, peers: usize, containers: u64) -> Result<()> {
+pub(crate) fn settle(host: &Host, peers: usize, endpoints: u64) -> Result<()> {
     let verifications = |status: &Value| status["verifications"].as_u64().unwrap_or_default();
     let mut before = None;
     eventually(SOON, &format!("the agent on {} to have settled", host.name()), || {
@@ -69,8 +69,8 @@ pub(crate) fn settle(host: &Host, peers: usize, containers: u64) -> Result<()> {
         let known = status["peers"].as_array().map_or(0, Vec::len);
         ensure!(known == peers, "{known} peers of {peers}");
         ensure!(
-            status["endpoints"].as_u64() == Some(containers),
-            "{} endpoints of {containers}: {status}",
+            status["endpoints"].as_u64() == Some(endpoints),
+            "{} endpoints of {endpoints}: {status}",
             status["endpoints"]
         );
         Ok(())

@@ -32,10 +32,9 @@ pub(crate) struct Site<'a> {
 }
 
 /// Errors are told as often as they happen, soon, and nobody is sent another way. Below `/proc/sys/net/ipv4`.
-const SETTINGS: [(&str, &str); 10] = [
+const SETTINGS: [(&str, &str); 9] = [
     ("icmp_ratelimit", "0"),
-    ("icmp_msgs_per_sec", "100000"),
-    ("icmp_msgs_burst", "100000"),
+    ("icmp_ratemask", "0"),
     ("neigh/default/retrans_time_ms", "100"),
     ("conf/all/rp_filter", "0"),
     ("conf/default/rp_filter", "0"),
@@ -134,22 +133,24 @@ impl<'a> Site<'a> {
         let agents = self.lab.hosts().iter().zip(&self.options);
         self.agents =
             agents.map(|(host, options)| host.spawn_agent(options)).collect::<Result<_>>()?;
-        for agent in &mut self.agents {
-            agent.wait_ready(agents::SOON)?;
-        }
+        self.settle()?;
         for host in 0..self.world.hosts {
             agents::wait_for_firewall(self.host(host))?;
         }
-        self.settle()
+        Ok(())
     }
 
     /// Waits until what has just happened is known to those whom it concerns.
     pub(crate) fn settle(&mut self) -> Result<()> {
         for host in 0..self.agents.len() {
             let number = u8::try_from(host)?;
-            let containers = self.containers_of(number).count() as u64;
-            // The host's own addresses are delivered to as well.
-            agents::settle(self.lab.host(host), self.agents.len() - 1, containers)
+            let mut endpoints = self.containers_of(number).count() as u64;
+            if self.world.has(Element::SecondContainerAddress { host: number })
+                && self.containers.contains_key(&(number, 0))
+            {
+                endpoints += 1;
+            }
+            agents::settle(self.lab.host(host), self.agents.len() - 1, endpoints)
                 .with_context(|| self.agents[host].log().unwrap_or_default())?;
         }
         Ok(())
@@ -222,7 +223,7 @@ impl<'a> Site<'a> {
         }
         let node = self.lab.host(host.into());
         *agent = node.spawn_agent(&self.options[usize::from(host)])?;
-        agent.wait_ready(agents::SOON)
+        Ok(())
     }
 
     /// Of hosts whose first containers are there.

@@ -14,7 +14,7 @@ use std::{
 use anyhow::Result;
 
 pub(crate) use self::ears::Ears;
-use crate::shape::{Place, Probe};
+use crate::shape::{Place, Probe, Protocol};
 
 /// How long what was sent may take, the first time and again. What is lost by chance (a neighbour that is only being
 /// asked for, a busy machine) is lost three times by necessity only.
@@ -77,30 +77,42 @@ pub(crate) struct Fate {
     pub(crate) said: Option<String>,
 }
 
+/// What is said of a connection that has not come about: which error it ends with depends on when it comes.
+const FAILED: &str = "failed";
+
 /// Somebody has no such neighbour, or not yet.
 const HOST_UNREACHABLE: (u8, u8) = (3, 1);
 
 impl Fate {
-    /// Whether it makes no sense to try again.
-    fn is_settled(&self, probe: Probe) -> bool {
-        if probe.protocol == crate::shape::Protocol::Tcp {
-            return self
-                .said
-                .as_deref()
-                .is_some_and(|said| !matches!(said, "timed out" | "no route to host"));
-        }
-        !self.answered.is_empty() || self.said.is_some() || self.is_refused()
-    }
-
-    fn is_refused(&self) -> bool {
-        self.complaints.iter().any(|complaint| (complaint.kind, complaint.code) != HOST_UNREACHABLE)
-    }
-
     /// Whether nothing more is to come in this attempt.
-    fn is_over(&self, probe: Probe) -> bool {
-        self.is_settled(probe)
-            || probe.protocol != crate::shape::Protocol::Tcp && !self.complaints.is_empty()
-            || probe.protocol == crate::shape::Protocol::Tcp && self.said.is_some()
+    fn is_over(&self, protocol: Protocol) -> bool {
+        match protocol {
+            Protocol::Tcp => self.said.is_some(),
+            Protocol::Udp | Protocol::Icmp => {
+                !self.answered.is_empty() || self.said.is_some() || !self.complaints.is_empty()
+            }
+        }
+    }
+
+    /// Whether it makes no sense to try again.
+    fn is_settled(&self, protocol: Protocol) -> bool {
+        let refuses = |complaint: &Complaint| (complaint.kind, complaint.code) != HOST_UNREACHABLE;
+        let refused = self.complaints.iter().any(refuses);
+        match protocol {
+            Protocol::Tcp => self.said.as_deref().is_some_and(|said| said != FAILED || refused),
+            Protocol::Udp | Protocol::Icmp => {
+                !self.answered.is_empty() || self.said.is_some() || refused
+            }
+        }
+    }
+
+    /// Whether the kernel that complained is one that complains only so often: it counts what it has no route for, or
+    /// a route that refuses, by who sent it, and nothing switches that off for a namespace.
+    pub(crate) fn is_rationed(&self) -> bool {
+        let by_route = |complaint: &Complaint| {
+            complaint.kind == HOST_UNREACHABLE.0 && matches!(complaint.code, 0 | 1 | 13)
+        };
+        !self.complaints.is_empty() && self.complaints.iter().all(by_route)
     }
 
     pub(crate) fn is_answered(&self) -> bool {
@@ -160,7 +172,7 @@ pub(crate) fn round(ears: &mut Ears, probes: &[(u16, Probe)]) -> Result<BTreeMap
         let end = Instant::now() + window;
         let is_over = |fates: &Fates| {
             open.iter().all(|(probe, what)| {
-                fates.get(&Tag { probe: *probe, attempt }).is_some_and(|fate| fate.is_over(*what))
+                fates.get(&Tag { probe: *probe, attempt }).is_some_and(|fate| fate.is_over(what.protocol))
             })
         };
         while Instant::now() < end && !is_over(&fates) {
@@ -170,13 +182,20 @@ pub(crate) fn round(ears: &mut Ears, probes: &[(u16, Probe)]) -> Result<BTreeMap
         while ears.listen(Duration::from_millis(5), &mut fates)? {}
         drop(sockets);
         open.retain(|(probe, what)| {
-            !fates.get(&Tag { probe: *probe, attempt }).is_some_and(|fate| fate.is_settled(*what))
+            !fates.get(&Tag { probe: *probe, attempt }).is_some_and(|fate| fate.is_settled(what.protocol))
         });
         if open.is_empty() {
             break;
         }
     }
-    let fate =
-        |(probe, attempt)| (probe, fates.remove(&Tag { probe, attempt }).unwrap_or_default());
+    let protocols: BTreeMap<_, _> =
+        probes.iter().map(|(probe, what)| (*probe, what.protocol)).collect();
+    let fate = |(probe, attempt)| {
+        let mut fate = fates.remove(&Tag { probe, attempt }).unwrap_or_default();
+        if protocols[&probe] == Protocol::Tcp {
+            fate.said.get_or_insert_with(|| FAILED.to_owned());
+        }
+        (probe, fate)
+    };
     Ok(last.into_iter().map(fate).collect())
 }

@@ -19,7 +19,7 @@ use nix::{
 };
 use socket2::{Domain, Socket, Type};
 
-use super::{Tag, packet};
+use super::{FAILED, Tag, packet};
 use crate::shape::{Probe, Protocol};
 
 /// How a connection ended.
@@ -94,7 +94,8 @@ fn connection(
     thread::spawn(move || {
         let said = match talk(socket, probe, to, window) {
             Ok(()) => "done".to_owned(),
-            Err(error) => words(&error),
+            Err(error) if error.kind() == ErrorKind::ConnectionRefused => words(&error),
+            Err(_) => FAILED.to_owned(),
         };
         // Nobody waits any more for what comes late.
         outcomes.send((tag, said)).ok();
@@ -119,17 +120,9 @@ fn talk(mut socket: Socket, probe: Probe, to: SocketAddrV4, window: Duration) ->
     }
 }
 
-/// An error in words that do not depend on when it came.
+/// An error in words without a number.
 pub(crate) fn words(error: &io::Error) -> String {
-    match error.raw_os_error() {
-        None | Some(libc::EAGAIN | libc::ETIMEDOUT | libc::EINPROGRESS)
-            if matches!(error.kind(), ErrorKind::TimedOut | ErrorKind::WouldBlock) =>
-        {
-            "timed out".to_owned()
-        }
-        Some(libc::EHOSTUNREACH) => "no route to host".to_owned(),
-        _ => error.to_string().to_lowercase(),
-    }
+    error.kind().to_string()
 }
 
 fn socket(probe: Probe, kind: Type, protocol: u8) -> io::Result<Socket> {
