@@ -98,15 +98,13 @@ pub(crate) fn findings(world: &World, stories: &[Story; 3]) -> Findings {
 
 impl Findings {
     fn judge(&mut self, step: usize, elements: &[Element], probe: &Probe, fates: [&Fate; 3]) {
-        let [fast, stack, flannel] = fates;
-        if fast == stack && stack == flannel {
-            return;
-        }
-        let case = Case { elements, probe, fast, stack };
-        if stack == flannel
-            && let Some(rule) = rules::excuse(&case)
-        {
-            *self.excused.entry(rule).or_default() += 1;
+        let mut fates = fates.map(Clone::clone);
+        self.forgive_rationed(probe, &mut fates);
+        let [fast, stack, flannel] = &fates;
+        if let Some(rules) = rules::excuses(&Case { elements, probe, fast, stack, flannel }) {
+            for rule in rules {
+                *self.excused.entry(rule).or_default() += 1;
+            }
             return;
         }
         let what = serde_json::to_string(probe).unwrap();

@@ -1,11 +1,10 @@
-//! Where the fast path differs from the stack on purpose. Each rule is one of `docs/differences.md`, by its name there,
-//! and as narrow as it says. Between the stack with our agent and flannel nothing is excused here.
+//! Where ours differs on purpose. Each rule is one of `docs/differences.md`, by its name there, and as narrow as it says.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, net::Ipv4Addr};
 
 use crate::{
-    shape::{Element, Place, Probe, Selector},
-    traffic::{Arrival, Fate},
+    shape::{Element, Place, Probe, Selector, Target, wire},
+    traffic::{Arrival, Complaint, Fate},
 };
 
 /// What a probe is judged by.
@@ -16,15 +15,28 @@ pub(crate) struct Case<'a> {
     pub(crate) probe: &'a Probe,
     pub(crate) fast: &'a Fate,
     pub(crate) stack: &'a Fate,
+    pub(crate) flannel: &'a Fate,
 }
 
 type Rule = (&'static str, fn(&Case) -> bool);
 
-const RULES: [Rule; 2] = [("one-hop", one_hop), ("inner-rules", inner_rules)];
+/// Of the fast path, compared to the stack with our agent.
+const FAST: [Rule; 2] = [("one-hop", one_hop), ("inner-rules", inner_rules)];
 
-/// The rule by which the fast path may differ from the stack here.
-pub(crate) fn excuse(case: &Case) -> Option<&'static str> {
-    RULES.iter().find(|(_, holds)| holds(case)).map(|(name, _)| *name)
+/// Of our agent, compared to flannel's device.
+const OURS: [Rule; 2] = [("own-addresses", own_addresses), ("plain-options", plain_options)];
+
+/// The rules by which all that differs may differ; none where something differs by no rule.
+pub(crate) fn excuses(case: &Case) -> Option<Vec<&'static str>> {
+    let find = |rules: &[Rule]| rules.iter().find(|(_, holds)| holds(case)).map(|(name, _)| *name);
+    let mut found = Vec::new();
+    if case.fast != case.stack {
+        found.push(find(&FAST)?);
+    }
+    if case.stack != case.flannel {
+        found.push(find(&OURS)?);
+    }
+    Some(found)
 }
 
 /// ICMP: the TTL has run out on its way.
@@ -41,21 +53,17 @@ fn one_hop(case: &Case) -> bool {
     {
         return fast.complaints == stack.complaints && fast.said == stack.said;
     }
-    // With one hop more, it would not have arrived.
-    let last = |arrived: &BTreeSet<Arrival>, sender| {
-        !arrived.is_empty()
-            && arrived.iter().all(|arrival| arrival.ttl == 1 && spared(arrival, sender))
+    // With one hop more, it would not have arrived, or not have been looked for.
+    let spared_all = |arrived: &BTreeSet<Arrival>| {
+        arrived.iter().all(|arrival| arrival.ttl == 1 && spared(arrival, Some(from)))
     };
-    let expired =
-        stack.complaints.iter().all(|complaint| (complaint.kind, complaint.code) == EXPIRED);
-    if !stack.arrived.is_empty() || !expired {
-        return false;
-    }
-    // Or it would have been the last host to give it up, and not nobody who is asked for.
-    let absent = fast.arrived.is_empty()
-        && !stack.complaints.is_empty()
-        && probe.ttl == if matches!(from, Place::Container { .. }) { 2 } else { 1 };
-    last(&fast.arrived, Some(from)) || absent
+    let is_expired = |complaint: &Complaint| (complaint.kind, complaint.code) == EXPIRED;
+    let last_hop = if matches!(from, Place::Container { .. }) { 2 } else { 1 };
+    probe.ttl == last_hop
+        && spared_all(&fast.arrived)
+        && stack.arrived.is_empty()
+        && stack.complaints.iter().all(is_expired)
+        && !(fast.arrived.is_empty() && stack.complaints.is_empty())
 }
 
 /// Whether packets have arrived alike, but for one hop less where that is allowed.
@@ -95,4 +103,41 @@ fn inner_rules(case: &Case) -> bool {
         .collect();
     let concerns = |place: Place| host_of(place).is_some_and(|host| hosts.contains(&host));
     concerns(case.probe.from) || case.fast.arrived.iter().any(|arrival| concerns(arrival.place))
+}
+
+/// What another host sends by the tunnel comes from its lease or from its public address, and is refused from any other
+/// of its addresses.
+fn own_addresses(case: &Case) -> bool {
+    let (Target::Wire(host), Place::Container { host: from, .. }) = (case.probe.to, case.probe.from)
+    else {
+        return false;
+    };
+    host != from
+        && case.elements.contains(&Element::SecondAddress { host })
+        && !case.stack.arrived.is_empty()
+        && case.stack.arrived == case.flannel.arrived
+        && case.stack.answered.is_empty()
+        && case.flannel.answered.iter().all(|answer| answer.source == wire(host))
+}
+
+/// What comes to a host itself as it is, from an overlay address, is refused if it has IP options: they may lead on to
+/// a container.
+fn plain_options(case: &Case) -> bool {
+    let (Target::Wire(host) | Target::Public(host), Place::Container { host: from, .. }) =
+        (case.probe.to, case.probe.from)
+    else {
+        return false;
+    };
+    let is_plain =
+        |arrival: &Arrival| arrival.place == Place::Host(host) && is_inside(arrival.source);
+    host != from
+        && case.probe.options
+        && case.stack.arrived.is_empty()
+        && !case.flannel.arrived.is_empty()
+        && case.flannel.arrived.iter().all(is_plain)
+}
+
+/// Whether an address is of the overlay.
+fn is_inside(address: Ipv4Addr) -> bool {
+    address.octets()[..2] == [10, 1]
 }

@@ -196,7 +196,7 @@ impl<'a> Site<'a> {
         self.host(host).ip(["link", "del", &format!("veth{number}")])?;
         self.ears.remove(Place::Container { host, number });
         self.containers.remove(&(host, number));
-        Ok(())
+        self.forget_neighbours()
     }
 
     pub(crate) fn change(&mut self, element: Element, on: bool) -> Result<()> {
@@ -211,7 +211,17 @@ impl<'a> Site<'a> {
 
     pub(crate) fn set_uplink(&self, host: u8, up: bool) -> Result<()> {
         let state = if up { "up" } else { "down" };
-        self.host(host).ip(["link", "set", UPLINK, state]).map(drop)
+        self.host(host).ip(["link", "set", UPLINK, state])?;
+        self.forget_neighbours()
+    }
+
+    /// How long a neighbour that is gone is still believed in is a matter of chance.
+    fn forget_neighbours(&self) -> Result<()> {
+        let hosts = self.lab.hosts().iter().map(Host::namespace);
+        for namespace in hosts.chain(self.containers.values()) {
+            namespace.ip(["neighbour", "flush", "all"])?;
+        }
+        Ok(())
     }
 
     pub(crate) fn restart(&mut self, host: u8, crash: bool) -> Result<()> {
