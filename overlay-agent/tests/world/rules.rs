@@ -21,7 +21,8 @@ pub(crate) struct Case<'a> {
 type Rule = (&'static str, fn(&Case) -> bool);
 
 /// Of the fast path, compared to the stack with our agent.
-const FAST: [Rule; 2] = [("one-hop", one_hop), ("inner-rules", inner_rules)];
+const FAST: [Rule; 3] =
+    [("one-hop", one_hop), ("inner-rules", inner_rules), ("outer-source-check", source_check)];
 
 /// Of our agent, compared to flannel's device.
 const OURS: [Rule; 2] = [("own-addresses", own_addresses), ("plain-options", plain_options)];
@@ -50,8 +51,10 @@ fn one_hop(case: &Case) -> bool {
     let answerer = fast.arrived.iter().next().map(|arrival| arrival.place);
     if same(&fast.arrived, &stack.arrived, |arrival| spared(arrival, Some(from)))
         && same(&fast.answered, &stack.answered, |arrival| spared(arrival, answerer))
+        && fast.complaints == stack.complaints
+        && fast.said == stack.said
     {
-        return fast.complaints == stack.complaints && fast.said == stack.said;
+        return true;
     }
     // With one hop more, it would not have arrived, or not have been looked for.
     let spared_all = |arrived: &BTreeSet<Arrival>| {
@@ -103,6 +106,32 @@ fn inner_rules(case: &Case) -> bool {
         .collect();
     let concerns = |place: Place| host_of(place).is_some_and(|host| hosts.contains(&host));
     concerns(case.probe.from) || case.fast.arrived.iter().any(|arrival| concerns(arrival.place))
+}
+
+/// Return paths of outer packets (`rp_filter`) are not checked by the fast path, which knows by leases who may send.
+fn source_check(case: &Case) -> bool {
+    let Case { elements, probe, fast, stack, .. } = case;
+    let is_checked = |host: u8| {
+        let checks = |element: &Element| {
+            matches!(element, Element::SourceCheck { host: of, mode: 1.. } if *of == host)
+        };
+        let detours = |element: &Element| {
+            matches!(
+                element,
+                Element::Route { host: of, .. } | Element::Rule { host: of, .. } if *of == host
+            )
+        };
+        elements.iter().any(checks) && elements.iter().any(detours)
+    };
+    let by_container = |place: Place| match place {
+        Place::Container { host, .. } => is_checked(host),
+        Place::Host(_) | Place::Outside => false,
+    };
+    if stack.arrived.is_empty() {
+        return !fast.arrived.is_empty()
+            && fast.arrived.iter().all(|arrival| by_container(arrival.place));
+    }
+    stack.answered.is_empty() && !fast.answered.is_empty() && by_container(probe.from)
 }
 
 /// What another host sends by the tunnel comes from its lease or from its public address, and is refused from any other
