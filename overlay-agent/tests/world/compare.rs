@@ -14,10 +14,24 @@ use crate::{
 pub(crate) enum Difference {
     /// Of one probe.
     Fate { step: usize, what: String, fates: [String; 3] },
+    /// Packets of a round took other ways.
+    Ways { step: usize, ways: [String; 3] },
     /// All containers talk to each other, and an agent complains.
     Problem { mode: Mode, step: usize, host: u8, problem: String },
     /// A datapath could not be played to the end.
     Broken { mode: Mode, error: String },
+}
+
+impl Difference {
+    /// The probe that shows it, or the first of the round after which it shows.
+    pub(crate) const fn step(&self) -> Option<usize> {
+        match self {
+            Self::Fate { step, .. } | Self::Ways { step, .. } | Self::Problem { step, .. } => {
+                Some(*step)
+            }
+            Self::Broken { .. } => None,
+        }
+    }
 }
 
 impl fmt::Display for Difference {
@@ -26,6 +40,10 @@ impl fmt::Display for Difference {
             Self::Fate { step, what, fates: [fast, stack, flannel] } => write!(
                 formatter,
                 "step {step}, {what}\n    fast path: {fast}\n    stack:     {stack}\n    flannel:   {flannel}"
+            ),
+            Self::Ways { step, ways: [fast, stack, flannel] } => write!(
+                formatter,
+                "in the round from step {step}, packets went\n    fast path: {fast}\n    stack:     {stack}\n    flannel:   {flannel}"
             ),
             Self::Problem { mode, step, host, problem } => write!(
                 formatter,
@@ -48,21 +66,9 @@ pub(crate) struct Findings {
 /// After so many complaints about routes, a kernel has told a sender all that it tells him at once.
 const RATION: usize = 5;
 
-/// How often each sender has heard of routes that there are not.
-fn rations(story: &Story) -> BTreeMap<Place, usize> {
-    let mut heard = BTreeMap::new();
-    let surveyed = story.surveys.iter().flat_map(|survey| survey.pairs.values());
-    for fate in story.fates.values().chain(surveyed).filter(|fate| fate.is_rationed()) {
-        for complaint in &fate.complaints {
-            *heard.entry(complaint.place).or_default() += 1;
-        }
-    }
-    heard
-}
-
 /// Compares the stories of one world, in the order of [`Mode::ALL`].
 pub(crate) fn findings(world: &World, stories: &[Story; 3]) -> Findings {
-    let heard = stories.each_ref().map(rations);
+    let heard = stories.each_ref().map(|story| story.heard.clone());
     let mut found = Findings { heard, ..Findings::default() };
     let mut elements = world.elements.clone();
     let mut surveys = stories.each_ref().map(|story| story.surveys.iter().peekable());
@@ -88,6 +94,11 @@ pub(crate) fn findings(world: &World, stories: &[Story; 3]) -> Findings {
                 let probe = Probe::hello(pair.0, pair.1);
                 found.judge(step, &elements, &probe, [fate, stack, flannel]);
             }
+        }
+        let ways = [&fast.ways, &stack.ways, &flannel.ways];
+        if ways[0] != ways[1] || ways[1] != ways[2] {
+            let ways = ways.map(|ways| ways.iter().cloned().collect::<Vec<_>>().join(", "));
+            found.differences.push(Difference::Ways { step, ways });
         }
         for (mode, survey) in Mode::ALL.into_iter().zip([fast, stack, flannel]) {
             found.complaints(mode, survey);

@@ -112,9 +112,7 @@ fn inner_rules(case: &Case) -> bool {
 fn source_check(case: &Case) -> bool {
     let Case { elements, probe, fast, stack, .. } = case;
     let is_checked = |host: u8| {
-        let checks = |element: &Element| {
-            matches!(element, Element::SourceCheck { host: of, mode: 1.. } if *of == host)
-        };
+        let checks = |element: &Element| matches!(element, Element::SourceCheck { host: of, mode: 1.. } if *of == host);
         let detours = |element: &Element| {
             matches!(
                 element,
@@ -137,7 +135,8 @@ fn source_check(case: &Case) -> bool {
 /// What another host sends by the tunnel comes from its lease or from its public address, and is refused from any other
 /// of its addresses.
 fn own_addresses(case: &Case) -> bool {
-    let (Target::Wire(host), Place::Container { host: from, .. }) = (case.probe.to, case.probe.from)
+    let (Target::Wire(host), Place::Container { host: from, .. }) =
+        (case.probe.to, case.probe.from)
     else {
         return false;
     };

@@ -22,7 +22,7 @@ use crate::{
 
 /// What the default run begins with, and how many it plays.
 const SEED: u64 = 1;
-const COUNT: u64 = 10;
+const COUNT: u64 = 50;
 
 /// So many worlds are played side by side; most of a play is waiting.
 const AT_A_TIME: usize = 3;
@@ -92,6 +92,16 @@ fn corpus() {
     assert!(failed.is_empty(), "{}", failed.join("\n"));
 }
 
+/// A world is told by its seed, and kept as JSON.
+#[test]
+fn worlds_are_made_again() {
+    for seed in 0..200 {
+        let world = generate::world(seed);
+        assert_eq!(world, generate::world(seed));
+        assert_eq!(serde_json::from_str::<World>(&world.to_json()).unwrap(), world);
+    }
+}
+
 fn number(variable: &str) -> Option<u64> {
     env::var(variable).ok().map(|text| text.parse().unwrap())
 }
@@ -136,7 +146,7 @@ fn tell_smallest(world: &World, found: &[Difference]) -> String {
     if number("OVERLAY_WORLD_SHRINK") == Some(0) {
         return tell(world, found);
     }
-    let smallest = shrink::shrink(world);
+    let smallest = shrink::shrink(world, found);
     match compare(&smallest) {
         Verdict::Different(found) => tell(&smallest, &found),
         Verdict::Same(_) => tell(world, found),

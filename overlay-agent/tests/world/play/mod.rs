@@ -5,14 +5,14 @@ mod change;
 mod flannel;
 mod site;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::Result;
 
 use self::site::Site;
 use crate::{
-    shape::{Event, Probe, Step, World},
-    traffic::{self, Fate},
+    shape::{Event, Place, Probe, Step, World},
+    traffic::{self, Fate, Round},
 };
 
 /// What carries the packets.
@@ -40,6 +40,8 @@ pub(crate) struct Story {
     /// By step.
     pub(crate) fates: BTreeMap<usize, Fate>,
     pub(crate) surveys: Vec<Survey>,
+    /// How often each sender has heard of routes.
+    pub(crate) heard: BTreeMap<Place, usize>,
 }
 
 /// How things are after a round.
@@ -49,6 +51,8 @@ pub(crate) struct Survey {
     pub(crate) step: usize,
     /// What became of a probe from each host's first container to each other host's.
     pub(crate) pairs: BTreeMap<(u8, u8), Fate>,
+    /// Which ways were used that packets take by routes and rules only.
+    pub(crate) ways: BTreeSet<String>,
     /// What each host's agent says is wrong.
     pub(crate) problems: Vec<(u8, String)>,
 }
@@ -86,13 +90,22 @@ fn play_round(site: &mut Site, round: &mut Vec<(u16, Probe)>, story: &mut Story)
     for (number, probe) in &all {
         site.ears.aim(*number, site.world.address(probe.to));
     }
-    let mut fates = traffic::round(&mut site.ears, &all)?;
+    let before = site.ways()?;
+    let Round { mut fates, heard } = traffic::round(&mut site.ears, &all)?;
+    let after = site.ways()?;
+    let ways = after
+        .into_iter()
+        .filter(|(way, packets)| before.get(way).is_none_or(|before| before < packets));
+    for (place, times) in heard {
+        *story.heard.entry(place).or_default() += times;
+    }
     let pairs = (SURVEY..)
         .zip(pairs)
         .map(|(number, pair)| (pair, fates.remove(&number).unwrap_or_default()))
         .collect();
     let problems = site.problems()?;
-    story.surveys.push(Survey { step, pairs, problems });
+    let ways = ways.map(|(way, _)| way).collect();
+    story.surveys.push(Survey { step, pairs, ways, problems });
     story.fates.extend(fates.into_iter().map(|(number, fate)| (usize::from(number), fate)));
     Ok(())
 }

@@ -246,6 +246,20 @@ impl<'a> Site<'a> {
             .collect()
     }
 
+    /// How many packets have taken ways that none takes without a route or rule that says so: those that the router has
+    /// forwarded, and those that came by second interfaces.
+    pub(crate) fn ways(&self) -> Result<BTreeMap<String, u64>> {
+        let mut ways = BTreeMap::new();
+        for (number, host) in (0..).zip(self.lab.hosts()) {
+            let (forwarded, received) = host.namespace().within(counters)?;
+            if number == self.world.hosts {
+                ways.insert("by the router".to_owned(), forwarded);
+            }
+            ways.insert(format!("to eth1 of host {number}"), received);
+        }
+        Ok(ways)
+    }
+
     pub(crate) fn problems(&self) -> Result<Vec<(u8, String)>> {
         let mut all = Vec::new();
         for host in 0..u8::try_from(self.agents.len())? {
@@ -255,6 +269,18 @@ impl<'a> Site<'a> {
         }
         Ok(all)
     }
+}
+
+/// How many packets the namespace of this thread has forwarded, and has received by `eth1`.
+fn counters() -> Result<(u64, u64)> {
+    let snmp = fs::read_to_string("/proc/thread-self/net/snmp")?;
+    // A line of names, then one of numbers.
+    let line = snmp.lines().filter(|line| line.starts_with("Ip:")).nth(1);
+    let forwarded = line.and_then(|line| line.split(' ').nth(6)).context("no counters of IP")?;
+    let devices = fs::read_to_string("/proc/thread-self/net/dev")?;
+    let device = devices.lines().find_map(|line| line.trim().strip_prefix("eth1:"));
+    let received = device.and_then(|line| line.split_whitespace().nth(1)).unwrap_or("0");
+    Ok((forwarded.parse()?, received.parse()?))
 }
 
 /// A wire beside the first, with the second interface of every host on it.

@@ -159,8 +159,15 @@ impl fmt::Display for Fate {
 /// What became of probes, attempt by attempt.
 pub(crate) type Fates = BTreeMap<Tag, Fate>;
 
-/// Sends probes side by side, and again what was lost, and returns what became of each.
-pub(crate) fn round(ears: &mut Ears, probes: &[(u16, Probe)]) -> Result<BTreeMap<u16, Fate>> {
+/// What became of each probe of a round, and how often each sender has heard of routes, in all attempts.
+#[derive(Debug)]
+pub(crate) struct Round {
+    pub(crate) fates: BTreeMap<u16, Fate>,
+    pub(crate) heard: BTreeMap<Place, usize>,
+}
+
+/// Sends probes side by side, and again what was lost.
+pub(crate) fn round(ears: &mut Ears, probes: &[(u16, Probe)]) -> Result<Round> {
     let mut fates = Fates::new();
     let mut last = BTreeMap::new();
     let mut open = probes.to_vec();
@@ -172,7 +179,9 @@ pub(crate) fn round(ears: &mut Ears, probes: &[(u16, Probe)]) -> Result<BTreeMap
         let end = Instant::now() + window;
         let is_over = |fates: &Fates| {
             open.iter().all(|(probe, what)| {
-                fates.get(&Tag { probe: *probe, attempt }).is_some_and(|fate| fate.is_over(what.protocol))
+                fates
+                    .get(&Tag { probe: *probe, attempt })
+                    .is_some_and(|fate| fate.is_over(what.protocol))
             })
         };
         while Instant::now() < end && !is_over(&fates) {
@@ -182,11 +191,19 @@ pub(crate) fn round(ears: &mut Ears, probes: &[(u16, Probe)]) -> Result<BTreeMap
         while ears.listen(Duration::from_millis(5), &mut fates)? {}
         drop(sockets);
         open.retain(|(probe, what)| {
-            !fates.get(&Tag { probe: *probe, attempt }).is_some_and(|fate| fate.is_settled(what.protocol))
+            !fates
+                .get(&Tag { probe: *probe, attempt })
+                .is_some_and(|fate| fate.is_settled(what.protocol))
         });
         if open.is_empty() {
             break;
         }
+    }
+    let mut heard = BTreeMap::new();
+    for complaint in
+        fates.values().filter(|fate| fate.is_rationed()).flat_map(|fate| &fate.complaints)
+    {
+        *heard.entry(complaint.place).or_default() += 1;
     }
     let protocols: BTreeMap<_, _> =
         probes.iter().map(|(probe, what)| (*probe, what.protocol)).collect();
@@ -197,5 +214,5 @@ pub(crate) fn round(ears: &mut Ears, probes: &[(u16, Probe)]) -> Result<BTreeMap
         }
         (probe, fate)
     };
-    Ok(last.into_iter().map(fate).collect())
+    Ok(Round { fates: last.into_iter().map(fate).collect(), heard })
 }
