@@ -16,8 +16,7 @@ fn mac(host: u8) -> String {
 /// differences names: what Docker masquerades would come from its hosts inside the overlay.
 pub(crate) fn change(world: &World, host: u8) -> Change {
     let mtu = world.wire_mtu() - 50;
-    let mut change = Change::default();
-    change.ip = vec![
+    let mut ip = vec![
         format!(
             "link add {DEVICE} address {} mtu {mtu} type vxlan id 1 dev eth0 local {} dstport 8472 \
              nolearning",
@@ -29,22 +28,22 @@ pub(crate) fn change(world: &World, host: u8) -> Change {
     ];
     for peer in peers(world, host) {
         let address = subnet(peer);
-        change.ip.push(format!(
-            "neighbour add {address} lladdr {} dev {DEVICE} nud permanent",
-            mac(peer)
-        ));
-        change.ip.push(format!("route add {address}/24 via {address} dev {DEVICE} onlink"));
+        ip.push(format!("neighbour add {address} lladdr {} dev {DEVICE} nud permanent", mac(peer)));
+        ip.push(format!("route add {address}/24 via {address} dev {DEVICE} onlink"));
     }
     let own = subnet(host);
-    change.nat = vec![
-        format!("-A POSTROUTING -o {DEVICE} -s {own}/24 -d {NETWORK} -j ACCEPT"),
-        format!("-A POSTROUTING -o docker0 -s {NETWORK} -d {own}/24 -j ACCEPT"),
-    ];
-    change.filter = vec![
-        format!("-A FORWARD -s {NETWORK} -j ACCEPT"),
-        format!("-A FORWARD -d {NETWORK} -j ACCEPT"),
-    ];
-    change
+    Change {
+        ip,
+        nat: vec![
+            format!("-A POSTROUTING -o {DEVICE} -s {own}/24 -d {NETWORK} -j ACCEPT"),
+            format!("-A POSTROUTING -o docker0 -s {NETWORK} -d {own}/24 -j ACCEPT"),
+        ],
+        filter: vec![
+            format!("-A FORWARD -s {NETWORK} -j ACCEPT"),
+            format!("-A FORWARD -d {NETWORK} -j ACCEPT"),
+        ],
+        settings: Vec::new(),
+    }
 }
 
 /// Which address a peer's MAC is behind.

@@ -96,8 +96,8 @@ impl Fate {
 
     /// Whether it makes no sense to try again.
     fn is_settled(&self, protocol: Protocol) -> bool {
-        let refuses = |complaint: &Complaint| (complaint.kind, complaint.code) != HOST_UNREACHABLE;
-        let refused = self.complaints.iter().any(refuses);
+        let is_final = |complaint: &Complaint| (complaint.kind, complaint.code) != HOST_UNREACHABLE;
+        let refused = self.complaints.iter().any(is_final);
         match protocol {
             Protocol::Tcp => self.said.as_deref().is_some_and(|said| said != FAILED || refused),
             Protocol::Udp | Protocol::Icmp => {

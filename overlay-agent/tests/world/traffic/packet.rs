@@ -114,11 +114,11 @@ pub(crate) fn meaning(packet: &Packet) -> Option<Meaning> {
     let content = packet.content;
     match packet.protocol {
         UDP => {
-            let (ports, payload) = (content.first_chunk::<4>()?, content.get(8..)?);
+            let (ports, payload) = (*content.first_chunk::<4>()?, content.get(8..)?);
             between(ports, tag_of(payload))
         }
         TCP => {
-            let ports = content.first_chunk::<4>()?;
+            let ports = *content.first_chunk::<4>()?;
             // Of a connection, the first packet each way.
             (content.get(13)? & 0x02 != 0).then(|| between(ports, None)).flatten()
         }
@@ -127,7 +127,7 @@ pub(crate) fn meaning(packet: &Packet) -> Option<Meaning> {
     }
 }
 
-fn between(ports: &[u8; 4], tag: Option<Tag>) -> Option<Meaning> {
+fn between(ports: [u8; 4], tag: Option<Tag>) -> Option<Meaning> {
     let [source, destination] =
         [[ports[0], ports[1]], [ports[2], ports[3]]].map(u16::from_be_bytes);
     if destination == PORT {
