@@ -102,6 +102,12 @@ impl Generator {
         if self.one_in(3) {
             self.add(Element::Published { host });
         }
+        if self.one_in(6) {
+            self.add(Element::OtherAddress { host });
+        }
+        if self.one_in(12) {
+            self.add(Element::NoForwarding { host });
+        }
         if self.one_in(3) {
             self.add(Element::Container { host });
         }
@@ -154,7 +160,8 @@ impl Generator {
             .copied()
             .filter(|element| comes_and_goes(*element))
             .collect();
-        match self.random.random_range(0..10) {
+        match self.random.random_range(0..11) {
+            10 => Event::SecondMoves { host },
             0 => Event::Crash { host },
             1 => Event::Restart { host },
             2 => Event::UplinkDown { host },
@@ -167,6 +174,7 @@ impl Generator {
                 Element::ForwardDrop { host },
                 Element::DockerMasquerade { host },
                 Element::Service { host, peer },
+                Element::OtherAddress { host },
             ])),
             _ => Event::Add(self.routing()),
         }
@@ -204,6 +212,7 @@ impl Generator {
             tos: if tcp { tos & 0xfc } else { tos },
             df: df && !tcp,
             options: options && !tcp,
+            bound: self.one_in(10),
         }
     }
 
@@ -249,6 +258,8 @@ fn comes_and_goes(element: Element) -> bool {
             | Element::DockerMasquerade { .. }
             | Element::ForwardDrop { .. }
             | Element::Service { .. }
+            | Element::OtherAddress { .. }
+            | Element::NoForwarding { .. }
             | Element::Published { .. }
     )
 }

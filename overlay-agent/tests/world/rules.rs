@@ -21,8 +21,12 @@ pub(crate) struct Case<'a> {
 type Rule = (&'static str, fn(&Case) -> bool);
 
 /// Of the fast path, compared to the stack with our agent.
-const FAST: [Rule; 3] =
-    [("one-hop", one_hop), ("inner-rules", inner_rules), ("outer-source-check", source_check)];
+const FAST: [Rule; 4] = [
+    ("one-hop", one_hop),
+    ("inner-rules", inner_rules),
+    ("outer-source-check", source_check),
+    ("no-forwarding", no_forwarding),
+];
 
 /// Of our agent, compared to flannel's device.
 const OURS: [Rule; 2] = [("own-addresses", own_addresses), ("plain-options", plain_options)];
@@ -130,6 +134,18 @@ fn source_check(case: &Case) -> bool {
             && fast.arrived.iter().all(|arrival| by_container(arrival.place));
     }
     stack.answered.is_empty() && !fast.answered.is_empty() && by_container(probe.from)
+}
+
+/// A host that is no router (`ip_forward=0`) is one for the fast path all the same.
+fn no_forwarding(case: &Case) -> bool {
+    let Case { elements, probe, fast, stack, .. } = case;
+    let stops = |place: Place| {
+        host_of(place).is_some_and(|host| elements.contains(&Element::NoForwarding { host }))
+    };
+    let concerned = stops(probe.from) || fast.arrived.iter().any(|arrival| stops(arrival.place));
+    let arrives_more = stack.arrived.is_empty() && !fast.arrived.is_empty();
+    let answers_more = stack.answered.is_empty() && !fast.answered.is_empty();
+    concerned && (arrives_more || answers_more)
 }
 
 /// What another host sends by the tunnel comes from its lease or from its public address, and is refused from any other

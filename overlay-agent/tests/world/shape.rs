@@ -63,6 +63,10 @@ pub(crate) enum Element {
     ForwardDrop { host: u8 },
     /// An address that stands for a peer's first container.
     Service { host: u8, peer: u8 },
+    /// An address of the uplink that nobody asks for.
+    OtherAddress { host: u8 },
+    /// The host is no router.
+    NoForwarding { host: u8 },
     /// A port that stands for the host's own first container.
     Published { host: u8 },
     /// One more container.
@@ -126,6 +130,10 @@ pub(crate) enum Event {
     Restart {
         host: u8,
     },
+    /// The second address of the first container becomes the second container's.
+    SecondMoves {
+        host: u8,
+    },
     /// The last container goes.
     ContainerGoes {
         host: u8,
@@ -146,6 +154,9 @@ pub(crate) struct Probe {
     pub(crate) tos: u8,
     pub(crate) df: bool,
     pub(crate) options: bool,
+    /// From the host's public address, or the container's second, instead of the one that the kernel takes.
+    #[serde(default)]
+    pub(crate) bound: bool,
 }
 
 impl Probe {
@@ -161,6 +172,7 @@ impl Probe {
             tos: 0,
             df: false,
             options: false,
+            bound: false,
         }
     }
 }
@@ -246,6 +258,10 @@ pub(crate) const fn second_of_host(host: u8) -> Ipv4Addr {
     Ipv4Addr::new(192, 168, 33, 110 + host)
 }
 
+pub(crate) const fn other_of_host(host: u8) -> Ipv4Addr {
+    Ipv4Addr::new(192, 168, 33, 150 + host)
+}
+
 pub(crate) const fn second_wire(host: u8) -> Ipv4Addr {
     Ipv4Addr::new(172, 20, 0, 10 + host)
 }
@@ -303,6 +319,15 @@ impl World {
     pub(crate) fn containers(&self, host: u8) -> u8 {
         let more = self.elements.iter().filter(|element| **element == Element::Container { host });
         1 + u8::try_from(more.count()).unwrap()
+    }
+
+    /// Where a probe is sent from.
+    pub(crate) fn source(&self, probe: &Probe) -> Ipv4Addr {
+        match probe.from {
+            Place::Host(host) if probe.bound => self.public(host),
+            Place::Container { host, .. } if probe.bound => second_of_container(host),
+            _ => Ipv4Addr::UNSPECIFIED,
+        }
     }
 
     /// Where a target is, and by which port.

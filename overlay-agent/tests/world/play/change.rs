@@ -2,8 +2,8 @@
 
 use super::Mode;
 use crate::shape::{
-    Element, INTERNET, NETWORK, PORT, PUBLISHED, Selector, Way, World, container, second_wire,
-    service, subnet, wire,
+    Element, INTERNET, NETWORK, PORT, PUBLISHED, Selector, Way, World, container, other_of_host,
+    second_wire, service, subnet, wire,
 };
 
 /// A change of one host.
@@ -104,6 +104,15 @@ pub(crate) fn of(world: &World, mode: Mode, element: Element, on: bool) -> Optio
         Element::SourceCheck { host, mode } => {
             let value = if on { mode } else { 0 };
             change.settings.push(("conf/all/rp_filter".to_owned(), value.to_string()));
+            host
+        }
+        Element::OtherAddress { host } => {
+            change.ip.push(format!("address {verb} {}/24 dev eth0", other_of_host(host)));
+            host
+        }
+        Element::NoForwarding { host } => {
+            let value = if on { "0" } else { "1" };
+            change.settings.push(("ip_forward".to_owned(), value.to_owned()));
             host
         }
         Element::DockerMasquerade { host } => {

@@ -88,7 +88,7 @@ fn play_round(site: &mut Site, round: &mut Vec<(u16, Probe)>, story: &mut Story)
         (SURVEY..).zip(&pairs).map(|(number, (from, to))| (number, Probe::hello(*from, *to)));
     let all: Vec<_> = round.drain(..).chain(survey).collect();
     for (number, probe) in &all {
-        site.ears.aim(*number, site.world.address(probe.to));
+        site.ears.aim(*number, site.world.source(probe), site.world.address(probe.to));
     }
     let before = site.ways()?;
     let Round { mut fates, heard } = traffic::round(&mut site.ears, &all)?;
@@ -117,6 +117,7 @@ fn happen(site: &mut Site, event: Event) -> Result<()> {
         Event::UplinkDown { host } => site.set_uplink(host, false)?,
         Event::UplinkUp { host } => site.set_uplink(host, true)?,
         Event::ContainerGoes { host } => site.remove_container(host)?,
+        Event::SecondMoves { host } => site.move_second(host)?,
         Event::Crash { host } => site.restart(host, true)?,
         Event::Restart { host } => site.restart(host, false)?,
     }

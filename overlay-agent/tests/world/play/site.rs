@@ -27,6 +27,8 @@ pub(crate) struct Site<'a> {
     agents: Vec<Agent>,
     options: Vec<AgentOptions>,
     containers: BTreeMap<(u8, u8), Namespace>,
+    /// Hosts of which the second container has the second address.
+    moved: Vec<u8>,
     _second_wire: Option<Namespace>,
     lab: Lab,
 }
@@ -72,6 +74,7 @@ impl<'a> Site<'a> {
             agents: Vec::new(),
             options,
             containers: BTreeMap::new(),
+            moved: Vec::new(),
             _second_wire: second_wire,
             lab,
         };
@@ -146,7 +149,7 @@ impl<'a> Site<'a> {
             let number = u8::try_from(host)?;
             let mut endpoints = self.containers_of(number).count() as u64;
             if self.world.has(Element::SecondContainerAddress { host: number })
-                && self.containers.contains_key(&(number, 0))
+                && self.containers.contains_key(&(number, self.has_second(number)))
             {
                 endpoints += 1;
             }
@@ -197,6 +200,24 @@ impl<'a> Site<'a> {
         self.ears.remove(Place::Container { host, number });
         self.containers.remove(&(host, number));
         self.forget_neighbours()
+    }
+
+    /// From the first container to the second, if there are both.
+    pub(crate) fn move_second(&mut self, host: u8) -> Result<()> {
+        let pair = [0, 1].map(|number| self.containers.get(&(host, number)));
+        let [Some(first), Some(second)] = pair else { return Ok(()) };
+        if self.world.has(Element::SecondContainerAddress { host }) && !self.moved.contains(&host) {
+            let address = format!("{}/24", second_of_container(host));
+            first.ip(["address", "del", &address, "dev", "eth0"])?;
+            second.ip(["address", "add", &address, "dev", "eth0"])?;
+            self.moved.push(host);
+        }
+        self.forget_neighbours()
+    }
+
+    /// Which container has the second address.
+    fn has_second(&self, host: u8) -> u8 {
+        u8::from(self.moved.contains(&host))
     }
 
     pub(crate) fn change(&mut self, element: Element, on: bool) -> Result<()> {

@@ -28,7 +28,7 @@ use xtask::lab::Namespace;
 use super::{
     Arrival, Complaint, Fates, Tag,
     packet::{self, Meaning, Packet},
-    sender::{self, Outcome},
+    sender::{self, Ends, Outcome},
 };
 use crate::shape::{PORT, Place, Probe, Protocol};
 
@@ -41,8 +41,8 @@ pub(crate) struct Ears {
     places: BTreeMap<Place, Ear>,
     /// How what was sent by threads of its own ended.
     outcomes: (mpsc::Sender<Outcome>, mpsc::Receiver<Outcome>),
-    /// Where targets are.
-    address: BTreeMap<u16, (Ipv4Addr, u16)>,
+    /// Where probes come from and go to.
+    ends: BTreeMap<u16, Ends>,
 }
 
 #[derive(Debug)]
@@ -56,7 +56,7 @@ struct Ear {
 
 impl Ears {
     pub(crate) fn new() -> Self {
-        Self { places: BTreeMap::new(), outcomes: mpsc::channel(), address: BTreeMap::new() }
+        Self { places: BTreeMap::new(), outcomes: mpsc::channel(), ends: BTreeMap::new() }
     }
 
     pub(crate) fn add(&mut self, place: Place, namespace: &Namespace) -> Result<()> {
@@ -74,9 +74,10 @@ impl Ears {
         self.places.contains_key(&place)
     }
 
-    /// Where a probe goes to.
-    pub(crate) fn aim(&mut self, probe: u16, address: (Ipv4Addr, u16)) {
-        self.address.insert(probe, address);
+    /// Where a probe comes from, unspecified for what the kernel says, and goes to.
+    pub(crate) fn aim(&mut self, probe: u16, source: Ipv4Addr, (target, port): (Ipv4Addr, u16)) {
+        let to = SocketAddrV4::new(target, port);
+        self.ends.insert(probe, Ends { source, to });
     }
 
     /// Sends one attempt of each probe. What it returns keeps their ports open for answers.
@@ -92,9 +93,7 @@ impl Ears {
             let own: Vec<_> = probes
                 .iter()
                 .filter(|(_, probe)| probe.from == *place)
-                .map(|(number, probe)| {
-                    (Tag { probe: *number, attempt }, *probe, self.address[number])
-                })
+                .map(|(number, probe)| (Tag { probe: *number, attempt }, *probe, self.ends[number]))
                 .collect();
             if own.is_empty() {
                 continue;

@@ -25,6 +25,19 @@ use crate::shape::{Probe, Protocol};
 /// How a connection ended.
 pub(crate) type Outcome = (Tag, String);
 
+/// Where something comes from, unspecified for what the kernel says, and goes to.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Ends {
+    pub(crate) source: Ipv4Addr,
+    pub(crate) to: SocketAddrV4,
+}
+
+impl Ends {
+    fn bind(self, socket: &Socket, port: u16) -> io::Result<()> {
+        socket.bind(&SocketAddrV4::new(self.source, port).into())
+    }
+}
+
 /// Record route, with room for three.
 const OPTIONS: [u8; 16] = [7, 15, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
 
@@ -46,19 +59,18 @@ pub(crate) fn within<T: Send + 'static>(
 
 /// Sends from the namespace that the thread is in.
 pub(crate) fn send(
-    probes: Vec<(Tag, Probe, (Ipv4Addr, u16))>,
+    probes: Vec<(Tag, Probe, Ends)>,
     window: Duration,
     outcomes: &mpsc::Sender<Outcome>,
 ) -> Sent {
     probes
         .into_iter()
-        .map(|(tag, probe, (address, port))| {
-            let to = SocketAddrV4::new(address, port);
+        .map(|(tag, probe, ends)| {
             let sent = match probe.protocol {
-                Protocol::Udp => datagram(tag, probe, to).map(Some),
-                Protocol::Icmp => echo(tag, probe, to).map(Some),
+                Protocol::Udp => datagram(tag, probe, ends).map(Some),
+                Protocol::Icmp => echo(tag, probe, ends).map(Some),
                 Protocol::Tcp => {
-                    connection(tag, probe, to, window, outcomes.clone()).map(|()| None)
+                    connection(tag, probe, ends, window, outcomes.clone()).map(|()| None)
                 }
             };
             (tag, sent)
@@ -66,16 +78,18 @@ pub(crate) fn send(
         .collect()
 }
 
-fn datagram(tag: Tag, probe: Probe, to: SocketAddrV4) -> io::Result<Socket> {
+fn datagram(tag: Tag, probe: Probe, ends: Ends) -> io::Result<Socket> {
     let socket = socket(probe, Type::DGRAM, 0)?;
-    socket.bind(&SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, tag.port()).into())?;
-    socket.send_to(&packet::payload(tag, probe.size, probe.answer), &to.into())?;
+    ends.bind(&socket, tag.port())?;
+    socket.send_to(&packet::payload(tag, probe.size, probe.answer), &ends.to.into())?;
     Ok(socket)
 }
 
-fn echo(tag: Tag, probe: Probe, to: SocketAddrV4) -> io::Result<Socket> {
+fn echo(tag: Tag, probe: Probe, ends: Ends) -> io::Result<Socket> {
     let socket = socket(probe, Type::RAW, packet::number(Protocol::Icmp))?;
-    socket.send_to(&packet::echo(tag, probe.size), &SocketAddrV4::new(*to.ip(), 0).into())?;
+    ends.bind(&socket, 0)?;
+    let to = SocketAddrV4::new(*ends.to.ip(), 0);
+    socket.send_to(&packet::echo(tag, probe.size), &to.into())?;
     Ok(socket)
 }
 
@@ -83,16 +97,16 @@ fn echo(tag: Tag, probe: Probe, to: SocketAddrV4) -> io::Result<Socket> {
 fn connection(
     tag: Tag,
     probe: Probe,
-    to: SocketAddrV4,
+    ends: Ends,
     window: Duration,
     outcomes: mpsc::Sender<Outcome>,
 ) -> io::Result<()> {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
     socket.set_ttl_v4(probe.ttl.into())?;
     socket.set_tos_v4(probe.tos.into())?;
-    socket.bind(&SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, tag.port()).into())?;
+    ends.bind(&socket, tag.port())?;
     thread::spawn(move || {
-        let said = match talk(socket, probe, to, window) {
+        let said = match talk(socket, probe, ends.to, window) {
             Ok(()) => "done".to_owned(),
             Err(error) if error.kind() == ErrorKind::ConnectionRefused => words(&error),
             Err(_) => FAILED.to_owned(),
