@@ -242,8 +242,8 @@ impl Dataplane {
         }
         let main = netlink::main_table(&self.handle).await?;
         let peers = self.peers.addresses();
-        let source = self.spec.uplink_address;
-        let routes = netlink::Routes::observe(&self.handle, &main, source, peers).await?;
+        let (source, port) = (self.spec.uplink_address, self.spec.tunnel.port);
+        let routes = netlink::Routes::observe(&self.handle, &main, source, port, peers).await?;
         let ways = Ways {
             routes,
             uplink: self.spec.uplink.ifindex,

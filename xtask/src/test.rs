@@ -52,6 +52,7 @@ const LAYERS: &[Layer] = &[
     layer("control", "agents, etcd and what operators see", Runs::Integration),
     layer("network", "hosts and containers in namespaces", Runs::Integration),
     layer("attack", "a malicious container and a malicious wire", Runs::Integration),
+    layer("world", "random hosts, traffic and events by three datapaths", Runs::Integration),
     layer("docker", "real Docker daemons", Runs::Integration),
     layer("install", "the package on whole machines", Runs::Integration),
     layer("vm", "the kernels that people run, in virtual machines", Runs::Machines),

@@ -23,6 +23,9 @@ const USUAL_RULES: usize = 3;
 /// Looking through a table of more routes costs more than to ask the kernel about each peer.
 const MANY: usize = 1024;
 
+/// The protocol's number.
+const UDP: u8 = 17;
+
 /// So many questions are under way at a time.
 const AT_A_TIME: usize = 64;
 
@@ -68,12 +71,13 @@ pub struct Hop {
 }
 
 impl Routes {
-    /// What tells the way from `source`, the outer packets' address, to these peers: the main table, whose content is
+    /// What tells the way of VXLAN from `source`, the outer packets' address, to `port` of these peers: the main table, whose content is
     /// given, or answers of the kernel. Our own routes lead to no peer.
     pub async fn observe(
         handle: &Handle,
         main: &[RouteMessage],
         source: Ipv4Addr,
+        port: u16,
         peers: BTreeSet<Ipv4Addr>,
     ) -> Result<Self> {
         let rules: Vec<_> = handle
@@ -88,7 +92,7 @@ impl Routes {
             return Ok(Self::Table(others().filter_map(parse).collect()));
         }
         let answers = stream::iter(peers)
-            .map(|peer| async move { (peer, ask(handle, source, peer).await) })
+            .map(|peer| async move { (peer, ask(handle, source, port, peer).await) })
             .buffer_unordered(AT_A_TIME);
         Ok(Self::Answers(answers.collect().await))
     }
@@ -128,12 +132,14 @@ pub async fn main_table(handle: &Handle) -> Result<Vec<RouteMessage>> {
     routes.try_collect().await.context("listing routes")
 }
 
-/// How the kernel would send from `source` to `peer`; nothing where it would not.
-async fn ask(handle: &Handle, source: Ipv4Addr, peer: Ipv4Addr) -> Vec<Hop> {
-    let question = RouteMessageBuilder::<Ipv4Addr>::new()
+/// How the kernel would send VXLAN from `source` to `peer`; nothing where it would not.
+async fn ask(handle: &Handle, source: Ipv4Addr, port: u16, peer: Ipv4Addr) -> Vec<Hop> {
+    let mut question = RouteMessageBuilder::<Ipv4Addr>::new()
         .destination_prefix(peer, 32)
         .source_prefix(source, 32)
         .build();
+    // A rule may go by what is sent, and not only by where from and to.
+    question.attributes.extend([RouteAttribute::IpProto(UDP), RouteAttribute::Dport(port)]);
     // «Unreachable» is an error in netlink and an answer to us.
     match handle.route().get(question).execute().try_next().await {
         Ok(Some(answer)) => hops(&answer),

@@ -269,3 +269,24 @@ fn rules_are_followed_at_once() {
     })
     .unwrap();
 }
+
+/// A rule may go by protocol and port, which the outer packets have: found by `cargo xtask test world`.
+#[test]
+fn rules_about_the_port_of_the_tunnel_are_followed() {
+    let overlay = Overlay::new();
+    let [one, two] = overlay.pair();
+    let host = overlay.lab.host(0);
+    overlay.ping();
+    let rule = "ipproto udp dport 8472 prohibit";
+    let change = |verb: &str| {
+        host.ip(["rule", verb].into_iter().chain(rule.split(' '))).unwrap();
+    };
+    change("add");
+    eventually(SOON, "nothing to leave any more", || {
+        anyhow::ensure!(one.ping(two.address()).is_err(), "it still does");
+        Ok(())
+    })
+    .unwrap();
+    change("del");
+    eventually(SOON, "the way to be free again", || one.ping(two.address())).unwrap();
+}

@@ -1,0 +1,150 @@
+//! Whether three datapaths have made the same of a world.
+
+use std::{collections::BTreeMap, fmt};
+
+use crate::{
+    play::{Mode, Story, Survey},
+    rules::{self, Case},
+    shape::{Element, Event, Place, Probe, Step, World},
+    traffic::Fate,
+};
+
+/// What a datapath made otherwise than another, for no reason that we know.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Difference {
+    /// Of one probe.
+    Fate { step: usize, what: String, fates: [String; 3] },
+    /// Packets of a round took other ways.
+    Ways { step: usize, ways: [String; 3] },
+    /// All containers talk to each other, and an agent complains.
+    Problem { mode: Mode, step: usize, host: u8, problem: String },
+    /// A datapath could not be played to the end.
+    Broken { mode: Mode, error: String },
+}
+
+impl Difference {
+    /// The probe that shows it, or the first of the round after which it shows.
+    pub(crate) const fn step(&self) -> Option<usize> {
+        match self {
+            Self::Fate { step, .. } | Self::Ways { step, .. } | Self::Problem { step, .. } => {
+                Some(*step)
+            }
+            Self::Broken { .. } => None,
+        }
+    }
+}
+
+impl fmt::Display for Difference {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Fate { step, what, fates: [fast, stack, flannel] } => write!(
+                formatter,
+                "step {step}, {what}\n    fast path: {fast}\n    stack:     {stack}\n    flannel:   {flannel}"
+            ),
+            Self::Ways { step, ways: [fast, stack, flannel] } => write!(
+                formatter,
+                "in the round from step {step}, packets went\n    fast path: {fast}\n    stack:     {stack}\n    flannel:   {flannel}"
+            ),
+            Self::Problem { mode, step, host, problem } => write!(
+                formatter,
+                "after the round from step {step}, all containers talk, and host {host} says ({mode:?}): {problem}"
+            ),
+            Self::Broken { mode, error } => write!(formatter, "{mode:?} does not play: {error}"),
+        }
+    }
+}
+
+/// What comparing has found.
+#[derive(Debug, Default)]
+pub(crate) struct Findings {
+    pub(crate) differences: Vec<Difference>,
+    /// How often which rule has excused one.
+    pub(crate) excused: BTreeMap<&'static str, usize>,
+    heard: [BTreeMap<Place, usize>; 3],
+}
+
+/// After so many complaints about routes, a kernel has told a sender all that it tells him at once.
+const RATION: usize = 5;
+
+/// Compares the stories of one world, in the order of [`Mode::ALL`].
+pub(crate) fn findings(world: &World, stories: &[Story; 3]) -> Findings {
+    let heard = stories.each_ref().map(|story| story.heard.clone());
+    let mut found = Findings { heard, ..Findings::default() };
+    let mut elements = world.elements.clone();
+    let mut surveys = stories.each_ref().map(|story| story.surveys.iter().peekable());
+    for (step, what) in world.steps.iter().enumerate() {
+        let probe = match what {
+            Step::Event(Event::Add(element)) => {
+                elements.push(*element);
+                continue;
+            }
+            Step::Event(_) => continue,
+            Step::Probe(probe) => probe,
+        };
+        if let [Some(fast), Some(stack), Some(flannel)] =
+            stories.each_ref().map(|story| story.fates.get(&step))
+        {
+            found.judge(step, &elements, probe, [fast, stack, flannel]);
+        }
+        let of_step =
+            surveys.each_mut().map(|surveys| surveys.next_if(|survey| survey.step == step));
+        let [Some(fast), Some(stack), Some(flannel)] = of_step else { continue };
+        for (pair, fate) in &fast.pairs {
+            if let (Some(stack), Some(flannel)) = (stack.pairs.get(pair), flannel.pairs.get(pair)) {
+                let probe = Probe::hello(pair.0, pair.1);
+                found.judge(step, &elements, &probe, [fate, stack, flannel]);
+            }
+        }
+        let ways = [&fast.ways, &stack.ways, &flannel.ways];
+        if ways[0] != ways[1] || ways[1] != ways[2] {
+            let ways = ways.map(|ways| ways.iter().cloned().collect::<Vec<_>>().join(", "));
+            found.differences.push(Difference::Ways { step, ways });
+        }
+        for (mode, survey) in Mode::ALL.into_iter().zip([fast, stack, flannel]) {
+            found.complaints(mode, survey);
+        }
+    }
+    found
+}
+
+impl Findings {
+    fn judge(&mut self, step: usize, elements: &[Element], probe: &Probe, fates: [&Fate; 3]) {
+        let mut fates = fates.map(Clone::clone);
+        self.forgive_rationed(probe, &mut fates);
+        let [fast, stack, flannel] = &fates;
+        if let Some(rules) = rules::excuses(&Case { elements, probe, fast, stack, flannel }) {
+            for rule in rules {
+                *self.excused.entry(rule).or_default() += 1;
+            }
+            return;
+        }
+        let what = serde_json::to_string(probe).unwrap();
+        let fates = fates.each_ref().map(ToString::to_string);
+        self.differences.push(Difference::Fate { step, what, fates });
+    }
+
+    /// Where a complaint is missing that its sender's kernel had used up, it is as if it was there.
+    fn forgive_rationed(&self, probe: &Probe, fates: &mut [Fate; 3]) {
+        let Some(told) = fates.iter().find(|fate| fate.is_rationed()).cloned() else { return };
+        for (fate, heard) in fates.iter_mut().zip(&self.heard) {
+            let used_up = heard.get(&probe.from).is_some_and(|heard| *heard >= RATION);
+            if fate.complaints.is_empty() && used_up {
+                fate.complaints.clone_from(&told.complaints);
+            }
+        }
+    }
+
+    /// Where all containers talk to each other, all is well.
+    fn complaints(&mut self, mode: Mode, survey: &Survey) {
+        if !survey.pairs.values().all(Fate::is_answered) {
+            return;
+        }
+        let problems = survey.problems.iter().map(|(host, problem)| Difference::Problem {
+            mode,
+            step: survey.step,
+            host: *host,
+            problem: problem.clone(),
+        });
+        self.differences.extend(problems);
+    }
+}

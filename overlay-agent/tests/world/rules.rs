@@ -1,0 +1,187 @@
+//! Where ours differs on purpose. Each rule is one of `docs/differences.md`, by its name there, and as narrow as it says.
+
+use std::{collections::BTreeSet, net::Ipv4Addr};
+
+use crate::{
+    shape::{Element, Place, Probe, Selector, Target, wire},
+    traffic::{Arrival, Complaint, Fate},
+};
+
+/// What a probe is judged by.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Case<'a> {
+    /// What is there when the probe is sent.
+    pub(crate) elements: &'a [Element],
+    pub(crate) probe: &'a Probe,
+    pub(crate) fast: &'a Fate,
+    pub(crate) stack: &'a Fate,
+    pub(crate) flannel: &'a Fate,
+}
+
+type Rule = (&'static str, fn(&Case) -> bool);
+
+/// Of the fast path, compared to the stack with our agent.
+const FAST: [Rule; 4] = [
+    ("one-hop", one_hop),
+    ("inner-rules", inner_rules),
+    ("outer-source-check", source_check),
+    ("no-forwarding", no_forwarding),
+];
+
+/// Of our agent, compared to flannel's device.
+const OURS: [Rule; 2] = [("own-addresses", own_addresses), ("plain-options", plain_options)];
+
+/// The rules by which all that differs may differ; none where something differs by no rule.
+pub(crate) fn excuses(case: &Case) -> Option<Vec<&'static str>> {
+    let find = |rules: &[Rule]| rules.iter().find(|(_, holds)| holds(case)).map(|(name, _)| *name);
+    let mut found = Vec::new();
+    if case.fast != case.stack {
+        found.push(find(&FAST)?);
+    }
+    if case.stack != case.flannel {
+        found.push(find(&OURS)?);
+    }
+    Some(found)
+}
+
+/// ICMP: the TTL has run out on its way.
+const EXPIRED: (u8, u8) = (11, 0);
+
+/// Where the fast path delivers to a container, what comes from another host's has been forwarded once, not twice.
+fn one_hop(case: &Case) -> bool {
+    let Case { probe, fast, stack, .. } = case;
+    let from = probe.from;
+    let spared = |arrival: &Arrival, sender: Option<Place>| matches!((arrival.place, sender.and_then(host_of)), (Place::Container { host, .. }, Some(of)) if of != host);
+    let answerer = fast.arrived.iter().next().map(|arrival| arrival.place);
+    if same(&fast.arrived, &stack.arrived, |arrival| spared(arrival, Some(from)))
+        && same(&fast.answered, &stack.answered, |arrival| spared(arrival, answerer))
+        && fast.complaints == stack.complaints
+        && fast.said == stack.said
+    {
+        return true;
+    }
+    // With one hop more, it would not have arrived, or not have been looked for.
+    let spared_all = |arrived: &BTreeSet<Arrival>| {
+        arrived.iter().all(|arrival| arrival.ttl == 1 && spared(arrival, Some(from)))
+    };
+    let is_expired = |complaint: &Complaint| (complaint.kind, complaint.code) == EXPIRED;
+    let last_hop = if matches!(from, Place::Container { .. }) { 2 } else { 1 };
+    probe.ttl == last_hop
+        && spared_all(&fast.arrived)
+        && stack.arrived.is_empty()
+        && stack.complaints.iter().all(is_expired)
+        && !(fast.arrived.is_empty() && stack.complaints.is_empty())
+}
+
+/// Whether packets have arrived alike, but for one hop less where that is allowed.
+fn same(
+    fast: &BTreeSet<Arrival>,
+    stack: &BTreeSet<Arrival>,
+    spared: impl Fn(&Arrival) -> bool,
+) -> bool {
+    fast.len() == stack.len()
+        && fast.iter().zip(stack).all(|(fast, stack)| {
+            let mut hop_more = fast.clone();
+            hop_more.ttl = hop_more.ttl.saturating_sub(1);
+            // Nor does the host that delivers write itself down.
+            hop_more.options.clone_from(&stack.options);
+            fast == stack || spared(fast) && hop_more == *stack
+        })
+}
+
+fn host_of(place: Place) -> Option<u8> {
+    match place {
+        Place::Container { host, .. } | Place::Host(host) => Some(host),
+        Place::Outside => None,
+    }
+}
+
+/// Routing rules about addresses inside the overlay are the stack's: the fast path goes by leases.
+fn inner_rules(case: &Case) -> bool {
+    let hosts: Vec<_> = case
+        .elements
+        .iter()
+        .filter_map(|element| match element {
+            Element::Rule {
+                host, selector: Selector::FromSubnet | Selector::ToSubnet(_), ..
+            } => Some(*host),
+            _ => None,
+        })
+        .collect();
+    let concerns = |place: Place| host_of(place).is_some_and(|host| hosts.contains(&host));
+    concerns(case.probe.from) || case.fast.arrived.iter().any(|arrival| concerns(arrival.place))
+}
+
+/// Return paths of outer packets (`rp_filter`) are not checked by the fast path, which knows by leases who may send.
+fn source_check(case: &Case) -> bool {
+    let Case { elements, probe, fast, stack, .. } = case;
+    let is_checked = |host: u8| {
+        let checks = |element: &Element| matches!(element, Element::SourceCheck { host: of, mode: 1.. } if *of == host);
+        let detours = |element: &Element| {
+            matches!(
+                element,
+                Element::Route { host: of, .. } | Element::Rule { host: of, .. } if *of == host
+            )
+        };
+        elements.iter().any(checks) && elements.iter().any(detours)
+    };
+    let by_container = |place: Place| match place {
+        Place::Container { host, .. } => is_checked(host),
+        Place::Host(_) | Place::Outside => false,
+    };
+    if stack.arrived.is_empty() {
+        return !fast.arrived.is_empty()
+            && fast.arrived.iter().all(|arrival| by_container(arrival.place));
+    }
+    stack.answered.is_empty() && !fast.answered.is_empty() && by_container(probe.from)
+}
+
+/// A host that is no router (`ip_forward=0`) is one for the fast path all the same.
+fn no_forwarding(case: &Case) -> bool {
+    let Case { elements, probe, fast, stack, .. } = case;
+    let stops = |place: Place| {
+        host_of(place).is_some_and(|host| elements.contains(&Element::NoForwarding { host }))
+    };
+    let concerned = stops(probe.from) || fast.arrived.iter().any(|arrival| stops(arrival.place));
+    let arrives_more = stack.arrived.is_empty() && !fast.arrived.is_empty();
+    let answers_more = stack.answered.is_empty() && !fast.answered.is_empty();
+    concerned && (arrives_more || answers_more)
+}
+
+/// What another host sends by the tunnel comes from its lease or from its public address, and is refused from any other
+/// of its addresses.
+fn own_addresses(case: &Case) -> bool {
+    let (Target::Wire(host), Place::Container { host: from, .. }) =
+        (case.probe.to, case.probe.from)
+    else {
+        return false;
+    };
+    host != from
+        && case.elements.contains(&Element::SecondAddress { host })
+        && !case.stack.arrived.is_empty()
+        && case.stack.arrived == case.flannel.arrived
+        && case.stack.answered.is_empty()
+        && case.flannel.answered.iter().all(|answer| answer.source == wire(host))
+}
+
+/// What comes to a host itself as it is, from an overlay address, is refused if it has IP options: they may lead on to
+/// a container.
+fn plain_options(case: &Case) -> bool {
+    let (Target::Wire(host) | Target::Public(host), Place::Container { host: from, .. }) =
+        (case.probe.to, case.probe.from)
+    else {
+        return false;
+    };
+    let is_plain =
+        |arrival: &Arrival| arrival.place == Place::Host(host) && is_inside(arrival.source);
+    host != from
+        && case.probe.options
+        && case.stack.arrived.is_empty()
+        && !case.flannel.arrived.is_empty()
+        && case.flannel.arrived.iter().all(is_plain)
+}
+
+/// Whether an address is of the overlay.
+fn is_inside(address: Ipv4Addr) -> bool {
+    address.octets()[..2] == [10, 1]
+}
