@@ -79,9 +79,10 @@ overlay-agent/tests/datapath/verifier-budget.txt. -->
 
 Linux 6.1 and later. The agent goes by what it finds, not by the version: at its start it tries every feature once,
 takes the best way that the kernel offers, and `overlay-agent status` lists what was found. `cargo xtask test vm`
-boots Debian's 6.1, 6.12 and 7.2 and proves this table on each of them, and, on the oldest and the newest or on one
+boots Debian's 6.1, 6.12 and 7.2 and proves this table on each of them; on the oldest and the newest, or on one
 that is named (`cargo xtask test 6.12`), that containers talk there by
-the fast path and by the slow one, with offloads and without, and lose nothing when the agent is killed.
+the fast path and by the slow one, with offloads and without; and on the oldest, or on one that is named, that they lose
+nothing when the agent is killed.
 
 ";
 
