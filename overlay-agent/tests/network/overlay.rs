@@ -64,8 +64,8 @@ impl Overlay {
     /// Waits until every agent has every peer and has seen its container.
     pub(crate) fn settle(&self) {
         for (host, container) in self.lab.hosts().iter().zip(&self.containers) {
-            // The host learns of a container by its first packet.
-            container.ping(host.subnet().unwrap().gateway).unwrap();
+            let gateway = host.subnet().unwrap().gateway;
+            eventually(SOON, "the gateway to answer", || container.ping(gateway)).unwrap();
         }
         for agent in &self.agents {
             eventually(SOON, "peers and containers to be known", || {
