@@ -96,7 +96,9 @@ pub(crate) fn findings(world: &World, stories: &[Story; 3]) -> Findings {
             }
         }
         let ways = [&fast.ways, &stack.ways, &flannel.ways];
-        if ways[0] != ways[1] || ways[1] != ways[2] {
+        let differ = ways[0] != ways[1] || ways[1] != ways[2];
+        // What must not go by the tunnel, or not be forwarded, may go otherwise too.
+        if differ && !elements.iter().any(Element::is_about_the_inside) {
             let ways = ways.map(|ways| ways.iter().cloned().collect::<Vec<_>>().join(", "));
             found.differences.push(Difference::Ways { step, ways });
         }
@@ -126,9 +128,10 @@ impl Findings {
     /// Where a complaint is missing that its sender's kernel had used up, it is as if it was there.
     fn forgive_rationed(&self, probe: &Probe, fates: &mut [Fate; 3]) {
         let Some(told) = fates.iter().find(|fate| fate.is_rationed()).cloned() else { return };
+        let in_vain = told.is_in_vain();
         for (fate, heard) in fates.iter_mut().zip(&self.heard) {
-            let used_up = heard.get(&probe.from).is_some_and(|heard| *heard >= RATION);
-            if fate.complaints.is_empty() && used_up {
+            let used_up = in_vain || heard.get(&probe.from).is_some_and(|heard| *heard >= RATION);
+            if fate.complaints.is_empty() && fate.arrived.is_empty() && used_up {
                 fate.complaints.clone_from(&told.complaints);
             }
         }

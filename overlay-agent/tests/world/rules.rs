@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, net::Ipv4Addr};
 
 use crate::{
-    shape::{Element, Place, Probe, Selector, Target, wire},
+    shape::{Element, Place, Probe, Target, Way, wire},
     traffic::{Arrival, Complaint, Fate},
 };
 
@@ -21,15 +21,16 @@ pub(crate) struct Case<'a> {
 type Rule = (&'static str, fn(&Case) -> bool);
 
 /// Of the fast path, compared to the stack with our agent.
-const FAST: [Rule; 4] = [
-    ("one-hop", one_hop),
-    ("inner-rules", inner_rules),
-    ("outer-source-check", source_check),
-    ("no-forwarding", no_forwarding),
-];
+const FAST: [Rule; 3] =
+    [("one-hop", one_hop), ("inner-rules", inner_rules), ("outer-source-check", source_check)];
 
 /// Of our agent, compared to flannel's device.
-const OURS: [Rule; 2] = [("own-addresses", own_addresses), ("plain-options", plain_options)];
+const OURS: [Rule; 4] = [
+    ("own-addresses", own_addresses),
+    ("plain-options", plain_options),
+    ("around-the-tunnel", around_the_tunnel),
+    ("misplaced-vtep", misplaced_vtep),
+];
 
 /// The rules by which all that differs may differ; none where something differs by no rule.
 pub(crate) fn excuses(case: &Case) -> Option<Vec<&'static str>> {
@@ -98,18 +99,18 @@ fn host_of(place: Place) -> Option<u8> {
 
 /// Routing rules about addresses inside the overlay are the stack's: the fast path goes by leases.
 fn inner_rules(case: &Case) -> bool {
-    let hosts: Vec<_> = case
-        .elements
-        .iter()
-        .filter_map(|element| match element {
-            Element::Rule {
-                host, selector: Selector::FromSubnet | Selector::ToSubnet(_), ..
-            } => Some(*host),
-            _ => None,
-        })
-        .collect();
-    let concerns = |place: Place| host_of(place).is_some_and(|host| hosts.contains(&host));
-    concerns(case.probe.from) || case.fast.arrived.iter().any(|arrival| concerns(arrival.place))
+    let mut arrived = case.fast.arrived.iter();
+    is_ruled(case, case.probe.from) || arrived.any(|arrival| is_ruled(case, arrival.place))
+}
+
+/// Whether a place is on a host that has such rules.
+fn is_ruled(case: &Case, place: Place) -> bool {
+    let rules = case.elements.iter().filter(|element| element.is_about_the_inside());
+    let mut hosts = rules.filter_map(|element| match element {
+        Element::Rule { host, .. } => Some(*host),
+        _ => None,
+    });
+    hosts.any(|host| host_of(place) == Some(host))
 }
 
 /// Return paths of outer packets (`rp_filter`) are not checked by the fast path, which knows by leases who may send.
@@ -136,32 +137,57 @@ fn source_check(case: &Case) -> bool {
     stack.answered.is_empty() && !fast.answered.is_empty() && by_container(probe.from)
 }
 
-/// A host that is no router (`ip_forward=0`) is one for the fast path all the same.
-fn no_forwarding(case: &Case) -> bool {
-    let Case { elements, probe, fast, stack, .. } = case;
-    let stops = |place: Place| {
-        host_of(place).is_some_and(|host| elements.contains(&Element::NoForwarding { host }))
-    };
-    let concerned = stops(probe.from) || fast.arrived.iter().any(|arrival| stops(arrival.place));
-    let arrives_more = stack.arrived.is_empty() && !fast.arrived.is_empty();
-    let answers_more = stack.answered.is_empty() && !fast.answered.is_empty();
-    concerned && (arrives_more || answers_more)
-}
-
 /// What another host sends by the tunnel comes from its lease or from its public address, and is refused from any other
 /// of its addresses.
 fn own_addresses(case: &Case) -> bool {
-    let (Target::Wire(host), Place::Container { host: from, .. }) =
-        (case.probe.to, case.probe.from)
-    else {
-        return false;
+    let Case { elements, probe, stack, flannel, .. } = case;
+    let has_two = |host: u8| elements.contains(&Element::SecondAddress { host });
+    match (probe.from, probe.to) {
+        // The answer.
+        (Place::Container { host: from, .. }, Target::Wire(host)) if host != from => {
+            has_two(host)
+                && !stack.arrived.is_empty()
+                && stack.arrived == flannel.arrived
+                && stack.answered.is_empty()
+                && flannel.answered.iter().all(|answer| answer.source == wire(host))
+        }
+        // The question, whose source is chosen before its destination is translated.
+        (Place::Host(host), Target::Service(_)) => {
+            has_two(host)
+                && stack.arrived.is_empty()
+                && flannel.arrived.iter().all(|arrival| arrival.source == wire(host))
+        }
+        _ => false,
+    }
+}
+
+/// Whether less arrives and is answered than with flannel, and nothing else.
+fn is_less(case: &Case) -> bool {
+    let Case { stack, flannel, .. } = case;
+    stack.arrived.is_subset(&flannel.arrived) && stack.answered.is_subset(&flannel.answered)
+}
+
+/// What rules lead around the tunnel comes unencapsulated, and is refused.
+fn around_the_tunnel(case: &Case) -> bool {
+    let mut places = case.flannel.arrived.iter().map(|arrival| arrival.place);
+    let ruled = is_ruled(case, case.probe.from) || places.any(|place| is_ruled(case, place));
+    ruled && is_less(case)
+}
+
+/// VXLAN by an interface that does not lead to the peer is refused: of the second wire, where one of two hosts uses it
+/// and the other does not.
+fn misplaced_vtep(case: &Case) -> bool {
+    let by_second = |element: &Element| match *element {
+        Element::Route { host, way: Way::SecondWire, .. }
+        | Element::WorseRoute { host, way: Way::SecondWire, .. }
+        | Element::Rule { host, way: Way::SecondWire, .. } => Some(host),
+        _ => None,
     };
-    host != from
-        && case.elements.contains(&Element::SecondAddress { host })
-        && !case.stack.arrived.is_empty()
-        && case.stack.arrived == case.flannel.arrived
-        && case.stack.answered.is_empty()
-        && case.flannel.answered.iter().all(|answer| answer.source == wire(host))
+    let using: BTreeSet<_> = case.elements.iter().filter_map(by_second).collect();
+    let arrived = case.flannel.arrived.iter().filter_map(|arrival| host_of(arrival.place));
+    let ends: BTreeSet<_> = arrived.chain(host_of(case.probe.from)).collect();
+    let concerned = ends.len() == 2 && ends.iter().any(|host| using.contains(host));
+    concerned && is_less(case)
 }
 
 /// What comes to a host itself as it is, from an overlay address, is refused if it has IP options: they may lead on to
