@@ -52,10 +52,16 @@ const EXPIRED: (u8, u8) = (11, 0);
 fn one_hop(case: &Case) -> bool {
     let Case { probe, fast, stack, .. } = case;
     let from = probe.from;
-    let spared = |arrival: &Arrival, sender: Option<Place>| matches!((arrival.place, sender.and_then(host_of)), (Place::Container { host, .. }, Some(of)) if of != host);
+    let spared = |arrival: &Arrival, sender: Option<Place>| {
+        let own = host_of(arrival.place);
+        let other = sender.and_then(host_of).is_some_and(|host| Some(host) != own);
+        other && matches!(arrival.place, Place::Container { .. })
+    };
     let answerer = fast.arrived.iter().next().map(|arrival| arrival.place);
+    let answers = [fast, stack].map(|fate| without_options(&fate.answered));
     if same(&fast.arrived, &stack.arrived, |arrival| spared(arrival, Some(from)))
-        && same(&fast.answered, &stack.answered, |arrival| spared(arrival, answerer))
+        && same(&answers[0], &answers[1], |arrival| spared(arrival, answerer))
+        && (probe.options || fast.answered.iter().all(|answer| answer.options.is_empty()))
         && fast.complaints == stack.complaints
         && fast.said == stack.said
     {
@@ -72,6 +78,11 @@ fn one_hop(case: &Case) -> bool {
         && stack.arrived.is_empty()
         && stack.complaints.iter().all(is_expired)
         && !(fast.arrived.is_empty() && stack.complaints.is_empty())
+}
+
+/// Answers that tell the way that the question has recorded, as echo replies do, tell of one hop less, too.
+fn without_options(answers: &BTreeSet<Arrival>) -> BTreeSet<Arrival> {
+    answers.iter().map(|answer| Arrival { options: Vec::new(), ..answer.clone() }).collect()
 }
 
 /// Whether packets have arrived alike, but for one hop less where that is allowed.
@@ -117,7 +128,10 @@ fn is_ruled(case: &Case, place: Place) -> bool {
 fn source_check(case: &Case) -> bool {
     let Case { elements, probe, fast, stack, .. } = case;
     let is_checked = |host: u8| {
-        let checks = |element: &Element| matches!(element, Element::SourceCheck { host: of, mode: 1.. } if *of == host);
+        let checks = |element: &Element| match *element {
+            Element::SourceCheck { host: of, mode } => of == host && mode > 0,
+            _ => false,
+        };
         let detours = |element: &Element| {
             matches!(
                 element,
@@ -193,18 +207,23 @@ fn misplaced_vtep(case: &Case) -> bool {
 /// What comes to a host itself as it is, from an overlay address, is refused if it has IP options: they may lead on to
 /// a container.
 fn plain_options(case: &Case) -> bool {
-    let (Target::Wire(host) | Target::Public(host), Place::Container { host: from, .. }) =
-        (case.probe.to, case.probe.from)
+    let (
+        Target::Wire(host) | Target::Public(host) | Target::Published(host),
+        Place::Container { host: from, .. },
+    ) = (case.probe.to, case.probe.from)
     else {
         return false;
     };
     let is_plain =
-        |arrival: &Arrival| arrival.place == Place::Host(host) && is_inside(arrival.source);
+        |arrival: &Arrival| host_of(arrival.place) == Some(host) && is_inside(arrival.source);
+    // It has arrived, or the host has said that nobody listens.
+    let is_unheard = |complaint: &Complaint| (complaint.kind, complaint.code) == (3, 3);
     host != from
         && case.probe.options
         && case.stack.arrived.is_empty()
-        && !case.flannel.arrived.is_empty()
+        && case.stack.complaints.is_empty()
         && case.flannel.arrived.iter().all(is_plain)
+        && case.flannel.complaints.iter().all(is_unheard)
 }
 
 /// Whether an address is of the overlay.
