@@ -21,8 +21,12 @@ pub(crate) struct Case<'a> {
 type Rule = (&'static str, fn(&Case) -> bool);
 
 /// Of the fast path, compared to the stack with our agent.
-const FAST: [Rule; 3] =
-    [("one-hop", one_hop), ("inner-rules", inner_rules), ("outer-source-check", source_check)];
+const FAST: [Rule; 4] = [
+    ("one-hop", one_hop),
+    ("inner-rules", inner_rules),
+    ("outer-source-check", source_check),
+    ("bridge-mtu", bridge_mtu),
+];
 
 /// Of our agent, compared to flannel's device.
 const OURS: [Rule; 4] = [
@@ -47,6 +51,9 @@ pub(crate) fn excuses(case: &Case) -> Option<Vec<&'static str>> {
 
 /// ICMP: the TTL has run out on its way.
 const EXPIRED: (u8, u8) = (11, 0);
+
+/// ICMP: it has DF, and is too big.
+const TOO_BIG: (u8, u8) = (3, 4);
 
 /// Where the fast path delivers to a container, what comes from another host's has been forwarded once, not twice.
 fn one_hop(case: &Case) -> bool {
@@ -135,7 +142,9 @@ fn source_check(case: &Case) -> bool {
         let detours = |element: &Element| {
             matches!(
                 element,
-                Element::Route { host: of, .. } | Element::Rule { host: of, .. } if *of == host
+                Element::Route { host: of, .. }
+                    | Element::WorseRoute { host: of, .. }
+                    | Element::Rule { host: of, .. } if *of == host
             )
         };
         elements.iter().any(checks) && elements.iter().any(detours)
@@ -149,6 +158,27 @@ fn source_check(case: &Case) -> bool {
             && fast.arrived.iter().all(|arrival| by_container(arrival.place));
     }
     stack.answered.is_empty() && !fast.answered.is_empty() && by_container(probe.from)
+}
+
+/// What the tunnel has carried is delivered to a container whose MTU is less than the tunnel's.
+fn bridge_mtu(case: &Case) -> bool {
+    let Case { elements, fast, stack, .. } = case;
+    let is_of = |place: Place, mtu: u16| {
+        let host = host_of(place);
+        elements.iter().any(|element| match *element {
+            Element::BridgeMtu { host: of, mtu: is } => host == Some(of) && is == mtu,
+            _ => false,
+        })
+    };
+    let is_too_big = |complaint: &Complaint| (complaint.kind, complaint.code) == TOO_BIG;
+    let told = |arrival: &Arrival| {
+        let mut complaints = stack.complaints.iter();
+        complaints.all(|told| is_too_big(told) && is_of(arrival.place, told.mtu))
+    };
+    stack.arrived.is_empty()
+        && !stack.complaints.is_empty()
+        && !fast.arrived.is_empty()
+        && fast.arrived.iter().all(told)
 }
 
 /// What another host sends by the tunnel comes from its lease or from its public address, and is refused from any other
@@ -207,10 +237,21 @@ fn misplaced_vtep(case: &Case) -> bool {
 /// What comes to a host itself as it is, from an overlay address, is refused if it has IP options: they may lead on to
 /// a container.
 fn plain_options(case: &Case) -> bool {
+    let Case { probe, stack, flannel, .. } = case;
+    if !probe.options {
+        return false;
+    }
+    // The echo's answer, with the question's options, to a host that has asked by its public address.
+    if matches!(probe.from, Place::Host(_)) {
+        return probe.bound
+            && stack.arrived == flannel.arrived
+            && stack.answered.is_empty()
+            && flannel.answered.iter().all(|answer| is_inside(answer.source));
+    }
     let (
         Target::Wire(host) | Target::Public(host) | Target::Published(host),
         Place::Container { host: from, .. },
-    ) = (case.probe.to, case.probe.from)
+    ) = (probe.to, probe.from)
     else {
         return false;
     };
@@ -219,11 +260,10 @@ fn plain_options(case: &Case) -> bool {
     // It has arrived, or the host has said that nobody listens.
     let is_unheard = |complaint: &Complaint| (complaint.kind, complaint.code) == (3, 3);
     host != from
-        && case.probe.options
-        && case.stack.arrived.is_empty()
-        && case.stack.complaints.is_empty()
-        && case.flannel.arrived.iter().all(is_plain)
-        && case.flannel.complaints.iter().all(is_unheard)
+        && stack.arrived.is_empty()
+        && stack.complaints.is_empty()
+        && flannel.arrived.iter().all(is_plain)
+        && flannel.complaints.iter().all(is_unheard)
 }
 
 /// Whether an address is of the overlay.
