@@ -290,3 +290,25 @@ fn rules_about_the_port_of_the_tunnel_are_followed() {
     change("del");
     eventually(SOON, "the way to be free again", || one.ping(two.address())).unwrap();
 }
+
+/// With `br_netfilter`, which Docker loads, what a container sends to a neighbour's published port is translated on the
+/// bridge, and is never the host's: found by `cargo xtask test world`.
+#[test]
+fn a_neighbours_published_port_is_reached_where_bridges_ask_netfilter() {
+    let overlay = Overlay::new();
+    let one = &overlay.containers[0];
+    let host = overlay.lab.host(0);
+    let neighbour = host.add_container("neighbour").unwrap();
+    let setting = "net.bridge.bridge-nf-call-iptables=1";
+    if !host.command("sysctl").args(["-q", "-w", setting]).output().unwrap().status.success() {
+        println!("this kernel's bridges ask nobody");
+        return;
+    }
+    let publish = format!(
+        "-t nat -A PREROUTING -p icmp -d {} -j DNAT --to-destination {}",
+        host.address(),
+        one.address()
+    );
+    host.command("iptables").args(publish.split(' ')).run().unwrap();
+    eventually(SOON, "the neighbour's published port", || neighbour.ping(host.address())).unwrap();
+}

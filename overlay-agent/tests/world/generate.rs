@@ -105,9 +105,6 @@ impl Generator {
         if self.one_in(6) {
             self.add(Element::OtherAddress { host });
         }
-        if self.one_in(12) {
-            self.add(Element::NoForwarding { host });
-        }
         if self.one_in(3) {
             self.add(Element::Container { host });
         }
@@ -117,7 +114,16 @@ impl Generator {
     }
 
     fn add(&mut self, element: Element) {
-        if !self.world.has(element) {
+        // Two routes to one destination, neither of which is worse, there cannot be.
+        let is_twice = |other: &Element| match (element, *other) {
+            (Element::Route { host, peer, .. }, Element::Route { host: of, peer: to, .. })
+            | (
+                Element::WorseRoute { host, peer, .. },
+                Element::WorseRoute { host: of, peer: to, .. },
+            ) => (host, peer) == (of, to),
+            _ => *other == element,
+        };
+        if !self.world.elements.iter().any(is_twice) {
             self.world.elements.push(element);
         }
     }
@@ -259,7 +265,6 @@ fn comes_and_goes(element: Element) -> bool {
             | Element::ForwardDrop { .. }
             | Element::Service { .. }
             | Element::OtherAddress { .. }
-            | Element::NoForwarding { .. }
             | Element::Published { .. }
     )
 }

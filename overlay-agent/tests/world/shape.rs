@@ -65,14 +65,19 @@ pub(crate) enum Element {
     Service { host: u8, peer: u8 },
     /// An address of the uplink that nobody asks for.
     OtherAddress { host: u8 },
-    /// The host is no router.
-    NoForwarding { host: u8 },
     /// A port that stands for the host's own first container.
     Published { host: u8 },
     /// One more container.
     Container { host: u8 },
     /// The first container has a second address.
     SecondContainerAddress { host: u8 },
+}
+
+impl Element {
+    /// A routing rule about overlay addresses.
+    pub(crate) const fn is_about_the_inside(&self) -> bool {
+        matches!(self, Self::Rule { selector: Selector::FromSubnet | Selector::ToSubnet(_), .. })
+    }
 }
 
 /// Where a route leads to.

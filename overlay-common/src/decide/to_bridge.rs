@@ -7,7 +7,7 @@ use super::{
 use crate::{
     Reason,
     packet::Packet,
-    tables::{HostConfig, StackFlowKey},
+    tables::{Endpoint, EndpointKey, HostConfig, StackFlowKey},
 };
 
 /// How a packet on its way to the containers' bridge came there.
@@ -70,7 +70,10 @@ fn check_origin(
         return Ok(());
     }
     let may_come = if host.subnet().contains(ipv4.src_addr) {
-        origin.ifindex == host.bridge_ifindex
+        // Where the bridge itself asks netfilter, what that translates comes here by its container's port.
+        let key = EndpointKey { address: ipv4.src_addr };
+        let is_port = |endpoint: Endpoint| endpoint.ifindex == origin.ifindex;
+        origin.ifindex == host.bridge_ifindex || tables.endpoint(&key).is_some_and(is_port)
     } else if let Some(peer) = lookup_peer(host, tables, ipv4.src_addr) {
         // What the fast path has declined of a peer on the same link.
         origin.ifindex == host.uplink_ifindex && peer.is_direct()
@@ -84,7 +87,9 @@ fn check_origin(
 mod tests {
     use super::*;
     use crate::{
-        decide::test_support::{HOST, LOCAL, NEIGHBOUR, PEER, REMOTE, World, udp_packet},
+        decide::test_support::{
+            ENDPOINT, HOST, LOCAL, NEIGHBOUR, NEIGHBOUR_ENDPOINT, PEER, REMOTE, World, udp_packet,
+        },
         tables::Peer,
     };
 
@@ -117,6 +122,8 @@ mod tests {
             assert!(!refused(REMOTE, 0), "a proxy on this host");
             assert!(refused(NEIGHBOUR, other) && refused(NEIGHBOUR, uplink));
             assert!(!refused(NEIGHBOUR, bridge), "by a published port");
+            assert!(!refused(NEIGHBOUR, NEIGHBOUR_ENDPOINT.ifindex), "by one, on the bridge");
+            assert!(refused(NEIGHBOUR, ENDPOINT.ifindex));
             assert!(!refused(HOST, 0));
             assert!(!refused([8, 8, 8, 8], uplink));
         }

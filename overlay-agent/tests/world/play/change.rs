@@ -110,11 +110,6 @@ pub(crate) fn of(world: &World, mode: Mode, element: Element, on: bool) -> Optio
             change.ip.push(format!("address {verb} {}/24 dev eth0", other_of_host(host)));
             host
         }
-        Element::NoForwarding { host } => {
-            let value = if on { "0" } else { "1" };
-            change.settings.push(("ip_forward".to_owned(), value.to_owned()));
-            host
-        }
         Element::DockerMasquerade { host } => {
             let subnet = subnet(host);
             change

@@ -115,6 +115,13 @@ impl Fate {
         !self.complaints.is_empty() && self.complaints.iter().all(by_route)
     }
 
+    /// Whether a neighbour was asked for that there is not, which takes its time: it may be said too late.
+    pub(crate) fn is_in_vain(&self) -> bool {
+        let unreachable =
+            |complaint: &Complaint| (complaint.kind, complaint.code) == HOST_UNREACHABLE;
+        self.arrived.is_empty() && self.complaints.iter().all(unreachable)
+    }
+
     pub(crate) fn is_answered(&self) -> bool {
         !self.answered.is_empty() && self.said.as_deref().is_none_or(|said| said == "done")
     }
