@@ -66,7 +66,7 @@ pub(crate) struct Findings {
 /// After so many complaints about routes, a kernel has told a sender all that it tells him at once.
 const RATION: usize = 5;
 
-/// As many packets may be something else, such as a switch that has just come up; so many are not.
+/// As many packets may be something else, such as one probe that was lost and sent again; so many are not.
 const FEW: u64 = 3;
 const MANY: u64 = 10;
 
@@ -105,7 +105,7 @@ pub(crate) fn findings(world: &World, stories: &[Story; 3]) -> Findings {
             }
         }
         // What must not go by the tunnel, or not be forwarded, may go otherwise too.
-        if !elements.iter().any(Element::is_about_the_inside) {
+        if !elements.iter().any(|element| element.is_about_the_inside()) {
             let ways = [&fast.ways, &stack.ways, &flannel.ways];
             let other = fast.ways.keys().filter(|way| is_other(&ways.map(|of| of[*way])));
             found.differences.extend(other.map(|way| Difference::Way {
