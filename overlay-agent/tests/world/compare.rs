@@ -14,8 +14,8 @@ use crate::{
 pub(crate) enum Difference {
     /// Of one probe.
     Fate { step: usize, what: String, fates: [String; 3] },
-    /// Packets of a round took other ways.
-    Ways { step: usize, ways: [String; 3] },
+    /// A way was taken by many packets of a round, or by few.
+    Way { step: usize, way: String, packets: [u64; 3] },
     /// All containers talk to each other, and an agent complains.
     Problem { mode: Mode, step: usize, host: u8, problem: String },
     /// A datapath could not be played to the end.
@@ -26,7 +26,7 @@ impl Difference {
     /// The probe that shows it, or the first of the round after which it shows.
     pub(crate) const fn step(&self) -> Option<usize> {
         match self {
-            Self::Fate { step, .. } | Self::Ways { step, .. } | Self::Problem { step, .. } => {
+            Self::Fate { step, .. } | Self::Way { step, .. } | Self::Problem { step, .. } => {
                 Some(*step)
             }
             Self::Broken { .. } => None,
@@ -41,9 +41,9 @@ impl fmt::Display for Difference {
                 formatter,
                 "step {step}, {what}\n    fast path: {fast}\n    stack:     {stack}\n    flannel:   {flannel}"
             ),
-            Self::Ways { step, ways: [fast, stack, flannel] } => write!(
+            Self::Way { step, way, packets } => write!(
                 formatter,
-                "in the round from step {step}, packets went\n    fast path: {fast}\n    stack:     {stack}\n    flannel:   {flannel}"
+                "in the round from step {step}, {packets:?} packets went {way}: by fast path, stack, flannel"
             ),
             Self::Problem { mode, step, host, problem } => write!(
                 formatter,
@@ -65,6 +65,15 @@ pub(crate) struct Findings {
 
 /// After so many complaints about routes, a kernel has told a sender all that it tells him at once.
 const RATION: usize = 5;
+
+/// As many packets may be something else, such as one probe that was lost and sent again; so many are not.
+const FEW: u64 = 3;
+const MANY: u64 = 10;
+
+/// Whether a way was taken by some datapaths, and not by others.
+fn is_other(packets: &[u64; 3]) -> bool {
+    packets.iter().any(|packets| *packets <= FEW) && packets.iter().any(|packets| *packets >= MANY)
+}
 
 /// Compares the stories of one world, in the order of [`Mode::ALL`].
 pub(crate) fn findings(world: &World, stories: &[Story; 3]) -> Findings {
@@ -95,12 +104,15 @@ pub(crate) fn findings(world: &World, stories: &[Story; 3]) -> Findings {
                 found.judge(step, &elements, &probe, [fate, stack, flannel]);
             }
         }
-        let ways = [&fast.ways, &stack.ways, &flannel.ways];
-        let differ = ways[0] != ways[1] || ways[1] != ways[2];
         // What must not go by the tunnel, or not be forwarded, may go otherwise too.
-        if differ && !elements.iter().any(Element::is_about_the_inside) {
-            let ways = ways.map(|ways| ways.iter().cloned().collect::<Vec<_>>().join(", "));
-            found.differences.push(Difference::Ways { step, ways });
+        if !elements.iter().any(|element| element.is_about_the_inside()) {
+            let ways = [&fast.ways, &stack.ways, &flannel.ways];
+            let other = fast.ways.keys().filter(|way| is_other(&ways.map(|of| of[*way])));
+            found.differences.extend(other.map(|way| Difference::Way {
+                step,
+                way: way.clone(),
+                packets: ways.map(|of| of[way]),
+            }));
         }
         for (mode, survey) in Mode::ALL.into_iter().zip([fast, stack, flannel]) {
             found.complaints(mode, survey, world.hosts);

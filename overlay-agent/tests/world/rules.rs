@@ -229,8 +229,9 @@ fn misplaced_vtep(case: &Case) -> bool {
     };
     let using: BTreeSet<_> = case.elements.iter().filter_map(by_second).collect();
     let arrived = case.flannel.arrived.iter().filter_map(|arrival| host_of(arrival.place));
-    let ends: BTreeSet<_> = arrived.chain(host_of(case.probe.from)).collect();
-    let concerned = ends.len() == 2 && ends.iter().any(|host| using.contains(host));
+    let ends: BTreeSet<_> =
+        arrived.chain(host_of(case.probe.from)).chain(case.probe.to.host()).collect();
+    let concerned = ends.len() > 1 && ends.iter().any(|host| using.contains(host));
     concerned && is_less(case)
 }
 

@@ -75,7 +75,7 @@ pub(crate) enum Element {
 
 impl Element {
     /// A routing rule about overlay addresses.
-    pub(crate) const fn is_about_the_inside(&self) -> bool {
+    pub(crate) const fn is_about_the_inside(self) -> bool {
         matches!(self, Self::Rule { selector: Selector::FromSubnet | Selector::ToSubnet(_), .. })
     }
 }
@@ -273,6 +273,22 @@ pub(crate) const fn second_wire(host: u8) -> Ipv4Addr {
 
 pub(crate) const fn service(host: u8) -> Ipv4Addr {
     Ipv4Addr::new(10, 96, 0, 10 + host)
+}
+
+impl Target {
+    /// The host that it is on, or behind.
+    pub(crate) const fn host(self) -> Option<u8> {
+        match self {
+            Self::Container { host, .. }
+            | Self::Second(host)
+            | Self::Subnet(host)
+            | Self::Gateway(host)
+            | Self::Public(host)
+            | Self::Wire(host)
+            | Self::Published(host) => Some(host),
+            Self::Service(_) | Self::Outside | Self::Internet | Self::Unleased => None,
+        }
+    }
 }
 
 impl World {

@@ -5,7 +5,7 @@ mod change;
 mod flannel;
 mod site;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use anyhow::Result;
 
@@ -51,8 +51,8 @@ pub(crate) struct Survey {
     pub(crate) step: usize,
     /// What became of a probe from each host's first container to each other host's.
     pub(crate) pairs: BTreeMap<(u8, u8), Fate>,
-    /// Which ways were used that packets take by routes and rules only.
-    pub(crate) ways: BTreeSet<String>,
+    /// How many packets went by ways that they take by routes and rules only.
+    pub(crate) ways: BTreeMap<String, u64>,
     /// What each host's agent says is wrong.
     pub(crate) problems: Vec<(u8, String)>,
 }
@@ -60,8 +60,8 @@ pub(crate) struct Survey {
 /// Numbers of probes that are no steps.
 const SURVEY: u16 = 9000;
 
-/// So many packets do not make a way: a switch that has just come up sends some itself.
-const FEW: u64 = 3;
+/// As many as there can be in a survey.
+const PAIRS: u16 = 20;
 
 /// Plays a world to its end.
 pub(crate) fn play(world: &World, mode: Mode) -> Result<Story> {
@@ -87,8 +87,10 @@ fn play_round(site: &mut Site, round: &mut Vec<(u16, Probe)>, story: &mut Story)
     let Some((first, _)) = round.first() else { return Ok(()) };
     let step = usize::from(*first);
     let pairs = site.pairs();
-    let survey =
-        (SURVEY..).zip(&pairs).map(|(number, (from, to))| (number, Probe::hello(*from, *to)));
+    // Never the same ports again: what hosts remember of a flow is not to decide about the next.
+    let first_of_survey = SURVEY + PAIRS * u16::try_from(story.surveys.len())?;
+    let numbers = first_of_survey..;
+    let survey = numbers.zip(&pairs).map(|(number, (from, to))| (number, Probe::hello(*from, *to)));
     let all: Vec<_> = round.drain(..).chain(survey).collect();
     for (number, probe) in &all {
         site.ears.aim(*number, site.world.source(probe), site.world.address(probe.to));
@@ -98,16 +100,19 @@ fn play_round(site: &mut Site, round: &mut Vec<(u16, Probe)>, story: &mut Story)
     let after = site.ways()?;
     let ways = after
         .into_iter()
-        .filter(|(way, packets)| before.get(way).is_none_or(|before| before + FEW < *packets));
+        .map(|(way, packets)| {
+            let more = packets.saturating_sub(before.get(&way).copied().unwrap_or_default());
+            (way, more)
+        })
+        .collect();
     for (place, times) in heard {
         *story.heard.entry(place).or_default() += times;
     }
-    let pairs = (SURVEY..)
+    let pairs = (first_of_survey..)
         .zip(pairs)
         .map(|(number, pair)| (pair, fates.remove(&number).unwrap_or_default()))
         .collect();
     let problems = site.problems()?;
-    let ways = ways.map(|(way, _)| way).collect();
     story.surveys.push(Survey { step, pairs, ways, problems });
     story.fates.extend(fates.into_iter().map(|(number, fate)| (usize::from(number), fate)));
     Ok(())

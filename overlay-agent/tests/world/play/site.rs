@@ -267,18 +267,10 @@ impl<'a> Site<'a> {
             .collect()
     }
 
-    /// How many packets have taken ways that none takes without a route or rule that says so: those that the router has
-    /// forwarded, and those that came by second interfaces.
+    /// How many packets have taken a way that none takes without a route or rule that says so.
     pub(crate) fn ways(&self) -> Result<BTreeMap<String, u64>> {
-        let mut ways = BTreeMap::new();
-        for (number, host) in (0..).zip(self.lab.hosts()) {
-            let (forwarded, received) = host.namespace().within(counters)?;
-            if number == self.world.hosts {
-                ways.insert("by the router".to_owned(), forwarded);
-            }
-            ways.insert(format!("to eth1 of host {number}"), received);
-        }
-        Ok(ways)
+        let router = self.host(self.world.hosts).namespace();
+        Ok(BTreeMap::from([("by the router".to_owned(), router.within(forwarded)?)]))
     }
 
     pub(crate) fn problems(&self) -> Result<Vec<(u8, String)>> {
@@ -292,16 +284,13 @@ impl<'a> Site<'a> {
     }
 }
 
-/// How many packets the namespace of this thread has forwarded, and has received by `eth1`.
-fn counters() -> Result<(u64, u64)> {
+/// How many packets the namespace of this thread has forwarded.
+fn forwarded() -> Result<u64> {
     let snmp = fs::read_to_string("/proc/thread-self/net/snmp")?;
     // A line of names, then one of numbers.
     let line = snmp.lines().filter(|line| line.starts_with("Ip:")).nth(1);
     let forwarded = line.and_then(|line| line.split(' ').nth(6)).context("no counters of IP")?;
-    let devices = fs::read_to_string("/proc/thread-self/net/dev")?;
-    let device = devices.lines().find_map(|line| line.trim().strip_prefix("eth1:"));
-    let received = device.and_then(|line| line.split_whitespace().nth(1)).unwrap_or("0");
-    Ok((forwarded.parse()?, received.parse()?))
+    Ok(forwarded.parse()?)
 }
 
 /// A wire beside the first, with the second interface of every host on it.
