@@ -188,8 +188,10 @@ impl Agent {
             if self.firewall.is_dead() {
                 bail!("the task that looks after the firewall has ended");
             }
-            // Whoever hands us to another subnet has ended with good reason.
-            if self.moving.is_none() && self.following.updates.is_closed() {
+            // Whoever hands us to another subnet has ended with good reason, of which we may not have heard yet.
+            let following = &self.following;
+            let has_ended = following.updates.is_closed() && following.events.is_empty();
+            if self.moving.is_none() && has_ended {
                 bail!("the task that follows leases has ended");
             }
         }
