@@ -115,11 +115,14 @@ pub(crate) fn findings(world: &World, stories: &[Story; 3]) -> Findings {
             }));
         }
         for (mode, survey) in Mode::ALL.into_iter().zip([fast, stack, flannel]) {
-            found.complaints(mode, survey, world.hosts);
+            found.complaints(mode, survey, world);
         }
     }
     found
 }
+
+/// What `status` says of containers that send more than the overlay carries.
+const TOO_LARGE: &str = "have an MTU of up to";
 
 impl Findings {
     fn judge(&mut self, step: usize, elements: &[Element], probe: &Probe, fates: [&Fate; 3]) {
@@ -149,18 +152,27 @@ impl Findings {
         }
     }
 
-    /// Where all containers talk to each other, all is well.
-    fn complaints(&mut self, mode: Mode, survey: &Survey, hosts: u8) {
-        let pairs = usize::from(hosts) * usize::from(hosts - 1);
+    /// Where all containers talk to each other, all is well, but for those that send more than the overlay carries.
+    fn complaints(&mut self, mode: Mode, survey: &Survey, world: &World) {
+        let pairs = usize::from(world.hosts) * usize::from(world.hosts - 1);
         if survey.pairs.len() < pairs || !survey.pairs.values().all(Fate::is_answered) {
             return;
         }
-        let problems = survey.problems.iter().map(|(host, problem)| Difference::Problem {
-            mode,
-            step: survey.step,
-            host: *host,
-            problem: problem.clone(),
-        });
-        self.differences.extend(problems);
+        let step = survey.step;
+        for host in 0..world.hosts {
+            let said = survey.problems.iter().filter(|(of, _)| *of == host);
+            let (of_mtu, others): (Vec<_>, Vec<_>) =
+                said.map(|(_, problem)| problem).partition(|problem| problem.contains(TOO_LARGE));
+            let is_too_large = world.bridge_mtu(host) > world.overlay_mtu();
+            let is_missing = is_too_large && of_mtu.is_empty() && mode != Mode::Flannel;
+            let missing = is_missing.then(|| format!("nothing like «{TOO_LARGE}»"));
+            let wrong = of_mtu.into_iter().filter(|_| !is_too_large).chain(others).cloned();
+            self.differences.extend(wrong.chain(missing).map(|problem| Difference::Problem {
+                mode,
+                step,
+                host,
+                problem,
+            }));
+        }
     }
 }

@@ -333,7 +333,12 @@ impl World {
                 Element::BridgeMtu { host: of, mtu } if *of == host => Some(*mtu),
                 _ => None,
             })
-            .unwrap_or(self.wire_mtu() - 50)
+            .unwrap_or(self.overlay_mtu())
+    }
+
+    /// What encapsulation leaves of the wire's.
+    pub(crate) fn overlay_mtu(&self) -> u16 {
+        self.wire_mtu() - 50
     }
 
     /// How many containers a host has in the beginning.
