@@ -216,7 +216,8 @@ fn sentence(address: Ipv4Addr, seen: &Seen, port: u16, patience: Duration, now: 
         None => "since this agent knows it".to_owned(),
     };
     format!(
-        "{peer} has not answered {silence}, neither through the overlay nor past it: it is down, or cannot be reached."
+        "{peer} has not answered {silence}, neither through the overlay nor past it: it is down, cannot be reached, or this \
+         host's firewall lets no answer in."
     )
 }
 

@@ -161,7 +161,7 @@ pub(super) fn check_no_vxlan(
 /// Whether a packet begins with its transport header: no fragment, or the first. The lower 13 bits of the field are
 /// the offset (RFC 791, section 3.1).
 #[inline(always)]
-const fn is_first(ipv4: &Ipv4Hdr) -> bool {
+pub(super) const fn is_first(ipv4: &Ipv4Hdr) -> bool {
     matches!([ipv4.frags[0] & 0x1f, ipv4.frags[1]], [0, 0])
 }
 

@@ -6,7 +6,7 @@
 
 use network_types::ip::Ipv4Hdr;
 
-use super::{Tables, is_fragment};
+use super::{Tables, is_fragment, sender::is_first};
 use crate::{
     packet::{ETHERNET_LENGTH, PROTOCOL_TCP, PROTOCOL_UDP, Packet},
     tables::{Direction, EndpointKey, HostConfig, SeatKey, StackFlow, StackFlowKey},
@@ -15,12 +15,6 @@ use crate::{
 const PROTOCOL_ICMP: u8 = 1;
 const ICMP_ECHO_REPLY: u8 = 0;
 const ICMP_ECHO: u8 = 8;
-
-/// Where in a packet a fragment begins, in units of 8 bytes.
-#[inline(always)]
-const fn fragment_offset(ipv4: &Ipv4Hdr) -> u16 {
-    u16::from_be_bytes(ipv4.frags) & 0x1fff
-}
 
 /// The ports of a packet. Every field is always written: of an `Option`, the compiler would copy bytes
 /// that hold nothing, which the verifier refuses.
@@ -34,7 +28,7 @@ struct Ports {
 #[inline(always)]
 fn ports(packet: &impl Packet, offset: usize, ipv4: &Ipv4Hdr) -> Ports {
     const HIDDEN: Ports = Ports { shown: false, source: [0; 2], destination: [0; 2] };
-    if fragment_offset(ipv4) != 0 {
+    if !is_first(ipv4) {
         return HIDDEN;
     }
     if !matches!(ipv4.proto, PROTOCOL_TCP | PROTOCOL_UDP | PROTOCOL_ICMP) {
