@@ -143,7 +143,7 @@ impl World {
             vtep_mac: VTEP_MAC.0,
             bridge_mac: BRIDGE_MAC.0,
             peer_lengths: [24, 0, 0, 0],
-            flow_share: 0,
+            flow_share: tables.flow_share,
         };
         let mut world = Self { programs, tables, host };
         world.configure(|_| ());
