@@ -17,13 +17,16 @@ mod survival;
 mod work;
 mod worker;
 
-use std::{fs, path::PathBuf};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::{Args, Subcommand, ValueEnum};
 
 use self::{
-    contenders::Contender,
+    contenders::{Agents, Contender, OURS_BEFORE},
     report::{Machine, Report},
     rounds::{Cores, Plan, Wire},
     work::Work,
@@ -73,6 +76,9 @@ pub struct Options {
     /// Measure this agent instead of building one
     #[arg(long, value_name = "FILE")]
     agent: Option<PathBuf>,
+    /// Compare with this agent, of another version
+    #[arg(long, value_name = "FILE")]
+    before: Option<PathBuf>,
 }
 
 #[derive(Debug, Clone, Subcommand)]
@@ -116,10 +122,10 @@ pub fn run(options: &Options) -> Result<()> {
         None => {}
     }
     let plan = options.plan()?;
-    let agent = options.agent()?;
+    let agents = options.agents()?;
     let machine = Machine::read(rounds::pinned(plan.cores)?)?;
     println!("{}", report::opening(&plan, &machine));
-    let samples = rounds::run(&plan, &agent)?;
+    let samples = rounds::run(&plan, &agents)?;
     let report = Report::new(plan, machine, samples);
     println!("{}", report::table(&report));
     let directory = report::write(&report)?;
@@ -130,17 +136,20 @@ pub fn run(options: &Options) -> Result<()> {
 impl Options {
     fn plan(&self) -> Result<Plan> {
         let quick = usize::from(self.quick);
-        let contenders = if self.contenders.is_empty() {
+        let mut names = if self.contenders.is_empty() {
             contenders::usual()
         } else {
-            // In the order of the report, each once.
             for name in &self.contenders {
                 Contender::find(name)?;
             }
-            let chosen =
-                |contender: &Contender| self.contenders.iter().any(|name| name == contender.name);
-            contenders::ALL.into_iter().filter(chosen).collect()
+            self.contenders.clone()
         };
+        if self.before.is_some() {
+            names.push(OURS_BEFORE.to_owned());
+        }
+        // In the order of the report, each once.
+        let chosen = |contender: &Contender| names.iter().any(|name| name == contender.name);
+        let contenders = contenders::ALL.into_iter().filter(chosen).collect();
         let mut works = self.works.clone();
         if works.is_empty() {
             works = Work::value_variants().to_vec();
@@ -166,6 +175,11 @@ impl Options {
         })
     }
 
+    fn agents(&self) -> Result<Agents> {
+        let before = self.before.as_deref().map(executable).transpose()?;
+        Ok(Agents { now: self.agent()?, before })
+    }
+
     fn agent(&self) -> Result<PathBuf> {
         for (program, package) in
             [("iperf3", "iperf3"), ("taskset", "util-linux"), ("tc", "iproute2")]
@@ -176,16 +190,20 @@ impl Options {
             );
         }
         if let Some(agent) = &self.agent {
-            let path = fs::canonicalize(agent)
-                .with_context(|| format!("there is no agent at {}", agent.display()))?;
-            if path.is_dir() {
-                bail!("{} is a folder, not an agent", path.display());
-            }
-            return Ok(path);
+            return executable(agent);
         }
         setup::ensure()?;
         build::object()?;
         // A debug build would measure as well, for its programs are optimised; but it is not what runs.
         build::agent(true)
     }
+}
+
+fn executable(agent: &Path) -> Result<PathBuf> {
+    let path = fs::canonicalize(agent)
+        .with_context(|| format!("there is no agent at {}", agent.display()))?;
+    if path.is_dir() {
+        bail!("{} is a folder, not an agent", path.display());
+    }
+    Ok(path)
 }

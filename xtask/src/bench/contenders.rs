@@ -5,13 +5,14 @@ mod collect_metadata;
 mod flannel;
 mod host;
 mod ours;
+mod ours_before;
 mod ours_many;
 mod ours_slow;
 mod program;
 mod redirect;
 mod route;
 
-use std::{fmt, fs, net::Ipv4Addr, path::Path, time::Duration};
+use std::{fmt, fs, net::Ipv4Addr, path::PathBuf, time::Duration};
 
 use anyhow::{Context as _, Result, anyhow, bail};
 
@@ -27,13 +28,14 @@ const REACHABLE_WITHIN: Duration = Duration::from_secs(15);
 const OVERHEAD: u32 = 50;
 
 /// All of them, in the order of a report's columns. A new one is a file and a line here.
-pub(super) const ALL: [Contender; 8] = [
+pub(super) const ALL: [Contender; 9] = [
     host::CONTENDER,
     redirect::CONTENDER,
     route::CONTENDER,
     flannel::CONTENDER,
     collect_metadata::CONTENDER,
     ours_slow::CONTENDER,
+    ours_before::CONTENDER,
     ours::CONTENDER,
     ours_many::CONTENDER,
 ];
@@ -48,6 +50,8 @@ pub(super) const OURS: &str = "ours";
 pub(super) const CEILING: &str = "redirect";
 /// Ours with as many leases as there can be.
 pub(super) const OURS_MANY: &str = "ours-65536";
+/// Measured wherever there is an agent of before.
+pub(super) const OURS_BEFORE: &str = "ours-before";
 
 /// A way for packets to go from host to host.
 #[derive(Clone, Copy)]
@@ -69,8 +73,17 @@ pub(super) struct Site<'lab> {
     pub(super) mtu: u32,
     /// For contenders that take leases.
     pub(super) etcd: &'lab Etcd,
-    /// Our agent.
-    pub(super) agent: &'lab Path,
+    /// Our agent's executables.
+    pub(super) agents: &'lab Agents,
+}
+
+/// Executables of our agent.
+#[derive(Debug, Clone)]
+pub(super) struct Agents {
+    /// The one that is measured.
+    pub(super) now: PathBuf,
+    /// Of another version, to compare it with.
+    pub(super) before: Option<PathBuf>,
 }
 
 /// A contender that is set up: traffic can flow as long as this value lives.
@@ -111,10 +124,10 @@ impl Contender {
         lab: &Lab,
         first: usize,
         etcd: &Etcd,
-        agent: &Path,
+        agents: &Agents,
     ) -> Result<Standing> {
         let hosts = [lab.host(first), lab.host(first + 1)];
-        let site = Site { hosts, mtu: lab.wire().mtu(), etcd, agent };
+        let site = Site { hosts, mtu: lab.wire().mtu(), etcd, agents };
         (self.set_up)(&site)
             .and_then(|standing| standing.prove().map(|()| standing))
             .with_context(|| format!("cannot set up contender {}", self.name))
@@ -176,8 +189,9 @@ impl Standing {
 }
 
 /// Those that are measured unless others are named.
-pub(super) fn usual() -> Vec<Contender> {
-    ALL.into_iter().filter(|contender| contender.usual).collect()
+pub(super) fn usual() -> Vec<String> {
+    let usual = ALL.iter().filter(|contender| contender.usual);
+    usual.map(|contender| contender.name.to_owned()).collect()
 }
 
 /// Every contender's name.

@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use super::{
     CONGESTION_CONTROL,
-    contenders::{Contender, OURS},
+    contenders::{Agents, Contender, OURS},
     rounds::{self, Cores, Track},
     work::Work,
 };
@@ -90,13 +90,14 @@ fn costs(lab: &Lab) -> Result<BTreeMap<String, Cost>> {
 
 /// Measures, and prints the table.
 pub(super) fn run(options: &Options) -> Result<()> {
-    let agent = if let Some(agent) = &options.agent {
+    let now = if let Some(agent) = &options.agent {
         fs::canonicalize(agent).with_context(|| format!("no agent at {}", agent.display()))?
     } else {
         setup::ensure()?;
         build::object()?;
         build::agent(true)?
     };
+    let agents = Agents { now, before: None };
     let mut table = Table::new();
     table.load_style(NOTHING);
     table.set_header(["", "program", "packets", "ns per packet"]);
@@ -105,7 +106,7 @@ pub(super) fn run(options: &Options) -> Result<()> {
         let lab = Lab::builder().hosts(2).imitate_wire(imitated).start()?;
         let etcd = Etcd::on_host(lab.host(0))?;
         let contender = Contender::find(OURS)?;
-        let standing = contender.set_up(&lab, 0, &etcd, &agent)?;
+        let standing = contender.set_up(&lab, 0, &etcd, &agents)?;
         standing.set_congestion_control(CONGESTION_CONTROL)?;
         let mut track = Track::new(&lab, contender, standing, rounds::pinned(Cores::One)?)?;
         for work in WORKS {

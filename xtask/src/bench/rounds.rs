@@ -1,7 +1,7 @@
 //! Everything set up at once, and measured in rounds: within a round every contender does the same
 //! work within seconds, in an order that rotates.
 
-use std::{path::Path, time::Instant};
+use std::time::Instant;
 
 use anyhow::{Context as _, Result, ensure};
 use clap::ValueEnum;
@@ -9,7 +9,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
 use super::{
-    contenders::{Contender, Standing},
+    contenders::{Agents, Contender, Standing},
     processor::{self, Core},
     work::{IPERF_PORT, Values, Work},
     worker,
@@ -112,7 +112,7 @@ pub(super) fn pinned(cores: Cores) -> Result<[usize; 2]> {
 }
 
 /// Measures everything.
-pub(super) fn run(plan: &Plan, agent: &Path) -> Result<Vec<Sample>> {
+pub(super) fn run(plan: &Plan, agents: &Agents) -> Result<Vec<Sample>> {
     let lab = Lab::builder().hosts(plan.contenders.len() * 2).start()?;
     // The switch is the wire, not a host with a firewall.
     lab.wire().switch().sysctl("net.bridge.bridge-nf-call-iptables", "0").ok();
@@ -120,7 +120,7 @@ pub(super) fn run(plan: &Plan, agent: &Path) -> Result<Vec<Sample>> {
     let cores = pinned(plan.cores)?;
     let mut tracks = Vec::new();
     for (index, contender) in plan.contenders.iter().enumerate() {
-        let standing = contender.set_up(&lab, index * 2, &etcd, agent)?;
+        let standing = contender.set_up(&lab, index * 2, &etcd, agents)?;
         standing.set_congestion_control(&plan.congestion_control)?;
         tracks.push(Track::new(&lab, *contender, standing, cores)?);
     }

@@ -1,6 +1,6 @@
 //! Our agent, as users have it.
 
-use std::time::Duration;
+use std::{path::Path, time::Duration};
 
 use anyhow::{Result, ensure};
 
@@ -16,16 +16,20 @@ const NETWORK: u8 = 60;
 const SETTLED_WITHIN: Duration = Duration::from_secs(15);
 
 fn set_up(site: &Site<'_>) -> Result<Standing> {
-    with_fast_path(site, NETWORK, true)
+    with_fast_path(site, &site.agents.now, NETWORK, true)
 }
 
 /// An agent on each host, in a network of its own, and a container that it knows.
-pub(super) fn with_fast_path(site: &Site<'_>, network: u8, fast_path: bool) -> Result<Standing> {
+pub(super) fn with_fast_path(
+    site: &Site<'_>,
+    agent: &Path,
+    network: u8,
+    fast_path: bool,
+) -> Result<Standing> {
     let prefix = format!("/bench/{network}");
     let config = format!(r#"{{"Network":"10.{network}.0.0/16","Backend":{{"Type":"vxlan"}}}}"#);
     site.etcd.put(&format!("{prefix}/config"), &config)?;
-    let options =
-        AgentOptions::new(site.agent, site.etcd).etcd_prefix(&prefix).fast_path(fast_path);
+    let options = AgentOptions::new(agent, site.etcd).etcd_prefix(&prefix).fast_path(fast_path);
     with_agents(site, &options, 1)
 }
 

@@ -35,7 +35,7 @@ fn set_up(site: &Site<'_>) -> Result<Standing> {
     }
     let file = site.hosts[0].directory().join("peers.toml");
     fs::write(&file, text).with_context(|| format!("cannot write {}", file.display()))?;
-    let options =
-        AgentOptions::new(site.agent, site.etcd).argument(&format!("--peers={}", file.display()));
+    let options = AgentOptions::new(&site.agents.now, site.etcd)
+        .argument(&format!("--peers={}", file.display()));
     ours::with_agents(site, &options, usize::try_from(OTHERS)? + 1)
 }
