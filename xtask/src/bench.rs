@@ -12,6 +12,7 @@ mod packets;
 mod processor;
 mod report;
 mod rounds;
+mod setting;
 pub mod statistics;
 mod survival;
 mod work;

@@ -12,6 +12,7 @@ use super::{
     CONGESTION_CONTROL,
     contenders::{Agents, Contender, OURS},
     rounds::{self, Cores, Track},
+    setting::{Setting, allow_congestion_control},
     work::Work,
 };
 use crate::{
@@ -35,28 +36,6 @@ pub(super) struct Options {
     /// Measure this agent instead of building one
     #[arg(long, value_name = "FILE")]
     agent: Option<PathBuf>,
-}
-
-/// The kernel counts as long as this lives, and afterwards if it did before.
-struct Statistics {
-    before: String,
-}
-
-impl Statistics {
-    fn switch_on() -> Result<Self> {
-        let before =
-            fs::read_to_string(STATISTICS).with_context(|| format!("cannot read {STATISTICS}"))?;
-        fs::write(STATISTICS, "1").with_context(|| format!("cannot write {STATISTICS}"))?;
-        Ok(Self { before })
-    }
-}
-
-impl Drop for Statistics {
-    fn drop(&mut self) {
-        if let Err(error) = fs::write(STATISTICS, self.before.trim()) {
-            eprintln!("cannot write {STATISTICS}: {error}");
-        }
-    }
 }
 
 /// How often a program ran, and how many nanoseconds in all.
@@ -101,7 +80,8 @@ pub(super) fn run(options: &Options) -> Result<()> {
     let mut table = Table::new();
     table.load_style(NOTHING);
     table.set_header(["", "program", "packets", "ns per packet"]);
-    let statistics = Statistics::switch_on()?;
+    let statistics = Setting::change(STATISTICS, |_| "1".to_owned())?;
+    let _allowed = allow_congestion_control(CONGESTION_CONTROL)?;
     for imitated in [false, true] {
         let lab = Lab::builder().hosts(2).imitate_wire(imitated).start()?;
         let etcd = Etcd::on_host(lab.host(0))?;

@@ -11,6 +11,7 @@ use serde::Serialize;
 use super::{
     contenders::{Agents, Contender, Standing},
     processor::{self, Core},
+    setting::allow_congestion_control,
     work::{IPERF_PORT, Values, Work},
     worker,
 };
@@ -113,6 +114,7 @@ pub(super) fn pinned(cores: Cores) -> Result<[usize; 2]> {
 
 /// Measures everything.
 pub(super) fn run(plan: &Plan, agents: &Agents) -> Result<Vec<Sample>> {
+    let _allowed = allow_congestion_control(&plan.congestion_control)?;
     let lab = Lab::builder().hosts(plan.contenders.len() * 2).start()?;
     // The switch is the wire, not a host with a firewall.
     lab.wire().switch().sysctl("net.bridge.bridge-nf-call-iptables", "0").ok();
