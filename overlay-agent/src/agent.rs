@@ -19,9 +19,9 @@ use crate::{
     datapath::{Attachment, Features, PinPath},
     dataplane::{Dataplane, DataplaneSpec},
     fail,
-    firewall::{self, Firewall, Forward, Masquerade, Nat},
+    firewall::{self, Firewall, Masquerade, Nat, Scene},
     lease::Lease,
-    netlink::{self, Tunnel, TunnelSpec},
+    netlink::{self, TunnelSpec},
     network_config::{
         NetworkConfig,
         change::{Change, changes},
@@ -94,10 +94,13 @@ impl Agent {
         let joined = Box::pin(store.join(&mut network, &request)).await?;
         let lease = joined.lease;
         fail::point("lease");
-        let spec = dataplane_spec(&config, &network.config, &uplink, lease);
+        let scene = scene(&config, &network.config, &uplink, lease);
+        let concerns = firewall::concerns(&scene).await?;
+        let honour = config.rules.honours(&concerns);
+        let spec = dataplane_spec(&config, &network.config, &uplink, lease, honour);
         let dataplane = Dataplane::start(spec, pins, features).await?;
         fail::point("dataplane");
-        let firewall = firewall(&config, &network.config, lease, dataplane.tunnel());
+        let firewall = Firewall::keep(firewall_spec(&config, &network.config, scene), concerns);
         let presence = Presence::new(config.peer_timeout);
         let mut agent = Self {
             config,
@@ -174,6 +177,7 @@ impl Agent {
                     earliest = Instant::now() + PAUSE;
                 }
                 _ = verification.tick() => self.verify().await,
+                () = self.firewall.changed() => self.follow_rules(),
                 Some(update) = self.following.updates.recv() => first = Some(update),
             }
             self.lease_updates(first).await;
@@ -201,6 +205,19 @@ impl Agent {
         self.look_around().await;
         let outcome = self.dataplane.reconcile().await;
         self.note(IN_STEP, outcome);
+        self.firewall.see_bridge(self.dataplane.bridge().map(|link| link.name.as_str()));
+    }
+
+    /// Netfilter decides from now on, or does not any more.
+    fn follow_rules(&mut self) {
+        let concerns = self.firewall.concerns();
+        let honour = self.config.rules.honours(&concerns);
+        if honour != self.dataplane.spec().honour_rules {
+            let because = concerns.first().map(|rule| rule.text.as_str());
+            tracing::warn!(honour, because, "whether rules of the firewall decide has changed");
+        }
+        let outcome = self.dataplane.honour_rules(honour);
+        self.note("telling the programs whether rules decide", outcome);
     }
 
     fn forget_ports(&mut self, gone: &[u32]) {
@@ -301,8 +318,10 @@ impl Agent {
     }
 
     fn keep_firewall(&self) -> firewall::Kept {
-        let tunnel = self.dataplane.tunnel();
-        firewall(&self.config, &self.network.config, self.lease, tunnel)
+        let mut scene = scene(&self.config, &self.network.config, &self.uplink, self.lease);
+        scene.bridge = self.dataplane.bridge().map(|link| link.name.clone());
+        let spec = firewall_spec(&self.config, &self.network.config, scene);
+        Firewall::keep(spec, self.firewall.concerns())
     }
 
     /// Does what can be done about another network config while the agent runs, and says what cannot.
@@ -416,20 +435,27 @@ pub(crate) fn report(doing: &str, outcome: Result<()>) -> Option<String> {
     Some(format!("The last attempt at {doing} failed: {error:#}."))
 }
 
-fn firewall(
-    config: &RunConfig,
-    network: &NetworkConfig,
-    lease: Lease,
-    tunnel: &Tunnel,
-) -> firewall::Kept {
-    let nat = Nat {
+/// What the overlay looks like to the firewall, as long as nobody has seen its bridge.
+fn scene(config: &RunConfig, network: &NetworkConfig, uplink: &Uplink, lease: Lease) -> Scene {
+    Scene {
         network: network.network,
         subnet: lease.subnet,
-        device: (!network.direct_routing).then(|| tunnel.name.clone()),
+        bridge: config.bridge.clone(),
+        tunnel: netlink::tunnel_name(network.vni),
+        uplink: uplink.name.clone(),
+        direct: network.direct_routing,
+    }
+}
+
+fn firewall_spec(config: &RunConfig, network: &NetworkConfig, scene: Scene) -> firewall::Spec {
+    let nat = Nat {
+        network: scene.network,
+        subnet: scene.subnet,
+        device: (!network.direct_routing).then(|| scene.tunnel.clone()),
         masquerade: config.ip_masq.then_some(Masquerade { random: config.masquerade_random }),
     };
-    let forward = config.forward_rules.then_some(Forward { network: network.network });
-    Firewall::new(tunnel.name.clone(), forward, nat).keep(config.iptables_resync)
+    let (mode, forward, period) = (config.rules, config.forward_rules, config.iptables_resync);
+    firewall::Spec { scene, mode, forward, nat, period }
 }
 
 fn overlay_mtu(network: &NetworkConfig, uplink: &Uplink) -> u16 {
@@ -441,6 +467,7 @@ fn dataplane_spec(
     network: &NetworkConfig,
     uplink: &Uplink,
     lease: Lease,
+    honour_rules: bool,
 ) -> DataplaneSpec {
     DataplaneSpec {
         tunnel: TunnelSpec {
@@ -457,6 +484,7 @@ fn dataplane_spec(
         public_address: uplink.public_ip,
         bridge: config.bridge.clone(),
         fast_path: config.fast_path,
+        honour_rules,
         direct_routing: network.direct_routing,
         source_check: config.source_check.clone(),
         blackhole: config.blackhole,

@@ -37,6 +37,8 @@ pub struct DataplaneSpec {
     pub bridge: Option<String>,
     /// Whether programs deliver past the host's stack.
     pub fast_path: bool,
+    /// Whether programs deliver only what netfilter has let through.
+    pub honour_rules: bool,
     /// Whether peers on the same link get their packets as they are.
     pub direct_routing: bool,
     /// Which source addresses containers may use.
@@ -148,6 +150,12 @@ impl Dataplane {
         self.spec.direct_routing = direct_routing;
         self.ways_are_stale = true;
         self.reconcile().await
+    }
+
+    /// Has netfilter decide what the fast path may carry, or not, from the next packet on.
+    pub fn honour_rules(&mut self, honour: bool) -> Result<()> {
+        self.spec.honour_rules = honour;
+        self.write_config()
     }
 
     /// Changes the overlay's MTU and nothing else: the peers stay.
@@ -305,6 +313,7 @@ impl Dataplane {
             abi_version: ABI_VERSION,
             flags: spec.source_check.flags()
                 | if spec.fast_path { HostConfig::FAST_PATH } else { 0 }
+                | if spec.honour_rules { HostConfig::HONOUR_RULES } else { 0 }
                 // As with the peers' lengths below.
                 | match (self.synced, self.peers.are_all_seated()) {
                     (true, true) => HostConfig::LEASES_LISTED,

@@ -18,6 +18,7 @@ use crate::{
         flanneld::FlanneldArgs,
         run::{OnExit, RunArgs, Switch},
     },
+    firewall::RulesMode,
     lease::key::Prefix,
     source_check::SourceCheck,
 };
@@ -52,6 +53,8 @@ pub struct RunConfig {
     pub bridge: Option<String>,
     /// Whether programs may deliver past the kernel's network stack.
     pub fast_path: bool,
+    /// Whether rules of the host's firewall hold for what containers send each other.
+    pub rules: RulesMode,
     /// After how long without an answer a peer is a problem; none where nobody is asked.
     pub peer_timeout: Option<Duration>,
     /// Which source addresses containers may use.
@@ -237,6 +240,7 @@ impl TryFrom<RunArgs> for RunConfig {
             lease_ttl: Duration::from_secs(args.lease_ttl.into()),
             bridge: args.bridge.filter(|name| !name.is_empty()),
             fast_path: args.fast_path == Switch::On,
+            rules: args.rules,
             peer_timeout: (args.peer_timeout > 0)
                 .then(|| Duration::from_secs(args.peer_timeout.into())),
             source_check: SourceCheck {

@@ -87,6 +87,8 @@ unsafe impl Header for u8 {}
 unsafe impl Header for [u8; 8] {}
 // SAFETY: as above.
 unsafe impl Header for [u8; 4] {}
+// SAFETY: as above.
+unsafe impl Header for [u8; 2] {}
 
 const _: () = {
     assert!(size_of::<Ethernet>() == ETHERNET_LENGTH && align_of::<Ethernet>() == 1);
@@ -137,6 +139,7 @@ pub(crate) mod test_support {
 
     /// A packet in memory.
     #[expect(clippy::struct_field_names, reason = "the bytes are what it is about")]
+    #[derive(Clone)]
     pub(crate) struct Bytes {
         pub(crate) bytes: Vec<u8>,
         pub(crate) segment_size: u32,

@@ -144,6 +144,7 @@ reasons! {
         PublicSource = "public_source", "From the sender's own public address, which is answered past the overlay: the stack has to see it.";
         NotFromPeer = "not_from_peer", "Not from another host of the overlay.";
         StackFlow = "stack_flow", "An answer to a flow that went through the stack, which may have to be rewritten there.";
+        AwaitsRules = "awaits_rules", "Netfilter has not let its flow through yet, or not lately: the stack asks it.";
         HelperDeclined = "helper_declined", "The kernel could not resize the packet, for one because it is encapsulated already.";
     }
     Dropped {

@@ -3,15 +3,17 @@
 use aya_ebpf::{
     bindings::{BPF_F_NO_PREALLOC, BPF_NOEXIST},
     btf_maps::{Array, HashMap, LruHashMap, PerCpuArray},
+    helpers::bpf_ktime_get_coarse_ns,
     macros::btf_map,
 };
 use overlay_common::{
     decide::Tables,
     tables::{
-        CLAIMS_CAPACITY, Claim, ClaimKey, Counter, Direction, ENDPOINTS_CAPACITY, Endpoint,
-        EndpointKey, HOMES_CAPACITY, Home, HomeKey, HostConfig, PEERS_CAPACITY, PORTS_CAPACITY,
-        Peer, PeerKey, Port, PortKey, STACK_FLOWS_CAPACITY, STACK_TURNS_CAPACITY, SeatKey,
-        StackFlow, StackFlowKey, StackState, Turn, VTEPS_CAPACITY, Vtep, VtepKey, counter_slots,
+        Accepted, CLAIMS_CAPACITY, Claim, ClaimKey, Counter, Direction, ENDPOINTS_CAPACITY,
+        Endpoint, EndpointKey, HOMES_CAPACITY, Home, HomeKey, HostConfig, PEERS_CAPACITY,
+        PORTS_CAPACITY, Peer, PeerKey, Port, PortKey, STACK_FLOWS_CAPACITY, STACK_TURNS_CAPACITY,
+        SeatKey, StackFlow, StackFlowKey, StackState, Turn, VTEPS_CAPACITY, Vtep, VtepKey,
+        counter_slots,
     },
 };
 
@@ -53,6 +55,9 @@ static STACK_STATE: Array<StackState, 1> = Array::new();
 
 #[btf_map(name = "handed_over")]
 static HANDED_OVER: PerCpuArray<StackFlowKey, 1> = PerCpuArray::new();
+
+#[btf_map(name = "accepted")]
+static ACCEPTED: LruHashMap<StackFlowKey, Accepted, STACK_FLOWS_CAPACITY> = LruHashMap::new();
 
 #[btf_map(name = "counters")]
 pub(crate) static COUNTERS: PerCpuArray<Counter, { counter_slots() as usize }> = PerCpuArray::new();
@@ -179,6 +184,25 @@ impl Tables for Maps {
     #[inline(always)]
     fn handed_over(&self) -> StackFlowKey {
         HANDED_OVER.get(0).copied().unwrap_or_default()
+    }
+
+    #[inline(always)]
+    fn accepted(&self, key: &StackFlowKey) -> Accepted {
+        // SAFETY: an entry is replaced as a whole.
+        unsafe { ACCEPTED.get(key) }.copied().unwrap_or_default()
+    }
+
+    #[inline(always)]
+    fn accept(&self, key: &StackFlowKey, accepted: Accepted) {
+        // A full map makes room by itself; if it still refuses, the flow asks again. So it does where the other direction's
+        // note gets lost between two processors.
+        let _forgotten = ACCEPTED.insert(key, accepted, 0);
+    }
+
+    #[inline(always)]
+    fn now(&self) -> u64 {
+        // SAFETY: the helper takes no arguments.
+        unsafe { bpf_ktime_get_coarse_ns() }
     }
 }
 

@@ -9,8 +9,8 @@ use aya_ebpf::{
 };
 use overlay_common::packet::{Header, Packet};
 
-/// Ethernet, IPv4 and TCP up to the data offset.
-pub(crate) const TCP_HEADERS: u32 = 14 + 20 + 13;
+/// Ethernet, IPv4 and TCP up to its flags.
+pub(crate) const TCP_HEADERS: u32 = 14 + 20 + 14;
 
 /// Ethernet, four tags, IPv4 with all options, and UDP: whatever checks look at.
 const CHECKED: u32 = 14 + 4 * 4 + 60 + 8;

@@ -13,6 +13,6 @@ pub use pulse::{Listener, Pulse, Readiness};
 pub use server::{Requests, serve_socket};
 pub use status::{
     Answered, CounterStatus, FeatureStatus, LeaseStatus, OverlayStatus, PeerStatus, ProgramStatus,
-    Status, UplinkStatus, Verdicts, Way,
+    RulesStatus, Status, UplinkStatus, Verdicts, Way,
 };
 pub use waiting::Waiting;

@@ -39,6 +39,9 @@ pub struct OverlayStatus {
     pub mtu: u32,
     /// Whether programs deliver past the host's stack.
     pub fast_path: bool,
+    /// What rules of the host's firewall mean for the overlay.
+    #[serde(default)]
+    pub rules: RulesStatus,
     /// How containers' source addresses are checked, where that is not as usual.
     #[serde(default)]
     pub source_check: Option<String>,
@@ -79,6 +82,36 @@ pub struct LeaseStatus {
     pub public_ip: Ipv4Addr,
     /// The MAC that peers address inner frames to.
     pub vtep_mac: String,
+}
+
+/// What rules of the host's firewall for forwarded packets mean for the overlay's.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
+pub struct RulesStatus {
+    /// `auto`, `honour` or `bypass`, as `--rules` has it.
+    pub mode: String,
+    /// Whether flows take the stack until netfilter has let them through.
+    pub honoured: bool,
+    /// Rules that may concern what containers send each other.
+    pub concerns: Vec<String>,
+}
+
+impl RulesStatus {
+    fn describe(&self) -> String {
+        let mode = &self.mode;
+        let Some(first) = self.concerns.first() else {
+            let what = if self.honoured { "honoured" } else { "bypassed" };
+            return format!("{what} ({mode}): none concerns the overlay");
+        };
+        let more = match self.concerns.len() - 1 {
+            0 => String::new(),
+            more => format!(" and {more} more"),
+        };
+        if self.honoured {
+            format!("honoured ({mode}) because of {first}{more}")
+        } else {
+            format!("bypassed ({mode}): these do not hold for the fast path: {first}{more}")
+        }
+    }
 }
 
 /// An interface.
@@ -282,6 +315,7 @@ impl OverlayStatus {
             ),
             format!("Bridge    {bridge}, {} containers known", self.endpoints),
             format!("Fast path {path}"),
+            format!("Rules     {}", self.rules.describe()),
             format!("Kernel    {}, programs attached by {}", self.kernel, self.attached_by),
         ];
         lines.extend(self.source_check.iter().map(|how| format!("Sources   checks are {how}")));

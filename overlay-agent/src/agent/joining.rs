@@ -120,7 +120,9 @@ impl Agent {
         self.network = network;
         self.config_problems.clear();
         self.following = joined.following;
-        let spec = dataplane_spec(&self.config, &self.network.config, &self.uplink, self.lease);
+        let honour = self.dataplane.spec().honour_rules;
+        let (config, network) = (&self.config, &self.network.config);
+        let spec = dataplane_spec(config, network, &self.uplink, self.lease, honour);
         let outcome = self.dataplane.move_to(spec).await;
         self.note("putting the new lease to use", outcome);
         self.firewall = self.keep_firewall();

@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use clap::ValueEnum as _;
 use overlay_common::Feature;
 use tokio::sync::oneshot;
 
@@ -9,7 +10,7 @@ use super::Agent;
 use crate::{
     admin::{
         Answered, CounterStatus, FeatureStatus, LeaseStatus, OverlayStatus, PeerStatus,
-        ProgramStatus, Status, UplinkStatus,
+        ProgramStatus, RulesStatus, Status, UplinkStatus,
     },
     containers::mtu_beyond,
     datapath::read_counters,
@@ -54,6 +55,7 @@ impl Agent {
             port: spec.tunnel.port,
             mtu: spec.tunnel.mtu,
             fast_path: spec.fast_path,
+            rules: self.rules(),
             source_check: spec.source_check.describe(),
             lease: LeaseStatus {
                 subnet: self.lease.subnet,
@@ -141,6 +143,15 @@ impl Agent {
         problems.extend(self.faults.values().chain(&self.lost_address).cloned());
         problems.extend(self.firewall.fault());
         problems
+    }
+
+    fn rules(&self) -> RulesStatus {
+        let mode = self.config.rules.to_possible_value();
+        RulesStatus {
+            mode: mode.map_or_else(String::new, |mode| mode.get_name().to_owned()),
+            honoured: self.dataplane.spec().honour_rules,
+            concerns: self.firewall.concerns().into_iter().map(|rule| rule.text).collect(),
+        }
     }
 
     fn too_large(&self, observed: &Observed) -> Option<String> {

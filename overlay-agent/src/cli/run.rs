@@ -8,7 +8,9 @@ use clap::{ArgAction, Args, ValueEnum};
 
 use super::{etcd::EtcdArgs, flanneld::FlanneldArgs, go_bool, go_style::go_int};
 pub use crate::run_config::RunConfig;
-use crate::{source_check::Strictness, state_file::DEFAULT_PATH as DEFAULT_STATE_FILE};
+use crate::{
+    firewall::RulesMode, source_check::Strictness, state_file::DEFAULT_PATH as DEFAULT_STATE_FILE,
+};
 
 pub(crate) const DEFAULT_SOCKET: &str = "/run/overlay/agent.sock";
 
@@ -118,6 +120,11 @@ pub struct RunArgs {
     /// Whether packets take the short way past the kernel's network stack, or all go through it
     #[arg(long, value_enum, default_value_t = Switch::On, help_heading = OURS)]
     pub fast_path: Switch,
+
+    /// Whether rules of the host's firewall for forwarded packets hold for the overlay's. Where they do, each flow
+    /// takes the stack until netfilter has let it through both ways, and shows itself again more than once a second
+    #[arg(long, value_enum, default_value_t = RulesMode::Auto, value_name = "MODE", help_heading = OURS)]
+    pub rules: RulesMode,
 
     /// After how long without an answer a peer is named in `status`; each is asked three times meanwhile. 0: nobody is asked
     #[arg(long, value_name = "SECONDS", default_value_t = 30, help_heading = OURS)]

@@ -9,9 +9,10 @@ use aya::{
 use overlay_common::{
     Hook,
     tables::{
-        ABI_VERSION, CLAIMS_MAP, CONFIG_MAP, COUNTERS_MAP, ENDPOINTS_MAP, HANDED_OVER_MAP,
-        HOMES_MAP, HostConfig, PEERS_MAP, PORTS_MAP, STACK_FLOWS_CAPACITY, STACK_FLOWS_MAP,
-        STACK_FLOWS_SHARES, STACK_SEATS_MAP, STACK_STATE_MAP, STACK_TURNS_MAP, VTEPS_MAP,
+        ABI_VERSION, ACCEPTED_MAP, CLAIMS_MAP, CONFIG_MAP, COUNTERS_MAP, ENDPOINTS_MAP,
+        HANDED_OVER_MAP, HOMES_MAP, HostConfig, PEERS_MAP, PORTS_MAP, STACK_FLOWS_CAPACITY,
+        STACK_FLOWS_MAP, STACK_FLOWS_SHARES, STACK_SEATS_MAP, STACK_STATE_MAP, STACK_TURNS_MAP,
+        VTEPS_MAP,
     },
 };
 
@@ -21,7 +22,7 @@ use super::{PinPath, Tables};
 use crate::exit::{Exit, WithExit};
 
 /// Every pinned map.
-const MAPS: [&str; 13] = [
+const MAPS: [&str; 14] = [
     CONFIG_MAP,
     PEERS_MAP,
     VTEPS_MAP,
@@ -34,6 +35,7 @@ const MAPS: [&str; 13] = [
     STACK_TURNS_MAP,
     STACK_STATE_MAP,
     HANDED_OVER_MAP,
+    ACCEPTED_MAP,
     COUNTERS_MAP,
 ];
 
@@ -52,7 +54,7 @@ impl Programs {
     /// the earlier agent's serve until then.
     pub fn load(pins: &PinPath) -> Result<Self> {
         let mut loader = EbpfLoader::new();
-        for name in [STACK_FLOWS_MAP, STACK_SEATS_MAP] {
+        for name in [STACK_FLOWS_MAP, STACK_SEATS_MAP, ACCEPTED_MAP] {
             loader.map_max_entries(name, stack_flows_capacity());
         }
         let adopted = can_adopt(pins);
@@ -127,7 +129,9 @@ impl Programs {
         };
         let tables = Tables::new(&mut take)?;
         // Nobody but the programs has anything to do with what is in these.
-        for name in [STACK_SEATS_MAP, STACK_TURNS_MAP, STACK_STATE_MAP, HANDED_OVER_MAP] {
+        for name in
+            [STACK_SEATS_MAP, STACK_TURNS_MAP, STACK_STATE_MAP, HANDED_OVER_MAP, ACCEPTED_MAP]
+        {
             take(name)?;
         }
         // An earlier agent's may have another size.

@@ -2,12 +2,15 @@
 //! they are, and, with `--ip-masq`, give containers the host's address towards the outside.
 
 mod changes;
+mod conntrack;
 mod forward;
 mod nat;
+mod rules;
 
 use std::time::Duration;
 
 use anyhow::Result;
+use clap::ValueEnum;
 use tokio::{
     sync::watch,
     time::{Instant, MissedTickBehavior, interval, sleep},
@@ -16,8 +19,31 @@ use tokio_util::task::AbortOnDropHandle;
 
 use changes::Changes;
 
-pub use forward::Forward;
 pub use nat::{Masquerade, Nat};
+pub use rules::{Concern, Scene, concerns};
+
+/// What others' rules mean for the overlay's packets.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum RulesMode {
+    /// Rules hold if there are any that may concern what containers send each other
+    #[default]
+    Auto,
+    /// Rules hold
+    Honour,
+    /// The fast path carries everything from its first packet on, whatever the rules say
+    Bypass,
+}
+
+impl RulesMode {
+    /// Whether netfilter decides, where there are these rules that may concern the overlay.
+    pub const fn honours(self, concerns: &[Concern]) -> bool {
+        match self {
+            Self::Auto => !concerns.is_empty(),
+            Self::Honour => true,
+            Self::Bypass => false,
+        }
+    }
+}
 
 /// How many times as long as a look took there is none: where somebody changes rules without pause, and there
 /// are thousands to list, looking takes a fifth of the time and not all of it.
@@ -33,27 +59,42 @@ pub async fn remove(device: &str) -> Result<bool> {
     Ok(forwarded || masqueraded)
 }
 
+/// What is to be looked after.
+#[derive(Debug)]
+pub struct Spec {
+    /// What the overlay looks like to the firewall.
+    pub scene: Scene,
+    /// Whether others' rules hold for the overlay.
+    pub mode: RulesMode,
+    /// Whether the host is to forward what is the overlay's.
+    pub forward: bool,
+    /// The rules about addresses.
+    pub nat: Nat,
+    /// How often to look.
+    pub period: Duration,
+}
+
 /// The rules that should be there.
 #[derive(Debug)]
 pub struct Firewall {
-    device: String,
-    forward: Option<Forward>,
+    scene: watch::Receiver<Scene>,
+    mode: RulesMode,
+    forward: bool,
     nat: Nat,
     /// The rules about addresses as `nft` lists them after we have made them.
     listing: Option<String>,
 }
 
 impl Firewall {
-    /// Rules for tunnel device `device`.
-    pub const fn new(device: String, forward: Option<Forward>, nat: Nat) -> Self {
-        Self { device, forward, nat, listing: None }
-    }
-
     /// Looks after the rules at once, whenever somebody changes any, and every `period`, because rules of
     /// `iptables-legacy` make no event. In a task of its own: the programs that it runs wait for each other's
     /// lock, and the datapath is not to wait with them.
-    pub fn keep(mut self, period: Duration) -> Kept {
+    pub fn keep(spec: Spec, seen: Vec<Concern>) -> Kept {
+        let Spec { scene, mode, forward, nat, period } = spec;
+        let (scenes, scene) = watch::channel(scene);
+        let mut this = Self { scene, mode, forward, nat, listing: None };
         let (report, fault) = watch::channel(None);
+        let (find, found) = watch::channel(seen);
         let task = async move {
             let mut changes = Changes::subscribe();
             let mut check = interval(period);
@@ -62,39 +103,56 @@ impl Firewall {
                 tokio::select! {
                     _ = check.tick() => {}
                     () = changes.next() => {}
+                    // The agent, which tells of it, ends this task.
+                    Ok(()) = this.scene.changed() => {}
                 }
                 let begun = Instant::now();
-                let outcome = self.ensure().await;
+                let outcome = this.turn(&find).await;
                 report.send_replace(crate::agent::report("bringing the firewall in step", outcome));
                 sleep(begun.elapsed() * REST).await;
             }
         };
-        Kept { fault, task: AbortOnDropHandle::new(tokio::spawn(task)) }
+        Kept { fault, scenes, found, task: AbortOnDropHandle::new(tokio::spawn(task)) }
+    }
+
+    async fn turn(&mut self, find: &watch::Sender<Vec<Concern>>) -> Result<()> {
+        let scene = self.scene.borrow_and_update().clone();
+        let kept = self.ensure(&scene).await;
+        let concerns = concerns(&scene).await?;
+        if self.mode.honours(&concerns) {
+            conntrack::be_liberal()?;
+        }
+        find.send_if_modified(|found| {
+            let is_news = *found != concerns;
+            *found = concerns;
+            is_news
+        });
+        kept
     }
 
     /// Puts right whatever is missing or was changed. Nothing is touched that is not ours.
-    async fn ensure(&mut self) -> Result<()> {
+    async fn ensure(&mut self, scene: &Scene) -> Result<()> {
         // One that fails does not keep the other from being made.
-        let translated = self.ensure_nat().await;
-        if let Some(forward) = &self.forward {
-            forward.ensure(&self.device).await?;
+        let translated = self.ensure_nat(&scene.tunnel).await;
+        if self.forward {
+            forward::ensure(scene).await?;
         }
         translated
     }
 
-    async fn ensure_nat(&mut self) -> Result<()> {
-        let found = nat::list(&self.device).await?;
+    async fn ensure_nat(&mut self, device: &str) -> Result<()> {
+        let found = nat::list(device).await?;
         if found.is_some() && found == self.listing {
             return Ok(());
         }
         if self.listing.is_some() {
-            tracing::warn!(table = self.device, "the rules about addresses were changed");
+            tracing::warn!(table = device, "the rules about addresses were changed");
         }
-        if !self.nat.apply(&self.device).await? {
+        if !self.nat.apply(device).await? {
             return Ok(());
         }
         crate::repairs::made("rules about addresses");
-        self.listing = nat::list(&self.device).await?;
+        self.listing = nat::list(device).await?;
         Ok(())
     }
 }
@@ -103,6 +161,8 @@ impl Firewall {
 #[derive(Debug)]
 pub struct Kept {
     fault: watch::Receiver<Option<String>>,
+    scenes: watch::Sender<Scene>,
+    found: watch::Receiver<Vec<Concern>>,
     task: AbortOnDropHandle<()>,
 }
 
@@ -110,6 +170,30 @@ impl Kept {
     /// What failed the last time, as a sentence.
     pub fn fault(&self) -> Option<String> {
         self.fault.borrow().clone()
+    }
+
+    /// Tells behind which bridge containers are.
+    pub fn see_bridge(&self, bridge: Option<&str>) {
+        self.scenes.send_if_modified(|scene| {
+            let is_news = scene.bridge.as_deref() != bridge;
+            if is_news {
+                scene.bridge = bridge.map(str::to_owned);
+            }
+            is_news
+        });
+    }
+
+    /// Others' rules that may concern what containers send each other.
+    pub fn concerns(&self) -> Vec<Concern> {
+        self.found.borrow().clone()
+    }
+
+    /// Returns when there are others.
+    pub async fn changed(&mut self) {
+        if self.found.changed().await.is_err() {
+            // The task has died, which is looked at elsewhere.
+            std::future::pending().await
+        }
     }
 
     /// Whether the task has died, which it never should.

@@ -20,6 +20,7 @@ mod overlay;
 mod paths;
 mod pins;
 mod presence;
+mod rules;
 mod survival;
 mod switching;
 mod throughput;

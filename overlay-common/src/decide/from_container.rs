@@ -2,6 +2,7 @@ use network_types::ip::Ipv4Hdr;
 
 use super::{
     Tables, has_options, is_fragment, lookup_peer, plain_ipv4,
+    rules::may_pass,
     sender::{UNKNOWN_PORT, check_no_vxlan, check_other, check_source},
     stack_flow::answers_a_stack_flow,
 };
@@ -61,6 +62,9 @@ pub fn from_container(
     }
     if answers_a_stack_flow(packet, ETHERNET_LENGTH, &ipv4, Direction::Left, tables) {
         return Err(Reason::StackFlow);
+    }
+    if !may_pass(packet, ETHERNET_LENGTH, &ipv4, Direction::Left, host, tables) {
+        return Err(Reason::AwaitsRules);
     }
     let inner_length = fitting_length(packet, host, &ipv4)?;
     let peer = lookup_peer(host, tables, ipv4.dst_addr).ok_or(Reason::NoPeer)?;

@@ -1,6 +1,8 @@
 use network_types::ip::Ipv4Hdr;
 
-use super::{Recipient, Tables, check_inner, recipient, stack_flow::answers_a_stack_flow};
+use super::{
+    Recipient, Tables, check_inner, recipient, rules::may_pass, stack_flow::answers_a_stack_flow,
+};
 use crate::{
     Reason,
     packet::{ETHERNET_LENGTH, Packet},
@@ -49,7 +51,9 @@ pub fn from_tunnel(
     if !host.fast_path() || !vtep.subnet().contains(ipv4.src_addr) {
         return Err(Reason::ToStack);
     }
-    if answers_a_stack_flow(packet, ETHERNET_LENGTH, &ipv4, Direction::Arrived, tables) {
+    if answers_a_stack_flow(packet, ETHERNET_LENGTH, &ipv4, Direction::Arrived, tables)
+        || !may_pass(packet, ETHERNET_LENGTH, &ipv4, Direction::Arrived, host, tables)
+    {
         return Err(Reason::ToStack);
     }
     match recipient(tables, ipv4.dst_addr) {

@@ -2,7 +2,7 @@ use network_types::{ip::Ipv4Hdr, udp::UdpHdr, vxlan::VxlanHdr};
 
 use super::{
     Recipient, Tables, check_inner, contents::Contents, from_interface::unmasqueraded, has_options,
-    is_fragment, is_nobodys, load_headers, lookup_peer, recipient,
+    is_fragment, is_nobodys, load_headers, lookup_peer, recipient, rules::may_pass,
     stack_flow::answers_a_stack_flow,
 };
 use crate::{
@@ -87,6 +87,9 @@ pub fn from_uplink(
     let recipient = recipient(tables, ipv4.dst_addr);
     if answers_a_stack_flow(packet, INNER_IPV4_OFFSET, &ipv4, Direction::Arrived, tables) {
         return Err(Reason::StackFlow);
+    }
+    if !may_pass(packet, INNER_IPV4_OFFSET, &ipv4, Direction::Arrived, host, tables) {
+        return Err(Reason::AwaitsRules);
     }
     let is_aggregate = packet.segment_size() != 0;
     match recipient {
@@ -214,6 +217,9 @@ fn from_link(
     }
     if answers_a_stack_flow(packet, ETHERNET_LENGTH, &ipv4, Direction::Arrived, tables) {
         return Err(Reason::StackFlow);
+    }
+    if !may_pass(packet, ETHERNET_LENGTH, &ipv4, Direction::Arrived, host, tables) {
+        return Err(Reason::AwaitsRules);
     }
     let recipient = recipient(tables, ipv4.dst_addr);
     if recipient == Recipient::Host {

@@ -7,6 +7,7 @@ mod from_container;
 mod from_interface;
 mod from_tunnel;
 mod from_uplink;
+mod rules;
 mod sender;
 mod stack_flow;
 mod to_bridge;
@@ -30,8 +31,8 @@ use crate::{
     packet::{ETHERNET_LENGTH, ETHERTYPE_IPV4, Ethernet, IPV4_LENGTH, Packet},
     prefix::Prefix,
     tables::{
-        Direction, Endpoint, EndpointKey, Home, HomeKey, HostConfig, Peer, PeerKey, Port, PortKey,
-        SeatKey, StackFlow, StackFlowKey, Vtep, VtepKey,
+        Accepted, Direction, Endpoint, EndpointKey, Home, HomeKey, HostConfig, Peer, PeerKey, Port,
+        PortKey, SeatKey, StackFlow, StackFlowKey, Vtep, VtepKey,
     },
 };
 
@@ -68,6 +69,12 @@ pub trait Tables {
     fn seat(&self, key: &SeatKey, flow: &StackFlowKey) -> bool;
     /// The flow of the packet that was last left to the stack on this processor.
     fn handed_over(&self) -> StackFlowKey;
+    /// What netfilter has let through of a flow; nothing where it is not known.
+    fn accepted(&self, key: &StackFlowKey) -> Accepted;
+    /// Notes what it has let through.
+    fn accept(&self, key: &StackFlowKey, accepted: Accepted);
+    /// Nanoseconds of the kernel's clock, to a few milliseconds.
+    fn now(&self) -> u64;
 }
 
 /// Whom a received packet is for, as far as the maps tell.

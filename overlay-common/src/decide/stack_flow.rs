@@ -6,7 +6,7 @@
 
 use network_types::ip::Ipv4Hdr;
 
-use super::{Tables, is_fragment, sender::is_first};
+use super::{Tables, is_fragment, rules::accept, sender::is_first};
 use crate::{
     packet::{ETHERNET_LENGTH, PROTOCOL_TCP, PROTOCOL_UDP, Packet},
     tables::{Direction, EndpointKey, HostConfig, SeatKey, StackFlow, StackFlowKey},
@@ -51,7 +51,7 @@ fn ports(packet: &impl Packet, offset: usize, ipv4: &Ipv4Hdr) -> Ports {
 ///
 /// A closure instead of an `Option` to return, for the reason above.
 #[inline(always)]
-fn with_flow(
+pub(super) fn with_flow(
     packet: &impl Packet,
     offset: usize,
     ipv4: &Ipv4Hdr,
@@ -81,7 +81,8 @@ fn with_flow(
     ports.shown
 }
 
-/// Has the flow of a packet remembered that the stack sends for a local container. Not so for the host's
+/// Has the flow of a packet remembered that the stack sends for a local container, if it was rewritten; else notes that
+/// netfilter has let it through. Not so for the host's
 /// own packets, for those that show no ports, and where the fast path is off, because then everything
 /// takes the stack.
 #[inline(always)]
@@ -102,7 +103,9 @@ pub fn remember_leaving(
         return;
     }
     with_flow(packet, ETHERNET_LENGTH, &ipv4, Direction::Left, |flow| {
-        if tables.handed_over() != *flow {
+        if tables.handed_over() == *flow {
+            accept(packet, &ipv4, flow, Direction::Left, host, tables);
+        } else {
             remember(flow);
         }
     });
@@ -116,11 +119,12 @@ pub fn hand_over(packet: &impl Packet, going: Direction, note: impl FnOnce(&Stac
     }
 }
 
-/// Has the flow of a packet remembered that the stack sends to a local container.
+/// The same for a packet that the stack sends to a local container.
 #[inline(always)]
 pub(super) fn remember_arriving(
     packet: &impl Packet,
     ipv4: &Ipv4Hdr,
+    host: &HostConfig,
     tables: &impl Tables,
     remember: impl FnOnce(&StackFlowKey),
 ) -> Arriving {
@@ -129,6 +133,8 @@ pub(super) fn remember_arriving(
         rewritten = tables.handed_over() != *flow;
         if rewritten {
             remember(flow);
+        } else {
+            accept(packet, ipv4, flow, Direction::Arrived, host, tables);
         }
     });
     match (shown, rewritten) {

@@ -17,8 +17,8 @@ use crate::{
         test_support::{Bytes, bytes_of, ipv4},
     },
     tables::{
-        Direction, Endpoint, EndpointKey, Home, HomeKey, HostConfig, Peer, PeerKey, Port, PortKey,
-        SeatKey, StackFlow, StackFlowKey, Vtep, VtepKey,
+        Accepted, Direction, Endpoint, EndpointKey, Home, HomeKey, HostConfig, Peer, PeerKey, Port,
+        PortKey, SeatKey, StackFlow, StackFlowKey, Vtep, VtepKey,
     },
 };
 
@@ -47,6 +47,8 @@ pub(super) struct World {
     pub(super) seats: RefCell<HashMap<SeatKey, StackFlowKey>>,
     pub(super) turns: RefCell<HashMap<[u8; 4], u32>>,
     pub(super) handed_over: Cell<StackFlowKey>,
+    pub(super) accepted: RefCell<HashMap<StackFlowKey, Accepted>>,
+    pub(super) clock: Cell<u64>,
     pub(super) claims: RefCell<Vec<(u32, [u8; 4])>>,
     /// An interface that has just appeared.
     pub(super) newcomer: Option<u32>,
@@ -64,6 +66,8 @@ impl World {
             seats: RefCell::default(),
             turns: RefCell::default(),
             handed_over: Cell::default(),
+            accepted: RefCell::default(),
+            clock: Cell::new(1_000_000_000),
             claims: RefCell::default(),
             newcomer: None,
             exempt: false,
@@ -178,6 +182,18 @@ impl Tables for World {
     fn handed_over(&self) -> StackFlowKey {
         self.handed_over.get()
     }
+
+    fn accepted(&self, key: &StackFlowKey) -> Accepted {
+        self.accepted.borrow().get(key).copied().unwrap_or_default()
+    }
+
+    fn accept(&self, key: &StackFlowKey, accepted: Accepted) {
+        self.accepted.borrow_mut().insert(*key, accepted);
+    }
+
+    fn now(&self) -> u64 {
+        self.clock.get()
+    }
 }
 
 fn frame(destination: MacAddr, src: [u8; 4], dst: [u8; 4], payload: usize) -> Bytes {
@@ -198,6 +214,23 @@ pub(super) fn udp_packet(src: [u8; 4], dst: [u8; 4], payload: usize) -> Bytes {
     frame(GATEWAY_MAC, src, dst, payload)
 }
 
+/// The same packet the other way, from port to port.
+pub(super) fn back(mut packet: Bytes) -> Bytes {
+    let (source, destination) = packet.bytes[26..38].split_at_mut(4);
+    source.swap_with_slice(&mut destination[..4]);
+    let (source, destination) = packet.bytes[34..38].split_at_mut(2);
+    source.swap_with_slice(destination);
+    packet
+}
+
+/// A TCP segment without data, with these flags (RFC 9293, section 3.1).
+pub(super) fn tcp_packet(src: [u8; 4], dst: [u8; 4], flags: u8) -> Bytes {
+    let mut packet = udp_packet(src, dst, 12);
+    packet.bytes[23] = 6;
+    packet.bytes[46..48].copy_from_slice(&[0x50, flags]);
+    packet
+}
+
 /// The inner packet of what the peer sends.
 pub(super) fn inner_packet(host: &HostConfig, src: [u8; 4], dst: [u8; 4]) -> Bytes {
     frame(MacAddr(host.vtep_mac), src, dst, 10)
@@ -205,7 +238,12 @@ pub(super) fn inner_packet(host: &HostConfig, src: [u8; 4], dst: [u8; 4]) -> Byt
 
 /// What the peer sends, on the wire.
 pub(super) fn vxlan_packet(host: &HostConfig, src: [u8; 4], dst: [u8; 4]) -> Bytes {
-    let inner = inner_packet(host, src, dst);
+    vxlan_of(host, inner_packet(host, src, dst))
+}
+
+/// The peer's VXLAN packet around a frame, which it addresses to us.
+pub(super) fn vxlan_of(host: &HostConfig, mut inner: Bytes) -> Bytes {
+    inner.bytes[..6].copy_from_slice(&host.vtep_mac);
     let peer = HostConfig { uplink_address: PEER.public_address, vtep_mac: PEER.vtep_mac, ..*host };
     let us =
         Peer { public_address: host.uplink_address, vtep_mac: host.vtep_mac, ..Peer::default() };

@@ -50,7 +50,7 @@ pub fn to_bridge(
     if !host.network().contains(ipv4.src_addr) || host.subnet().contains(ipv4.src_addr) {
         return Err(Reason::NotFromPeer);
     }
-    match remember_arriving(packet, &ipv4, tables, remember) {
+    match remember_arriving(packet, &ipv4, host, tables, remember) {
         Arriving::Rewritten => Ok(Reason::FromStack),
         Arriving::AsItWas => Ok(Reason::NotRewritten),
         Arriving::Hidden => Err(Reason::Fragment),

@@ -58,6 +58,9 @@ impl HostConfig {
     /// Bit of `flags`: all leases are in the maps, so that an address of the network in none of them is nobody's.
     pub const LEASES_LISTED: u32 = 8;
 
+    /// Bit of `flags`: the fast path carries only what netfilter has let through.
+    pub const HONOUR_RULES: u32 = 16;
+
     /// Whether the fast path is on.
     #[inline(always)]
     pub const fn fast_path(&self) -> bool {
@@ -74,6 +77,12 @@ impl HostConfig {
     #[inline(always)]
     pub const fn source_any(&self) -> bool {
         self.flags & Self::SOURCE_ANY != 0
+    }
+
+    /// Whether netfilter decides what the fast path may carry.
+    #[inline(always)]
+    pub const fn honours_rules(&self) -> bool {
+        self.flags & Self::HONOUR_RULES != 0
     }
 
     /// Whether an address of the network in no lease is known to be nobody's.

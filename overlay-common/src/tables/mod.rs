@@ -1,6 +1,7 @@
 //! One file per BPF map: its name, capacity, key and value. MACs are plain byte arrays here, so that a
 //! dump of `bpftool` shows them as one.
 
+mod accepted;
 mod claim;
 mod config;
 mod counter;
@@ -11,6 +12,7 @@ mod port;
 mod stack_flow;
 mod vtep;
 
+pub use accepted::{ACCEPTED_MAP, Accepted};
 pub use claim::{CLAIMS_CAPACITY, CLAIMS_MAP, Claim, ClaimKey};
 pub use config::{CONFIG_MAP, HostConfig, PEER_PREFIX_LENGTHS};
 pub use counter::{COUNTERS_MAP, Counter, counter_index, counter_slots};
@@ -28,7 +30,7 @@ pub use vtep::{VTEPS_CAPACITY, VTEPS_MAP, Vtep, VtepKey};
 /// Version of every layout in this module, and of the order of hooks and reasons, by which counters are numbered. A new
 /// agent adopts pinned maps only if theirs is the same; raise it with any change of a key, a value, a capacity or the
 /// meaning of a field.
-pub const ABI_VERSION: u32 = 5;
+pub const ABI_VERSION: u32 = 6;
 
 #[cfg(test)]
 mod tests {
@@ -38,7 +40,7 @@ mod tests {
     use crate::{Hook, Reason};
 
     /// Every key and value, as its source has it, but for what it says to people.
-    const LAYOUTS: [&str; 19] = [
+    const LAYOUTS: [&str; 20] = [
         HostConfig::LAYOUT,
         PeerKey::LAYOUT,
         Peer::LAYOUT,
@@ -57,6 +59,7 @@ mod tests {
         SeatKey::LAYOUT,
         Turn::LAYOUT,
         StackState::LAYOUT,
+        Accepted::LAYOUT,
         Counter::LAYOUT,
     ];
 

@@ -7,13 +7,10 @@ use overlay_common::{
 
 use crate::{
     maps::{Maps, host, note_handed_over},
-    packet::Skb,
+    packet::{Skb, TCP_HEADERS},
     steps::{deliver, on_bridge, tunnel_source},
     verdict::conclude,
 };
-
-/// Ethernet, IPv4 and the ports.
-const HEADERS: u32 = 14 + 20 + 8;
 
 /// TC ingress of the tunnel device: packets that the kernel has decapsulated.
 #[classifier]
@@ -21,7 +18,7 @@ pub(crate) fn from_tunnel(ctx: TcContext) -> i32 {
     conclude(Hook::FromTunnel, &ctx, |ctx| {
         let host = host().ok_or(Reason::NotConfigured)?;
         let source = tunnel_source(ctx)?;
-        let skb = Skb::new(ctx, HEADERS);
+        let skb = Skb::new(ctx, TCP_HEADERS);
         let plan = decide::from_tunnel(&skb, source, host, &Maps).inspect_err(|reason| {
             if *reason == Reason::ToStack {
                 decide::hand_over(&skb, Direction::Arrived, note_handed_over);

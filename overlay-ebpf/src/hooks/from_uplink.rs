@@ -3,18 +3,19 @@ use overlay_common::{
     Hook, Reason,
     decide::{self, Recipient},
     encap::INNER_IPV4_OFFSET,
+    tables::Direction,
 };
 
 use super::from_interface::admit;
 use crate::{
-    maps::{Maps, host},
+    maps::{Maps, host, note_handed_over},
     packet::{Mark, Skb},
     steps::{decap, deliver, echo, on_bridge, reaches},
     verdict::conclude,
 };
 
-/// Everything up to the inner packet's ports.
-const HEADERS: u32 = INNER_IPV4_OFFSET as u32 + 20 + 8;
+/// Everything up to the inner packet's TCP flags.
+const HEADERS: u32 = INNER_IPV4_OFFSET as u32 + 20 + 14;
 
 /// TC ingress of the uplink: packets from the wire.
 #[classifier]
@@ -26,7 +27,13 @@ pub(crate) fn from_uplink(ctx: TcContext) -> i32 {
         let skb = Skb::new(ctx, HEADERS);
         let plan = match decide::from_uplink(&skb, host, &Maps, reaches) {
             Err(Reason::InnerNotIpv4) if decide::is_question(&skb, host) => return echo(ctx),
-            plan => plan.inspect_err(|reason| admit(ctx, *reason))?,
+            plan => plan.inspect_err(|reason| {
+                admit(ctx, *reason);
+                // What is encapsulated is handed over when it is not any more.
+                if *reason == Reason::AwaitsRules {
+                    decide::hand_over(&skb, Direction::Arrived, note_handed_over);
+                }
+            })?,
         };
         if plan.recipient == Recipient::Subnet && !on_bridge(ctx, host, &plan.ipv4) {
             return Err(Reason::HostDestination);

@@ -7,13 +7,10 @@ use overlay_common::{
 
 use crate::{
     maps::{Maps, host},
-    packet::{Mark, Skb, ingress_ifindex},
+    packet::{Mark, Skb, TCP_HEADERS, ingress_ifindex},
     steps::reaches_by,
     verdict::conclude,
 };
-
-/// Ethernet, IPv4 and the ports.
-const HEADERS: u32 = 14 + 20 + 8;
 
 /// TC egress of the containers' bridge: packets for containers.
 #[classifier]
@@ -28,7 +25,7 @@ pub(crate) fn to_bridge(ctx: TcContext) -> i32 {
         // What goes into a container says nothing of where it came from.
         Mark::None.set(ctx);
         let reaches = |ifindex, address| reaches_by(ctx, ifindex, address);
-        decide::to_bridge(&Skb::new(ctx, HEADERS), origin, host, &Maps, reaches, |flow| {
+        decide::to_bridge(&Skb::new(ctx, TCP_HEADERS), origin, host, &Maps, reaches, |flow| {
             decide::remember(flow, Direction::Arrived, host, &Maps);
         })
     })

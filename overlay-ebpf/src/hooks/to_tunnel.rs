@@ -3,20 +3,17 @@ use overlay_common::{Hook, Reason, decide, tables::Direction};
 
 use crate::{
     maps::{Maps, host},
-    packet::{Skb, ingress_ifindex},
+    packet::{Skb, TCP_HEADERS, ingress_ifindex},
     steps::set_tunnel_key,
     verdict::conclude,
 };
-
-/// Ethernet, IPv4 and the ports.
-const HEADERS: u32 = 14 + 20 + 8;
 
 /// TC egress of the tunnel device: packets that the host's stack sends into the overlay.
 #[classifier]
 pub(crate) fn to_tunnel(ctx: TcContext) -> i32 {
     conclude(Hook::ToTunnel, &ctx, |ctx| {
         let host = host().ok_or(Reason::NotConfigured)?;
-        let skb = Skb::new(ctx, HEADERS);
+        let skb = Skb::new(ctx, TCP_HEADERS);
         let target = decide::to_tunnel(&skb, ingress_ifindex(ctx), host, &Maps)?;
         decide::remember_leaving(&skb, host, &Maps, |flow| {
             decide::remember(flow, Direction::Left, host, &Maps);

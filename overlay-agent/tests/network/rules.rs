@@ -1,0 +1,204 @@
+//! `--rules`: what somebody's rules forbid does not pass, also of a flow that runs; what they allow takes the fast path.
+
+use std::{thread, time::Duration};
+
+use anyhow::ensure;
+use xtask::lab::{Host, Lab, Process, eventually};
+
+use crate::overlay::{Overlay, SOON};
+
+/// A rule stops a flow that runs within this time.
+const STOPPED_WITHIN: Duration = Duration::from_secs(1);
+
+/// Something that an operator forbids, and how it is allowed again: shell commands on the receiving host. `FROM` is the
+/// sending container's address, `TO` the receiving one's.
+const FORBIDDEN: [(&str, &str, &str); 6] = [
+    (
+        "DOCKER-USER",
+        "iptables -N DOCKER-USER && iptables -I FORWARD -j DOCKER-USER && iptables -A DOCKER-USER -s FROM/24 -j DROP",
+        "iptables -F DOCKER-USER",
+    ),
+    (
+        "FORWARD, by address",
+        "iptables -I FORWARD -d TO -j REJECT",
+        "iptables -D FORWARD -d TO -j REJECT",
+    ),
+    (
+        "FORWARD, by protocol",
+        "iptables -I FORWARD -p icmp -j DROP",
+        "iptables -D FORWARD -p icmp -j DROP",
+    ),
+    ("raw", "iptables -t raw -A PREROUTING -s FROM -j DROP", "iptables -t raw -F PREROUTING"),
+    (
+        "nftables, established connections too",
+        "nft 'table inet operator { chain forward { type filter hook forward priority 0; ct state established ip saddr FROM drop; }; }'",
+        "nft delete table inet operator",
+    ),
+    (
+        "a set that changes",
+        "nft 'table ip operator { set bad { type ipv4_addr; }; chain forward { type filter hook forward priority 0; ip saddr @bad drop; }; }' && nft add element ip operator bad '{ FROM }'",
+        "nft delete element ip operator bad '{ FROM }'",
+    ),
+];
+
+/// A ping that goes on, one flow all the time.
+struct Stream(Process);
+
+impl Stream {
+    fn start(overlay: &Overlay) -> Self {
+        let [from, to] = overlay.pair();
+        let command = from.command("ping").args(["-n", "-i", "0.02", &to.address().to_string()]);
+        let log = overlay.lab.directory().join("stream.log");
+        Self(Process::spawn(overlay.lab.ledger(), "ping", &command, &log).unwrap())
+    }
+
+    fn replies(&self) -> usize {
+        self.0.log().unwrap().matches("bytes from").count()
+    }
+
+    /// Waits until it gets answers.
+    fn runs(&self) {
+        let before = self.replies();
+        eventually(SOON, "the stream to go on", || {
+            let more = self.replies() - before;
+            ensure!(more > 10, "{more} more answers");
+            Ok(())
+        })
+        .unwrap();
+    }
+
+    /// Whether it gets answers still.
+    fn goes_on(&self) -> bool {
+        let before = self.replies();
+        thread::sleep(Duration::from_millis(500));
+        self.replies() > before
+    }
+}
+
+fn shell(overlay: &Overlay, host: &Host, script: &str) {
+    let [from, to] = overlay.pair().map(|container| container.address().to_string());
+    let script = script.replace("FROM", &from).replace("TO", &to);
+    host.command("sh").args(["-ec", &script]).run().unwrap();
+}
+
+fn with_rules(mode: &str) -> Overlay {
+    Overlay::with(Lab::builder(), |options| options.argument(&format!("--rules={mode}")))
+}
+
+fn honoured(overlay: &Overlay, expected: bool) {
+    eventually(SOON, "the agent to have seen the rules", || {
+        let rules = &overlay.agents[1].status()?["rules"];
+        ensure!(rules["honoured"] == expected, "{rules}");
+        Ok(())
+    })
+    .unwrap();
+}
+
+#[test]
+fn a_rule_stops_a_flow_that_runs_within_a_second() {
+    let overlay = with_rules("honour");
+    let receiver = overlay.lab.host(1);
+    let stream = Stream::start(&overlay);
+    for (name, forbid, allow) in FORBIDDEN {
+        stream.runs();
+        let fast = overlay.rise("from_uplink", "to_endpoint");
+        thread::sleep(Duration::from_millis(500));
+        let [answers, questions] = fast.of(&overlay);
+        assert!(
+            answers > 10 && questions > 10,
+            "{name}: {answers}, {questions} take the fast path"
+        );
+        shell(&overlay, receiver, forbid);
+        thread::sleep(STOPPED_WITHIN);
+        assert!(!stream.goes_on(), "{name}: {forbid} does not hold");
+        shell(&overlay, receiver, allow);
+    }
+    stream.runs();
+}
+
+#[test]
+fn what_rules_allow_takes_the_fast_path_after_its_beginning() {
+    let overlay = with_rules("honour");
+    let fast = overlay.rise("from_container", "encapsulated");
+    let waiting = overlay.rise("from_container", "awaits_rules");
+    let report = overlay.iperf(&["-t", "3"]);
+    let bits = report["end"]["sum_received"]["bits_per_second"].as_f64().unwrap();
+    assert!(bits > 1e8, "{bits} bits a second: {report}");
+    let (fast, waiting) = (fast.of(&overlay), waiting.of(&overlay));
+    for (fast, waiting) in fast.into_iter().zip(waiting) {
+        assert!(waiting > 0 && fast > 20 * waiting, "{fast} fast, {waiting} wait");
+    }
+    // Connection tracking has seen little of it, and takes nothing for invalid.
+    let host = overlay.lab.host(1);
+    let liberal = host.command("sysctl").args(["-n", "net.netfilter.nf_conntrack_tcp_be_liberal"]);
+    assert_eq!(liberal.read().unwrap(), "1");
+}
+
+/// A stateful firewall as many have it: what was begun from outside the container is let in only if it was asked for.
+#[test]
+fn a_stateful_firewall_is_one_for_the_overlay_too() {
+    let overlay = with_rules("auto");
+    let [_, receiver] = [0, 1].map(|host| overlay.lab.host(host));
+    overlay.ping();
+    shell(
+        &overlay,
+        receiver,
+        "nft 'table inet operator { chain forward { type filter hook forward priority 0; policy drop; \
+           ct state established,related accept; iifname cni0 accept; iifname docker0 accept; }; }'",
+    );
+    honoured(&overlay, true);
+    let [one, two] = overlay.pair();
+    assert!(one.ping(two.address()).is_err(), "begun by the other host");
+    for _ in 0..5 {
+        two.ping(one.address()).unwrap();
+    }
+}
+
+#[test]
+fn rules_that_come_and_go_are_followed() {
+    let overlay = with_rules("auto");
+    let receiver = overlay.lab.host(1);
+    let stream = Stream::start(&overlay);
+    let [_, forbid, allow] = [FORBIDDEN[1].0, FORBIDDEN[1].1, FORBIDDEN[1].2];
+    for _ in 0..2 {
+        honoured(&overlay, false);
+        stream.runs();
+        shell(&overlay, receiver, forbid);
+        thread::sleep(STOPPED_WITHIN);
+        assert!(!stream.goes_on(), "{forbid} does not hold");
+        honoured(&overlay, true);
+        let status = overlay.agents[1].status().unwrap();
+        let concern = status["rules"]["concerns"][0].as_str().unwrap().to_owned();
+        assert!(concern.contains("-j REJECT"), "{concern}");
+        shell(&overlay, receiver, allow);
+    }
+    honoured(&overlay, false);
+    let waiting = overlay.rise("from_container", "awaits_rules");
+    overlay.ping();
+    assert_eq!(waiting.of(&overlay), [0, 0], "nobody asks any more");
+}
+
+#[test]
+fn bypassed_rules_are_named() {
+    let overlay = with_rules("bypass");
+    let receiver = overlay.lab.host(1);
+    shell(&overlay, receiver, FORBIDDEN[1].1);
+    eventually(SOON, "the rule to be named", || {
+        let text = receiver_status(&overlay)?;
+        ensure!(text.contains("bypassed (bypass)") && text.contains("-j REJECT"), "{text}");
+        Ok(())
+    })
+    .unwrap();
+    overlay.ping();
+}
+
+fn receiver_status(overlay: &Overlay) -> anyhow::Result<String> {
+    let socket = overlay.lab.host(1).agent_socket();
+    overlay
+        .lab
+        .host(1)
+        .command(overlay.options.binary())
+        .args(["status", "--socket"])
+        .arg(socket)
+        .read()
+}

@@ -1,0 +1,175 @@
+//! Rules that hold: where somebody's rules may concern the overlay, netfilter decides about the beginning of every flow,
+//! and again more than once a second; the fast path carries what it has let through as it came. What begins or ends a
+//! connection, and what shows no flow, is always netfilter's.
+
+use network_types::ip::Ipv4Hdr;
+
+use super::{Tables, is_fragment, stack_flow::with_flow};
+use crate::{
+    packet::{ETHERNET_LENGTH, PROTOCOL_TCP, PROTOCOL_UDP, Packet, TCP_DATA_OFFSET},
+    tables::{Direction, HostConfig, StackFlowKey},
+};
+
+const PROTOCOL_ICMP: u8 = 1;
+
+/// Flags of TCP (RFC 9293, section 3.1), which follow the data offset.
+const FIN: u8 = 1;
+const SYN: u8 = 2;
+const RST: u8 = 4;
+const ACK: u8 = 16;
+
+/// Whether the fast path may carry a packet that goes `this` way and whose IPv4 header is at `offset`.
+#[inline(always)]
+pub(super) fn may_pass(
+    packet: &impl Packet,
+    offset: usize,
+    ipv4: &Ipv4Hdr,
+    this: Direction,
+    host: &HostConfig,
+    tables: &impl Tables,
+) -> bool {
+    if !host.honours_rules() {
+        return true;
+    }
+    // Of other protocols' ports nothing is known here.
+    let is_known = matches!(ipv4.proto, PROTOCOL_TCP | PROTOCOL_UDP | PROTOCOL_ICMP);
+    if !is_known || is_fragment(ipv4) {
+        return false;
+    }
+    if tcp_flags(packet, offset, ipv4) & (SYN | FIN | RST) != 0 {
+        return false;
+    }
+    let mut holds = false;
+    with_flow(packet, offset, ipv4, this, |flow| {
+        holds = tables.accepted(flow).holds(this, tables.now());
+    });
+    holds
+}
+
+/// Notes that netfilter has let a packet through as it came. Its IPv4 header is behind the Ethernet header.
+#[inline(always)]
+pub(super) fn accept(
+    packet: &impl Packet,
+    ipv4: &Ipv4Hdr,
+    flow: &StackFlowKey,
+    this: Direction,
+    host: &HostConfig,
+    tables: &impl Tables,
+) {
+    if !host.honours_rules() {
+        return;
+    }
+    let begins = tcp_flags(packet, ETHERNET_LENGTH, ipv4) & (SYN | ACK) == SYN;
+    let mut accepted = tables.accepted(flow);
+    accepted.note(this, tables.now(), begins);
+    tables.accept(flow, accepted);
+}
+
+/// The flags of a TCP packet, all of them where it does not show any; none of other protocols'.
+#[inline(always)]
+fn tcp_flags(packet: &impl Packet, offset: usize, ipv4: &Ipv4Hdr) -> u8 {
+    if ipv4.proto != PROTOCOL_TCP {
+        return 0;
+    }
+    let transport = offset + usize::from(ipv4.vihl & 0x0f) * 4;
+    // Two bytes, because the verifier learns nothing from a comparison that leaves room for one.
+    packet.load::<[u8; 2]>(transport + TCP_DATA_OFFSET).map_or(u8::MAX, |[_, flags]| flags)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        Reason,
+        decide::{
+            Origin, from_container, from_uplink, hand_over, remember_leaving,
+            test_support::{
+                ENDPOINT, LOCAL, REMOTE, World, back, tcp_packet, udp_packet, vxlan_of,
+            },
+            to_bridge,
+        },
+        packet::test_support::Bytes,
+    };
+
+    fn honouring() -> World {
+        let mut world = World::new();
+        world.host.flags |= HostConfig::HONOUR_RULES;
+        world
+    }
+
+    /// A container's packet; if it is left to the stack and that lets it out, so it is noted.
+    fn leave(world: &World, packet: &Bytes, let_out: bool) -> Option<Reason> {
+        let reason = from_container(packet, ENDPOINT.ifindex, &world.host, world).err()?;
+        hand_over(packet, Direction::Left, |flow| world.handed_over.set(*flow));
+        if let_out {
+            remember_leaving(packet, &world.host, world, |_| panic!("nobody rewrote it"));
+        }
+        Some(reason)
+    }
+
+    /// A peer's packet, the same way.
+    fn arrive(world: &World, packet: &Bytes, let_in: bool) -> Option<Reason> {
+        let outer = vxlan_of(&world.host, packet.clone());
+        let reason = from_uplink(&outer, &world.host, world, |_| true).err()?;
+        hand_over(packet, Direction::Arrived, |flow| world.handed_over.set(*flow));
+        if let_in {
+            let ifindex = world.host.tunnel_ifindex;
+            let origin = Origin { ifindex, delivered: false, admitted: false };
+            let outcome =
+                to_bridge(packet, origin, &world.host, world, |_, _| true, |_| panic!("rewrote"));
+            assert_eq!(outcome, Ok(Reason::NotRewritten));
+        }
+        Some(reason)
+    }
+
+    const WAITS: Option<Reason> = Some(Reason::AwaitsRules);
+
+    #[test]
+    fn a_flow_takes_the_stack_until_rules_have_let_it_through_both_ways() {
+        let world = honouring();
+        let question = udp_packet(LOCAL, REMOTE, 10);
+        let answer = back(question.clone());
+        assert_eq!(leave(&world, &question, true), WAITS);
+        assert_eq!(leave(&world, &question, true), WAITS, "nobody has answered");
+        assert_eq!(arrive(&world, &answer, true), WAITS);
+        assert_eq!(arrive(&world, &answer, true), None);
+        assert_eq!(leave(&world, &question, true), WAITS);
+        assert_eq!(leave(&world, &question, true), None);
+        world.clock.set(world.clock.get() + 1_000_000_000);
+        assert_eq!(leave(&world, &question, false), WAITS, "asked again");
+        assert_eq!(leave(&world, &question, false), WAITS, "and refused");
+    }
+
+    #[test]
+    fn what_begins_or_ends_a_connection_is_always_netfilters() {
+        let world = honouring();
+        let segment = |flags| tcp_packet(LOCAL, REMOTE, flags);
+        assert_eq!(leave(&world, &segment(SYN), true), WAITS);
+        assert_eq!(arrive(&world, &back(segment(SYN | ACK)), true), WAITS);
+        assert_eq!(leave(&world, &segment(ACK), true), WAITS);
+        assert_eq!(leave(&world, &segment(ACK), true), None);
+        for flag in [SYN, FIN, RST] {
+            assert_eq!(leave(&world, &segment(flag | ACK), false), WAITS);
+        }
+        assert_eq!(leave(&world, &segment(ACK), true), None);
+        assert_eq!(leave(&world, &segment(SYN), true), WAITS);
+        assert_eq!(leave(&world, &segment(ACK), true), WAITS, "another connection");
+    }
+
+    #[test]
+    fn where_no_rule_asks_nothing_waits() {
+        let world = World::new();
+        assert_eq!(leave(&world, &udp_packet(LOCAL, REMOTE, 10), false), None);
+        assert!(world.accepted.borrow().is_empty());
+    }
+
+    #[test]
+    fn protocols_without_known_ports_are_netfilters() {
+        let world = honouring();
+        let mut packet = udp_packet(LOCAL, REMOTE, 10);
+        packet.bytes[23] = 132;
+        for _ in 0..4 {
+            assert_eq!(leave(&world, &packet, true), WAITS);
+        }
+    }
+}

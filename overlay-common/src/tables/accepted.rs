@@ -1,0 +1,114 @@
+use super::Direction;
+use crate::abi::map_type;
+
+/// Name of the map and of its pin. Its keys are those of the flows that took the stack, and it has as many entries. The
+/// least recently used flow makes room for a new one, and then has to ask again.
+pub const ACCEPTED_MAP: &str = "accepted";
+
+/// For how long what the stack has let through counts, in nanoseconds: each flow shows itself to netfilter more than
+/// once a second in each direction. So a new rule of whatever kind stops it within a second, and connection tracking
+/// does not forget it.
+const VALID: u64 = 800_000_000;
+
+/// After a silence of so many nanoseconds netfilter may have forgotten the flow: below 30 s, which connection tracking
+/// gives a flow without an answer (`nf_conntrack_udp_timeout`).
+const FORGOTTEN: u64 = 25_000_000_000;
+
+map_type! {
+    /// What netfilter has let through of a flow, as it came.
+    pub struct Accepted[24] {
+        /// When it last let something out of the container, in nanoseconds of the kernel's clock.
+        pub left: u64,
+        /// When it last let something in to it.
+        pub arrived: u64,
+        /// The union of [`Direction`]s that it has seen, and of those that it has decided about when it knew both.
+        pub states: u32,
+        /// Zero.
+        pub reserved: u32,
+    }
+}
+
+impl Accepted {
+    /// Whether a packet that goes `this` way needs not be shown to netfilter: it has lately let one through, and knew by
+    /// then that both ends talk. Before, the flow is a new one for it, about which rules may decide otherwise.
+    #[inline(always)]
+    #[must_use]
+    pub const fn holds(&self, this: Direction, now: u64) -> bool {
+        let at = match this {
+            Direction::Left => self.left,
+            Direction::Arrived => self.arrived,
+        };
+        self.states & decided(this) != 0 && now.wrapping_sub(at) < VALID
+    }
+
+    /// Notes that netfilter has let a packet through `this` way; `begins` says that it begins a connection.
+    #[inline(always)]
+    pub const fn note(&mut self, this: Direction, now: u64, begins: bool) {
+        let latest = if self.left > self.arrived { self.left } else { self.arrived };
+        if begins || now.wrapping_sub(latest) > FORGOTTEN {
+            self.states = 0;
+        }
+        if this.back().is_in(self.states) {
+            self.states |= decided(this);
+        }
+        self.states |= this as u32;
+        match this {
+            Direction::Left => self.left = now,
+            Direction::Arrived => self.arrived = now,
+        }
+    }
+}
+
+/// The bit that says that netfilter knew of both directions when it decided about this one.
+#[inline(always)]
+const fn decided(this: Direction) -> u32 {
+    (this as u32) << 2
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: u64 = 1_000_000_000;
+
+    fn talk(accepted: &mut Accepted, at: u64, packets: &[Direction]) {
+        packets.iter().for_each(|way| accepted.note(*way, at, false));
+    }
+
+    #[test]
+    fn a_flow_is_accepted_each_way_when_netfilter_knew_both() {
+        use Direction::{Arrived, Left};
+        let mut accepted = Accepted::default();
+        let holds = |accepted: &Accepted, at| [Left, Arrived].map(|way| accepted.holds(way, at));
+        assert_eq!(holds(&accepted, 0), [false; 2]);
+        talk(&mut accepted, SECOND, &[Left, Left]);
+        assert_eq!(holds(&accepted, SECOND), [false; 2], "nobody has answered");
+        talk(&mut accepted, SECOND, &[Arrived]);
+        assert_eq!(holds(&accepted, SECOND), [false, true], "the question was a new flow's");
+        talk(&mut accepted, SECOND, &[Left]);
+        assert_eq!(holds(&accepted, SECOND), [true; 2]);
+    }
+
+    #[test]
+    fn it_asks_again_within_a_second_each_way() {
+        use Direction::{Arrived, Left};
+        let mut accepted = Accepted::default();
+        talk(&mut accepted, SECOND, &[Left, Arrived, Left]);
+        assert!(!accepted.holds(Left, 2 * SECOND));
+        talk(&mut accepted, 2 * SECOND, &[Left]);
+        assert!(accepted.holds(Left, 2 * SECOND) && !accepted.holds(Arrived, 2 * SECOND));
+    }
+
+    #[test]
+    fn a_connection_that_begins_and_a_long_silence_begin_anew() {
+        use Direction::{Arrived, Left};
+        let mut accepted = Accepted::default();
+        talk(&mut accepted, SECOND, &[Left, Arrived, Left]);
+        accepted.note(Left, SECOND, true);
+        assert!(!accepted.holds(Left, SECOND) && !accepted.holds(Arrived, SECOND));
+        talk(&mut accepted, SECOND, &[Arrived, Left]);
+        assert!(accepted.holds(Left, SECOND));
+        talk(&mut accepted, 40 * SECOND, &[Left]);
+        assert!(!accepted.holds(Left, 40 * SECOND));
+    }
+}
