@@ -94,12 +94,13 @@ impl Agent {
         let joined = Box::pin(store.join(&mut network, &request)).await?;
         let lease = joined.lease;
         fail::point("lease");
-        let scene = scene(&config, &network.config, &uplink, lease);
-        let concerns = firewall::concerns(&scene).await?;
+        let mut scene = scene(&config, &network.config, &uplink, lease);
+        let concerns = firewall::concerns(&scene).await;
         let honour = config.rules.honours(&concerns);
         let spec = dataplane_spec(&config, &network.config, &uplink, lease, honour);
         let dataplane = Dataplane::start(spec, pins, features).await?;
         fail::point("dataplane");
+        scene.bridge = dataplane.bridge().map(|link| link.name.clone());
         let firewall = Firewall::keep(firewall_spec(&config, &network.config, scene), concerns);
         let presence = Presence::new(config.peer_timeout);
         let mut agent = Self {
@@ -205,6 +206,11 @@ impl Agent {
         self.look_around().await;
         let outcome = self.dataplane.reconcile().await;
         self.note(IN_STEP, outcome);
+        self.show_bridge();
+    }
+
+    /// The firewall's rules go by the bridge's name.
+    fn show_bridge(&self) {
         self.firewall.see_bridge(self.dataplane.bridge().map(|link| link.name.as_str()));
     }
 
@@ -235,6 +241,7 @@ impl Agent {
         self.note(leases::PROGRAMMING, outcome);
         let outcome = self.dataplane.verify().await;
         self.note(IN_STEP, outcome);
+        self.show_bridge();
         let outcome = self.dataplane.check_routes();
         self.note("routing leased subnets", outcome);
         let outcome = self.ask_peers();

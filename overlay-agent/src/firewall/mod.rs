@@ -118,7 +118,7 @@ impl Firewall {
     async fn turn(&mut self, find: &watch::Sender<Vec<Concern>>) -> Result<()> {
         let scene = self.scene.borrow_and_update().clone();
         let kept = self.ensure(&scene).await;
-        let concerns = concerns(&scene).await?;
+        let concerns = concerns(&scene).await;
         if self.mode.honours(&concerns) {
             conntrack::be_liberal()?;
         }

@@ -4,7 +4,9 @@
 use std::time::Duration;
 
 use anyhow::ensure;
-use xtask::lab::{AgentOptions, Host, IMAGE, Lab, Machine, NETWORK_CONFIG, debian, eventually};
+use xtask::lab::{
+    Agent, AgentOptions, Host, IMAGE, Lab, Machine, NETWORK_CONFIG, debian, eventually,
+};
 
 use crate::AGENT;
 
@@ -39,8 +41,10 @@ fn containers_reach_each_other_in_spite_of_dockers_rules_of_today() {
     let lab = Lab::builder().start().unwrap();
     let etcd = lab.start_etcd(NETWORK_CONFIG).unwrap();
     let options = AgentOptions::new(AGENT, &etcd);
-    let agents: Vec<_> =
-        lab.hosts().iter().map(|host| host.start_agent(&options).unwrap()).collect();
+    let start = |options: &AgentOptions| -> Vec<Agent> {
+        lab.hosts().iter().map(|host| host.start_agent(options).unwrap()).collect()
+    };
+    let mut agents = start(&options);
     let machines: Vec<_> = lab.hosts().iter().map(boot).collect();
     let version = machines[0].docker(["version", "--format", "{{.Server.Version}}"]).unwrap();
     assert!(version.starts_with("28."), "{version}");
@@ -61,20 +65,26 @@ fn containers_reach_each_other_in_spite_of_dockers_rules_of_today() {
     }
 
     let gateway = lab.host(0).subnet().unwrap().gateway.to_string();
-    for (address, port) in [
+    let outside = lab.host(0).address().to_string();
+    let places = [
         (published.as_str(), "80"),
         (plain.as_str(), "80"),
         // By the port of the host, at its address in the overlay and at the one outside.
         (gateway.as_str(), "8080"),
-        (lab.host(0).address().to_string().as_str(), "8080"),
-    ] {
-        eventually(SOON, &format!("a greeting from {address}:{port}"), || {
-            let heard = machines[1].docker(["exec", "client", "nc", "-w", "2", address, port])?;
-            ensure!(heard.contains("hello"), "{heard:?}");
-            Ok(())
-        })
-        .unwrap();
-    }
+        (outside.as_str(), "8080"),
+    ];
+    let hear = || {
+        for (address, port) in places {
+            eventually(SOON, &format!("a greeting from {address}:{port}"), || {
+                let heard =
+                    machines[1].docker(["exec", "client", "nc", "-w", "2", address, port])?;
+                ensure!(heard.contains("hello"), "{heard:?}");
+                Ok(())
+            })
+            .unwrap();
+        }
+    };
+    hear();
     // A greeting is over before the host knows where its containers are; a ping is not.
     for address in [&published, &plain] {
         let before = agents[0].packets("from_uplink", "to_endpoint").unwrap();
@@ -84,4 +94,24 @@ fn containers_reach_each_other_in_spite_of_dockers_rules_of_today() {
     }
     let status = agents[0].status().unwrap();
     assert_eq!(status["problems"], serde_json::json!([]), "{status}");
+    assert_eq!(status["rules"]["honoured"], false, "Docker's own rules ask for nothing: {status}");
+
+    // What takes the stack is not in Docker's way either, also of a container that was published a moment ago.
+    for options in [options.clone().fast_path(false), options.argument("--rules=honour")] {
+        agents.iter_mut().for_each(|agent| agent.stop().unwrap());
+        agents = start(&options);
+        hear();
+        let later = greeter(&machines[0], "later", &["--publish", "8081:80"]);
+        eventually(SOON, "a greeting from a container that came later", || {
+            let heard = machines[1].docker(["exec", "client", "nc", "-w", "2", &later, "80"])?;
+            ensure!(heard.contains("hello"), "{heard:?}");
+            Ok(())
+        })
+        .unwrap();
+        machines[0].docker(["rm", "--force", "later"]).unwrap();
+        // Docker puts its rules in front of all others when it starts.
+        machines[0].shell("systemctl restart docker").unwrap();
+        machines[0].docker(["start", "published", "plain"]).unwrap();
+        hear();
+    }
 }

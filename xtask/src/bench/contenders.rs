@@ -6,6 +6,7 @@ mod flannel;
 mod host;
 mod ours;
 mod ours_before;
+mod ours_honour;
 mod ours_many;
 mod ours_slow;
 mod program;
@@ -28,7 +29,7 @@ const REACHABLE_WITHIN: Duration = Duration::from_secs(15);
 const OVERHEAD: u32 = 50;
 
 /// All of them, in the order of a report's columns. A new one is a file and a line here.
-pub(super) const ALL: [Contender; 9] = [
+pub(super) const ALL: [Contender; 10] = [
     host::CONTENDER,
     redirect::CONTENDER,
     route::CONTENDER,
@@ -37,6 +38,7 @@ pub(super) const ALL: [Contender; 9] = [
     ours_slow::CONTENDER,
     ours_before::CONTENDER,
     ours::CONTENDER,
+    ours_honour::CONTENDER,
     ours_many::CONTENDER,
 ];
 

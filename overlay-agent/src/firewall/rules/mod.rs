@@ -1,24 +1,189 @@
-//! Stub until the reader is there.
-use anyhow::Result;
-use ipnetwork::Ipv4Network;
+//! Which rules of the host's firewall could change what becomes of the overlay's packets, which the fast path
+//! carries past all of them.
+//!
+//! Rules are read as `iptables-save` and `nft` show them, and followed with packets of which only addresses and
+//! interfaces are known. What is not understood may match, and what cannot be read counts as a rule. So one may be
+//! named that concerns nothing, but none is overlooked, with these exceptions, which are meant:
+//!
+//! - rules that only match packets of state INVALID, or packets for the host itself
+//! - rules about the packets that the tunnel's are carried in, other than on devices and in bridges
+//! - what Docker, ufw and Kubernetes have everywhere for their own purposes (`plumbing`)
+//! - what happens to addresses after routing: see `firewall/nat.rs`
+//! - rules of `ebtables-legacy`, and of nftables on a host without `nft`
 
-/// What forwarded packets of the overlay look like to the firewall.
+mod iptables;
+mod nft;
+mod nft_match;
+mod nft_text;
+mod packet;
+mod plumbing;
+mod walk;
+
+#[cfg(test)]
+mod tests;
+
+use std::{collections::HashSet, fs, io::ErrorKind};
+
+use ipnetwork::Ipv4Network;
+use tokio::process::Command;
+
+/// What rules are called that no `iptables` has made.
+const NFTABLES: &str = "nftables";
+
+/// What the overlay's packets look like to the firewall when they are forwarded.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Scene {
+    /// The whole overlay.
     pub network: Ipv4Network,
+    /// This host's lease.
     pub subnet: Ipv4Network,
+    /// The containers' bridge, if it is known.
     pub bridge: Option<String>,
+    /// The tunnel device, after which our own table is named.
     pub tunnel: String,
+    /// The device that leads to other hosts.
     pub uplink: String,
+    /// Whether some of them are reached by it without a tunnel.
     pub direct: bool,
 }
 
-/// One rule that may concern them.
+/// A rule that may concern the overlay's packets, or what kept us from reading some.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Concern {
+    /// One line, by which an operator recognises it.
     pub text: String,
 }
 
-pub async fn concerns(_scene: &Scene) -> Result<Vec<Concern>> {
-    Ok(Vec::new())
+/// Every rule on this host that may concern the overlay's packets, each once.
+pub async fn concerns(scene: &Scene) -> Vec<Concern> {
+    Sources::read().await.concerns(scene)
+}
+
+/// What `iptables-save` says.
+#[derive(Debug)]
+struct Saved {
+    tool: &'static str,
+    /// Whether its rules are tables of nftables too.
+    is_nft: bool,
+    text: String,
+}
+
+/// What the tools say.
+#[derive(Debug, Default)]
+struct Sources {
+    saved: Vec<Saved>,
+    nft: Option<String>,
+    /// What could not be read, and why.
+    unread: Vec<String>,
+}
+
+impl Sources {
+    async fn read() -> Self {
+        let mut sources = Self::default();
+        sources.nft = sources.run("nft", &["-j", "list", "ruleset"]).await;
+        let is_nft = sources
+            .run("iptables", &["-V"])
+            .await
+            .is_some_and(|version| version.contains("nf_tables"));
+        let found = sources.save("iptables-save", "iptables", is_nft).await;
+        let legacy = sources.legacy_tables();
+        if !legacy.is_empty() && (is_nft || !found) {
+            let found = sources.save("iptables-legacy-save", "iptables-legacy", false).await;
+            if !found {
+                let tables = legacy.replace('\n', ", ");
+                sources.unread.push(format!(
+                    "iptables-legacy {tables}: rules cannot be listed without iptables-legacy-save"
+                ));
+            }
+        }
+        if !is_nft {
+            // Only spares us from guessing: `nft` shows these too, without what they ask.
+            if let Ok(Some(text)) = run("iptables-nft-save", &[]).await {
+                sources.saved.push(Saved { tool: "iptables-nft", is_nft: true, text });
+            }
+        }
+        sources
+    }
+
+    /// Adds what a variant of `iptables-save` says. Returns whether there is such a tool.
+    async fn save(&mut self, program: &str, tool: &'static str, is_nft: bool) -> bool {
+        match run(program, &[]).await {
+            Ok(Some(text)) => self.saved.push(Saved { tool, is_nft, text }),
+            Ok(None) => return false,
+            Err(reason) => self.unread.push(reason),
+        }
+        true
+    }
+
+    async fn run(&mut self, program: &str, arguments: &[&str]) -> Option<String> {
+        run(program, arguments).await.unwrap_or_else(|reason| {
+            self.unread.push(reason);
+            None
+        })
+    }
+
+    /// The names of tables that `iptables-legacy` has made, in lines.
+    fn legacy_tables(&mut self) -> String {
+        match fs::read_to_string("/proc/thread-self/net/ip_tables_names") {
+            Ok(names) => names.trim().to_owned(),
+            Err(error) if error.kind() == ErrorKind::NotFound => String::new(),
+            Err(error) => {
+                self.unread.push(format!("iptables-legacy: reading the names of tables: {error}"));
+                String::new()
+            }
+        }
+    }
+
+    fn concerns(&self, scene: &Scene) -> Vec<Concern> {
+        let mut texts = self.unread.clone();
+        let mut natives = self.natives(&mut texts);
+        natives.retain(|native| native.table.name != format!("ip {}", scene.tunnel));
+        for Saved { tool, is_nft, text } in &self.saved {
+            let mut listing = iptables::parse(tool, text);
+            texts.append(&mut listing.unread);
+            for table in &listing.tables {
+                let name = format!("ip {}", table.name);
+                let native = natives.iter().position(|native| *is_nft && native.table.name == name);
+                let is_all = !listing.partly.contains(&table.name);
+                match native {
+                    Some(at) if is_all && natives[at].is_iptables => drop(natives.remove(at)),
+                    // What `nft` shows of it is more.
+                    Some(_) => continue,
+                    None => {}
+                }
+                texts.extend(walk::concerns(table, scene));
+            }
+        }
+        texts.extend(natives.iter().flat_map(|native| walk::concerns(&native.table, scene)));
+        let mut seen = HashSet::new();
+        texts.retain(|text| seen.insert(text.clone()));
+        texts.into_iter().map(|text| Concern { text }).collect()
+    }
+
+    fn natives(&self, texts: &mut Vec<String>) -> Vec<nft::Native> {
+        let natives = self.nft.as_deref().map_or(Ok(Vec::new()), nft::parse);
+        natives.unwrap_or_else(|error| {
+            texts.push(format!("{NFTABLES}: the ruleset cannot be read: {error:#}"));
+            Vec::new()
+        })
+    }
+}
+
+/// What a program says; nothing where there is none.
+///
+/// # Errors
+/// Why it says nothing, in one line.
+async fn run(program: &str, arguments: &[&str]) -> Result<Option<String>, String> {
+    match Command::new(program).args(arguments).output().await {
+        Ok(output) if output.status.success() => {
+            Ok(Some(String::from_utf8_lossy(&output.stdout).into_owned()))
+        }
+        Ok(output) => {
+            let reason = String::from_utf8_lossy(&output.stderr);
+            let reason = reason.trim().lines().next().unwrap_or_default();
+            Err(format!("{program} failed ({}): {reason}", output.status))
+        }
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(format!("running {program}: {error}")),
+    }
 }

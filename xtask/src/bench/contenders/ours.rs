@@ -16,21 +16,21 @@ const NETWORK: u8 = 60;
 const SETTLED_WITHIN: Duration = Duration::from_secs(15);
 
 fn set_up(site: &Site<'_>) -> Result<Standing> {
-    with_fast_path(site, &site.agents.now, NETWORK, true)
+    with_options(site, NETWORK, &site.agents.now, |options| options)
 }
 
 /// An agent on each host, in a network of its own, and a container that it knows.
-pub(super) fn with_fast_path(
+pub(super) fn with_options(
     site: &Site<'_>,
-    agent: &Path,
     network: u8,
-    fast_path: bool,
+    agent: &Path,
+    edit: impl FnOnce(AgentOptions) -> AgentOptions,
 ) -> Result<Standing> {
     let prefix = format!("/bench/{network}");
     let config = format!(r#"{{"Network":"10.{network}.0.0/16","Backend":{{"Type":"vxlan"}}}}"#);
     site.etcd.put(&format!("{prefix}/config"), &config)?;
-    let options = AgentOptions::new(agent, site.etcd).etcd_prefix(&prefix).fast_path(fast_path);
-    with_agents(site, &options, 1)
+    let options = AgentOptions::new(agent, site.etcd).etcd_prefix(&prefix);
+    with_agents(site, &edit(options), 1)
 }
 
 /// An agent on each host that comes to know so many peers, and a container that it knows.

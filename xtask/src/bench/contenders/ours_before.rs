@@ -15,5 +15,6 @@ const NETWORK: u8 = 55;
 
 fn set_up(site: &Site<'_>) -> Result<Standing> {
     let before = site.agents.before.as_deref();
-    ours::with_fast_path(site, before.context("`--before` names none")?, NETWORK, true)
+    let before = before.context("`--before` names none")?;
+    ours::with_options(site, NETWORK, before, |options| options)
 }

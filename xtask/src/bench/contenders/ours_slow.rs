@@ -10,5 +10,5 @@ pub(super) const CONTENDER: Contender =
 const NETWORK: u8 = 50;
 
 fn set_up(site: &Site<'_>) -> Result<Standing> {
-    ours::with_fast_path(site, &site.agents.now, NETWORK, false)
+    ours::with_options(site, NETWORK, &site.agents.now, |options| options.fast_path(false))
 }

@@ -1,0 +1,242 @@
+use std::collections::{BTreeMap, HashMap};
+
+use anyhow::{Context, Result};
+use serde_json::Value;
+
+use super::{
+    NFTABLES,
+    nft_match::{Sets, equal, is_about_ipv6, is_volatile, matching},
+    nft_text,
+    packet::{Hook, Test},
+    walk::{Action, Base, Chain, Rule, Table},
+};
+
+/// Families whose chains packets of ours may come by.
+const FAMILIES: [&str; 4] = ["ip", "inet", "bridge", "netdev"];
+
+/// A table, and whether every rule in it is one that `iptables-nft` could have made. Others it shows as if they asked
+/// less than they do, or did nothing.
+#[derive(Debug)]
+pub(super) struct Native {
+    pub(super) table: Table,
+    pub(super) is_iptables: bool,
+}
+
+/// Reads the output of `nft -j list ruleset`: tables that packets of ours may come by.
+///
+/// # Errors
+/// Where it is no such output: then nothing of it is to be relied on.
+pub(super) fn parse(text: &str) -> Result<Vec<Native>> {
+    let root: Value = serde_json::from_str(text).context("no JSON")?;
+    let objects = root.get("nftables").and_then(Value::as_array).context("no list of objects")?;
+    let mut tables = BTreeMap::new();
+    let mut sets = HashMap::new();
+    for (kind, object) in objects.iter().filter_map(only_member) {
+        match kind {
+            "chain" => {
+                let chain = Chain { base: base(object)?, rules: Vec::new() };
+                let name = member(object, "name")?.to_owned();
+                native(&mut tables, object)?.table.chains.insert(name, chain);
+            }
+            "set" | "map" => {
+                let table = (member(object, "family")?, member(object, "table")?);
+                sets.entry(table).or_insert_with(Sets::new).insert(member(object, "name")?, object);
+            }
+            _ => {}
+        }
+    }
+    let none = Sets::new();
+    for (_, rule) in objects.iter().filter_map(only_member).filter(|(kind, _)| *kind == "rule") {
+        let name = (member(rule, "family")?, member(rule, "table")?);
+        let steps = steps(rule, sets.get(&name).unwrap_or(&none))?;
+        let chain = member(rule, "chain")?.to_owned();
+        let native = native(&mut tables, rule)?;
+        native.is_iptables &= is_iptables(rule);
+        native.table.chains.entry(chain).or_default().rules.extend(steps);
+    }
+    let tables = tables.into_iter().filter(|((family, _), _)| FAMILIES.contains(family));
+    Ok(tables.map(|(_, native)| native).collect())
+}
+
+/// Everything in the listing, and every statement, is an object with one member that says what it is.
+fn only_member(object: &Value) -> Option<(&str, &Value)> {
+    let object = object.as_object()?;
+    object.iter().next().filter(|_| object.len() == 1).map(|(kind, body)| (kind.as_str(), body))
+}
+
+fn member<'a>(object: &'a Value, name: &str) -> Result<&'a str> {
+    object.get(name).and_then(Value::as_str).with_context(|| format!("an object without {name}"))
+}
+
+/// The table that a chain or rule stands in.
+fn native<'t, 'v>(
+    tables: &'t mut BTreeMap<(&'v str, &'v str), Native>,
+    object: &'v Value,
+) -> Result<&'t mut Native> {
+    let (family, name) = (member(object, "family")?, member(object, "table")?);
+    Ok(tables.entry((family, name)).or_insert_with(|| {
+        let name = format!("{family} {name}");
+        Native { table: Table { tool: NFTABLES, name, chains: BTreeMap::new() }, is_iptables: true }
+    }))
+}
+
+/// Whether `iptables-nft` may have made the rule: it counts always, and uses little of what there is.
+fn is_iptables(rule: &Value) -> bool {
+    let statements = rule.get("expr").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
+    let is_known = |statement| match only_member(statement) {
+        Some(("match", body)) => is_iptables_match(body),
+        Some((kind, _)) => {
+            ["counter", "xt", "accept", "drop", "return", "jump", "goto", "limit"].contains(&kind)
+        }
+        None => false,
+    };
+    statements.iter().any(|statement| statement.get("counter").is_some())
+        && statements.iter().all(is_known)
+}
+
+fn is_iptables_match(body: &Value) -> bool {
+    let masked = body.get("left").and_then(|left| left.get("&")?.get(0));
+    let Some(left) = masked.or_else(|| body.get("left")) else { return false };
+    let text = |kind: &str, name| left.get(kind).and_then(|kind| kind.get(name)?.as_str());
+    let is_known =
+        match (text("payload", "protocol"), text("payload", "field"), text("meta", "key")) {
+            (Some("ip"), Some("saddr" | "daddr" | "protocol" | "frag-off"), None)
+            | (Some("tcp" | "udp"), Some("sport" | "dport" | "flags"), None)
+            | (None, None, Some("iifname" | "oifname" | "l4proto" | "mark")) => true,
+            _ => false,
+        };
+    let right = body.get("right");
+    let is_set = right.and_then(Value::as_str).is_some_and(|right| right.starts_with('@'));
+    is_known && !is_set && right.is_some_and(|right| right.get("set").is_none())
+}
+
+/// Where a chain is entered, if it is by packets of ours.
+fn base(chain: &Value) -> Result<Option<Base>> {
+    if chain.get("hook").is_none() {
+        return Ok(None);
+    }
+    let drops = chain.get("policy").and_then(Value::as_str) == Some("drop");
+    let (family, table, name) =
+        (member(chain, "family")?, member(chain, "table")?, member(chain, "name")?);
+    let drops = drops.then(|| format!("{NFTABLES} {family} {table} {name}: policy drop"));
+    Ok(hook(family, chain).map(|hook| Base { hook, drops }))
+}
+
+/// What is translated in postrouting does not concern: a chain of ours stands in front of it.
+fn hook(family: &str, chain: &Value) -> Option<Hook> {
+    let text = |name| chain.get(name).and_then(Value::as_str).unwrap_or_default();
+    match (family, text("hook")) {
+        ("netdev", _) if text("dev") == "lo" => None,
+        ("ip" | "inet", "prerouting") => Some(Hook::Prerouting),
+        ("ip" | "inet", "forward") => Some(Hook::Forward),
+        ("ip" | "inet", "postrouting") if text("type") == "nat" => None,
+        ("ip" | "inet", "postrouting") => Some(Hook::Postrouting),
+        ("ip" | "inet", "input" | "output") => None,
+        _ => Some(Hook::Link),
+    }
+}
+
+/// What a rule does, one after the other.
+fn steps(rule: &Value, sets: &Sets<'_>) -> Result<Vec<Rule>> {
+    let statements = rule.get("expr").and_then(Value::as_array);
+    let statements = statements.map_or(&[][..], Vec::as_slice);
+    let (family, table, chain) =
+        (member(rule, "family")?, member(rule, "table")?, member(rule, "chain")?);
+    let comment = rule.get("comment").and_then(Value::as_str);
+    let text = nft_text::rule(statements, comment);
+    let text = format!("{NFTABLES} {family} {table} {chain}: {text}");
+    let mut tests = Vec::new();
+    let mut steps = Vec::new();
+    for statement in statements {
+        for part in parts(statement, sets) {
+            match part {
+                Part::Ask(test) => tests.push(test),
+                Part::Do(test, action) => {
+                    let tests = tests.iter().cloned().chain(test).collect();
+                    steps.push(Rule { text: text.clone(), tests, action });
+                }
+            }
+        }
+    }
+    Ok(steps)
+}
+
+/// A part of a statement.
+enum Part {
+    /// Goes for everything that follows in the rule.
+    Ask(Test),
+    /// What is done, under a condition of its own, if it has one.
+    Do(Option<Test>, Action),
+}
+
+fn parts(statement: &Value, sets: &Sets<'_>) -> Vec<Part> {
+    let Some((kind, body)) = only_member(statement) else { return unknown("statement") };
+    match kind {
+        "match" => vec![Part::Ask(matching(body, sets))],
+        "counter" | "comment" | "last" | "continue" => Vec::new(),
+        "limit" | "quota" | "ct count" => vec![Part::Ask(Test::UNKNOWN)],
+        "xt" => xt(body),
+        "vmap" => map(body, sets),
+        _ => match verdict(kind, body) {
+            Some(action) => vec![Part::Do(None, action)],
+            None => unknown(kind),
+        },
+    }
+}
+
+/// What is not known here may be a condition as well as an effect.
+fn unknown(kind: &str) -> Vec<Part> {
+    vec![Part::Do(None, Action::Effect(kind.to_owned())), Part::Ask(Test::UNKNOWN)]
+}
+
+fn verdict(kind: &str, body: &Value) -> Option<Action> {
+    let target = || body.get("target").and_then(Value::as_str).map(str::to_owned);
+    match kind {
+        "accept" => Some(Action::Accept),
+        "return" => Some(Action::Return),
+        "continue" => Some(Action::Nothing),
+        "drop" | "reject" => Some(Action::Effect(kind.to_owned())),
+        "jump" => target().map(Action::Jump),
+        "goto" => target().map(Action::Goto),
+        _ => None,
+    }
+}
+
+/// What came from `iptables-nft`. Neither a match nor a target says more than its name.
+fn xt(body: &Value) -> Vec<Part> {
+    let text = |name| body.get(name).and_then(Value::as_str).unwrap_or_default();
+    match (text("type"), text("name")) {
+        ("match", "comment") => Vec::new(),
+        ("match", _) => vec![Part::Ask(Test::UNKNOWN)],
+        (_, name) => unknown(name),
+    }
+}
+
+/// A verdict for each value of a key. No two are the same, so it does not matter in which order they are looked at.
+fn map(body: &Value, sets: &Sets<'_>) -> Vec<Part> {
+    let (Some(key), Some(data)) = (body.get("key"), body.get("data")) else {
+        return unknown("vmap");
+    };
+    if is_about_ipv6(key) {
+        return Vec::new();
+    }
+    let map = data.as_str().and_then(|name| name.strip_prefix('@')).and_then(|name| sets.get(name));
+    let entries = match map {
+        Some(map) => map.get("elem"),
+        None => data.get("set"),
+    };
+    let mut parts = Vec::new();
+    if map.is_none() && entries.is_none() || map.is_some_and(|map| is_volatile(map)) {
+        parts.push(Part::Do(Some(Test::UNKNOWN), Action::Effect("vmap".to_owned())));
+    }
+    for entry in entries.and_then(Value::as_array).into_iter().flatten() {
+        let (test, verdicts) = match entry.as_array().map(Vec::as_slice) {
+            Some([value, verdict]) => (equal(key, value, sets), only_member(verdict)),
+            _ => (Test::UNKNOWN, None),
+        };
+        let action = verdicts.and_then(|(kind, body)| verdict(kind, body));
+        let action = action.unwrap_or_else(|| Action::Effect("vmap".to_owned()));
+        parts.push(Part::Do(Some(test), action));
+    }
+    parts
+}

@@ -1,0 +1,214 @@
+use std::net::Ipv4Addr;
+
+use ipnetwork::Ipv4Network;
+
+/// Whether a rule matches packets of which not everything is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Fit {
+    /// None of them.
+    Never,
+    /// Some of them, for all we know.
+    Perhaps,
+    /// All of them.
+    Surely,
+}
+
+impl Fit {
+    const fn opposite(self) -> Self {
+        match self {
+            Self::Never => Self::Surely,
+            Self::Perhaps => Self::Perhaps,
+            Self::Surely => Self::Never,
+        }
+    }
+}
+
+/// What a rule asks of a packet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Test {
+    /// What needs no look at the packet, or where none would help.
+    Known(Fit),
+    /// The interface that it came in by.
+    From(Pattern),
+    /// The interface that it goes out by.
+    To(Pattern),
+    Source(Range),
+    Destination(Range),
+    Not(Box<Self>),
+    /// At least one, which none of none is.
+    Any(Vec<Self>),
+    All(Vec<Self>),
+}
+
+impl Test {
+    /// Of what we know nothing about.
+    pub(super) const UNKNOWN: Self = Self::Known(Fit::Perhaps);
+
+    pub(super) fn not(self) -> Self {
+        Self::Not(Box::new(self))
+    }
+
+    pub(super) fn fit(&self, packet: &Packet) -> Fit {
+        match self {
+            Self::Known(fit) => *fit,
+            Self::From(pattern) => pattern.fit(packet.from.as_deref()),
+            Self::To(pattern) => pattern.fit(packet.to.as_deref()),
+            Self::Source(range) => range.fit(&packet.source),
+            Self::Destination(range) => range.fit(&packet.destination),
+            Self::Not(test) => test.fit(packet).opposite(),
+            Self::Any(tests) => {
+                tests.iter().map(|test| test.fit(packet)).max().unwrap_or(Fit::Never)
+            }
+            Self::All(tests) => all(tests, packet),
+        }
+    }
+}
+
+/// Whether all of these match, which may be said of none.
+pub(super) fn all(tests: &[Test], packet: &Packet) -> Fit {
+    tests.iter().map(|test| test.fit(packet)).min().unwrap_or(Fit::Surely)
+}
+
+/// An interface's name, or how several begin.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Pattern {
+    stem: String,
+    is_open: bool,
+}
+
+impl Pattern {
+    /// A name that stands for several if it ends in `wildcard`.
+    pub(super) fn new(name: &str, wildcard: char) -> Self {
+        let stem = name.strip_suffix(wildcard);
+        Self { stem: stem.unwrap_or(name).to_owned(), is_open: stem.is_some() }
+    }
+
+    /// The one interface that is meant.
+    pub(super) fn name(&self) -> Option<&str> {
+        (!self.is_open).then_some(self.stem.as_str())
+    }
+
+    fn fit(&self, interface: Option<&str>) -> Fit {
+        match interface {
+            _ if self.is_open && self.stem.is_empty() => Fit::Surely,
+            None => Fit::Perhaps,
+            Some(name) if name == self.stem => Fit::Surely,
+            Some(name) if self.is_open && name.starts_with(&self.stem) => Fit::Surely,
+            Some(_) => Fit::Never,
+        }
+    }
+}
+
+/// Addresses from the first to the last, in host order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Range {
+    first: u32,
+    last: u32,
+}
+
+impl Range {
+    /// Every address.
+    pub(super) const ALL: Self = Self { first: 0, last: u32::MAX };
+
+    pub(super) fn between(first: Ipv4Addr, last: Ipv4Addr) -> Self {
+        Self { first: first.to_bits(), last: last.to_bits() }
+    }
+
+    /// The address, where there is only one.
+    pub(super) fn single(self) -> Option<Ipv4Addr> {
+        (self.first == self.last).then(|| Ipv4Addr::from_bits(self.first))
+    }
+
+    const fn contains(self, other: Self) -> bool {
+        self.first <= other.first && other.last <= self.last
+    }
+
+    const fn meets(self, other: Self) -> bool {
+        self.first <= other.last && other.first <= self.last
+    }
+
+    fn fit(self, addresses: &[Self]) -> Fit {
+        if !addresses.iter().any(|range| self.meets(*range)) {
+            Fit::Never
+        } else if addresses.iter().all(|range| self.contains(*range)) {
+            Fit::Surely
+        } else {
+            Fit::Perhaps
+        }
+    }
+}
+
+impl From<Ipv4Network> for Range {
+    fn from(network: Ipv4Network) -> Self {
+        Self::between(network.network(), network.broadcast())
+    }
+}
+
+/// The addresses of `network` that are not in `subnet`.
+fn outside(network: Ipv4Network, subnet: Ipv4Network) -> Vec<Range> {
+    let (network, subnet) = (Range::from(network), Range::from(subnet));
+    if !network.meets(subnet) {
+        return vec![network];
+    }
+    let below = subnet.first.checked_sub(1).map(|last| Range { first: network.first, last });
+    let above = subnet.last.checked_add(1).map(|first| Range { first, last: network.last });
+    [below, above].into_iter().flatten().filter(|range| range.first <= range.last).collect()
+}
+
+/// Packets of which no more is known than this. Neither are they for the host itself, nor is their connection
+/// INVALID: everybody drops those.
+#[derive(Clone, Debug)]
+pub(super) struct Packet {
+    from: Option<String>,
+    to: Option<String>,
+    source: Vec<Range>,
+    destination: Vec<Range>,
+}
+
+/// Where packets meet a chain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Hook {
+    /// Before it is known where they go.
+    Prerouting,
+    Forward,
+    /// Where, depending on the kernel, it is forgotten where they came from.
+    Postrouting,
+    /// On a device or in a bridge: alone, or inside a packet of the tunnel's.
+    Link,
+}
+
+impl super::Scene {
+    /// The overlay's packets as they come by a hook: to other hosts and from them, by each of the ways.
+    pub(super) fn packets(&self, hook: Hook) -> Vec<Packet> {
+        if hook == Hook::Link {
+            let any = vec![Range::ALL];
+            return vec![Packet { from: None, to: None, source: any.clone(), destination: any }];
+        }
+        let here = vec![Range::from(self.subnet)];
+        let there = outside(self.network, self.subnet);
+        let uplink = self.direct.then_some(&self.uplink);
+        let mut packets = Vec::new();
+        for way in [&self.tunnel].into_iter().chain(uplink) {
+            packets.push(Packet {
+                from: self.bridge.clone(),
+                to: Some(way.clone()),
+                source: here.clone(),
+                destination: there.clone(),
+            });
+            packets.push(Packet {
+                from: Some(way.clone()),
+                to: self.bridge.clone(),
+                source: there.clone(),
+                destination: here.clone(),
+            });
+        }
+        for packet in &mut packets {
+            match hook {
+                Hook::Prerouting => packet.to = None,
+                Hook::Postrouting => packet.from = None,
+                Hook::Forward | Hook::Link => {}
+            }
+        }
+        packets
+    }
+}

@@ -1,0 +1,273 @@
+use proptest::prelude::*;
+
+use super::{super::Scene, saved, scene, scenes, texts};
+
+const DOCKER_20: &str = include_str!("listings/docker-20.10.txt");
+const DOCKER_28: &str = include_str!("listings/docker-28.txt");
+const UFW: &str = include_str!("listings/ufw.txt");
+const KUBERNETES: &str = include_str!("listings/kubernetes.txt");
+
+/// Our rules, as `firewall/forward.rs` makes them.
+const OURS: &str = "-A FORWARD -i overlay.1 -m comment --comment \"overlay forward\" -j ACCEPT
+-A FORWARD -o overlay.1 -m comment --comment \"overlay forward\" -j ACCEPT
+-A FORWARD -s 10.1.0.0/16 -m comment --comment overlay-1-network -j ACCEPT
+-A FORWARD -d 10.1.0.0/16 -m comment --comment overlay-1-network -j ACCEPT
+";
+
+/// A table with FORWARD, PREROUTING and two chains of an operator's.
+fn table(name: &str, policy: &str, rules: &str) -> String {
+    format!(
+        "*{name}\n:PREROUTING ACCEPT [0:0]\n:FORWARD {policy} [0:0]\n:POSTROUTING ACCEPT [0:0]\n\
+         :DOCKER-USER - [0:0]\n:OTHER - [0:0]\n{rules}\nCOMMIT\n"
+    )
+}
+
+fn of(text: &str) -> Vec<String> {
+    texts(&saved(text), &scene())
+}
+
+/// What concerns in FORWARD of filter.
+fn forward(rules: &str) -> Vec<String> {
+    of(&table("filter", "ACCEPT", rules))
+}
+
+/// One more rule in a listing, in front of the others of its chain.
+fn with(listing: &str, rule: &str) -> String {
+    let chain = rule.split(' ').nth(1).unwrap();
+    let first = format!("-A {chain} ");
+    let at = listing.find(&first).or_else(|| listing.rfind("COMMIT")).unwrap();
+    format!("{}{rule}\n{}", &listing[..at], &listing[at..])
+}
+
+#[test]
+fn what_everybody_has_concerns_nobody() {
+    for (name, listing) in
+        [("20.10", DOCKER_20), ("28", DOCKER_28), ("ufw", UFW), ("kubernetes", KUBERNETES)]
+    {
+        for scene in scenes() {
+            // Docker's rule about another network may be about ours where the bridge is not known.
+            let found = texts(&saved(listing), &scene);
+            if scene.bridge.is_some() || name != "28" {
+                assert!(found.is_empty(), "{name}, {scene:?}: {found:#?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn an_internal_network_is_one_of_our_concerns_if_it_is_ours() {
+    let [out, into] =
+        ["! -d 10.1.15.0/24 -i docker0 -j DROP", "! -s 10.1.15.0/24 -o docker0 -j DROP"];
+    for (listing, chain) in
+        [(DOCKER_20, "DOCKER-ISOLATION-STAGE-1"), (DOCKER_28, "DOCKER-INTERNAL")]
+    {
+        for rule in [out, into].map(|rule| format!("-A {chain} {rule}")) {
+            assert_eq!(of(&with(listing, &rule)), [format!("iptables filter: {rule}")]);
+        }
+        assert_eq!(
+            of(&with(listing, "-A DOCKER-USER ! -s 172.19.0.0/16 -o br-2 -j DROP")),
+            [""; 0]
+        );
+    }
+}
+
+#[test]
+fn a_rule_in_docker_user_concerns_if_it_is_about_us() {
+    let listing = |rule: &str| with(DOCKER_28, &format!("-A DOCKER-USER {rule}"));
+    for rule in [
+        "-s 10.1.20.0/24 -j DROP",
+        "-d 10.1.15.3/32 -j DROP",
+        "-s 10.0.0.0/8 -o docker0 -j DROP",
+        "! -s 10.1.15.0/24 -o docker0 -j REJECT --reject-with icmp-port-unreachable",
+        "! -i eth+ -j DROP",
+        "-i overlay.+ -p tcp -j DROP",
+        "-i + -j NFQUEUE --queue-num 0",
+        "-m set --match-set blocked src -j DROP",
+        "-m iprange --src-range 10.1.20.0-10.1.20.8 -j DROP",
+        "-s 10.1.0.3/255.255.0.255 -j DROP",
+        "-m conntrack --ctstate INVALID,NEW -j DROP",
+        "-m conntrack ! --ctstate RELATED,ESTABLISHED -j DROP",
+        "-m addrtype ! --dst-type LOCAL -j DROP",
+        "-m string --string \"-j\" --algo bm --to 65535 -j DROP",
+        "-m foo [unsupported revision] -j DROP",
+        "-m limit --limit 3/min -j LOG --log-prefix \"seen: \"",
+        "-p tcp -m tcp --tcp-flags SYN,RST SYN -j TCPMSS --clamp-mss-to-pmtu",
+        "-j MARK --set-xmark 0x1/0xffffffff",
+        "-g NOWHERE",
+    ] {
+        let found = of(&listing(rule));
+        assert_eq!(found.len(), 1, "{rule}: {found:#?}");
+        assert!(found[0].starts_with(&format!("iptables filter: -A DOCKER-USER {rule}")));
+    }
+    for rule in [
+        "-i eth0 -j DROP",
+        "-i eth+ -o docker0 -j DROP",
+        "-s 192.168.0.0/16 -j DROP",
+        "-d 10.1.15.3/32 -i docker0 -j DROP",
+        "-s 10.1.20.0/24 -i docker0 -j DROP",
+        "! -s 10.0.0.0/8 -j DROP",
+        "! -o docker0 -i overlay.1 -j DROP",
+        "-m conntrack --ctstate INVALID -j DROP",
+        "-m addrtype --dst-type LOCAL -j DROP",
+        "-s 10.1.20.0/24 -j ACCEPT",
+        "-p tcp -m tcp --dport 80",
+        "-m comment --comment \"-j DROP \\\" it\\'s\" -j RETURN",
+    ] {
+        assert_eq!(of(&listing(rule)), [""; 0], "{rule}");
+    }
+}
+
+#[test]
+fn with_direct_routing_the_uplink_is_a_way_too() {
+    let rule = "-A FORWARD -i eth0 -j DROP";
+    let listing = table("filter", "ACCEPT", rule);
+    assert_eq!(of(&listing), [""; 0]);
+    let direct = Scene { direct: true, ..scene() };
+    assert_eq!(texts(&saved(&listing), &direct), [format!("iptables filter: {rule}")]);
+}
+
+#[test]
+fn an_unknown_bridge_may_be_any() {
+    let listing = table("filter", "ACCEPT", "-A FORWARD -i br-9 -j DROP");
+    assert_eq!(of(&listing), [""; 0]);
+    let unknown = Scene { bridge: None, ..scene() };
+    assert_eq!(texts(&saved(&listing), &unknown).len(), 1);
+}
+
+#[test]
+fn every_chain_that_they_come_by_counts() {
+    for (name, chain) in [
+        ("raw", "PREROUTING"),
+        ("mangle", "PREROUTING"),
+        ("nat", "PREROUTING"),
+        ("mangle", "FORWARD"),
+        ("filter", "FORWARD"),
+        ("security", "FORWARD"),
+        ("mangle", "POSTROUTING"),
+    ] {
+        let rule = format!("-A {chain} -p tcp -m tcp --dport 80 -j DROP");
+        assert_eq!(of(&table(name, "ACCEPT", &rule)), [format!("iptables {name}: {rule}")]);
+    }
+    assert_eq!(of(&table("nat", "ACCEPT", "-A POSTROUTING -j MASQUERADE")), [""; 0]);
+    assert_eq!(of(&table("filter", "ACCEPT", "-A OTHER -j DROP")), [""; 0]);
+}
+
+#[test]
+fn dockers_guards_in_raw_count_unless_they_are_for_containers_of_ours() {
+    let found = |rule: &str| of(&table("raw", "ACCEPT", &format!("-A PREROUTING {rule} -j DROP")));
+    assert_eq!(found("-d 10.1.15.2/32 ! -i docker0").len(), 0);
+    assert_eq!(found("-d 10.1.15.2/32 ! -i br-1").len(), 1);
+    assert_eq!(found("-d 10.1.15.0/24 ! -i docker0").len(), 1);
+    assert_eq!(found("-d 10.1.20.2/32 ! -i br-1").len(), 1);
+    assert_eq!(found("-d 10.1.15.2/32 -i overlay.1").len(), 1);
+}
+
+#[test]
+fn a_policy_counts_where_nothing_accepts_before() {
+    assert_eq!(of(&table("filter", "DROP", "")), ["iptables filter: FORWARD policy DROP"]);
+    assert_eq!(of(&table("filter", "DROP", OURS)), [""; 0]);
+    let maybe = "-A FORWARD -p tcp -j ACCEPT";
+    assert_eq!(of(&table("filter", "DROP", maybe)), ["iptables filter: FORWARD policy DROP"]);
+    let returns = format!("-A FORWARD -p tcp -j RETURN\n{OURS}");
+    assert_eq!(of(&table("filter", "DROP", &returns)), ["iptables filter: FORWARD policy DROP"]);
+}
+
+#[test]
+fn what_comes_after_a_sure_verdict_does_not_count() {
+    let drop = "-A FORWARD -p tcp -j DROP";
+    assert_eq!(forward(&format!("{OURS}{drop}")), [""; 0]);
+    assert_eq!(forward(&format!("{drop}\n{OURS}")).len(), 1);
+    assert_eq!(forward(&format!("-A FORWARD -j RETURN\n{drop}")), [""; 0]);
+    let all = "-A FORWARD -j DROP";
+    assert_eq!(forward(&format!("{all}\n{drop}")), [format!("iptables filter: {all}")]);
+}
+
+#[test]
+fn chains_are_followed_there_and_back() {
+    let drop = "-A FORWARD -p tcp -j DROP";
+    let after = |rules: &str| forward(&format!("{rules}\n{drop}")).len();
+    assert_eq!(after("-A FORWARD -j OTHER\n-A OTHER -j ACCEPT"), 0);
+    assert_eq!(after("-A FORWARD -j OTHER\n-A OTHER -j RETURN\n-A OTHER -j ACCEPT"), 1);
+    assert_eq!(after("-A FORWARD -j OTHER\n-A OTHER -p tcp -j RETURN\n-A OTHER -j ACCEPT"), 1);
+    assert_eq!(after("-A FORWARD -p tcp -j OTHER\n-A OTHER -j ACCEPT"), 1);
+    assert_eq!(after("-A FORWARD -g OTHER"), 0);
+    assert_eq!(after("-A FORWARD -p tcp -g OTHER"), 1);
+    assert_eq!(after("-A FORWARD -i eth0 -g OTHER"), 1);
+    // What falls out of a chain that was gone to comes back to where the chain before was jumped to.
+    let goto = "-A FORWARD -j DOCKER-USER\n-A DOCKER-USER -g OTHER\n-A DOCKER-USER -j LOG";
+    assert_eq!(after(goto), 1);
+    assert_eq!(after("-A FORWARD -j OTHER\n-A OTHER -j OTHER\n-A OTHER -j ACCEPT"), 0);
+}
+
+#[test]
+fn chains_that_are_nested_too_deep_count() {
+    use std::fmt::Write as _;
+    let mut text = "*filter\n:FORWARD ACCEPT [0:0]\n".to_owned();
+    for number in 0..1000 {
+        writeln!(text, ":C{number} - [0:0]").unwrap();
+    }
+    writeln!(text, "-A FORWARD -j C0").unwrap();
+    for number in 1..1000 {
+        writeln!(text, "-A C{} -j C{number}", number - 1).unwrap();
+    }
+    let found = of(&text);
+    assert_eq!(found.len(), 1);
+    assert!(found[0].ends_with("(which was not followed)"));
+}
+
+#[test]
+fn ufw_counts_where_it_was_told_something_about_routing() {
+    let reject = "-A ufw-user-forward -p tcp -m tcp --dport 80 -j REJECT --reject-with icmp-port-unreachable";
+    assert_eq!(of(&with(UFW, reject)), [format!("iptables filter: {reject}")]);
+    let all = "-A ufw-reject-forward -j REJECT --reject-with icmp-port-unreachable";
+    assert_eq!(of(&with(UFW, all)), [format!("iptables filter: {all}")]);
+}
+
+#[test]
+fn of_kubernetes_only_what_decides_counts() {
+    let marks = table("mangle", "ACCEPT", "-A FORWARD -j KUBE-X\n-A KUBE-X -j MARK --set-mark 1");
+    let marks = marks.replacen(":OTHER", ":KUBE-X - [0:0]\n:OTHER", 1);
+    assert_eq!(of(&marks), [""; 0]);
+    let rejects = marks.replace("MARK --set-mark 1", "REJECT");
+    assert_eq!(of(&rejects), ["iptables mangle: -A KUBE-X -j REJECT"]);
+    let admin = marks.replace("KUBE-X", "CNI-ADMIN");
+    assert_eq!(of(&admin).len(), 1);
+}
+
+#[test]
+fn a_line_that_makes_no_sense_counts() {
+    let found = forward("-A FORWARD -m comment --comment \"open -j ACCEPT");
+    assert_eq!(
+        found,
+        [
+            "iptables filter: -A FORWARD -m comment --comment \"open -j ACCEPT (which was not understood)"
+        ]
+    );
+    assert_eq!(of("nonsense").len(), 1);
+}
+
+proptest! {
+    #[test]
+    fn nothing_panics_and_accepting_alone_never_concerns(
+        rules in proptest::collection::vec(
+            (
+                0..3_usize,
+                prop::sample::select(vec!["", "-i eth0", "! -o docker0", "-s 10.1.15.128/25", "-p tcp", "-d 10.1.0.0/16"]),
+                prop::sample::select(vec!["-j ACCEPT", "-j RETURN", "-j OTHER", "-g DOCKER-USER", "-j DROP", ""]),
+            ),
+            0..12,
+        )
+    ) {
+        let chains = ["FORWARD", "OTHER", "DOCKER-USER"];
+        let lines: Vec<_> =
+            rules.iter().map(|(chain, test, action)| format!("-A {} {test} {action}", chains[*chain])).collect();
+        let found = forward(&lines.join("\n"));
+        let drops = rules.iter().any(|(_, _, action)| *action == "-j DROP");
+        prop_assert!(drops || found.is_empty());
+    }
+
+    #[test]
+    fn no_text_panics(text in "[ -~\n]{0,80}", prefix in prop::sample::select(vec!["", "*filter\n", "*filter\n:FORWARD ", "*raw\n-A FORWARD "])) {
+        of(&format!("{prefix}{text}"));
+    }
+}
