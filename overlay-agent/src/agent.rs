@@ -9,6 +9,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use anyhow::{Context, Result, bail};
 use futures::StreamExt;
+use ipnetwork::Ipv4Network;
 use rtnetlink::Handle;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use tokio_util::sync::CancellationToken;
@@ -76,6 +77,8 @@ pub struct Agent {
     incidents: Recent,
     /// Which peers are there.
     presence: Presence,
+    /// Networks that this host is in otherwise.
+    occupied: Vec<Ipv4Network>,
 }
 
 impl Agent {
@@ -93,6 +96,7 @@ impl Agent {
         let request = joining::request(&config, network.config.vni, &uplink, &observed);
         let joined = Box::pin(store.join(&mut network, &request)).await?;
         let lease = joined.lease;
+        let occupied = request.occupied;
         fail::point("lease");
         let mut scene = scene(&config, &network.config, &uplink, lease);
         let concerns = firewall::concerns(&scene).await;
@@ -121,6 +125,7 @@ impl Agent {
             config_problems: Vec::new(),
             incidents: Recent::default(),
             presence,
+            occupied,
         };
         agent.remember();
         agent.note_incidents(joined.incidents);

@@ -99,6 +99,7 @@ pub(crate) async fn acquire_at_once(endpoint: &str, hosts: u32) -> Result<Vec<Ro
             last_address: None,
             is_running: false,
             ttl: Duration::from_hours(24),
+            occupied: Vec::new(),
         };
         tasks.spawn(async move {
             let acquired = acquire(&store, &config, &request).await;

@@ -95,6 +95,7 @@ impl Agent {
             last_address: Some(self.lease.public_ip),
             is_running: previous == Some(self.lease.subnet),
             ttl: self.config.lease_ttl,
+            occupied: self.occupied.clone(),
         };
         let doing = match previous {
             Some(_) => "cannot tell the new address",
@@ -193,7 +194,15 @@ pub(super) fn request(
         last_address: state.map(|state| state.public_ip),
         is_running: false,
         ttl: config.lease_ttl,
+        occupied: occupied(observed, &netlink::tunnel_name(vni)),
     }
+}
+
+/// The networks that this host is in otherwise than by the tunnel device.
+pub(super) fn occupied(observed: &Observed, tunnel: &str) -> Vec<Ipv4Network> {
+    let is_ours = |index| observed.links.get(index).is_some_and(|link| link.name == tunnel);
+    let others = observed.addresses.iter().filter(|(index, ..)| !is_ours(index));
+    others.filter_map(|(_, address, length)| Ipv4Network::new(*address, *length).ok()).collect()
 }
 
 fn observed_mac(

@@ -6,7 +6,7 @@ use clap::ValueEnum as _;
 use overlay_common::Feature;
 use tokio::sync::oneshot;
 
-use super::Agent;
+use super::{Agent, joining};
 use crate::{
     admin::{
         Answered, CounterStatus, FeatureStatus, LeaseStatus, OverlayStatus, PeerStatus,
@@ -14,7 +14,7 @@ use crate::{
     },
     containers::mtu_beyond,
     datapath::read_counters,
-    lease::Lease,
+    lease::{Lease, allocate::overlap},
     netlink::{self, Observed},
     repairs,
 };
@@ -128,6 +128,7 @@ impl Agent {
             Ok(observed) => {
                 problems.extend(self.missing_links(&observed));
                 problems.extend(self.too_large(&observed));
+                problems.extend(self.inside_itself(&observed));
                 let claims = self.dataplane.claims();
                 problems.extend(claims.sentences(&observed.links, Instant::now()));
             }
@@ -149,7 +150,8 @@ impl Agent {
         let mode = self.config.rules.to_possible_value();
         RulesStatus {
             mode: mode.map_or_else(String::new, |mode| mode.get_name().to_owned()),
-            honoured: self.dataplane.spec().honour_rules,
+            // Without the fast path, netfilter sees everything.
+            honoured: self.dataplane.spec().honour_rules || !self.dataplane.spec().fast_path,
             concerns: self.firewall.concerns().into_iter().map(|rule| rule.text).collect(),
         }
     }
@@ -162,6 +164,25 @@ impl Agent {
         Some(format!(
             "Containers behind {bridge} have an MTU of up to {mtu}, and the overlay carries {overlay}: restart Docker \
              with the options that `overlay-agent docker-opts` makes, and then the containers."
+        ))
+    }
+
+    /// Whether the overlay's network is also one that this host is in, or has a peer's address in it.
+    fn inside_itself(&self, observed: &Observed) -> Option<String> {
+        let spec = self.dataplane.spec();
+        let network = spec.tunnel.network;
+        let ours = joining::occupied(observed, &self.dataplane.tunnel().name).into_iter();
+        let mut others = ours.filter(|other| !overlap(*other, spec.tunnel.subnet));
+        if let Some(other) = others.find(|other| overlap(*other, network)) {
+            return Some(format!(
+                "The overlay's network {network} and {other}, which this host is in, have addresses in common: no subnet is \
+                 chosen there, and containers of a host that has one there cannot be reached. Use another network."
+            ));
+        }
+        let mut peers = self.dataplane.peers().leases().map(|lease| lease.public_ip);
+        let peer = peers.find(|address| network.contains(*address))?;
+        Some(format!(
+            "The peer at {peer} has its public address inside the overlay's network {network}: use another network."
         ))
     }
 

@@ -45,6 +45,8 @@ pub enum Check {
     IpForward,
     /// The host's firewall lets the overlay through.
     ForwardPolicy,
+    /// Rules that somebody has written hold for the overlay.
+    Rules,
     /// Packets of peers are not taken for forged ones.
     RpFilter,
     /// The network card aggregates what can be aggregated, and nothing else.
@@ -170,6 +172,7 @@ pub async fn examine(places: Places, etcd: EtcdConfig) -> Result<Diagnosis> {
     overlay::device(&host, &mut found);
     host::ip_forward(&mut found);
     host::forward_policy(&host, &mut found).await;
+    overlay::rules(&host, &mut found);
     let unreachable = host::rp_filter(&host, &mut found).await.unwrap_or_else(|error| {
         found.unknown(format!("return paths: {error:#}"));
         BTreeSet::new()
@@ -215,6 +218,7 @@ impl Check {
             Self::Device => "device",
             Self::IpForward => "ip_forward",
             Self::ForwardPolicy => "forward_policy",
+            Self::Rules => "rules",
             Self::RpFilter => "rp_filter",
             Self::Offloads => "offloads",
             Self::Docker => "docker",

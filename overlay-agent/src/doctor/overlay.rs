@@ -93,6 +93,18 @@ pub(super) fn container_mtu(host: &Host, found: &mut Findings) {
     }
 }
 
+/// Whether the agent was told to let the overlay's packets past rules that somebody has written.
+pub(super) fn rules(host: &Host, found: &mut Findings) {
+    let Some(rules) = host.overlay().map(|overlay| &overlay.rules) else { return };
+    for rule in rules.concerns.iter().filter(|_| !rules.honoured) {
+        found.add(
+            Check::Rules,
+            format!("containers' packets to and from other hosts pass without this rule being asked: {rule}"),
+            "run the agent with --rules auto",
+        );
+    }
+}
+
 /// Whether Docker's bridge is in the leased subnet.
 pub(super) fn docker(host: &Host, found: &mut Findings) {
     let bridge = host.observed.links.values().find(|link| link.name == DOCKER_BRIDGE);

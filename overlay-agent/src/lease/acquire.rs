@@ -38,7 +38,7 @@ const ANSWER: Duration = Duration::from_secs(2);
 const LOOK: Duration = Duration::from_millis(100);
 
 /// What this host brings along.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Request {
     /// The address to publish.
     pub public_ip: Ipv4Addr,
@@ -54,6 +54,8 @@ pub struct Request {
     pub is_running: bool,
     /// The TTL of the etcd lease.
     pub ttl: Duration,
+    /// Networks that this host is in otherwise: no new subnet is chosen over them.
+    pub occupied: Vec<Ipv4Network>,
 }
 
 /// A lease that is ours, and all others as of the moment it became so.
@@ -93,7 +95,7 @@ pub enum Origin {
 pub enum AcquireError {
     /// Every subnet is taken.
     #[error(
-        "out of subnets: all {} from {min} to {max} (/{len}) are taken; widen SubnetMin and SubnetMax \
+        "out of subnets: all {} from {min} to {max} (/{len}) are taken, or have addresses of hosts; widen SubnetMin and SubnetMax \
          or Network, or delete leases of hosts that are gone",
         capacity
     )]
@@ -121,7 +123,7 @@ pub async fn acquire(
     let mut attempt = Attempt {
         store,
         config,
-        request: *request,
+        request: request.clone(),
         granted: None,
         limit: CANDIDATES,
         incidents: Vec::new(),
@@ -332,6 +334,9 @@ impl Attempt<'_> {
             info!("not taking {previous} of the subnet file again: {reason}");
         }
         let mut taken = survey.taken.clone();
+        // Where this host is otherwise, or another's public address: containers there could not be told from it.
+        taken.extend(&self.request.occupied);
+        taken.extend(survey.addresses.iter().copied().map(Ipv4Network::from));
         while let Some(subnet) = choose(config, taken.iter().copied(), self.limit, &mut rand::rng())
         {
             if survey.is_free(subnet) {

@@ -4,6 +4,8 @@
 //! DHCP gives. The subnet file and the public address come after it. An address that this host has only just got says nothing: the lease that
 //! has it may be that of a host which had the address before.
 
+use std::net::Ipv4Addr;
+
 use ipnetwork::Ipv4Network;
 use overlay_common::MacAddr;
 use tracing::warn;
@@ -29,6 +31,8 @@ pub(super) struct Survey<'a> {
     pub(super) stale: Option<Entry>,
     /// The subnets of all leases.
     pub(super) taken: Vec<Ipv4Network>,
+    /// The hosts' public addresses.
+    pub(super) addresses: Vec<Ipv4Addr>,
     /// The MACs of other hosts.
     pub(super) macs: Vec<MacAddr>,
     /// Keys that are no leases.
@@ -97,8 +101,10 @@ impl<'a> Survey<'a> {
             }
         }
         let taken = seen.iter().map(|seen| seen.key.subnet).collect();
+        let values = seen.iter().filter_map(|seen| seen.value.as_ref());
+        let addresses = values.map(|value| value.public_ip).collect();
         let mut survey =
-            Self { prefix, own: None, stale: None, taken, macs: Vec::new(), malformed };
+            Self { prefix, own: None, stale: None, taken, addresses, macs: Vec::new(), malformed };
         let mut best = None;
         for (index, lease) in seen.iter().enumerate() {
             let Some(tie) = tie(lease, &seen, request) else {

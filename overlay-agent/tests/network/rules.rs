@@ -12,7 +12,7 @@ const STOPPED_WITHIN: Duration = Duration::from_secs(1);
 
 /// Something that an operator forbids, and how it is allowed again: shell commands on the receiving host. `FROM` is the
 /// sending container's address, `TO` the receiving one's.
-const FORBIDDEN: [(&str, &str, &str); 6] = [
+const FORBIDDEN: [(&str, &str, &str); 7] = [
     (
         "DOCKER-USER",
         "iptables -N DOCKER-USER && iptables -I FORWARD -j DOCKER-USER && iptables -A DOCKER-USER -s FROM/24 -j DROP",
@@ -38,6 +38,11 @@ const FORBIDDEN: [(&str, &str, &str); 6] = [
         "a set that changes",
         "nft 'table ip operator { set bad { type ipv4_addr; }; chain forward { type filter hook forward priority 0; ip saddr @bad drop; }; }' && nft add element ip operator bad '{ FROM }'",
         "nft delete element ip operator bad '{ FROM }'",
+    ),
+    (
+        "ingress of the uplink, where packets are encapsulated",
+        "nft 'table netdev operator { chain in { type filter hook ingress device eth0 priority 0; udp dport 8472 drop; }; }'",
+        "nft delete table netdev operator",
     ),
 ];
 
@@ -178,6 +183,21 @@ fn rules_that_come_and_go_are_followed() {
     assert_eq!(waiting.of(&overlay), [0, 0], "nobody asks any more");
 }
 
+/// As Docker makes it for `docker network create --internal`, in the version of Debian 12.
+#[test]
+fn what_docker_keeps_internal_is_not_reached_by_the_overlay() {
+    let overlay = with_rules("auto");
+    let [one, two] = overlay.pair();
+    overlay.ping();
+    let isolate = "iptables -N DOCKER-ISOLATION-STAGE-1; iptables -I FORWARD -j DOCKER-ISOLATION-STAGE-1; \
+        iptables -A DOCKER-ISOLATION-STAGE-1 ! -s TO/24 -o docker0 -j DROP; \
+        iptables -A DOCKER-ISOLATION-STAGE-1 ! -d TO/24 -i docker0 -j DROP";
+    shell(&overlay, overlay.lab.host(1), isolate);
+    honoured(&overlay, true);
+    assert!(one.ping(two.address()).is_err(), "from outside");
+    assert!(two.ping(one.address()).is_err(), "to the outside");
+}
+
 #[test]
 fn bypassed_rules_are_named() {
     let overlay = with_rules("bypass");
@@ -190,6 +210,13 @@ fn bypassed_rules_are_named() {
     })
     .unwrap();
     overlay.ping();
+    let host = overlay.lab.host(1);
+    let doctor = host.command(overlay.options.binary()).args(["doctor", "--socket"]);
+    let doctor =
+        doctor.arg(host.agent_socket()).arg("--pin-path").arg(host.pins()).output().unwrap();
+    let findings = doctor.stdout;
+    let named = findings.contains("-j REJECT") && findings.contains("--rules auto");
+    assert!(named, "{findings}");
 }
 
 fn receiver_status(overlay: &Overlay) -> anyhow::Result<String> {

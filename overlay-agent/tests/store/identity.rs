@@ -253,7 +253,7 @@ async fn from_flannel_and_back_and_again_subnet_and_mac_are_those_of_the_lease()
     world.put_with_ttl("10.5.7.0-24", &value_with_mac(1, 77), DAY).await;
     // Ours again, with the state file of the time before; then with flannel's device still there.
     let state = rebooted(1, "10.5.7.0/24", 1);
-    let device = Request { vtep_mac: Some("02:00:00:00:00:4d".parse().unwrap()), ..state };
+    let device = Request { vtep_mac: Some("02:00:00:00:00:4d".parse().unwrap()), ..state.clone() };
     for request in [state, device] {
         let again = world.acquire(&request).await;
         let value = LeaseValue::decode(stored(&mut world, "10.5.7.0-24").await.as_bytes()).unwrap();

@@ -59,6 +59,7 @@ pub(crate) fn request(host: u8) -> Request {
         last_address: None,
         is_running: false,
         ttl: Duration::from_hours(24),
+        occupied: Vec::new(),
     }
 }
 

@@ -2,7 +2,9 @@
 
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng, seq::IndexedRandom as _};
 
-use crate::shape::{Element, Event, Place, Probe, Protocol, Selector, Step, Target, Way, World};
+use crate::shape::{
+    About, Chain, Element, Event, Place, Probe, Protocol, Selector, Step, Target, Way, World,
+};
 
 struct Generator {
     random: StdRng,
@@ -26,7 +28,26 @@ pub(crate) fn world(seed: u64) -> World {
             generator.world.steps.push(Step::Probe(probe));
         }
     }
+    firewall(&mut generator.world, seed);
     generator.world
+}
+
+/// In every third world somebody has rules, one of which goes before the last probes.
+fn firewall(world: &mut World, seed: u64) {
+    let random = StdRng::seed_from_u64(!seed);
+    let mut generator = Generator { random, world: std::mem::take(world) };
+    if generator.one_in(3) {
+        for _ in 0..generator.random.random_range(1..=3) {
+            let rule = generator.rule();
+            generator.add(rule);
+        }
+        let rule = generator.rule();
+        let half = generator.world.steps.len() / 2;
+        generator.world.steps.insert(half, Step::Event(Event::Add(rule)));
+        let last = generator.world.steps.len() * 3 / 4;
+        generator.world.steps.insert(last, Step::Event(Event::Remove(rule)));
+    }
+    *world = generator.world;
 }
 
 const WAYS: [Way; 5] =
@@ -155,6 +176,22 @@ impl Generator {
                 Element::Rule { host, selector, way }
             }
         }
+    }
+
+    fn rule(&mut self) -> Element {
+        let (host, peer) = self.pair();
+        let protocol = self.pick(&[Protocol::Udp, Protocol::Tcp, Protocol::Icmp]);
+        let chain = self.pick(&[Chain::Raw, Chain::Drop, Chain::Reject]);
+        let about = self.pick(&[
+            About::FromSubnet(peer),
+            About::FromSubnet(host),
+            About::ToContainer(peer),
+            About::ToContainer(host),
+            About::Protocol(protocol),
+            About::Port(protocol),
+            About::Established,
+        ]);
+        Element::Firewall { host, chain, about }
     }
 
     fn event(&mut self) -> Event {

@@ -71,6 +71,8 @@ pub(crate) enum Element {
     Container { host: u8 },
     /// The first container has a second address.
     SecondContainerAddress { host: u8 },
+    /// Somebody's rule for what is forwarded.
+    Firewall { host: u8, chain: Chain, about: About },
 }
 
 impl Element {
@@ -78,6 +80,33 @@ impl Element {
     pub(crate) const fn is_about_the_inside(self) -> bool {
         matches!(self, Self::Rule { selector: Selector::FromSubnet | Selector::ToSubnet(_), .. })
     }
+}
+
+/// Where somebody's rule stands, before all others, and what it does.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Chain {
+    /// `raw`, which drops.
+    Raw,
+    /// FORWARD, which drops.
+    Drop,
+    /// FORWARD, which refuses.
+    Reject,
+}
+
+/// What somebody's rule is about.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum About {
+    /// What comes from a host's subnet.
+    FromSubnet(u8),
+    /// What is for a host's first container.
+    ToContainer(u8),
+    Protocol(Protocol),
+    /// What is for the port that everybody listens on.
+    Port(Protocol),
+    /// Answers, and what follows them; in `raw`, where nobody knows, everything.
+    Established,
 }
 
 /// Where a route leads to.
@@ -306,6 +335,16 @@ impl World {
             elements.join(",\n"),
             steps.join(",\n")
         )
+    }
+
+    /// Whether somebody has rules for what is forwarded, at any time.
+    pub(crate) fn has_firewall(&self) -> bool {
+        let is_rule = |element: &Element| matches!(element, Element::Firewall { .. });
+        self.elements.iter().any(is_rule)
+            || self
+                .steps
+                .iter()
+                .any(|step| matches!(step, Step::Event(Event::Add(element)) if is_rule(element)))
     }
 
     pub(crate) fn has(&self, element: Element) -> bool {

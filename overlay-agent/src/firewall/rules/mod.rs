@@ -9,10 +9,12 @@
 //! - rules about the packets that the tunnel's are carried in, other than on devices and in bridges
 //! - what Docker, ufw and Kubernetes have everywhere for their own purposes (`plumbing`)
 //! - what happens to addresses after routing: see `firewall/nat.rs`
-//! - rules of `ebtables-legacy`, and of nftables on a host without `nft`
+//! - rules of nftables that no `iptables` has made, on a host without `nft`
 
+mod ebtables;
 mod iptables;
 mod nft;
+mod nft_iptables;
 mod nft_match;
 mod nft_text;
 mod packet;
@@ -73,6 +75,8 @@ struct Saved {
 struct Sources {
     saved: Vec<Saved>,
     nft: Option<String>,
+    /// What the older `ebtables-save` says, which knows nothing of nftables.
+    ebtables: Option<String>,
     /// What could not be read, and why.
     unread: Vec<String>,
 }
@@ -102,7 +106,25 @@ impl Sources {
                 sources.saved.push(Saved { tool: "iptables-nft", is_nft: true, text });
             }
         }
+        sources.read_ebtables().await;
         sources
+    }
+
+    /// The newer `ebtables` makes tables of nftables. The older has a module for each table.
+    async fn read_ebtables(&mut self) {
+        if !fs::read_to_string("/proc/modules").is_ok_and(|modules| ebtables::is_used(&modules)) {
+            return;
+        }
+        for program in ["ebtables-legacy-save", "ebtables-save"] {
+            match run(program, &[]).await {
+                Ok(Some(text)) => self.ebtables = Some(text),
+                Ok(None) => continue,
+                Err(reason) => self.unread.push(reason),
+            }
+            return;
+        }
+        let reason = "ebtables: rules cannot be listed without ebtables-legacy-save";
+        self.unread.push(reason.to_owned());
     }
 
     /// Adds what a variant of `iptables-save` says. Returns whether there is such a tool.
@@ -146,7 +168,9 @@ impl Sources {
                 let native = natives.iter().position(|native| *is_nft && native.table.name == name);
                 let is_all = !listing.partly.contains(&table.name);
                 match native {
-                    Some(at) if is_all && natives[at].is_iptables => drop(natives.remove(at)),
+                    Some(at) if is_all && natives[at].census.is_all_in(table) => {
+                        natives.remove(at);
+                    }
                     // What `nft` shows of it is more.
                     Some(_) => continue,
                     None => {}
@@ -155,6 +179,7 @@ impl Sources {
             }
         }
         texts.extend(natives.iter().flat_map(|native| walk::concerns(&native.table, scene)));
+        texts.extend(self.ebtables.as_deref().map(ebtables::effects).unwrap_or_default());
         let mut seen = HashSet::new();
         texts.retain(|text| seen.insert(text.clone()));
         texts.into_iter().map(|text| Concern { text }).collect()

@@ -5,6 +5,7 @@ use serde_json::Value;
 
 use super::{
     NFTABLES,
+    nft_iptables::Census,
     nft_match::{Sets, equal, is_about_ipv6, is_volatile, matching},
     nft_text,
     packet::{Hook, Test},
@@ -14,12 +15,11 @@ use super::{
 /// Families whose chains packets of ours may come by.
 const FAMILIES: [&str; 4] = ["ip", "inet", "bridge", "netdev"];
 
-/// A table, and whether every rule in it is one that `iptables-nft` could have made. Others it shows as if they asked
-/// less than they do, or did nothing.
+/// A table, and what of it `iptables-nft` would show.
 #[derive(Debug)]
 pub(super) struct Native {
     pub(super) table: Table,
-    pub(super) is_iptables: bool,
+    pub(super) census: Census,
 }
 
 /// Reads the output of `nft -j list ruleset`: tables that packets of ours may come by.
@@ -29,10 +29,12 @@ pub(super) struct Native {
 pub(super) fn parse(text: &str) -> Result<Vec<Native>> {
     let root: Value = serde_json::from_str(text).context("no JSON")?;
     let objects = root.get("nftables").and_then(Value::as_array).context("no list of objects")?;
+    let objects: Option<Vec<_>> = objects.iter().map(only_member).collect();
+    let objects = objects.context("an object of no kind")?;
     let mut tables = BTreeMap::new();
     let mut sets = HashMap::new();
-    for (kind, object) in objects.iter().filter_map(only_member) {
-        match kind {
+    for (kind, object) in &objects {
+        match *kind {
             "chain" => {
                 let chain = Chain { base: base(object)?, rules: Vec::new() };
                 let name = member(object, "name")?.to_owned();
@@ -46,12 +48,12 @@ pub(super) fn parse(text: &str) -> Result<Vec<Native>> {
         }
     }
     let none = Sets::new();
-    for (_, rule) in objects.iter().filter_map(only_member).filter(|(kind, _)| *kind == "rule") {
+    for (_, rule) in objects.iter().filter(|(kind, _)| *kind == "rule") {
         let name = (member(rule, "family")?, member(rule, "table")?);
         let steps = steps(rule, sets.get(&name).unwrap_or(&none))?;
         let chain = member(rule, "chain")?.to_owned();
         let native = native(&mut tables, rule)?;
-        native.is_iptables &= is_iptables(rule);
+        native.census.add(statements(rule)?);
         native.table.chains.entry(chain).or_default().rules.extend(steps);
     }
     let tables = tables.into_iter().filter(|((family, _), _)| FAMILIES.contains(family));
@@ -59,7 +61,7 @@ pub(super) fn parse(text: &str) -> Result<Vec<Native>> {
 }
 
 /// Everything in the listing, and every statement, is an object with one member that says what it is.
-fn only_member(object: &Value) -> Option<(&str, &Value)> {
+pub(super) fn only_member(object: &Value) -> Option<(&str, &Value)> {
     let object = object.as_object()?;
     object.iter().next().filter(|_| object.len() == 1).map(|(kind, body)| (kind.as_str(), body))
 }
@@ -76,38 +78,9 @@ fn native<'t, 'v>(
     let (family, name) = (member(object, "family")?, member(object, "table")?);
     Ok(tables.entry((family, name)).or_insert_with(|| {
         let name = format!("{family} {name}");
-        Native { table: Table { tool: NFTABLES, name, chains: BTreeMap::new() }, is_iptables: true }
+        let table = Table { tool: NFTABLES, name, chains: BTreeMap::new() };
+        Native { table, census: Census::default() }
     }))
-}
-
-/// Whether `iptables-nft` may have made the rule: it counts always, and uses little of what there is.
-fn is_iptables(rule: &Value) -> bool {
-    let statements = rule.get("expr").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
-    let is_known = |statement| match only_member(statement) {
-        Some(("match", body)) => is_iptables_match(body),
-        Some((kind, _)) => {
-            ["counter", "xt", "accept", "drop", "return", "jump", "goto", "limit"].contains(&kind)
-        }
-        None => false,
-    };
-    statements.iter().any(|statement| statement.get("counter").is_some())
-        && statements.iter().all(is_known)
-}
-
-fn is_iptables_match(body: &Value) -> bool {
-    let masked = body.get("left").and_then(|left| left.get("&")?.get(0));
-    let Some(left) = masked.or_else(|| body.get("left")) else { return false };
-    let text = |kind: &str, name| left.get(kind).and_then(|kind| kind.get(name)?.as_str());
-    let is_known =
-        match (text("payload", "protocol"), text("payload", "field"), text("meta", "key")) {
-            (Some("ip"), Some("saddr" | "daddr" | "protocol" | "frag-off"), None)
-            | (Some("tcp" | "udp"), Some("sport" | "dport" | "flags"), None)
-            | (None, None, Some("iifname" | "oifname" | "l4proto" | "mark")) => true,
-            _ => false,
-        };
-    let right = body.get("right");
-    let is_set = right.and_then(Value::as_str).is_some_and(|right| right.starts_with('@'));
-    is_known && !is_set && right.is_some_and(|right| right.get("set").is_none())
 }
 
 /// Where a chain is entered, if it is by packets of ours.
@@ -138,27 +111,29 @@ fn hook(family: &str, chain: &Value) -> Option<Hook> {
 
 /// What a rule does, one after the other.
 fn steps(rule: &Value, sets: &Sets<'_>) -> Result<Vec<Rule>> {
-    let statements = rule.get("expr").and_then(Value::as_array);
-    let statements = statements.map_or(&[][..], Vec::as_slice);
     let (family, table, chain) =
         (member(rule, "family")?, member(rule, "table")?, member(rule, "chain")?);
     let comment = rule.get("comment").and_then(Value::as_str);
-    let text = nft_text::rule(statements, comment);
-    let text = format!("{NFTABLES} {family} {table} {chain}: {text}");
+    let statements = statements(rule)?;
+    let described = nft_text::rule(statements, comment);
+    let text = format!("{NFTABLES} {family} {table} {chain}: {described}");
     let mut tests = Vec::new();
     let mut steps = Vec::new();
-    for statement in statements {
-        for part in parts(statement, sets) {
-            match part {
-                Part::Ask(test) => tests.push(test),
-                Part::Do(test, action) => {
-                    let tests = tests.iter().cloned().chain(test).collect();
-                    steps.push(Rule { text: text.clone(), tests, action });
-                }
+    for part in statements.iter().flat_map(|statement| parts(statement, sets)) {
+        match part {
+            Part::Ask(asked) => tests.push(asked),
+            Part::Do(asked, action) => {
+                let tests = tests.iter().cloned().chain(asked).collect();
+                steps.push(Rule { text: text.clone(), tests, action });
             }
         }
     }
     Ok(steps)
+}
+
+fn statements(rule: &Value) -> Result<&[Value]> {
+    let statements = rule.get("expr").and_then(Value::as_array);
+    statements.map(Vec::as_slice).context("a rule without statements")
 }
 
 /// A part of a statement.
@@ -225,8 +200,9 @@ fn map(body: &Value, sets: &Sets<'_>) -> Vec<Part> {
         Some(map) => map.get("elem"),
         None => data.get("set"),
     };
+    let is_volatile = map.is_some_and(|map| is_volatile(map));
     let mut parts = Vec::new();
-    if map.is_none() && entries.is_none() || map.is_some_and(|map| is_volatile(map)) {
+    if map.is_none() && entries.is_none() || is_volatile {
         parts.push(Part::Do(Some(Test::UNKNOWN), Action::Effect("vmap".to_owned())));
     }
     for entry in entries.and_then(Value::as_array).into_iter().flatten() {
@@ -236,6 +212,7 @@ fn map(body: &Value, sets: &Sets<'_>) -> Vec<Part> {
         };
         let action = verdicts.and_then(|(kind, body)| verdict(kind, body));
         let action = action.unwrap_or_else(|| Action::Effect("vmap".to_owned()));
+        let test = if is_volatile { Test::UNKNOWN } else { test };
         parts.push(Part::Do(Some(test), action));
     }
     parts

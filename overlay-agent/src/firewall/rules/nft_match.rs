@@ -134,13 +134,14 @@ fn interface(name: &str, test: impl Fn(Pattern) -> Test) -> Test {
 /// What is forwarded is not for the host.
 fn route(fib: &Value, name: Option<&str>) -> Test {
     let flags = match fib.get("flags") {
-        Some(Value::Array(flags)) => flags.iter().filter_map(Value::as_str).collect(),
-        Some(Value::String(flag)) => vec![flag.as_str()],
-        _ => Vec::new(),
+        Some(Value::Array(flags)) => flags.as_slice(),
+        Some(flag) => std::slice::from_ref(flag),
+        None => &[],
     };
+    let has = |name| flags.iter().any(|flag| flag.as_str() == Some(name));
     let is_type = fib.get("result").and_then(Value::as_str) == Some("type");
-    // With an interface it is another question, whose answer need not be the opposite.
-    if is_type && flags == ["daddr"] && name == Some("local") { NEVER } else { Test::UNKNOWN }
+    let is_never = is_type && has("daddr") && !has("saddr") && name == Some("local");
+    if is_never { NEVER } else { Test::UNKNOWN }
 }
 
 fn range(value: &Value) -> Option<Range> {

@@ -38,9 +38,10 @@ fn statement(statement: &Value) -> Option<String> {
             format!("{key} set {value}")
         }
         "jump" | "goto" => format!("{kind} {}", text("target").unwrap_or_default()),
-        "log" => match text("prefix") {
-            Some(prefix) => format!("log prefix \"{prefix}\""),
-            None => kind.clone(),
+        "log" => match (text("prefix"), body.get("group")) {
+            (Some(prefix), _) => format!("log prefix \"{prefix}\""),
+            (None, Some(group)) => format!("log group {group}"),
+            (None, None) => kind.clone(),
         },
         "reject" => match (text("type"), text("expr")) {
             (Some(kind), Some(reason)) => format!("reject with {kind} {reason}"),

@@ -60,8 +60,8 @@ impl Action {
     }
 }
 
-/// What every rule of `table` that may concern the overlay says, in the order in which packets meet them, some of
-/// them more than once.
+/// What an operator is told of every rule in `table` that may concern the overlay, chain by chain, of some more than
+/// once.
 pub(super) fn concerns(table: &Table, scene: &Scene) -> Vec<String> {
     let mut found = Vec::new();
     for (name, chain) in &table.chains {

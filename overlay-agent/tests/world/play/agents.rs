@@ -36,6 +36,9 @@ pub(crate) fn options(world: &World, mode: Mode, lab: &Lab) -> Result<Vec<AgentO
                 .fast_path(mode == Mode::Fast)
                 .argument(&format!("--public-ip={}", world.public(host)))
                 .argument(&format!("--peers={}", file.display()));
+        // When `auto` has seen a rule is another question.
+        let options =
+            if world.has_firewall() { options.argument("--rules=honour") } else { options };
         if world.has(Element::IpMasq { host }) {
             options.argument("--ip-masq").argument("--ip-masq-fully-random-disable")
         } else {

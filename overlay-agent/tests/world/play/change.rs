@@ -2,14 +2,15 @@
 
 use super::Mode;
 use crate::shape::{
-    Element, INTERNET, NETWORK, PORT, PUBLISHED, Selector, Way, World, container, other_of_host,
-    second_wire, service, subnet, wire,
+    About, Chain, Element, INTERNET, NETWORK, PORT, PUBLISHED, Protocol, Selector, Way, World,
+    container, other_of_host, second_wire, service, subnet, wire,
 };
 
 /// A change of one host.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Change {
     pub(crate) ip: Vec<String>,
+    pub(crate) raw: Vec<String>,
     pub(crate) nat: Vec<String>,
     pub(crate) filter: Vec<String>,
     /// Files below `/proc/sys/net/ipv4`, and what is written to them.
@@ -19,6 +20,7 @@ pub(crate) struct Change {
 impl Change {
     pub(crate) fn extend(&mut self, other: Self) {
         self.ip.extend(other.ip);
+        self.raw.extend(other.raw);
         self.nat.extend(other.nat);
         self.filter.extend(other.filter);
         self.settings.extend(other.settings);
@@ -32,7 +34,7 @@ impl Change {
             }
             format!("*{name}\n{}\nCOMMIT\n", lines.join("\n"))
         };
-        table("nat", &self.nat) + &table("filter", &self.filter)
+        table("raw", &self.raw) + &table("nat", &self.nat) + &table("filter", &self.filter)
     }
 }
 
@@ -159,9 +161,35 @@ pub(crate) fn of(world: &World, mode: Mode, element: Element, on: bool) -> Optio
             }
             host
         }
+        Element::Firewall { host, chain, about } => {
+            let first = if on { "-I" } else { "-D" };
+            let (about, reject) = (match_of(about), "REJECT --reject-with icmp-admin-prohibited");
+            match chain {
+                Chain::Raw => change.raw.push(format!("{first} PREROUTING {about} -j DROP")),
+                Chain::Drop => change.filter.push(format!("{first} FORWARD {about} -j DROP")),
+                Chain::Reject => change.filter.push(format!("{first} FORWARD {about} -j {reject}")),
+            }
+            host
+        }
         _ => return None,
     };
     Some((host, change))
+}
+
+fn match_of(about: About) -> String {
+    let protocol = |protocol| match protocol {
+        Protocol::Udp => "udp",
+        Protocol::Tcp => "tcp",
+        Protocol::Icmp => "icmp",
+    };
+    match about {
+        About::FromSubnet(host) => format!("-s {}/24", subnet(host)),
+        About::ToContainer(host) => format!("-d {}", container(host, 0)),
+        About::Port(Protocol::Icmp) => "-p icmp -m icmp --icmp-type echo-request".to_owned(),
+        About::Port(of) => format!("-p {} --dport {PORT}", protocol(of)),
+        About::Protocol(of) => format!("-p {}", protocol(of)),
+        About::Established => "-m conntrack --ctstate ESTABLISHED".to_owned(),
+    }
 }
 
 fn select(world: &World, host: u8, selector: Selector) -> String {

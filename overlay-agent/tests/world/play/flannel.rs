@@ -34,6 +34,7 @@ pub(crate) fn change(world: &World, host: u8) -> Change {
     let own = subnet(host);
     Change {
         ip,
+        raw: Vec::new(),
         nat: vec![
             format!("-A POSTROUTING -o {DEVICE} -s {own}/24 -d {NETWORK} -j ACCEPT"),
             format!("-A POSTROUTING -o docker0 -s {NETWORK} -d {own}/24 -j ACCEPT"),

@@ -244,9 +244,15 @@ fn our_own_table_does_not_count() {
 
 #[test]
 fn what_is_no_ruleset_counts() {
-    for text in
-        ["", "{}", "[", "{\"nftables\": 3}", "{\"nftables\": [{\"rule\": {\"family\": \"ip\"}}]}"]
-    {
+    for text in [
+        "",
+        "{}",
+        "[",
+        "{\"nftables\": 3}",
+        "{\"nftables\": [{}]}",
+        "{\"nftables\": [{\"rule\": {\"family\": \"ip\", \"table\": \"t\", \"chain\": \"c\"}}]}",
+        "{\"nftables\": [{\"rule\": {\"family\": \"ip\"}}]}",
+    ] {
         let found = texts(&native(text), &scene());
         assert_eq!(found.len(), 1, "{text}");
         assert!(found[0].starts_with("nftables: the ruleset cannot be read: "));
@@ -267,6 +273,11 @@ fn a_table_of_iptables_is_looked_at_once() {
     let rule = json!([{"xt": {"type": "match", "name": "conntrack"}}, counter, {"drop": null}]);
     let line = "-A FORWARD -m conntrack --ctstate NEW -j DROP";
     assert_eq!(texts(&both(&rule, line), &scene()), [format!("iptables filter: {line}")]);
+    let masked = equal(&json!({"&": [meta("mark"), 16384]}), &json!(16384));
+    let counter = json!({"counter": {"packets": 0, "bytes": 0}});
+    let rule = json!([masked, counter, {"drop": null}]);
+    let line = "-A FORWARD -m mark --mark 0x4000/0x4000 -j DROP";
+    assert_eq!(texts(&both(&rule, line), &scene()), [format!("iptables filter: {line}")]);
     // A table of the older iptables is another one.
     let mut sources = both(&rule, line);
     let saved = sources.saved.remove(0);
@@ -281,6 +292,18 @@ fn rules_that_iptables_cannot_show_are_read_from_nft() {
         json!([{"vmap": {"key": field("tcp", "dport"), "data": {"set": [[80, {"drop": null}]]}}}]);
     let found = texts(&both(&ports, "-A FORWARD -p tcp"), &scene());
     assert_eq!(found, ["nftables ip filter FORWARD: tcp dport vmap { 80 : drop }"]);
+    for more in [
+        equal(&field("ip", "saddr"), &json!({"range": ["10.1.20.1", "10.1.20.9"]})),
+        equal(&meta("mark"), &json!(3)),
+        json!({"log": {"group": 0}}),
+        equal(&meta("iifname"), &json!({"set": ["docker0", "eth1"]})),
+        state(&json!("new")),
+    ] {
+        let rule = json!([more, {"counter": {"packets": 0, "bytes": 0}}, {"drop": null}]);
+        let found = texts(&both(&rule, "-A FORWARD -i eth9 -j DROP"), &scene());
+        assert_eq!(found.len(), 1, "{more}");
+        assert!(found[0].starts_with("nftables ip filter FORWARD: "));
+    }
     let partly = "# Table `filter' contains incompatible base-chains, use 'nft' tool to list them.\n*filter\n:FORWARD ACCEPT [0:0]\nCOMMIT\n";
     let rule = json!([{"counter": {"packets": 0, "bytes": 0}}, {"drop": null}]);
     let sources = Sources { nft: both(&rule, "").nft, ..saved(partly) };
