@@ -20,7 +20,7 @@ use crate::{
     datapath::{Attachment, Features, PinPath},
     dataplane::{Dataplane, DataplaneSpec},
     fail,
-    firewall::{self, Firewall, Masquerade, Nat, Scene},
+    firewall::{self, Firewall, Masquerade, Nat, Scene, Scrutiny},
     lease::Lease,
     netlink::{self, TunnelSpec},
     network_config::{
@@ -100,8 +100,8 @@ impl Agent {
         fail::point("lease");
         let mut scene = scene(&config, &network.config, &uplink, lease);
         let concerns = firewall::concerns(&scene).await;
-        let honour = config.rules.honours(&concerns);
-        let spec = dataplane_spec(&config, &network.config, &uplink, lease, honour);
+        let scrutiny = config.rules.scrutiny(&concerns);
+        let spec = dataplane_spec(&config, &network.config, &uplink, lease, scrutiny);
         let dataplane = Dataplane::start(spec, pins, features).await?;
         fail::point("dataplane");
         scene.bridge = dataplane.bridge().map(|link| link.name.clone());
@@ -222,13 +222,17 @@ impl Agent {
     /// Netfilter decides from now on, or does not any more.
     fn follow_rules(&mut self) {
         let concerns = self.firewall.concerns();
-        let honour = self.config.rules.honours(&concerns);
-        if honour != self.dataplane.spec().honour_rules {
+        let scrutiny = self.config.rules.scrutiny(&concerns);
+        if scrutiny != self.dataplane.spec().scrutiny {
             let because = concerns.first().map(|rule| rule.text.as_str());
-            tracing::warn!(honour, because, "whether rules of the firewall decide has changed");
+            tracing::warn!(
+                ?scrutiny,
+                because,
+                "what the firewall's rules are asked about has changed"
+            );
         }
-        let outcome = self.dataplane.honour_rules(honour);
-        self.note("telling the programs whether rules decide", outcome);
+        let outcome = self.dataplane.set_scrutiny(scrutiny);
+        self.note("telling the programs what rules are asked about", outcome);
     }
 
     fn forget_ports(&mut self, gone: &[u32]) {
@@ -479,7 +483,7 @@ fn dataplane_spec(
     network: &NetworkConfig,
     uplink: &Uplink,
     lease: Lease,
-    honour_rules: bool,
+    scrutiny: Scrutiny,
 ) -> DataplaneSpec {
     DataplaneSpec {
         tunnel: TunnelSpec {
@@ -496,7 +500,7 @@ fn dataplane_spec(
         public_address: uplink.public_ip,
         bridge: config.bridge.clone(),
         fast_path: config.fast_path,
-        honour_rules,
+        scrutiny,
         direct_routing: network.direct_routing,
         source_check: config.source_check.clone(),
         blackhole: config.blackhole,

@@ -15,6 +15,7 @@ use crate::{
     containers::{self, Containers, Contested, Identities},
     datapath::{Attachment, Attachments, Changes, Features, Mechanism, PinPath, Programs, Tables},
     fail,
+    firewall::Scrutiny,
     netlink::{self, Blackhole, LeaseRoutes, Link, Observed, Tunnel, TunnelSpec},
     peers::{Limits, Peers, Scope, Surroundings, Ways},
     places::{self, Newcomers},
@@ -37,8 +38,8 @@ pub struct DataplaneSpec {
     pub bridge: Option<String>,
     /// Whether programs deliver past the host's stack.
     pub fast_path: bool,
-    /// Whether programs deliver only what netfilter has let through.
-    pub honour_rules: bool,
+    /// What netfilter sees of what programs could carry.
+    pub scrutiny: Scrutiny,
     /// Whether peers on the same link get their packets as they are.
     pub direct_routing: bool,
     /// Which source addresses containers may use.
@@ -152,9 +153,9 @@ impl Dataplane {
         self.reconcile().await
     }
 
-    /// Has netfilter decide what the fast path may carry, or not, from the next packet on.
-    pub fn honour_rules(&mut self, honour: bool) -> Result<()> {
-        self.spec.honour_rules = honour;
+    /// Has netfilter see more or less, from the next packet on.
+    pub fn set_scrutiny(&mut self, scrutiny: Scrutiny) -> Result<()> {
+        self.spec.scrutiny = scrutiny;
         self.write_config()
     }
 
@@ -313,7 +314,7 @@ impl Dataplane {
             abi_version: ABI_VERSION,
             flags: spec.source_check.flags()
                 | if spec.fast_path { HostConfig::FAST_PATH } else { 0 }
-                | if spec.honour_rules { HostConfig::HONOUR_RULES } else { 0 }
+                | spec.scrutiny.flags()
                 // As with the peers' lengths below.
                 | match (self.synced, self.peers.are_all_seated()) {
                     (true, true) => HostConfig::LEASES_LISTED,

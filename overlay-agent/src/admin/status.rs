@@ -91,6 +91,9 @@ pub struct RulesStatus {
     pub mode: String,
     /// Whether flows take the stack until netfilter has let them through.
     pub honoured: bool,
+    /// Whether all of their packets do.
+    #[serde(default)]
+    pub every_packet: bool,
     /// Rules that may concern what containers send each other.
     pub concerns: Vec<String>,
 }
@@ -106,7 +109,9 @@ impl RulesStatus {
             0 => String::new(),
             more => format!(" and {more} more"),
         };
-        if self.honoured {
+        if self.every_packet {
+            format!("honoured ({mode}) for every packet because of {first}{more}")
+        } else if self.honoured {
             format!("honoured ({mode}) because of {first}{more}")
         } else {
             format!("bypassed ({mode}): these do not hold for the fast path: {first}{more}")

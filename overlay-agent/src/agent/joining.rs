@@ -121,9 +121,9 @@ impl Agent {
         self.network = network;
         self.config_problems.clear();
         self.following = joined.following;
-        let honour = self.dataplane.spec().honour_rules;
+        let scrutiny = self.dataplane.spec().scrutiny;
         let (config, network) = (&self.config, &self.network.config);
-        let spec = dataplane_spec(config, network, &self.uplink, self.lease, honour);
+        let spec = dataplane_spec(config, network, &self.uplink, self.lease, scrutiny);
         let outcome = self.dataplane.move_to(spec).await;
         self.note("putting the new lease to use", outcome);
         self.firewall = self.keep_firewall();

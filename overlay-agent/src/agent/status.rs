@@ -14,6 +14,7 @@ use crate::{
     },
     containers::mtu_beyond,
     datapath::read_counters,
+    firewall::Scrutiny,
     lease::{Lease, allocate::overlap},
     netlink::{self, Observed},
     repairs,
@@ -148,10 +149,12 @@ impl Agent {
 
     fn rules(&self) -> RulesStatus {
         let mode = self.config.rules.to_possible_value();
+        let spec = self.dataplane.spec();
         RulesStatus {
             mode: mode.map_or_else(String::new, |mode| mode.get_name().to_owned()),
             // Without the fast path, netfilter sees everything.
-            honoured: self.dataplane.spec().honour_rules || !self.dataplane.spec().fast_path,
+            honoured: spec.scrutiny != Scrutiny::None || !spec.fast_path,
+            every_packet: spec.scrutiny == Scrutiny::EachPacket || !spec.fast_path,
             concerns: self.firewall.concerns().into_iter().map(|rule| rule.text).collect(),
         }
     }

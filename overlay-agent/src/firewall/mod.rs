@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use clap::ValueEnum;
+use overlay_common::tables::HostConfig;
 use tokio::{
     sync::watch,
     time::{Instant, MissedTickBehavior, interval, sleep},
@@ -35,12 +36,36 @@ pub enum RulesMode {
 }
 
 impl RulesMode {
-    /// Whether netfilter decides, where there are these rules that may concern the overlay.
-    pub const fn honours(self, concerns: &[Concern]) -> bool {
+    /// What netfilter is to see, where there are these rules that may concern the overlay.
+    pub fn scrutiny(self, concerns: &[Concern]) -> Scrutiny {
         match self {
-            Self::Auto => !concerns.is_empty(),
-            Self::Honour => true,
-            Self::Bypass => false,
+            Self::Bypass => Scrutiny::None,
+            Self::Auto if concerns.is_empty() => Scrutiny::None,
+            _ if concerns.iter().any(|rule| rule.each_packet) => Scrutiny::EachPacket,
+            _ => Scrutiny::EachFlow,
+        }
+    }
+}
+
+/// What netfilter sees of what containers of two hosts send each other.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Scrutiny {
+    /// Nothing but what the fast path does not carry
+    #[default]
+    None,
+    /// Every flow until it has let it through, and again more than once a second
+    EachFlow,
+    /// Every packet
+    EachPacket,
+}
+
+impl Scrutiny {
+    /// The bits of [`HostConfig::flags`] that say so.
+    pub const fn flags(self) -> u32 {
+        match self {
+            Self::None => 0,
+            Self::EachFlow => HostConfig::HONOUR_RULES,
+            Self::EachPacket => HostConfig::HONOUR_RULES | HostConfig::EVERY_PACKET,
         }
     }
 }
@@ -119,7 +144,7 @@ impl Firewall {
         let scene = self.scene.borrow_and_update().clone();
         let kept = self.ensure(&scene).await;
         let concerns = concerns(&scene).await;
-        if self.mode.honours(&concerns) {
+        if self.mode.scrutiny(&concerns) == Scrutiny::EachFlow {
             conntrack::be_liberal()?;
         }
         find.send_if_modified(|found| {

@@ -312,3 +312,29 @@ fn a_neighbours_published_port_is_reached_where_bridges_ask_netfilter() {
     host.command("iptables").args(publish.split(' ')).run().unwrap();
     eventually(SOON, "the neighbour's published port", || neighbour.ping(host.address())).unwrap();
 }
+
+/// The network config of somebody who has counted their own hosts among the overlay's addresses.
+#[test]
+fn no_subnet_is_taken_over_a_network_that_the_host_is_in() {
+    let lab = Lab::builder().start().unwrap();
+    // Three subnets: that of the wire in the middle.
+    let config = r#"{"Network":"192.168.32.0/22","SubnetLen":24,"SubnetMin":"192.168.32.0","SubnetMax":"192.168.34.0","Backend":{"Type":"vxlan"}}"#;
+    let etcd = lab.start_etcd(config).unwrap();
+    let options = AgentOptions::new(env!("CARGO_BIN_EXE_overlay-agent"), &etcd);
+    let mut agents: Vec<_> =
+        lab.hosts().iter().map(|host| host.start_agent(&options).unwrap()).collect();
+    let subnets = agents.iter().map(|agent| agent.status().unwrap()["lease"]["subnet"].to_string());
+    let mut subnets: Vec<_> = subnets.collect();
+    subnets.sort();
+    assert_eq!(subnets, ["\"192.168.32.0/24\"", "\"192.168.34.0/24\""]);
+    for agent in &mut agents {
+        agent
+            .wait_status(SOON, "such a config to be named", |status| {
+                let problems = status["problems"].to_string();
+                let named = problems.contains("192.168.32.0/22 and 192.168.33.");
+                anyhow::ensure!(named, "{problems}");
+                Ok(())
+            })
+            .unwrap();
+    }
+}

@@ -33,7 +33,7 @@ pub(super) fn may_pass(
     }
     // Of other protocols' ports nothing is known here.
     let is_known = matches!(ipv4.proto, PROTOCOL_TCP | PROTOCOL_UDP | PROTOCOL_ICMP);
-    if !is_known || is_fragment(ipv4) {
+    if host.every_packet() || !is_known || is_fragment(ipv4) {
         return false;
     }
     if tcp_flags(packet, offset, ipv4) & (SYN | FIN | RST) != 0 {
@@ -154,6 +154,17 @@ mod tests {
         assert_eq!(leave(&world, &segment(ACK), true), None);
         assert_eq!(leave(&world, &segment(SYN), true), WAITS);
         assert_eq!(leave(&world, &segment(ACK), true), WAITS, "another connection");
+    }
+
+    #[test]
+    fn rules_about_single_packets_see_all_of_them() {
+        let mut world = honouring();
+        world.host.flags |= HostConfig::EVERY_PACKET;
+        let question = udp_packet(LOCAL, REMOTE, 10);
+        for _ in 0..4 {
+            assert_eq!(leave(&world, &question, true), WAITS);
+            assert_eq!(arrive(&world, &back(question.clone()), true), WAITS);
+        }
     }
 
     #[test]

@@ -60,6 +60,8 @@ impl HostConfig {
 
     /// Bit of `flags`: the fast path carries only what netfilter has let through.
     pub const HONOUR_RULES: u32 = 16;
+    /// Bit of `flags`, beside `HONOUR_RULES`: netfilter is to see every packet.
+    pub const EVERY_PACKET: u32 = 32;
 
     /// Whether the fast path is on.
     #[inline(always)]
@@ -83,6 +85,12 @@ impl HostConfig {
     #[inline(always)]
     pub const fn honours_rules(&self) -> bool {
         self.flags & Self::HONOUR_RULES != 0
+    }
+
+    /// Whether netfilter is to see every packet.
+    #[inline(always)]
+    pub const fn every_packet(&self) -> bool {
+        self.flags & Self::EVERY_PACKET != 0
     }
 
     /// Whether an address of the network in no lease is known to be nobody's.

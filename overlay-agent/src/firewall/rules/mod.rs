@@ -54,6 +54,8 @@ pub struct Scene {
 pub struct Concern {
     /// One line, by which an operator recognises it.
     pub text: String,
+    /// Whether it is about single packets.
+    pub each_packet: bool,
 }
 
 /// Every rule on this host that may concern the overlay's packets, each once.
@@ -182,7 +184,7 @@ impl Sources {
         texts.extend(self.ebtables.as_deref().map(ebtables::effects).unwrap_or_default());
         let mut seen = HashSet::new();
         texts.retain(|text| seen.insert(text.clone()));
-        texts.into_iter().map(|text| Concern { text }).collect()
+        texts.into_iter().map(|text| Concern { text, each_packet: false }).collect()
     }
 
     fn natives(&self, texts: &mut Vec<String>) -> Vec<nft::Native> {
