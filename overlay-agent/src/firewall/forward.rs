@@ -118,15 +118,19 @@ fn changes(
 /// `iptables` nothing filters, and nothing is done.
 pub(super) async fn ensure(scene: &Scene) -> Result<()> {
     let Some(found) = list(FORWARD.table, FORWARD.name).await? else { return Ok(()) };
-    let mut before = found.iter().position(|rule| rule == DOCKERS);
-    if before.is_some() && is_kept_apart(scene).await? {
-        before = None;
-    }
+    let dockers = found.iter().position(|rule| rule == DOCKERS);
+    let before = match dockers {
+        Some(_) if is_kept_apart(scene).await? => None,
+        place => place,
+    };
     let device = &scene.tunnel;
     let wanted = forward_rules(device, Some(scene.network));
     let is_ours = |rule: &str| is_of(device, rule);
     change(FORWARD, &changes(FORWARD, &found, &wanted, is_ours, before)).await?;
-
+    if dockers.is_none() {
+        // Looking alone would make that table, where there is none and `iptables` is the legacy one.
+        return Ok(());
+    }
     let found = list(PREROUTING.table, PREROUTING.name).await?.unwrap_or_default();
     let before = found.iter().position(|rule| is_for_published_port(rule, scene));
     let wanted = if before.is_some() { raw_rules(scene) } else { Rules::new() };

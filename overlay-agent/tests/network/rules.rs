@@ -229,3 +229,26 @@ fn receiver_status(overlay: &Overlay) -> anyhow::Result<String> {
         .arg(socket)
         .read()
 }
+
+#[test]
+fn a_rule_about_single_packets_sees_all_of_them() {
+    let overlay = with_rules("auto");
+    let receiver = overlay.lab.host(1);
+    let stream = Stream::start(&overlay);
+    stream.runs();
+    let long = "FORWARD -s FROM -m length --length 500:65535 -j DROP";
+    shell(&overlay, receiver, &format!("iptables -I {long}"));
+    eventually(SOON, "every packet to be shown to the rule", || {
+        let rules = &overlay.agents[1].status()?["rules"];
+        ensure!(rules["every_packet"] == true, "{rules}");
+        Ok(())
+    })
+    .unwrap();
+    let fast = overlay.rise("from_uplink", "to_endpoint");
+    let shown = overlay.rise("from_uplink", "awaits_rules");
+    stream.runs();
+    assert_eq!(fast.of(&overlay)[1], 0, "past the rule");
+    assert!(shown.of(&overlay)[1] > 10);
+    shell(&overlay, receiver, &format!("iptables -D {long}"));
+    honoured(&overlay, false);
+}

@@ -7,6 +7,75 @@ use super::{
     walk::{Action, Base, Rule, Table},
 };
 
+/// Matches that ask what is the same for every packet of a flow, as far as their options do.
+const MATCHES: [&str; 29] = [
+    "addrtype",
+    "cgroup",
+    "comment",
+    "connlabel",
+    "connlimit",
+    "connmark",
+    "conntrack",
+    "dccp",
+    "devgroup",
+    "helper",
+    "icmp",
+    "iprange",
+    "mac",
+    "mark",
+    "multiport",
+    "owner",
+    "physdev",
+    "pkttype",
+    "policy",
+    "realm",
+    "recent",
+    "rpfilter",
+    "sctp",
+    "set",
+    "socket",
+    "state",
+    "tcp",
+    "time",
+    "udp",
+];
+
+/// Those of them that have other options too.
+const MIXED: [&str; 4] = ["recent", "set", "socket", "tcp"];
+
+/// Options that ask what is the same for every packet of a flow.
+const OPTIONS: &str = "-f -p --accept-local --cgroup --connlimit-above --connlimit-daddr --connlimit-mask \
+    --connlimit-saddr --connlimit-upto --contiguous --ctdir --ctorigdst --ctorigdstport \
+    --ctorigsrc --ctorigsrcport --ctproto --ctrepldst --ctrepldstport --ctreplsrc \
+    --ctreplsrcport --ctstatus --datestart --datestop --dir --dport --dports --dst-group \
+    --dst-range --gid-owner --helper --icmp-type --invert --kerneltz --label --limit-iface-in \
+    --limit-iface-out --loose --mac-source --mark --mask --match-set --monthdays --name \
+    --nowildcard --path --physdev-in --physdev-is-bridged --physdev-is-in --physdev-is-out \
+    --physdev-out --pkt-type --pol --ports --rcheck --rdest --realm --reap --remove \
+    --return-nomatch --rsource --seconds --set --socket-exists --sport --sports --src-group \
+    --src-range --src-type --syn --timestart --timestop --transparent --uid-owner --update \
+    --validmark --weekdays";
+
+/// Targets that it is enough to meet now and then. Those that translate addresses, and TCPMSS, are only met by what
+/// begins a flow.
+const TARGETS: [&str; 15] = [
+    "CT",
+    "DNAT",
+    "DROP",
+    "LOG",
+    "MASQUERADE",
+    "NETMAP",
+    "NFLOG",
+    "NOTRACK",
+    "RATEEST",
+    "REDIRECT",
+    "REJECT",
+    "SNAT",
+    "TCPMSS",
+    "TRACE",
+    "ULOG",
+];
+
 /// What `iptables-save` shows.
 #[derive(Debug, Default)]
 pub(super) struct Listing {
@@ -130,24 +199,28 @@ fn words(line: &str) -> Option<Vec<String>> {
 fn rule(words: &[String], is_chain: impl Fn(&str) -> bool) -> (Vec<Test>, Action) {
     let mut tests = Vec::new();
     let mut negated = false;
-    let mut words = words.iter().map(String::as_str);
+    let mut is_of_flow = false;
+    let mut words = words.iter();
     while let Some(word) = words.next() {
-        let mut value = || words.next().unwrap_or_default();
-        let test = match word {
+        let mut value = || words.next().map_or("", String::as_str);
+        let test = match word.as_str() {
             "!" => {
                 negated = true;
                 continue;
             }
-            "-j" => return (tests, target(value(), is_chain)),
+            "-j" => {
+                let name = value();
+                return (tests, target(name, words.as_slice(), is_chain));
+            }
             "-g" => return (tests, Action::Goto(value().to_owned())),
-            "-s" => range(value()).map_or(Test::UNKNOWN, Test::Source),
-            "-d" => range(value()).map_or(Test::UNKNOWN, Test::Destination),
+            "-s" => range(value()).map_or(Test::OF_FLOW, Test::Source),
+            "-d" => range(value()).map_or(Test::OF_FLOW, Test::Destination),
             "-i" => Test::From(Pattern::new(value(), '+')),
             "-o" => Test::To(Pattern::new(value(), '+')),
             "-m" => match value() {
                 // These ask nothing without an option.
                 "comment" | "conntrack" | "state" | "addrtype" => continue,
-                _ => Test::UNKNOWN,
+                name => Test::unknown(MATCHES.contains(&name)),
             },
             "--comment" => {
                 value();
@@ -155,25 +228,74 @@ fn rule(words: &[String], is_chain: impl Fn(&str) -> bool) -> (Vec<Test>, Action
             }
             "--ctstate" | "--state" => only(value(), "INVALID"),
             "--dst-type" => only(value(), "LOCAL"),
-            _ => Test::UNKNOWN,
+            "--tcp-flags" => {
+                let mask = value();
+                Test::unknown(flags(mask).zip(flags(value())).is_some_and(are_flags_of_flow))
+            }
+            // An option, or one more of its values.
+            word => {
+                if word.starts_with('-') {
+                    is_of_flow = OPTIONS.split(' ').any(|option| option == word);
+                }
+                Test::unknown(is_of_flow)
+            }
         };
         tests.push(if mem::take(&mut negated) { test.not() } else { test });
     }
     (tests, Action::Nothing)
 }
 
-fn target(name: &str, is_chain: impl Fn(&str) -> bool) -> Action {
+fn target(name: &str, options: &[String], is_chain: impl Fn(&str) -> bool) -> Action {
     match name {
         "ACCEPT" => Action::Accept,
         "RETURN" => Action::Return,
         chain if is_chain(chain) => Action::Jump(chain.to_owned()),
-        other => Action::Effect(other.to_owned()),
+        // Marks packets, if it looks up how.
+        "SET" => {
+            let each_packet = options.iter().any(|option| option == "--map-set");
+            Action::Effect { what: name.to_owned(), each_packet }
+        }
+        _ => Action::Effect { what: name.to_owned(), each_packet: !is_target_of_flow(name) },
     }
+}
+
+/// Whether a target is one that it is enough to meet now and then, whatever its options.
+pub(super) fn is_target_of_flow(name: &str) -> bool {
+    TARGETS.contains(&name)
+}
+
+/// Whether a match asks what is the same for every packet of a flow, whatever its options. (Nobody asks when a
+/// connection expires.)
+pub(super) fn is_match_of_flow(name: &str) -> bool {
+    MATCHES.contains(&name) && !MIXED.contains(&name)
+}
+
+/// The bits of flags in TCP's header.
+fn flags(list: &str) -> Option<u64> {
+    match list {
+        "NONE" => Some(0),
+        "ALL" => Some(0x3f),
+        names => names.split(',').try_fold(0, |flags, name| Some(flags | flag(name)?)),
+    }
+}
+
+pub(super) fn flag(name: &str) -> Option<u64> {
+    let names = ["fin", "syn", "rst", "psh", "ack", "urg", "ecn", "cwr"];
+    let place = names.iter().position(|known| name.eq_ignore_ascii_case(known))?;
+    Some(1 << place)
+}
+
+/// SYN, FIN and RST: segments with one of these take the host's stack.
+pub(super) const OF_ENDS: u64 = 0b111;
+
+/// Whether all other segments have the same answer to whether of the flags in `mask` exactly those in `value` are set.
+pub(super) const fn are_flags_of_flow((mask, value): (u64, u64)) -> bool {
+    mask & !OF_ENDS == 0 || value & OF_ENDS != 0
 }
 
 /// Of a list of which one value is that of no packet of ours.
 fn only(list: &str, impossible: &str) -> Test {
-    Test::Known(if list == impossible { Fit::Never } else { Fit::Perhaps })
+    if list == impossible { Test::Known(Fit::Never) } else { Test::OF_FLOW }
 }
 
 /// An address, or a network, whose mask need not be that of a prefix.

@@ -10,6 +10,9 @@
 //! - what Docker, ufw and Kubernetes have everywhere for their own purposes (`plumbing`)
 //! - what happens to addresses after routing: see `firewall/nat.rs`
 //! - rules of nftables that no `iptables` has made, on a host without `nft`
+//!
+//! Of each is known whether it is enough that some packets of a flow meet it, now and then, because its answer is the
+//! same for all of them. What begins or ends a flow meets it anyway. What is not understood is not of that kind.
 
 mod ebtables;
 mod iptables;
@@ -24,7 +27,7 @@ mod walk;
 #[cfg(test)]
 mod tests;
 
-use std::{collections::HashSet, fs, io::ErrorKind};
+use std::{collections::HashMap, fs, io::ErrorKind};
 
 use ipnetwork::Ipv4Network;
 use tokio::process::Command;
@@ -54,8 +57,15 @@ pub struct Scene {
 pub struct Concern {
     /// One line, by which an operator recognises it.
     pub text: String,
-    /// Whether it is about single packets.
+    /// Whether it is about single packets, not whole flows: how long or how many they are, or what is in them.
     pub each_packet: bool,
+}
+
+impl Concern {
+    /// What was not understood, and may be about anything.
+    const fn unclear(text: String) -> Self {
+        Self { text, each_packet: true }
+    }
 }
 
 /// Every rule on this host that may concern the overlay's packets, each once.
@@ -159,12 +169,13 @@ impl Sources {
     }
 
     fn concerns(&self, scene: &Scene) -> Vec<Concern> {
-        let mut texts = self.unread.clone();
-        let mut natives = self.natives(&mut texts);
+        let mut unclear = self.unread.clone();
+        let mut natives = self.natives(&mut unclear);
+        let mut found = Vec::new();
         natives.retain(|native| native.table.name != format!("ip {}", scene.tunnel));
         for Saved { tool, is_nft, text } in &self.saved {
             let mut listing = iptables::parse(tool, text);
-            texts.append(&mut listing.unread);
+            unclear.append(&mut listing.unread);
             for table in &listing.tables {
                 let name = format!("ip {}", table.name);
                 let native = natives.iter().position(|native| *is_nft && native.table.name == name);
@@ -177,23 +188,36 @@ impl Sources {
                     Some(_) => continue,
                     None => {}
                 }
-                texts.extend(walk::concerns(table, scene));
+                found.extend(walk::concerns(table, scene));
             }
         }
-        texts.extend(natives.iter().flat_map(|native| walk::concerns(&native.table, scene)));
-        texts.extend(self.ebtables.as_deref().map(ebtables::effects).unwrap_or_default());
-        let mut seen = HashSet::new();
-        texts.retain(|text| seen.insert(text.clone()));
-        texts.into_iter().map(|text| Concern { text, each_packet: false }).collect()
+        found.extend(natives.iter().flat_map(|native| walk::concerns(&native.table, scene)));
+        let bridged = self.ebtables.as_deref().map(ebtables::effects).unwrap_or_default();
+        let unclear = unclear.into_iter().map(Concern::unclear);
+        each_once(unclear.chain(found).chain(bridged.into_iter().map(Concern::unclear)))
     }
 
-    fn natives(&self, texts: &mut Vec<String>) -> Vec<nft::Native> {
+    fn natives(&self, unclear: &mut Vec<String>) -> Vec<nft::Native> {
         let natives = self.nft.as_deref().map_or(Ok(Vec::new()), nft::parse);
         natives.unwrap_or_else(|error| {
-            texts.push(format!("{NFTABLES}: the ruleset cannot be read: {error:#}"));
+            unclear.push(format!("{NFTABLES}: the ruleset cannot be read: {error:#}"));
             Vec::new()
         })
     }
+}
+
+/// What was found in several ways is about single packets if it is in one of them.
+fn each_once(concerns: impl Iterator<Item = Concern>) -> Vec<Concern> {
+    let mut places = HashMap::new();
+    let mut found: Vec<Concern> = Vec::new();
+    for concern in concerns {
+        let at = *places.entry(concern.text.clone()).or_insert(found.len());
+        match found.get_mut(at) {
+            Some(same) => same.each_packet |= concern.each_packet,
+            None => found.push(concern),
+        }
+    }
+    found
 }
 
 /// What a program says; nothing where there is none.

@@ -4,9 +4,9 @@ use anyhow::{Context, Result};
 use serde_json::Value;
 
 use super::{
-    NFTABLES,
+    NFTABLES, iptables,
     nft_iptables::Census,
-    nft_match::{Sets, equal, is_about_ipv6, is_volatile, matching},
+    nft_match::{self, Sets, equal, is_about_ipv6, is_volatile, matching},
     nft_text,
     packet::{Hook, Test},
     walk::{Action, Base, Chain, Rule, Table},
@@ -149,19 +149,26 @@ fn parts(statement: &Value, sets: &Sets<'_>) -> Vec<Part> {
     match kind {
         "match" => vec![Part::Ask(matching(body, sets))],
         "counter" | "comment" | "last" | "continue" => Vec::new(),
-        "limit" | "quota" | "ct count" => vec![Part::Ask(Test::UNKNOWN)],
+        "limit" | "quota" => vec![Part::Ask(Test::OF_PACKET)],
+        "ct count" => vec![Part::Ask(Test::OF_FLOW)],
         "xt" => xt(body),
         "vmap" => map(body, sets),
         _ => match verdict(kind, body) {
             Some(action) => vec![Part::Do(None, action)],
-            None => unknown(kind),
+            None => effect(kind, nft_match::is_effect_of_flow(kind, body)),
         },
     }
 }
 
-/// What is not known here may be a condition as well as an effect.
+/// What is not known here.
 fn unknown(kind: &str) -> Vec<Part> {
-    vec![Part::Do(None, Action::Effect(kind.to_owned())), Part::Ask(Test::UNKNOWN)]
+    effect(kind, false)
+}
+
+/// What may be a condition as well.
+fn effect(kind: &str, is_of_flow: bool) -> Vec<Part> {
+    let action = Action::Effect { what: kind.to_owned(), each_packet: !is_of_flow };
+    vec![Part::Do(None, action), Part::Ask(Test::unknown(is_of_flow))]
 }
 
 fn verdict(kind: &str, body: &Value) -> Option<Action> {
@@ -170,7 +177,7 @@ fn verdict(kind: &str, body: &Value) -> Option<Action> {
         "accept" => Some(Action::Accept),
         "return" => Some(Action::Return),
         "continue" => Some(Action::Nothing),
-        "drop" | "reject" => Some(Action::Effect(kind.to_owned())),
+        "drop" | "reject" => Some(Action::Effect { what: kind.to_owned(), each_packet: false }),
         "jump" => target().map(Action::Jump),
         "goto" => target().map(Action::Goto),
         _ => None,
@@ -182,8 +189,8 @@ fn xt(body: &Value) -> Vec<Part> {
     let text = |name| body.get(name).and_then(Value::as_str).unwrap_or_default();
     match (text("type"), text("name")) {
         ("match", "comment") => Vec::new(),
-        ("match", _) => vec![Part::Ask(Test::UNKNOWN)],
-        (_, name) => unknown(name),
+        ("match", name) => vec![Part::Ask(Test::unknown(iptables::is_match_of_flow(name)))],
+        (_, name) => effect(name, iptables::is_target_of_flow(name)),
     }
 }
 
@@ -203,17 +210,24 @@ fn map(body: &Value, sets: &Sets<'_>) -> Vec<Part> {
     let is_volatile = map.is_some_and(|map| is_volatile(map));
     let mut parts = Vec::new();
     if map.is_none() && entries.is_none() || is_volatile {
-        parts.push(Part::Do(Some(Test::UNKNOWN), Action::Effect("vmap".to_owned())));
+        parts.push(Part::Do(Some(Test::OF_PACKET), unknown_verdict()));
     }
     for entry in entries.and_then(Value::as_array).into_iter().flatten() {
         let (test, verdicts) = match entry.as_array().map(Vec::as_slice) {
             Some([value, verdict]) => (equal(key, value, sets), only_member(verdict)),
-            _ => (Test::UNKNOWN, None),
+            _ => (Test::OF_PACKET, None),
         };
         let action = verdicts.and_then(|(kind, body)| verdict(kind, body));
-        let action = action.unwrap_or_else(|| Action::Effect("vmap".to_owned()));
-        let test = if is_volatile { Test::UNKNOWN } else { test };
+        let action = action.unwrap_or_else(unknown_verdict);
+        let test = match map {
+            Some(map) => nft_match::through(key, map, test),
+            None => test,
+        };
         parts.push(Part::Do(Some(test), action));
     }
     parts
+}
+
+fn unknown_verdict() -> Action {
+    Action::Effect { what: "vmap".to_owned(), each_packet: true }
 }

@@ -26,8 +26,12 @@ impl Fit {
 /// What a rule asks of a packet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Test {
-    /// What needs no look at the packet, or where none would help.
+    /// What needs no look at the packet.
     Known(Fit),
+    /// What we know nothing about, or only whether it may be so of one packet and not of the next of the same flow.
+    Unknown {
+        each_packet: bool,
+    },
     /// The interface that it came in by.
     From(Pattern),
     /// The interface that it goes out by.
@@ -41,8 +45,15 @@ pub(super) enum Test {
 }
 
 impl Test {
-    /// Of what we know nothing about.
-    pub(super) const UNKNOWN: Self = Self::Known(Fit::Perhaps);
+    /// What is the same for every packet of a flow in one direction. More is not known.
+    pub(super) const OF_FLOW: Self = Self::Unknown { each_packet: false };
+
+    /// What may be otherwise for the next packet, and so whatever is not understood.
+    pub(super) const OF_PACKET: Self = Self::Unknown { each_packet: true };
+
+    pub(super) const fn unknown(is_of_flow: bool) -> Self {
+        if is_of_flow { Self::OF_FLOW } else { Self::OF_PACKET }
+    }
 
     pub(super) fn not(self) -> Self {
         Self::Not(Box::new(self))
@@ -51,6 +62,7 @@ impl Test {
     pub(super) fn fit(&self, packet: &Packet) -> Fit {
         match self {
             Self::Known(fit) => *fit,
+            Self::Unknown { .. } => Fit::Perhaps,
             Self::From(pattern) => pattern.fit(packet.from.as_deref()),
             Self::To(pattern) => pattern.fit(packet.to.as_deref()),
             Self::Source(range) => range.fit(&packet.source),
@@ -60,6 +72,20 @@ impl Test {
                 tests.iter().map(|test| test.fit(packet)).max().unwrap_or(Fit::Never)
             }
             Self::All(tests) => all(tests, packet),
+        }
+    }
+
+    /// Whether it looks at single packets, and not only at what all packets of a flow have.
+    pub(super) fn each_packet(&self) -> bool {
+        match self {
+            Self::Unknown { each_packet } => *each_packet,
+            Self::Not(test) => test.each_packet(),
+            Self::Any(tests) | Self::All(tests) => tests.iter().any(Self::each_packet),
+            Self::Known(_)
+            | Self::From(_)
+            | Self::To(_)
+            | Self::Source(_)
+            | Self::Destination(_) => false,
         }
     }
 }

@@ -1,7 +1,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use super::{
-    Scene,
+    Concern, Scene,
     packet::{Fit, Hook, Packet, Test, all},
     plumbing,
 };
@@ -42,6 +42,13 @@ pub(super) struct Rule {
     pub(super) action: Action,
 }
 
+impl Rule {
+    /// Whether it asks something about single packets.
+    fn asks_of_packet(&self) -> bool {
+        self.tests.iter().any(Test::each_packet)
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Action {
     Nothing,
@@ -50,7 +57,11 @@ pub(super) enum Action {
     Jump(String),
     Goto(String),
     /// The packet, or what is known of it, is not the same afterwards.
-    Effect(String),
+    Effect {
+        what: String,
+        /// Whether it is not enough that some packets of a flow meet it, now and then.
+        each_packet: bool,
+    },
 }
 
 impl Action {
@@ -60,18 +71,25 @@ impl Action {
     }
 }
 
-/// What an operator is told of every rule in `table` that may concern the overlay, chain by chain, of some more than
-/// once.
-pub(super) fn concerns(table: &Table, scene: &Scene) -> Vec<String> {
+/// Every rule in `table` that may concern the overlay, chain by chain, some more than once.
+pub(super) fn concerns(table: &Table, scene: &Scene) -> Vec<Concern> {
     let mut found = Vec::new();
     for (name, chain) in &table.chains {
         let Some(base) = &chain.base else { continue };
         for packet in scene.packets(base.hook) {
-            let mut walk = Walk { table, scene, packet, falls: HashMap::new(), found: &mut found };
-            if walk.chain(name, 0)
+            let mut walk = Walk {
+                table,
+                scene,
+                packet,
+                walked: HashMap::new(),
+                is_parted: false,
+                found: &mut found,
+            };
+            if walk.chain(name, 0, false)
                 && let Some(drops) = &base.drops
             {
-                found.push(drops.clone());
+                let each_packet = walk.is_parted;
+                found.push(Concern { text: drops.clone(), each_packet });
             }
         }
     }
@@ -83,25 +101,41 @@ struct Walk<'a> {
     table: &'a Table,
     scene: &'a Scene,
     packet: Packet,
-    /// Of chains that have been walked, whether the packet may come out at their end.
-    falls: HashMap<&'a str, bool>,
-    found: &'a mut Vec<String>,
+    /// Chains that have been walked.
+    walked: HashMap<&'a str, Walked>,
+    /// Whether some packets of a flow may not have come this far, for what they are themselves. Once it is so, it
+    /// stays so.
+    is_parted: bool,
+    found: &'a mut Vec<Concern>,
+}
+
+#[derive(Clone, Copy)]
+struct Walked {
+    /// Whether the packet may come out at the end.
+    falls: bool,
+    /// Whether only some packets of a flow may have come in.
+    each_packet: bool,
 }
 
 impl<'a> Walk<'a> {
-    /// Returns whether the packet may come out of the chain undecided.
-    fn chain(&mut self, name: &'a str, depth: usize) -> bool {
-        if let Some(falls) = self.falls.get(name) {
-            return *falls;
+    /// Follows the packet through a chain that only some of its flow come to, if `each_packet`: at most once with and
+    /// once without. Returns whether it may come out undecided.
+    fn chain(&mut self, name: &'a str, depth: usize, each_packet: bool) -> bool {
+        if let Some(walked) = self.walked.get(name)
+            && (walked.each_packet || !each_packet)
+        {
+            return walked.falls;
         }
         // For a chain that leads back to itself, which the kernel should have refused.
-        self.falls.insert(name, true);
-        let falls = self.rules(name, depth);
-        self.falls.insert(name, falls);
+        self.walked.insert(name, Walked { falls: true, each_packet });
+        let falls = self.rules(name, depth, each_packet);
+        if let Some(walked) = self.walked.get_mut(name) {
+            walked.falls = falls;
+        }
         falls
     }
 
-    fn rules(&mut self, name: &'a str, depth: usize) -> bool {
+    fn rules(&mut self, name: &'a str, depth: usize, each_packet: bool) -> bool {
         let table = self.table;
         let rules = table.chains.get(name).map_or(&[][..], |chain| &chain.rules);
         let mut falls = false;
@@ -110,6 +144,7 @@ impl<'a> Walk<'a> {
             if fit == Fit::Never {
                 continue;
             }
+            let each_packet = each_packet || self.is_parted || rule.asks_of_packet();
             let ends = match &rule.action {
                 Action::Nothing => false,
                 Action::Accept => true,
@@ -117,13 +152,16 @@ impl<'a> Walk<'a> {
                     falls = true;
                     true
                 }
-                Action::Jump(target) => !self.branch(rule, target, depth),
+                Action::Jump(target) => !self.branch(rule, target, depth, each_packet),
                 Action::Goto(target) => {
-                    falls |= self.branch(rule, target, depth);
+                    falls |= self.branch(rule, target, depth, each_packet);
                     true
                 }
-                Action::Effect(what) => self.effect(name, rule, what),
+                Action::Effect { what, each_packet: is_own } => {
+                    self.effect(name, rule, what, each_packet || *is_own)
+                }
             };
+            self.is_parted |= ends && each_packet;
             if ends && fit == Fit::Surely {
                 return falls;
             }
@@ -132,20 +170,20 @@ impl<'a> Walk<'a> {
     }
 
     /// Follows a rule into another chain. Returns whether the packet may come out of that.
-    fn branch(&mut self, rule: &Rule, target: &'a str, depth: usize) -> bool {
+    fn branch(&mut self, rule: &Rule, target: &'a str, depth: usize, each_packet: bool) -> bool {
         if depth < DEPTH && self.table.chains.contains_key(target) {
-            return self.chain(target, depth + 1);
+            return self.chain(target, depth + 1, each_packet);
         }
-        self.found.push(format!("{} (which was not followed)", rule.text));
+        self.found.push(Concern::unclear(format!("{} (which was not followed)", rule.text)));
         true
     }
 
     /// Returns whether it is the last that happens to the packet.
-    fn effect(&mut self, chain: &str, rule: &Rule, what: &str) -> bool {
+    fn effect(&mut self, chain: &str, rule: &Rule, what: &str, each_packet: bool) -> bool {
         if plumbing::is_plumbing(self.table, chain, rule, what, self.scene) {
             return false;
         }
-        self.found.push(rule.text.clone());
+        self.found.push(Concern { text: rule.text.clone(), each_packet });
         Action::ends(what)
     }
 }

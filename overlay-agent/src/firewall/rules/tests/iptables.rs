@@ -1,6 +1,8 @@
+use std::fmt::Write;
+
 use proptest::prelude::*;
 
-use super::{super::Scene, saved, scene, scenes, texts};
+use super::{super::Scene, each_packet, saved, scene, scenes, texts};
 
 const DOCKER_20: &str = include_str!("listings/docker-20.10.txt");
 const DOCKER_28: &str = include_str!("listings/docker-28.txt");
@@ -244,6 +246,115 @@ fn a_line_that_makes_no_sense_counts() {
         ]
     );
     assert_eq!(of("nonsense").len(), 1);
+}
+
+/// Whether the concerns in FORWARD of filter are about single packets.
+fn kinds(rules: &str) -> Vec<bool> {
+    each_packet(&saved(&table("filter", "ACCEPT", rules)))
+}
+
+#[test]
+fn rules_that_have_one_answer_for_a_flow_are_about_flows() {
+    for rule in [
+        "-j DROP",
+        "! -s 10.1.15.0/25 -i docker0 -j DROP",
+        "-p tcp -m tcp --dport 80 -j DROP",
+        "-p tcp -m multiport ! --dports 80,443 -j REJECT --reject-with tcp-reset",
+        "-p tcp -m tcp --tcp-flags FIN,SYN,RST,ACK SYN -j DROP",
+        "-p tcp -m tcp --tcp-flags SYN,RST SYN -j TCPMSS --clamp-mss-to-pmtu",
+        "-p tcp -m tcp --tcp-flags FIN,RST NONE -j DROP",
+        "-p tcp -m tcp --tcp-flags ALL FIN,PSH,URG -j DROP",
+        "-p icmp -m icmp --icmp-type 8 -j DROP",
+        "-m conntrack --ctstate RELATED,ESTABLISHED -j DROP",
+        "-m conntrack ! --ctstate NEW --ctdir REPLY -m comment --comment \"-m limit\" -j DROP",
+        "-m set ! --match-set allowed src,dst -j DROP",
+        "-m connlimit --connlimit-above 3 --connlimit-mask 32 --connlimit-saddr -j REJECT",
+        "-m recent --rcheck --seconds 60 --name bad --mask 255.255.255.255 --rsource -j DROP",
+        "-m time --timestart 08:00:00 --weekdays Mon,Tue -j DROP",
+        "-m iprange --src-range 10.1.15.1-10.1.15.9 -j DROP",
+        "-m mark --mark 0x1/0x1 -j DROP",
+        "-j LOG --log-prefix \"limit \"",
+        "-j SET --add-set seen src",
+        "-j CT --helper ftp",
+    ] {
+        assert_eq!(kinds(&format!("-A FORWARD {rule}")), [false], "{rule}");
+    }
+}
+
+#[test]
+fn rules_that_look_at_or_change_packets_are_about_packets() {
+    for rule in [
+        "-m limit --limit 5/sec -j DROP",
+        "-m limit --limit 5/min -j LOG",
+        "-p tcp -m hashlimit --hashlimit-above 5/sec --hashlimit-name x -m tcp --dport 80 -j DROP",
+        "-m length --length 1000:65535 -j DROP",
+        "-m string --string \"x\" --algo bm -j DROP",
+        "-m statistic --mode random --probability 0.5 -j DROP",
+        "-m connbytes --connbytes 1000 --connbytes-mode bytes --connbytes-dir both -j DROP",
+        "-m conntrack --ctexpire 5 -j DROP",
+        "-m recent --update --hitcount 4 --name bad -j DROP",
+        "-m set --match-set s src --packets-gt 9 -j DROP",
+        "-m future -j DROP",
+        "-p tcp -m tcp --tcp-flags PSH PSH -j DROP",
+        "-p tcp -m tcp --tcp-flags ALL NONE -j DROP",
+        "-p tcp -m tcp --tcp-flags SYN,ACK ACK -j DROP",
+        "-p tcp -m tcp --tcp-option 8 -j DROP",
+        "-j DSCP --set-dscp 0x0a",
+        "-j MARK --set-xmark 0x1/0xffffffff",
+        "-j CONNMARK --restore-mark",
+        "-j NFQUEUE --queue-num 0",
+        "-j TEE --gateway 10.0.0.1",
+        "-j SET --map-set s src --map-mark",
+        "-j FUTURE",
+        "-m comment --comment \"open -j ACCEPT",
+    ] {
+        assert_eq!(kinds(&format!("-A FORWARD {rule}")), [true], "{rule}");
+    }
+}
+
+/// What comes behind a verdict about single packets is met by some packets of a flow only.
+#[test]
+fn what_comes_behind_what_parts_a_flow_is_about_packets() {
+    let limit = "-m limit --limit 5/sec";
+    let kinds_of = |rules: &[&str]| {
+        let rules: Vec<_> = rules.iter().map(|rule| format!("-A {rule}")).collect();
+        each_packet(&saved(&table("filter", "DROP", &rules.join("\n"))))
+    };
+    let accept = format!("FORWARD {limit} -j ACCEPT");
+    assert_eq!(kinds_of(&[]), [false]);
+    assert_eq!(kinds_of(&[&accept]), [true]);
+    assert_eq!(kinds_of(&[&accept, "FORWARD -j DROP"]), [true]);
+    assert_eq!(kinds_of(&["FORWARD -p tcp -j DROP", &accept]), [false, true]);
+    let elsewhere = format!("FORWARD -i eth9 {limit} -j ACCEPT");
+    assert_eq!(kinds_of(&[&elsewhere]), [false]);
+    let log = format!("FORWARD {limit} -j LOG");
+    assert_eq!(kinds_of(&[&log, "FORWARD -j DROP"]), [true, false]);
+    // In a chain, and by what way it is reached.
+    let inner = format!("OTHER {limit} -j ACCEPT");
+    assert_eq!(kinds_of(&["FORWARD -j OTHER", &inner]), [true]);
+    let jump = format!("FORWARD {limit} -j OTHER");
+    let (drop, plain) = ("OTHER -p tcp -j DROP", "FORWARD -j OTHER");
+    assert_eq!(kinds_of(&[plain, drop]), [false, false]);
+    assert_eq!(kinds_of(&[&jump, drop]), [true, true]);
+    assert_eq!(kinds_of(&[plain, &jump, drop]), [true, true]);
+    assert_eq!(kinds_of(&[&jump, "OTHER -j DOCKER-USER", "DOCKER-USER -j ACCEPT"]), [true]);
+    assert_eq!(kinds_of(&[&jump, "OTHER -j LOG"]), [true, false]);
+}
+
+/// Each chain jumps to the next twice, once under a limit.
+#[test]
+fn many_ways_to_a_chain_are_not_all_walked() {
+    let mut text = String::from("*filter\n:FORWARD ACCEPT [0:0]\n");
+    for at in 0..40 {
+        writeln!(text, ":C{at} - [0:0]").unwrap();
+    }
+    text += "-A FORWARD -j C0\n";
+    for at in 0..39 {
+        let next = at + 1;
+        writeln!(text, "-A C{at} -p tcp -j C{next}\n-A C{at} -m limit -j C{next}").unwrap();
+    }
+    text += "-A C39 -j LOG\nCOMMIT\n";
+    assert_eq!(each_packet(&saved(&text)), [true]);
 }
 
 proptest! {

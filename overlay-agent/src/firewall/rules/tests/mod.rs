@@ -27,6 +27,11 @@ fn texts(sources: &Sources, scene: &Scene) -> Vec<String> {
     sources.concerns(scene).into_iter().map(|concern| concern.text).collect()
 }
 
+/// Whether what concerns is about single packets, by its order.
+fn each_packet(sources: &Sources) -> Vec<bool> {
+    sources.concerns(&scene()).into_iter().map(|concern| concern.each_packet).collect()
+}
+
 fn saved(text: &str) -> Sources {
     let saved = Saved { tool: "iptables", is_nft: true, text: text.to_owned() };
     Sources { saved: vec![saved], ..Sources::default() }
@@ -42,6 +47,7 @@ fn what_cannot_be_read_concerns() {
     let unread = vec!["nft failed (exit status: 1): no".to_owned()];
     let sources = Sources { unread: unread.clone(), ..saved("") };
     assert_eq!(texts(&sources, &scene()), unread);
+    assert_eq!(each_packet(&sources), [true]);
 }
 
 #[test]
@@ -56,6 +62,7 @@ fn what_the_older_ebtables_does_concerns() {
         "ebtables filter: -A MINE -p IPv4 --log-level notice --log-prefix \"x\" -j CONTINUE",
     ];
     assert_eq!(texts(&sources, &scene()), expected);
+    assert_eq!(each_packet(&sources), [true; 3]);
     assert!(ebtables::is_used(
         "ebtables 49152 1 ebtable_nat, Live 0x0\nebtable_nat 16384 1 - Live 0x0\n"
     ));

@@ -2,7 +2,7 @@ use serde_json::{Value, json};
 
 use super::{
     super::{Saved, Scene, Sources},
-    native, saved, scene, scenes, texts,
+    each_packet, native, saved, scene, scenes, texts,
 };
 
 const DOCKER_29: &str = include_str!("listings/docker-29.json");
@@ -143,6 +143,127 @@ fn rules_that_may_match_concern() {
     }
 }
 
+/// Whether the concerns of a chain in `forward` are about single packets.
+fn kinds(rules: &[Value]) -> Vec<bool> {
+    each_packet(&native(&ruleset("inet", "forward", "accept", rules)))
+}
+
+fn flags_in(right: &Value) -> Value {
+    json!({"match": {"op": "in", "left": field("tcp", "flags"), "right": right}})
+}
+
+fn masked_flags(mask: &Value, right: &Value) -> Value {
+    equal(&json!({"&": [field("tcp", "flags"), mask]}), right)
+}
+
+#[test]
+fn rules_that_have_one_answer_for_a_flow_are_about_flows() {
+    let source = field("ip", "saddr");
+    for test in [
+        json!({"counter": null}),
+        equal(&field("tcp", "dport"), &json!({"set": [80, {"range": [8000, 8080]}]})),
+        differs(&field("th", "sport"), &json!(53)),
+        equal(&meta("l4proto"), &json!({"set": ["tcp", "udp"]})),
+        state(&json!(["established", "related"])),
+        equal(&json!({"ct": {"key": "direction"}}), &json!("reply")),
+        equal(&json!({"&": [meta("mark"), 255]}), &json!(1)),
+        equal(&source, &json!("@s")),
+        equal(&source, &json!("@learnt")),
+        equal(&source, &json!({"set": [{"elem": {"val": "10.1.20.1", "timeout": 60}}]})),
+        equal(&field("icmp", "type"), &json!("echo-request")),
+        flags_in(&json!("syn")),
+        flags_in(&json!(["syn", "rst"])),
+        masked_flags(&json!({"|": ["fin", "syn", "rst", "ack"]}), &json!("syn")),
+        masked_flags(&json!({"|": [{"|": ["syn", "ack"]}, "rst"]}), &json!({"|": ["syn", "ack"]})),
+        masked_flags(&json!(23), &json!(2)),
+        json!({"ct count": {"val": 20, "inv": true}}),
+        json!({"xt": {"type": "match", "name": "conntrack"}}),
+    ] {
+        assert_eq!(kinds(&[json!([test, {"drop": null}])]), [false], "{test}");
+    }
+    for effect in [
+        json!({"log": {"prefix": "x"}}),
+        json!({"reject": null}),
+        json!({"dnat": {"addr": "10.1.15.3"}}),
+        json!({"notrack": null}),
+        json!({"set": {"op": "add", "elem": {"elem": {"val": source, "timeout": 60}}, "set": "@learnt"}}),
+        json!({"mangle": {"key": {"meta": {"key": "nftrace"}}, "value": 1}}),
+        json!({"mangle": {"key": {"tcp option": {"name": "maxseg", "field": "size"}}, "value": {"rt": {"key": "mtu"}}}}),
+        json!({"vmap": {"key": source, "data": {"set": [["10.1.20.1", {"drop": null}]]}}}),
+        json!({"xt": {"type": "target", "name": "LOG"}}),
+    ] {
+        assert_eq!(kinds(&[json!([effect])]), [false], "{effect}");
+    }
+}
+
+#[test]
+fn rules_that_look_at_or_change_packets_are_about_packets() {
+    let source = field("ip", "saddr");
+    let limit = json!({"limit": {"rate": 3, "burst": 5, "per": "second", "inv": true}});
+    let limited = json!({"elem": {"val": "10.1.20.1", "limit": {"rate": 3, "per": "second"}}});
+    for test in [
+        limit.clone(),
+        json!({"quota": {"val": 3, "val_unit": "mbytes"}}),
+        equal(&meta("length"), &json!(100)),
+        json!({"match": {"op": ">", "left": meta("length"), "right": 100}}),
+        equal(&meta("length"), &json!({"set": [{"range": [0, 99]}]})),
+        equal(&meta("length"), &json!("@learnt")),
+        differs(&field("ip", "dscp"), &json!("cs1")),
+        equal(&field("ip", "ttl"), &json!(1)),
+        equal(&json!({"payload": {"base": "th", "offset": 0, "len": 16}}), &json!(80)),
+        equal(
+            &json!({"concat": [source, field("ip", "id")]}),
+            &json!({"set": [{"concat": ["10.1.20.1", 7]}]}),
+        ),
+        equal(&json!({"numgen": {"mode": "random", "mod": 2, "offset": 0}}), &json!(0)),
+        json!({"match": {"op": ">", "left": {"ct": {"key": "bytes"}}, "right": 100}}),
+        equal(&source, &json!("@unknown")),
+        equal(&source, &json!({"set": [limited]})),
+        flags_in(&json!("psh")),
+        flags_in(&json!(["syn", "ack"])),
+        masked_flags(&json!({"|": ["syn", "ack"]}), &json!("ack")),
+        json!({"xt": {"type": "match", "name": "tcp"}}),
+        json!({"xt": {"type": "match", "name": "statistic"}}),
+    ] {
+        assert_eq!(kinds(&[json!([test, {"drop": null}])]), [true], "{test}");
+    }
+    for effect in [
+        json!({"mangle": {"key": field("ip", "dscp"), "value": "cs1"}}),
+        json!({"mangle": {"key": meta("mark"), "value": 1}}),
+        json!({"mangle": {"key": {"ct": {"key": "mark"}}, "value": 1}}),
+        json!({"queue": null}),
+        json!({"fwd": {"dev": "eth0"}}),
+        json!({"set": {"op": "update", "elem": source, "set": "@learnt", "stmt": [limit]}}),
+        json!({"set": {"op": "add", "elem": field("ip", "length"), "set": "@learnt"}}),
+        json!({"vmap": {"key": meta("length"), "data": {"set": [[100, {"drop": null}]]}}}),
+        json!({"vmap": {"key": source, "data": "@nowhere"}}),
+        json!({"future": null}),
+        json!({"xt": {"type": "target", "name": "DSCP"}}),
+    ] {
+        assert_eq!(kinds(&[json!([effect])]), [true], "{effect}");
+    }
+}
+
+#[test]
+fn what_comes_behind_what_parts_a_flow_is_about_packets() {
+    let limit = json!({"limit": {"rate": 3, "per": "second"}});
+    let accept = json!([limit, {"accept": null}]);
+    let ports = json!([equal(&field("tcp", "dport"), &json!(80)), {"drop": null}]);
+    assert_eq!(kinds(&[ports.clone(), accept.clone()]), [false]);
+    assert_eq!(kinds(&[accept.clone(), ports]), [true]);
+    let policy = ruleset("inet", "forward", "drop", &[accept]);
+    assert_eq!(each_packet(&native(&policy)), [true]);
+    // What is done before the limit is done to all, and yet it is one rule.
+    let rule = json!([{"log": null}, limit, {"drop": null}]);
+    assert_eq!(kinds(&[rule]), [true]);
+    let jump = json!([limit, {"jump": {"target": "other"}}]);
+    let inside = json!({"rule": {"family": "inet", "table": "fw", "chain": "other", "expr": [{"drop": null}]}});
+    let mut text: Value =
+        serde_json::from_str(&ruleset("inet", "forward", "accept", &[jump])).unwrap();
+    text["nftables"].as_array_mut().unwrap().push(inside);
+    assert_eq!(each_packet(&native(&text.to_string())), [true]);
+}
+
 #[test]
 fn rules_about_others_do_not_concern() {
     let [from, source] = [meta("iifname"), field("ip", "saddr")];
@@ -256,6 +377,7 @@ fn what_is_no_ruleset_counts() {
         let found = texts(&native(text), &scene());
         assert_eq!(found.len(), 1, "{text}");
         assert!(found[0].starts_with("nftables: the ruleset cannot be read: "));
+        assert_eq!(each_packet(&native(text)), [true]);
     }
 }
 
