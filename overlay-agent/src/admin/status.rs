@@ -96,6 +96,9 @@ pub struct RulesStatus {
     pub every_packet: bool,
     /// Rules that may concern what containers send each other.
     pub concerns: Vec<String>,
+    /// Those by which nothing can begin between containers here and elsewhere, one way at least.
+    #[serde(default)]
+    pub refusals: Vec<String>,
 }
 
 impl RulesStatus {

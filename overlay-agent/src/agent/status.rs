@@ -144,6 +144,12 @@ impl Agent {
         problems.extend(self.config_problems.iter().cloned());
         problems.extend(self.faults.values().chain(&self.lost_address).cloned());
         problems.extend(self.firewall.fault());
+        problems.extend(self.refusals().into_iter().map(|rule| {
+            format!(
+                "The firewall refuses what containers of other hosts begin with containers here, or these with them: \
+                 {rule}. `overlay-agent doctor` says how to let it pass."
+            )
+        }));
         problems
     }
 
@@ -156,7 +162,16 @@ impl Agent {
             honoured: spec.scrutiny != Scrutiny::None || !spec.fast_path,
             every_packet: spec.scrutiny == Scrutiny::EachPacket || !spec.fast_path,
             concerns: self.firewall.concerns().into_iter().map(|rule| rule.text).collect(),
+            refusals: self.refusals(),
         }
+    }
+
+    /// Rules that are asked, and by which nothing can begin between containers here and elsewhere.
+    fn refusals(&self) -> Vec<String> {
+        let spec = self.dataplane.spec();
+        let are_asked = spec.scrutiny != Scrutiny::None || !spec.fast_path;
+        let concerns = self.firewall.concerns().into_iter();
+        concerns.filter(|rule| are_asked && rule.refuses).map(|rule| rule.text).collect()
     }
 
     fn too_large(&self, observed: &Observed) -> Option<String> {

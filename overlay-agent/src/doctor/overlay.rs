@@ -103,6 +103,39 @@ pub(super) fn rules(host: &Host, found: &mut Findings) {
             "run the agent with --rules auto",
         );
     }
+    for rule in &rules.refusals {
+        found.add(
+            Check::Rules,
+            format!("the firewall refuses whatever begins between containers here and elsewhere, one way at least: {rule}"),
+            way_past(rule, &host.tunnel()),
+        );
+    }
+}
+
+/// The command, in the words of whoever rules, that lets the overlay pass.
+fn way_past(rule: &str, tunnel: &str) -> String {
+    if rule.contains(" firewalld ") {
+        return format!(
+            "firewall-cmd --permanent --zone=trusted --add-interface={tunnel} && firewall-cmd --reload"
+        );
+    }
+    if rule.contains("ufw-") {
+        return format!("ufw route allow in on {tunnel} && ufw route allow out on {tunnel}");
+    }
+    let native = rule.strip_prefix("nftables ").and_then(|rule| rule.split_once(':'));
+    if let Some((chain, _)) = native {
+        let insert =
+            |direction| format!("nft insert rule {chain} '{direction} \"{tunnel}\" accept'");
+        return format!("{} && {}", insert("iifname"), insert("oifname"));
+    }
+    let table = rule.split([' ', ':']).nth(1).unwrap_or("filter");
+    let chain = if table == "raw" { "PREROUTING" } else { "FORWARD" };
+    let insert =
+        |direction| format!("iptables -t {table} -I {chain} {direction} {tunnel} -j ACCEPT");
+    match chain {
+        "FORWARD" => format!("{} && {}", insert("-i"), insert("-o")),
+        _ => insert("-i"),
+    }
 }
 
 /// Whether Docker's bridge is in the leased subnet.

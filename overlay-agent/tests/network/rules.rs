@@ -2,7 +2,7 @@
 
 use std::{thread, time::Duration};
 
-use anyhow::ensure;
+use anyhow::{Context as _, ensure};
 use xtask::lab::{Host, Lab, Process, eventually};
 
 use crate::overlay::{Overlay, SOON};
@@ -157,6 +157,17 @@ fn a_stateful_firewall_is_one_for_the_overlay_too() {
     for _ in 0..5 {
         two.ping(one.address()).unwrap();
     }
+    // It is named, with the command that lets others in; which is for the operator to say.
+    let mend = eventually(SOON, "the refusal to be named", || {
+        let problems = overlay.agents[1].status()?["problems"].to_string();
+        ensure!(problems.contains("operator forward: policy drop"), "{problems}");
+        let findings = doctor(&overlay);
+        let (_, mend) = findings.split_once("mend: nft").context(findings.clone())?;
+        Ok(format!("nft{}", mend.lines().next().unwrap_or_default()))
+    })
+    .unwrap();
+    shell(&overlay, receiver, &mend);
+    eventually(SOON, "what was refused", || one.ping(two.address())).unwrap();
 }
 
 #[test]
@@ -210,13 +221,17 @@ fn bypassed_rules_are_named() {
     })
     .unwrap();
     overlay.ping();
-    let host = overlay.lab.host(1);
-    let doctor = host.command(overlay.options.binary()).args(["doctor", "--socket"]);
-    let doctor =
-        doctor.arg(host.agent_socket()).arg("--pin-path").arg(host.pins()).output().unwrap();
-    let findings = doctor.stdout;
+    let findings = doctor(&overlay);
     let named = findings.contains("-j REJECT") && findings.contains("--rules auto");
     assert!(named, "{findings}");
+}
+
+/// What `doctor` says on the receiving host.
+fn doctor(overlay: &Overlay) -> String {
+    let host = overlay.lab.host(1);
+    let doctor = host.command(overlay.options.binary()).args(["doctor", "--socket"]);
+    let doctor = doctor.arg(host.agent_socket()).arg("--pin-path").arg(host.pins());
+    doctor.output().unwrap().stdout
 }
 
 fn receiver_status(overlay: &Overlay) -> anyhow::Result<String> {

@@ -130,10 +130,10 @@ mod tests {
         let question = udp_packet(LOCAL, REMOTE, 10);
         let answer = back(question.clone());
         assert_eq!(leave(&world, &question, true), WAITS);
-        assert_eq!(leave(&world, &question, true), WAITS, "nobody has answered");
+        assert_eq!(leave(&world, &question, true), None, "the same question");
         assert_eq!(arrive(&world, &answer, true), WAITS);
         assert_eq!(arrive(&world, &answer, true), None);
-        assert_eq!(leave(&world, &question, true), WAITS);
+        assert_eq!(leave(&world, &question, true), WAITS, "not a new flow's any more");
         assert_eq!(leave(&world, &question, true), None);
         world.clock.set(world.clock.get() + 1_000_000_000);
         assert_eq!(leave(&world, &question, false), WAITS, "asked again");
@@ -153,7 +153,8 @@ mod tests {
         }
         assert_eq!(leave(&world, &segment(ACK), true), None);
         assert_eq!(leave(&world, &segment(SYN), true), WAITS);
-        assert_eq!(leave(&world, &segment(ACK), true), WAITS, "another connection");
+        assert_eq!(arrive(&world, &back(segment(ACK)), true), WAITS, "another connection");
+        assert_eq!(leave(&world, &segment(ACK), true), WAITS);
     }
 
     #[test]

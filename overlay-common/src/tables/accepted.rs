@@ -29,8 +29,9 @@ map_type! {
 }
 
 impl Accepted {
-    /// Whether a packet that goes `this` way needs not be shown to netfilter: it has lately let one through, and knew by
-    /// then that both ends talk. Before, the flow is a new one for it, about which rules may decide otherwise.
+    /// Whether a packet that goes `this` way needs not be shown to netfilter: it has lately let one through, and knew no
+    /// less of the flow than now. As long as only one end talks, a flow is a new one for it; rules may decide otherwise
+    /// about one of which it knows both.
     #[inline(always)]
     #[must_use]
     pub const fn holds(&self, this: Direction, now: u64) -> bool {
@@ -38,7 +39,8 @@ impl Accepted {
             Direction::Left => self.left,
             Direction::Arrived => self.arrived,
         };
-        self.states & decided(this) != 0 && now.wrapping_sub(at) < VALID
+        let needed = if this.back().is_in(self.states) { decided(this) } else { this as u32 };
+        self.states & needed != 0 && now.wrapping_sub(at) < VALID
     }
 
     /// Notes that netfilter has let a packet through `this` way; `begins` says that it begins a connection.
@@ -76,13 +78,13 @@ mod tests {
     }
 
     #[test]
-    fn a_flow_is_accepted_each_way_when_netfilter_knew_both() {
+    fn a_flow_is_accepted_each_way_as_long_as_netfilter_knows_no_more() {
         use Direction::{Arrived, Left};
         let mut accepted = Accepted::default();
         let holds = |accepted: &Accepted, at| [Left, Arrived].map(|way| accepted.holds(way, at));
         assert_eq!(holds(&accepted, 0), [false; 2]);
         talk(&mut accepted, SECOND, &[Left, Left]);
-        assert_eq!(holds(&accepted, SECOND), [false; 2], "nobody has answered");
+        assert_eq!(holds(&accepted, SECOND), [true, false], "nobody has answered");
         talk(&mut accepted, SECOND, &[Arrived]);
         assert_eq!(holds(&accepted, SECOND), [false, true], "the question was a new flow's");
         talk(&mut accepted, SECOND, &[Left]);
@@ -105,10 +107,10 @@ mod tests {
         let mut accepted = Accepted::default();
         talk(&mut accepted, SECOND, &[Left, Arrived, Left]);
         accepted.note(Left, SECOND, true);
-        assert!(!accepted.holds(Left, SECOND) && !accepted.holds(Arrived, SECOND));
+        assert!(accepted.holds(Left, SECOND) && !accepted.holds(Arrived, SECOND));
         talk(&mut accepted, SECOND, &[Arrived, Left]);
         assert!(accepted.holds(Left, SECOND));
         talk(&mut accepted, 40 * SECOND, &[Left]);
-        assert!(!accepted.holds(Left, 40 * SECOND));
+        assert!(!accepted.holds(Arrived, 40 * SECOND));
     }
 }

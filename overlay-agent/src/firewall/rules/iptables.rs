@@ -3,7 +3,7 @@ use std::{collections::BTreeMap, mem, net::Ipv4Addr};
 use ipnetwork::Ipv4Network;
 
 use super::{
-    packet::{Fit, Hook, Pattern, Range, Test},
+    packet::{ESTABLISHED, Fit, Hook, Pattern, Range, Test},
     walk::{Action, Base, Rule, Table},
 };
 
@@ -226,7 +226,7 @@ fn rule(words: &[String], is_chain: impl Fn(&str) -> bool) -> (Vec<Test>, Action
                 value();
                 continue;
             }
-            "--ctstate" | "--state" => only(value(), "INVALID"),
+            "--ctstate" | "--state" => state(value()),
             "--dst-type" => only(value(), "LOCAL"),
             "--tcp-flags" => {
                 let mask = value();
@@ -291,6 +291,16 @@ pub(super) const OF_ENDS: u64 = 0b111;
 /// Whether all other segments have the same answer to whether of the flags in `mask` exactly those in `value` are set.
 pub(super) const fn are_flags_of_flow((mask, value): (u64, u64)) -> bool {
     mask & !OF_ENDS == 0 || value & OF_ENDS != 0
+}
+
+fn state(list: &str) -> Test {
+    let is_established =
+        |state: &str| ESTABLISHED.iter().any(|known| state.eq_ignore_ascii_case(known));
+    match list {
+        "INVALID" => Test::Known(Fit::Never),
+        list if list.split(',').all(is_established) => Test::Established,
+        _ => Test::OF_FLOW,
+    }
 }
 
 /// Of a list of which one value is that of no packet of ours.

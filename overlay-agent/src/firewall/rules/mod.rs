@@ -14,6 +14,7 @@
 //! Of each is known whether it is enough that some packets of a flow meet it, now and then, because its answer is the
 //! same for all of them. What begins or ends a flow meets it anyway. What is not understood is not of that kind.
 
+mod begin;
 mod ebtables;
 mod iptables;
 mod nft;
@@ -59,12 +60,18 @@ pub struct Concern {
     pub text: String,
     /// Whether it is about single packets, not whole flows: how long or how many they are, or what is in them.
     pub each_packet: bool,
+    /// Whether it refuses whatever begins between containers here and elsewhere, one way at least.
+    pub refuses: bool,
 }
 
 impl Concern {
+    const fn of_flows(text: String) -> Self {
+        Self { text, each_packet: false, refuses: false }
+    }
+
     /// What was not understood, and may be about anything.
-    const fn unclear(text: String) -> Self {
-        Self { text, each_packet: true }
+    fn unclear(text: String) -> Self {
+        Self { each_packet: true, ..Self::of_flows(text) }
     }
 }
 
@@ -206,14 +213,17 @@ impl Sources {
     }
 }
 
-/// What was found in several ways is about single packets if it is in one of them.
+/// What was found in several ways is all that it is in one of them.
 fn each_once(concerns: impl Iterator<Item = Concern>) -> Vec<Concern> {
     let mut places = HashMap::new();
     let mut found: Vec<Concern> = Vec::new();
     for concern in concerns {
         let at = *places.entry(concern.text.clone()).or_insert(found.len());
         match found.get_mut(at) {
-            Some(same) => same.each_packet |= concern.each_packet,
+            Some(same) => {
+                same.each_packet |= concern.each_packet;
+                same.refuses |= concern.refuses;
+            }
             None => found.push(concern),
         }
     }

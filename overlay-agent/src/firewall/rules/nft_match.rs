@@ -6,7 +6,7 @@ use serde_json::Value;
 use super::{
     iptables::{OF_ENDS, are_flags_of_flow, flag},
     nft::only_member,
-    packet::{Fit, Pattern, Range, Test},
+    packet::{ESTABLISHED, Fit, Pattern, Range, Test},
 };
 
 /// What is the same for every packet of a flow, by `meta`.
@@ -301,9 +301,13 @@ fn is_value(left: &Value, right: &Value) -> Test {
         };
     }
     if let Some(conntrack) = left.get("ct") {
-        let is_invalid =
-            text(conntrack, "key").as_deref() == Some("state") && name == Some("invalid");
-        return if is_invalid { NEVER } else { unknown };
+        return match (text(conntrack, "key").as_deref(), name) {
+            (Some("state"), Some("invalid")) => NEVER,
+            (Some("state" | "status"), Some(name)) if ESTABLISHED.contains(&name) => {
+                Test::Established
+            }
+            _ => unknown,
+        };
     }
     left.get("fib").map_or(unknown, |fib| route(fib, name))
 }

@@ -32,6 +32,8 @@ pub(super) enum Test {
     Unknown {
         each_packet: bool,
     },
+    /// Its flow is known already, or something else that a packet which begins one is not.
+    Established,
     /// The interface that it came in by.
     From(Pattern),
     /// The interface that it goes out by.
@@ -62,7 +64,8 @@ impl Test {
     pub(super) fn fit(&self, packet: &Packet) -> Fit {
         match self {
             Self::Known(fit) => *fit,
-            Self::Unknown { .. } => Fit::Perhaps,
+            Self::Established if packet.begins => Fit::Never,
+            Self::Unknown { .. } | Self::Established => Fit::Perhaps,
             Self::From(pattern) => pattern.fit(packet.from.as_deref()),
             Self::To(pattern) => pattern.fit(packet.to.as_deref()),
             Self::Source(range) => range.fit(&packet.source),
@@ -82,6 +85,7 @@ impl Test {
             Self::Not(test) => test.each_packet(),
             Self::Any(tests) | Self::All(tests) => tests.iter().any(Self::each_packet),
             Self::Known(_)
+            | Self::Established
             | Self::From(_)
             | Self::To(_)
             | Self::Source(_)
@@ -181,14 +185,26 @@ fn outside(network: Ipv4Network, subnet: Ipv4Network) -> Vec<Range> {
     [below, above].into_iter().flatten().filter(|range| range.first <= range.last).collect()
 }
 
+/// States of connection tracking that no packet is in which begins a flow like others.
+pub(super) const ESTABLISHED: [&str; 5] = ["established", "related", "invalid", "snat", "dnat"];
+
 /// Packets of which no more is known than this. Neither are they for the host itself, nor is their connection
 /// INVALID: everybody drops those.
 #[derive(Clone, Debug)]
 pub(super) struct Packet {
+    /// They are the first of their flows.
+    begins: bool,
     from: Option<String>,
     to: Option<String>,
     source: Vec<Range>,
     destination: Vec<Range>,
+}
+
+impl Packet {
+    /// The first of their flows.
+    pub(super) fn beginning(self) -> Self {
+        Self { begins: true, ..self }
+    }
 }
 
 /// Where packets meet a chain.
@@ -208,7 +224,8 @@ impl super::Scene {
     pub(super) fn packets(&self, hook: Hook) -> Vec<Packet> {
         if hook == Hook::Link {
             let any = vec![Range::ALL];
-            return vec![Packet { from: None, to: None, source: any.clone(), destination: any }];
+            let (source, destination) = (any.clone(), any);
+            return vec![Packet { begins: false, from: None, to: None, source, destination }];
         }
         let here = vec![Range::from(self.subnet)];
         let there = outside(self.network, self.subnet);
@@ -216,12 +233,14 @@ impl super::Scene {
         let mut packets = Vec::new();
         for way in [&self.tunnel].into_iter().chain(uplink) {
             packets.push(Packet {
+                begins: false,
                 from: self.bridge.clone(),
                 to: Some(way.clone()),
                 source: here.clone(),
                 destination: there.clone(),
             });
             packets.push(Packet {
+                begins: false,
                 from: Some(way.clone()),
                 to: self.bridge.clone(),
                 source: there.clone(),

@@ -1,13 +1,13 @@
 use std::collections::{BTreeMap, HashMap};
 
 use super::{
-    Concern, Scene,
+    Concern, Scene, begin,
     packet::{Fit, Hook, Packet, Test, all},
     plumbing,
 };
 
 /// How deep chains may be nested before they are not followed any more. The kernel's own limit for nftables is 16.
-const DEPTH: usize = 64;
+pub(super) const DEPTH: usize = 64;
 
 /// Chains that can jump to each other.
 #[derive(Debug)]
@@ -66,7 +66,7 @@ pub(super) enum Action {
 
 impl Action {
     /// Whether no rule of the same base chain sees the packet afterwards.
-    fn ends(name: &str) -> bool {
+    pub(super) fn ends(name: &str) -> bool {
         ["DROP", "REJECT"].iter().any(|verdict| name.eq_ignore_ascii_case(verdict))
     }
 }
@@ -80,7 +80,7 @@ pub(super) fn concerns(table: &Table, scene: &Scene) -> Vec<Concern> {
             let mut walk = Walk {
                 table,
                 scene,
-                packet,
+                packet: packet.clone(),
                 walked: HashMap::new(),
                 is_parted: false,
                 found: &mut found,
@@ -89,7 +89,10 @@ pub(super) fn concerns(table: &Table, scene: &Scene) -> Vec<Concern> {
                 && let Some(drops) = &base.drops
             {
                 let each_packet = walk.is_parted;
-                found.push(Concern { text: drops.clone(), each_packet });
+                found.push(Concern { each_packet, ..Concern::of_flows(drops.clone()) });
+            }
+            if let Some(text) = begin::refusal(table, scene, (name, base), packet) {
+                found.push(Concern { refuses: true, ..Concern::of_flows(text) });
             }
         }
     }
@@ -183,7 +186,7 @@ impl<'a> Walk<'a> {
         if plumbing::is_plumbing(self.table, chain, rule, what, self.scene) {
             return false;
         }
-        self.found.push(Concern { text: rule.text.clone(), each_packet });
+        self.found.push(Concern { each_packet, ..Concern::of_flows(rule.text.clone()) });
         Action::ends(what)
     }
 }

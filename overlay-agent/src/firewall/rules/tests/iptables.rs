@@ -2,7 +2,7 @@ use std::fmt::Write;
 
 use proptest::prelude::*;
 
-use super::{super::Scene, each_packet, saved, scene, scenes, texts};
+use super::{super::Scene, each_packet, refusals, saved, scene, scenes, texts};
 
 const DOCKER_20: &str = include_str!("listings/docker-20.10.txt");
 const DOCKER_28: &str = include_str!("listings/docker-28.txt");
@@ -380,5 +380,28 @@ proptest! {
     #[test]
     fn no_text_panics(text in "[ -~\n]{0,80}", prefix in prop::sample::select(vec!["", "*filter\n", "*filter\n:FORWARD ", "*raw\n-A FORWARD "])) {
         of(&format!("{prefix}{text}"));
+    }
+}
+
+#[test]
+fn where_nothing_can_begin_the_rule_is_named() {
+    const ESTABLISHED: &str = "-A FORWARD -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT\n";
+    let with = |policy, rules: &str| refusals(&saved(&table("filter", policy, rules)));
+    let policy = ["iptables filter: FORWARD policy DROP"];
+    assert_eq!(with("DROP", ""), policy);
+    assert_eq!(with("DROP", ESTABLISHED), policy, "nobody has begun");
+    assert_eq!(with("DROP", "-A FORWARD -i docker0 -j ACCEPT"), policy, "the other way");
+    assert_eq!(with("DROP", "-A FORWARD -p tcp -m tcp --dport 80 -j ACCEPT"), [""; 0]);
+    assert_eq!(with("DROP", OURS), [""; 0]);
+    let all = "-A FORWARD -i overlay.1 -j REJECT --reject-with icmp-port-unreachable";
+    assert_eq!(with("ACCEPT", &format!("{ESTABLISHED}{all}")), [format!("iptables filter: {all}")]);
+    assert_eq!(with("ACCEPT", "-A FORWARD -s 10.1.20.0/24 -j DROP"), [""; 0], "one host's");
+    let nested =
+        format!("-A OTHER -p icmp -j RETURN\n-A OTHER -j DROP\n-A FORWARD -j OTHER\n{OURS}");
+    assert_eq!(with("ACCEPT", &nested), [""; 0], "pings");
+    let nested = "-A OTHER -j DROP\n-A FORWARD -j DOCKER-USER\n-A DOCKER-USER -o docker0 -g OTHER";
+    assert_eq!(with("ACCEPT", nested), ["iptables filter: -A OTHER -j DROP"]);
+    for listing in [DOCKER_20, DOCKER_28, UFW, KUBERNETES] {
+        assert_eq!(refusals(&saved(listing)), [""; 0]);
     }
 }

@@ -32,6 +32,12 @@ fn each_packet(sources: &Sources) -> Vec<bool> {
     sources.concerns(&scene()).into_iter().map(|concern| concern.each_packet).collect()
 }
 
+/// Rules by which nothing can begin, one way at least.
+fn refusals(sources: &Sources) -> Vec<String> {
+    let refuses = sources.concerns(&scene()).into_iter().filter(|concern| concern.refuses);
+    refuses.map(|concern| concern.text).collect()
+}
+
 fn saved(text: &str) -> Sources {
     let saved = Saved { tool: "iptables", is_nft: true, text: text.to_owned() };
     Sources { saved: vec![saved], ..Sources::default() }

@@ -2,7 +2,7 @@ use serde_json::{Value, json};
 
 use super::{
     super::{Saved, Scene, Sources},
-    each_packet, native, saved, scene, scenes, texts,
+    each_packet, native, refusals, saved, scene, scenes, texts,
 };
 
 const DOCKER_29: &str = include_str!("listings/docker-29.json");
@@ -75,6 +75,7 @@ fn what_everybody_has_concerns_nobody() {
 fn firewalld_concerns_where_it_rejects_what_the_tunnel_brings() {
     let rejects = "nftables inet firewalld filter_FWD_public: reject with icmpx admin-prohibited";
     assert_eq!(texts(&native(FIREWALLD), &scene()), [rejects]);
+    assert_eq!(refusals(&native(FIREWALLD)), [rejects]);
 }
 
 #[test]
