@@ -108,16 +108,16 @@ impl RulesStatus {
             let what = if self.honoured { "honoured" } else { "bypassed" };
             return format!("{what} ({mode}): none concerns the overlay");
         };
-        let more = match self.concerns.len() - 1 {
+        let others = match self.concerns.len() - 1 {
             0 => String::new(),
-            more => format!(" and {more} more"),
+            count => format!(" and {count} more"),
         };
         if self.every_packet {
-            format!("honoured ({mode}) for every packet because of {first}{more}")
+            format!("honoured ({mode}) for every packet because of {first}{others}")
         } else if self.honoured {
-            format!("honoured ({mode}) because of {first}{more}")
+            format!("honoured ({mode}) because of {first}{others}")
         } else {
-            format!("bypassed ({mode}): these do not hold for the fast path: {first}{more}")
+            format!("bypassed ({mode}): these do not hold for the fast path: {first}{others}")
         }
     }
 }

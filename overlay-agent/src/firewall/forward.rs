@@ -258,11 +258,11 @@ mod tests {
         chain
     }
 
-    fn ensured(found: Rules) -> Rules {
+    fn ensured(found: &Rules) -> Rules {
         let wanted = forward_rules("overlay.1", Some(scene().network));
         let before = found.iter().position(|rule| rule == DOCKERS);
         let is_ours = |rule: &str| is_of("overlay.1", rule);
-        let after = play(found.clone(), &changes(FORWARD, &found, &wanted, is_ours, before));
+        let after = play(found.clone(), &changes(FORWARD, found, &wanted, is_ours, before));
         let again = after.iter().position(|rule| rule == DOCKERS);
         assert_eq!(changes(FORWARD, &after, &wanted, is_ours, again), Rules::new(), "{after:?}");
         after
@@ -274,24 +274,24 @@ mod tests {
         let docker = rules(&["-j DOCKER-USER", DOCKERS, "-s 10.9.0.0/16 -j ACCEPT"]);
         let mut wanted = docker.clone();
         wanted.splice(1..1, ours.clone());
-        assert_eq!(ensured(docker.clone()), wanted);
+        assert_eq!(ensured(&docker), wanted);
         // Docker was started later, and has put its own in front.
-        assert_eq!(ensured([docker, ours.clone()].concat()), wanted);
+        assert_eq!(ensured(&[docker, ours.clone()].concat()), wanted);
         // Some were there, in front of what Docker puts in front of all.
         let mut moved = ours.clone();
         moved.splice(2..2, rules(&["-j DOCKER-USER", DOCKERS]));
         let mut expected = rules(&["-j DOCKER-USER", DOCKERS]);
         expected.splice(1..1, ours[2..].to_vec());
-        assert_eq!(ensured(moved), [ours[..2].to_vec(), expected].concat());
+        assert_eq!(ensured(&moved), [ours[..2].to_vec(), expected].concat());
     }
 
     #[test]
     fn where_nobody_is_in_the_way_ours_are_the_last() {
         let ours = forward_rules("overlay.1", Some(scene().network));
         let before = rules(&["-j DOCKER-USER", "-o docker0 -j DOCKER"]);
-        assert_eq!(ensured(before.clone()), [before, ours.clone()].concat());
+        assert_eq!(ensured(&before), [before, ours.clone()].concat());
         let of_another_network = ours[2].replace("10.1.0.0/16", "10.7.0.0/16");
-        assert_eq!(ensured(vec![of_another_network, ours[0].clone()]), {
+        assert_eq!(ensured(&vec![of_another_network, ours[0].clone()]), {
             let mut all = ours.clone();
             all.truncate(1);
             [all, ours[1..].to_vec()].concat()

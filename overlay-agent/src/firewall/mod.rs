@@ -217,7 +217,7 @@ impl Kept {
     pub async fn changed(&mut self) {
         if self.found.changed().await.is_err() {
             // The task has died, which is looked at elsewhere.
-            std::future::pending().await
+            std::future::pending::<()>().await;
         }
     }
 

@@ -98,7 +98,9 @@ fn containers_reach_each_other_in_spite_of_dockers_rules_of_today() {
 
     // What takes the stack is not in Docker's way either, also of a container that was published a moment ago.
     for options in [options.clone().fast_path(false), options.argument("--rules=honour")] {
-        agents.iter_mut().for_each(|agent| agent.stop().unwrap());
+        for agent in &mut agents {
+            agent.stop().unwrap();
+        }
         agents = start(&options);
         hear();
         let later = greeter(&machines[0], "later", &["--publish", "8081:80"]);

@@ -74,7 +74,9 @@ mod tests {
     const SECOND: u64 = 1_000_000_000;
 
     fn talk(accepted: &mut Accepted, at: u64, packets: &[Direction]) {
-        packets.iter().for_each(|way| accepted.note(*way, at, false));
+        for way in packets {
+            accepted.note(*way, at, false);
+        }
     }
 
     #[test]

@@ -58,10 +58,9 @@ impl Beginning<'_> {
             }
             let is_sure = fit == Fit::Surely;
             match &rule.action {
-                Action::Accept => return Fate::Open,
                 Action::Return if is_sure => return Fate::Undecided,
-                // Some go on, others do not.
-                Action::Return => return Fate::Open,
+                // Of a return that is not sure, some go on and others do not.
+                Action::Accept | Action::Return => return Fate::Open,
                 Action::Jump(target) => match self.chain(target, depth + 1) {
                     Fate::Open => return Fate::Open,
                     Fate::Refused(rule) if is_sure => return Fate::Refused(rule),
