@@ -41,7 +41,12 @@ pub(super) fn may_pass(
     }
     let mut holds = false;
     with_flow(packet, offset, ipv4, this, |flow| {
-        holds = tables.accepted(flow).holds(this, tables.now());
+        let mut accepted = tables.accepted(flow);
+        holds = accepted.holds(this, tables.now());
+        // Connection tracking is about to see that both ends talk, even if rules refuse the packet then.
+        if !holds && accepted.see(this) {
+            tables.accept(flow, accepted);
+        }
     });
     holds
 }
@@ -138,6 +143,18 @@ mod tests {
         world.clock.set(world.clock.get() + 1_000_000_000);
         assert_eq!(leave(&world, &question, false), WAITS, "asked again");
         assert_eq!(leave(&world, &question, false), WAITS, "and refused");
+    }
+
+    /// Found by `cargo xtask test world`: connection tracking has seen the answer that was refused.
+    #[test]
+    fn an_answer_that_is_refused_makes_another_flow_of_it() {
+        let world = honouring();
+        let question = udp_packet(LOCAL, REMOTE, 10);
+        let answer = back(question.clone());
+        assert_eq!(leave(&world, &question, true), WAITS);
+        assert_eq!(leave(&world, &question, true), None);
+        assert_eq!(arrive(&world, &answer, false), WAITS);
+        assert_eq!(leave(&world, &question, false), WAITS);
     }
 
     #[test]

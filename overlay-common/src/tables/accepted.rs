@@ -43,6 +43,17 @@ impl Accepted {
         self.states & needed != 0 && now.wrapping_sub(at) < VALID
     }
 
+    /// Notes that netfilter is going to see a packet `this` way, whatever becomes of it. Returns whether that is news, of a
+    /// flow of which it has let something through.
+    #[inline(always)]
+    pub const fn see(&mut self, this: Direction) -> bool {
+        let is_news = self.states != 0 && !this.is_in(self.states);
+        if is_news {
+            self.states |= this as u32;
+        }
+        is_news
+    }
+
     /// Notes that netfilter has let a packet through `this` way; `begins` says that it begins a connection.
     #[inline(always)]
     pub const fn note(&mut self, this: Direction, now: u64, begins: bool) {
