@@ -95,7 +95,7 @@ pub enum Origin {
 pub enum AcquireError {
     /// Every subnet is taken.
     #[error(
-        "out of subnets: all {} from {min} to {max} (/{len}) are taken, or have addresses of hosts; widen SubnetMin and SubnetMax \
+        "out of subnets: all {} from {min} to {max} (/{len}) are taken; widen SubnetMin and SubnetMax \
          or Network, or delete leases of hosts that are gone",
         capacity
     )]
@@ -108,6 +108,15 @@ pub enum AcquireError {
         len: u8,
         /// How many there are.
         capacity: u64,
+    },
+    /// What no lease has is where hosts are otherwise.
+    #[error(
+        "out of subnets: {subnet}, and whatever else no lease has, is a network that this host is in otherwise, or has \
+         another host's public address; use another Network"
+    )]
+    OnlyOverHosts {
+        /// One of them.
+        subnet: Ipv4Network,
     },
     /// Somebody has changed the network config meanwhile: read it again.
     #[error("the network config has changed while a subnet was being taken")]
@@ -333,17 +342,14 @@ impl Attempt<'_> {
             };
             info!("not taking {previous} of the subnet file again: {reason}");
         }
-        let mut taken = survey.taken.clone();
         // Where this host is otherwise, or another's public address: containers there could not be told from it.
-        taken.extend(&self.request.occupied);
-        taken.extend(survey.addresses.iter().copied().map(Ipv4Network::from));
-        while let Some(subnet) = choose(config, taken.iter().copied(), self.limit, &mut rand::rng())
-        {
-            if survey.is_free(subnet) {
-                return Ok(subnet);
-            }
-            // Somebody's malformed key is in the way.
-            taken.push(subnet);
+        let mut avoided = self.request.occupied.clone();
+        avoided.extend(survey.addresses.iter().copied().map(Ipv4Network::from));
+        if let Some(subnet) = self.free(survey, avoided) {
+            return Ok(subnet);
+        }
+        if let Some(subnet) = self.free(survey, Vec::new()) {
+            return Err(Stop::For(AcquireError::OnlyOverHosts { subnet }));
         }
         Err(Stop::For(AcquireError::OutOfSubnets {
             min: config.subnet_min,
@@ -351,6 +357,21 @@ impl Attempt<'_> {
             len: config.subnet_len,
             capacity: config.capacity(),
         }))
+    }
+
+    /// A subnet that no lease has, and that is not over any of `avoided`.
+    fn free(&self, survey: &Survey<'_>, avoided: Vec<Ipv4Network>) -> Option<Ipv4Network> {
+        let mut taken = avoided;
+        taken.extend(&survey.taken);
+        loop {
+            let taken_now = taken.iter().copied();
+            let subnet = choose(&self.config.config, taken_now, self.limit, &mut rand::rng())?;
+            if survey.is_free(subnet) {
+                return Some(subnet);
+            }
+            // Somebody's malformed key is in the way.
+            taken.push(subnet);
+        }
     }
 
     async fn create(
