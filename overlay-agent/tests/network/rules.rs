@@ -182,6 +182,7 @@ fn rules_that_come_and_go_are_followed() {
         shell(&overlay, receiver, forbid);
         // The first rule that concerns has to be read before.
         honoured(&overlay, true);
+        thread::sleep(STOPPED_WITHIN);
         assert!(!stream.goes_on(), "{forbid} does not hold");
         let status = overlay.agents[1].status().unwrap();
         let concern = status["rules"]["concerns"][0].as_str().unwrap().to_owned();
