@@ -23,6 +23,8 @@ pub const ETHERTYPE_8021Q: [u8; 2] = [0x81, 0x00];
 pub const ETHERTYPE_8021AD: [u8; 2] = [0x88, 0xa8];
 /// IPv4 protocol number of UDP.
 pub const PROTOCOL_UDP: u8 = 17;
+/// IPv4 protocol number of ICMP.
+pub const PROTOCOL_ICMP: u8 = 1;
 /// IPv4 protocol number of TCP.
 pub const PROTOCOL_TCP: u8 = 6;
 

@@ -144,15 +144,15 @@ impl Firewall {
         let scene = self.scene.borrow_and_update().clone();
         let kept = self.ensure(&scene).await;
         let concerns = concerns(&scene).await;
-        if self.mode.scrutiny(&concerns) == Scrutiny::EachFlow {
-            conntrack::be_liberal()?;
-        }
+        let is_for_flows = self.mode.scrutiny(&concerns) == Scrutiny::EachFlow;
+        let tracked = if is_for_flows { conntrack::be_liberal() } else { Ok(()) };
         find.send_if_modified(|found| {
             let is_news = *found != concerns;
             *found = concerns;
             is_news
         });
-        kept
+        // What fails keeps nothing else from being done, or told.
+        kept.and(tracked)
     }
 
     /// Puts right whatever is missing or was changed. Nothing is touched that is not ours.

@@ -6,11 +6,9 @@ use network_types::ip::Ipv4Hdr;
 
 use super::{Tables, is_fragment, stack_flow::with_flow};
 use crate::{
-    packet::{ETHERNET_LENGTH, PROTOCOL_TCP, PROTOCOL_UDP, Packet, TCP_DATA_OFFSET},
+    packet::{ETHERNET_LENGTH, PROTOCOL_ICMP, PROTOCOL_TCP, PROTOCOL_UDP, Packet, TCP_DATA_OFFSET},
     tables::{Direction, HostConfig, StackFlowKey},
 };
-
-const PROTOCOL_ICMP: u8 = 1;
 
 /// Flags of TCP (RFC 9293, section 3.1), which follow the data offset.
 const FIN: u8 = 1;

@@ -8,11 +8,10 @@ use network_types::ip::Ipv4Hdr;
 
 use super::{Tables, is_fragment, rules::accept, sender::is_first};
 use crate::{
-    packet::{ETHERNET_LENGTH, PROTOCOL_TCP, PROTOCOL_UDP, Packet},
+    packet::{ETHERNET_LENGTH, PROTOCOL_ICMP, PROTOCOL_TCP, PROTOCOL_UDP, Packet},
     tables::{Direction, EndpointKey, HostConfig, SeatKey, StackFlow, StackFlowKey},
 };
 
-const PROTOCOL_ICMP: u8 = 1;
 const ICMP_ECHO_REPLY: u8 = 0;
 const ICMP_ECHO: u8 = 8;
 

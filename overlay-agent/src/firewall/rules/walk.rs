@@ -91,7 +91,10 @@ pub(super) fn concerns(table: &Table, scene: &Scene) -> Vec<Concern> {
                 let each_packet = walk.is_parted;
                 found.push(Concern { each_packet, ..Concern::of_flows(drops.clone()) });
             }
-            if let Some(text) = begin::refusal(table, scene, (name, base), packet) {
+            // Of a device or a bridge it is not known whether it is one that the overlay goes by.
+            if base.hook != Hook::Link
+                && let Some(text) = begin::refusal(table, scene, (name, base), packet)
+            {
                 found.push(Concern { refuses: true, ..Concern::of_flows(text) });
             }
         }

@@ -442,3 +442,12 @@ fn a_ruleset_of_any_scene_is_read() {
         }
     }
 }
+
+#[test]
+fn what_a_device_refuses_need_not_be_the_overlays() {
+    let all = [json!([{"drop": null}])];
+    let of_device = native(&ruleset("netdev", "ingress", "accept", &all));
+    assert!(!texts(&of_device, &scene()).is_empty());
+    assert_eq!(refusals(&of_device), [""; 0]);
+    assert!(!refusals(&native(&ruleset("inet", "forward", "accept", &all))).is_empty());
+}
