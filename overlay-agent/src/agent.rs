@@ -1,6 +1,7 @@
 //! The running agent: one loop that owns the dataplane and hears about leases, the kernel, questions
 //! and signals.
 
+mod host;
 mod joining;
 mod leases;
 mod status;
@@ -20,7 +21,7 @@ use crate::{
     datapath::{Attachment, Features, PinPath},
     dataplane::{Dataplane, DataplaneSpec},
     fail,
-    firewall::{self, Firewall, Masquerade, Nat, Scene, Scrutiny},
+    firewall::{self, Firewall, Masquerade, Nat, Rules, Scene, Scrutiny},
     lease::Lease,
     netlink::{self, TunnelSpec},
     network_config::{
@@ -99,13 +100,13 @@ impl Agent {
         let occupied = request.occupied;
         fail::point("lease");
         let mut scene = scene(&config, &network.config, &uplink, lease);
-        let concerns = firewall::concerns(&scene).await;
-        let scrutiny = config.rules.scrutiny(&concerns);
+        let rules = Rules::read(&scene).await;
+        let scrutiny = config.rules.scrutiny(&rules.concerns);
         let spec = dataplane_spec(&config, &network.config, &uplink, lease, scrutiny);
         let dataplane = Dataplane::start(spec, pins, features).await?;
         fail::point("dataplane");
         scene.bridge = dataplane.bridge().map(|link| link.name.clone());
-        let firewall = Firewall::keep(firewall_spec(&config, &network.config, scene), concerns);
+        let firewall = Firewall::keep(firewall_spec(&config, &network.config, scene), rules);
         let presence = Presence::new(config.peer_timeout);
         let mut agent = Self {
             config,
@@ -221,7 +222,7 @@ impl Agent {
 
     /// Netfilter decides from now on, or does not any more.
     fn follow_rules(&mut self) {
-        let concerns = self.firewall.concerns();
+        let concerns = self.firewall.rules().concerns;
         let scrutiny = self.config.rules.scrutiny(&concerns);
         if scrutiny != self.dataplane.spec().scrutiny {
             let because = concerns.first().map(|rule| rule.text.as_str());
@@ -337,7 +338,7 @@ impl Agent {
         let mut scene = scene(&self.config, &self.network.config, &self.uplink, self.lease);
         scene.bridge = self.dataplane.bridge().map(|link| link.name.clone());
         let spec = firewall_spec(&self.config, &self.network.config, scene);
-        Firewall::keep(spec, self.firewall.concerns())
+        Firewall::keep(spec, self.firewall.rules())
     }
 
     /// Does what can be done about another network config while the agent runs, and says what cannot.
@@ -460,6 +461,7 @@ fn scene(config: &RunConfig, network: &NetworkConfig, uplink: &Uplink, lease: Le
         tunnel: netlink::tunnel_name(network.vni),
         uplink: uplink.name.clone(),
         direct: network.direct_routing,
+        port: network.port,
     }
 }
 

@@ -264,7 +264,8 @@ impl Dataplane {
                 self.tables.peers.converge(&self.peers.all_peers(&self.ways))?;
             }
         }
-        self.lease_routes.look(&main, self.tunnel.ifindex);
+        let network = self.spec.tunnel.network;
+        self.lease_routes.look(&main, self.tunnel.ifindex, network);
         self.unrouted = Unrouted::All;
         self.ways_are_stale = false;
         Ok(())

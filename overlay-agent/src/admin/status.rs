@@ -99,6 +99,9 @@ pub struct RulesStatus {
     /// Those by which nothing can begin between containers here and elsewhere, one way at least.
     #[serde(default)]
     pub refusals: Vec<String>,
+    /// Those that drop all packets that the tunnel's are carried in, one way at least.
+    #[serde(default)]
+    pub closing: Vec<String>,
 }
 
 impl RulesStatus {

@@ -6,18 +6,16 @@ use clap::ValueEnum as _;
 use overlay_common::Feature;
 use tokio::sync::oneshot;
 
-use super::{Agent, joining};
+use super::Agent;
 use crate::{
     admin::{
         Answered, CounterStatus, FeatureStatus, LeaseStatus, OverlayStatus, PeerStatus,
         ProgramStatus, RulesStatus, Status, UplinkStatus,
     },
-    containers::mtu_beyond,
     datapath::read_counters,
     firewall::Scrutiny,
-    lease::{Lease, allocate::overlap},
-    netlink::{self, Observed},
-    repairs,
+    lease::Lease,
+    netlink, repairs,
 };
 
 /// Half of the leases that are named.
@@ -127,9 +125,7 @@ impl Agent {
         problems.extend(self.dataplane.contested().iter().map(ToString::to_string));
         match netlink::observe(&self.netlink).await {
             Ok(observed) => {
-                problems.extend(self.missing_links(&observed));
-                problems.extend(self.too_large(&observed));
-                problems.extend(self.inside_itself(&observed));
+                problems.extend(self.host_problems(&observed).await);
                 let claims = self.dataplane.claims();
                 problems.extend(claims.sentences(&observed.links, Instant::now()));
             }
@@ -150,19 +146,27 @@ impl Agent {
                  {rule}. `overlay-agent doctor` says how to let it pass."
             )
         }));
+        problems.extend(self.firewall.rules().closing.into_iter().map(|rule| {
+            format!(
+                "The firewall drops UDP port {port}, in whose packets other hosts' come or go: {rule}. What does not take \
+                 the fast path is lost; `overlay-agent doctor` says how to let it pass."
+            )
+        }));
         problems
     }
 
     fn rules(&self) -> RulesStatus {
         let mode = self.config.rules.to_possible_value();
         let spec = self.dataplane.spec();
+        let rules = self.firewall.rules();
         RulesStatus {
             mode: mode.map_or_else(String::new, |mode| mode.get_name().to_owned()),
             // Without the fast path, netfilter sees everything.
             honoured: spec.scrutiny != Scrutiny::None || !spec.fast_path,
             every_packet: spec.scrutiny == Scrutiny::EachPacket || !spec.fast_path,
-            concerns: self.firewall.concerns().into_iter().map(|rule| rule.text).collect(),
+            concerns: rules.concerns.into_iter().map(|rule| rule.text).collect(),
             refusals: self.refusals(),
+            closing: rules.closing,
         }
     }
 
@@ -170,60 +174,8 @@ impl Agent {
     fn refusals(&self) -> Vec<String> {
         let spec = self.dataplane.spec();
         let are_asked = spec.scrutiny != Scrutiny::None || !spec.fast_path;
-        let concerns = self.firewall.concerns().into_iter();
+        let concerns = self.firewall.rules().concerns.into_iter();
         concerns.filter(|rule| are_asked && rule.refuses).map(|rule| rule.text).collect()
-    }
-
-    fn too_large(&self, observed: &Observed) -> Option<String> {
-        let bridge = self.dataplane.bridge()?;
-        let overlay = self.dataplane.spec().tunnel.mtu;
-        let mtu = mtu_beyond(observed, bridge, overlay)?;
-        let bridge = &bridge.name;
-        Some(format!(
-            "Containers behind {bridge} have an MTU of up to {mtu}, and the overlay carries {overlay}: restart Docker \
-             with the options that `overlay-agent docker-opts` makes, and then the containers."
-        ))
-    }
-
-    /// Whether the overlay's network is also one that this host is in, or has a peer's address in it.
-    fn inside_itself(&self, observed: &Observed) -> Option<String> {
-        let spec = self.dataplane.spec();
-        let network = spec.tunnel.network;
-        let ours = joining::occupied(observed, &self.dataplane.tunnel().name).into_iter();
-        let mut others = ours.filter(|other| !overlap(*other, spec.tunnel.subnet));
-        if let Some(other) = others.find(|other| overlap(*other, network)) {
-            return Some(format!(
-                "The overlay's network {network} and {other}, which this host is in, have addresses in common: no subnet is \
-                 chosen there, and containers of a host that has one there cannot be reached. Use another network."
-            ));
-        }
-        let mut peers = self.dataplane.peers().leases().map(|lease| lease.public_ip);
-        let peer = peers.find(|address| network.contains(*address))?;
-        Some(format!(
-            "The peer at {peer} has its public address inside the overlay's network {network}: use another network."
-        ))
-    }
-
-    fn missing_links(&self, observed: &Observed) -> Vec<String> {
-        let mut problems = Vec::new();
-        let uplink = &self.dataplane.spec().uplink;
-        match observed.links.get(&uplink.ifindex) {
-            None => problems.push(format!(
-                "The uplink {} (number {}) is gone; it is used again once it, or its address {}, is back.",
-                uplink.interface,
-                uplink.ifindex,
-                self.uplink.address
-            )),
-            Some(link) if !link.up => problems.push(format!("The uplink {} is down.", link.name)),
-            Some(_) => {}
-        }
-        let name = &self.dataplane.tunnel().name;
-        match observed.links.values().find(|link| link.name == *name) {
-            None => problems.push(format!("The tunnel device {name} is missing.")),
-            Some(link) if !link.up => problems.push(format!("The tunnel device {name} is down.")),
-            Some(_) => {}
-        }
-        problems
     }
 }
 

@@ -203,6 +203,7 @@ pub(crate) mod test_support {
             no_arp: false,
             loopback: false,
             master,
+            blocked: false,
             kind,
         }
     }

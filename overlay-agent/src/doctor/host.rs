@@ -25,13 +25,42 @@ pub(super) fn kernel(found: &mut Findings) {
     }
 }
 
-pub(super) fn ip_forward(found: &mut Findings) {
-    if sysctl("net/ipv4/ip_forward").is_some_and(|value| value == "0") {
+/// Whether the links that the agent goes by are up. (The tunnel device it sets up itself.)
+pub(super) fn links(host: &Host, found: &mut Findings) {
+    let Some(overlay) = host.overlay() else { return };
+    let links = host.observed.links.values();
+    let ours = links.filter(|link| {
+        link.name == overlay.uplink.name || Some(&link.name) == overlay.bridge.as_ref()
+    });
+    for link in ours.filter(|link| !link.up) {
+        let name = &link.name;
+        found.add(Check::Link, format!("{name} is down"), format!("ip link set {name} up"));
+    }
+}
+
+/// Whether packets are forwarded, by the host and by each interface that they come by.
+pub(super) fn forwarding(host: &Host, found: &mut Findings) {
+    let is_off = |name: &str| sysctl(name).is_some_and(|value| value == "0");
+    if is_off("net/ipv4/ip_forward") {
         found.add(
             Check::IpForward,
             "this host does not forward packets: what is not for the fast path is dropped",
             "sysctl -w net.ipv4.ip_forward=1",
         );
+        return;
+    }
+    let tunnel = host.tunnel();
+    let bridge = host.overlay().and_then(|overlay| overlay.bridge.clone());
+    for device in [Some(tunnel), bridge].into_iter().flatten() {
+        // With slashes: a name may have dots.
+        let name = format!("net/ipv4/conf/{device}/forwarding");
+        if is_off(&name) {
+            found.add(
+                Check::IpForward,
+                format!("what comes by {device} is not forwarded: what is not for the fast path is dropped"),
+                format!("sysctl -w {name}=1"),
+            );
+        }
     }
 }
 

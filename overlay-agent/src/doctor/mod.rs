@@ -41,6 +41,8 @@ pub enum Check {
     Maps,
     /// Nobody else has the UDP port.
     Device,
+    /// Links are up.
+    Link,
     /// The host forwards packets.
     IpForward,
     /// The host's firewall lets the overlay through.
@@ -170,9 +172,11 @@ pub async fn examine(places: Places, etcd: EtcdConfig) -> Result<Diagnosis> {
         clock::skew(&host.etcd, &mut found).await;
     }
     overlay::device(&host, &mut found);
-    host::ip_forward(&mut found);
+    host::links(&host, &mut found);
+    host::forwarding(&host, &mut found);
     host::forward_policy(&host, &mut found).await;
     overlay::rules(&host, &mut found);
+    overlay::udp_port(&host, &mut found);
     let unreachable = host::rp_filter(&host, &mut found).await.unwrap_or_else(|error| {
         found.unknown(format!("return paths: {error:#}"));
         BTreeSet::new()
@@ -216,6 +220,7 @@ impl Check {
             Self::Certificate => "certificate",
             Self::Maps => "maps",
             Self::Device => "device",
+            Self::Link => "link",
             Self::IpForward => "ip_forward",
             Self::ForwardPolicy => "forward_policy",
             Self::Rules => "rules",

@@ -112,6 +112,47 @@ pub(super) fn rules(host: &Host, found: &mut Findings) {
     }
 }
 
+/// Whether this host lets the packets pass that the tunnel's are carried in.
+pub(super) fn udp_port(host: &Host, found: &mut Findings) {
+    let Some(overlay) = host.overlay() else { return };
+    let port = overlay.port;
+    for rule in &overlay.rules.closing {
+        found.add(
+            Check::UdpPort,
+            format!(
+                "this host's firewall drops UDP port {port}, in whose packets other hosts' come or go; what does not take \
+                 the fast path is lost: {rule}"
+            ),
+            way_for_port(rule, port),
+        );
+    }
+}
+
+/// The command, in the words of whoever rules, that lets a UDP port pass.
+fn way_for_port(rule: &str, port: u16) -> String {
+    if rule.contains(" firewalld ") {
+        return format!("firewall-cmd --permanent --add-port={port}/udp && firewall-cmd --reload");
+    }
+    if rule.ends_with("(ufw)") {
+        return format!("ufw allow {port}/udp");
+    }
+    let (place, what) = rule.split_once(": ").unwrap_or((rule, ""));
+    if let Some(chain) = place.strip_prefix("nftables ") {
+        return format!("nft insert rule {chain} udp dport {port} accept");
+    }
+    let (tool, table) = place.split_once(' ').unwrap_or(("iptables", "filter"));
+    let mut words = what.split(' ');
+    let chain = match words.next() {
+        Some("-A") => words.next(),
+        policy => policy,
+    };
+    let (table, chain) = (
+        if table == "filter" { String::new() } else { format!("-t {table} ") },
+        chain.unwrap_or("INPUT"),
+    );
+    format!("{tool} {table}-I {chain} -p udp --dport {port} -j ACCEPT")
+}
+
 /// The command, in the words of whoever rules, that lets the overlay pass.
 fn way_past(rule: &str, tunnel: &str) -> String {
     if rule.contains(" firewalld ") {
@@ -250,4 +291,35 @@ async fn largest(peer: Ipv4Addr, whole: u16) -> Result<u16> {
         }
     }
     Ok(good)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_port_is_opened_in_the_words_of_whoever_closes_it() {
+        for (rule, mend) in [
+            (
+                "iptables filter: INPUT policy DROP",
+                "iptables -I INPUT -p udp --dport 8472 -j ACCEPT",
+            ),
+            ("iptables filter: INPUT policy DROP (ufw)", "ufw allow 8472/udp"),
+            (
+                "iptables-legacy raw: -A PREROUTING -p udp -m udp --dport 8472 -j DROP",
+                "iptables-legacy -t raw -I PREROUTING -p udp --dport 8472 -j ACCEPT",
+            ),
+            ("iptables filter: -A OWN -j DROP", "iptables -I OWN -p udp --dport 8472 -j ACCEPT"),
+            (
+                "nftables inet own in: policy drop",
+                "nft insert rule inet own in udp dport 8472 accept",
+            ),
+            (
+                "nftables inet firewalld filter_INPUT: reject with icmpx admin-prohibited",
+                "firewall-cmd --permanent --add-port=8472/udp && firewall-cmd --reload",
+            ),
+        ] {
+            assert_eq!(way_for_port(rule, 8472), mend, "{rule}");
+        }
+    }
 }

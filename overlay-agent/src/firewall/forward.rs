@@ -223,17 +223,6 @@ async fn change(chain: Chain, lines: &Rules) -> Result<()> {
 mod tests {
     use super::*;
 
-    fn scene() -> Scene {
-        Scene {
-            network: "10.1.0.0/16".parse().unwrap(),
-            subnet: "10.1.15.0/24".parse().unwrap(),
-            bridge: Some("docker0".to_owned()),
-            tunnel: "overlay.1".to_owned(),
-            uplink: "eth0".to_owned(),
-            direct: false,
-        }
-    }
-
     fn rules(lines: &[&str]) -> Rules {
         lines.iter().map(|line| (*line).to_owned()).collect()
     }
@@ -259,7 +248,7 @@ mod tests {
     }
 
     fn ensured(found: &Rules) -> Rules {
-        let wanted = forward_rules("overlay.1", Some(scene().network));
+        let wanted = forward_rules("overlay.1", Some(Scene::example().network));
         let before = found.iter().position(|rule| rule == DOCKERS);
         let is_ours = |rule: &str| is_of("overlay.1", rule);
         let after = play(found.clone(), &changes(FORWARD, found, &wanted, is_ours, before));
@@ -270,7 +259,7 @@ mod tests {
 
     #[test]
     fn ours_stand_behind_the_operators_and_in_front_of_dockers() {
-        let ours = forward_rules("overlay.1", Some(scene().network));
+        let ours = forward_rules("overlay.1", Some(Scene::example().network));
         let docker = rules(&["-j DOCKER-USER", DOCKERS, "-s 10.9.0.0/16 -j ACCEPT"]);
         let mut wanted = docker.clone();
         wanted.splice(1..1, ours.clone());
@@ -287,7 +276,7 @@ mod tests {
 
     #[test]
     fn where_nobody_is_in_the_way_ours_are_the_last() {
-        let ours = forward_rules("overlay.1", Some(scene().network));
+        let ours = forward_rules("overlay.1", Some(Scene::example().network));
         let before = rules(&["-j DOCKER-USER", "-o docker0 -j DOCKER"]);
         assert_eq!(ensured(&before), [before, ours.clone()].concat());
         let of_another_network = ours[2].replace("10.1.0.0/16", "10.7.0.0/16");
@@ -300,7 +289,7 @@ mod tests {
 
     #[test]
     fn dockers_rules_for_published_ports_are_known() {
-        let scene = scene();
+        let scene = Scene::example();
         let is_one = |rule| is_for_published_port(rule, &scene);
         assert!(is_one("-d 10.1.15.2/32 ! -i docker0 -j DROP"));
         assert!(!is_one("-d 172.18.0.2/32 ! -i br-1 -j DROP"));

@@ -21,7 +21,7 @@ use tokio_util::task::AbortOnDropHandle;
 use changes::Changes;
 
 pub use nat::{Masquerade, Nat};
-pub use rules::{Concern, Scene, concerns};
+pub use rules::{Concern, Rules, Scene};
 
 /// What others' rules mean for the overlay's packets.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
@@ -114,7 +114,7 @@ impl Firewall {
     /// Looks after the rules at once, whenever somebody changes any, and every `period`, because rules of
     /// `iptables-legacy` make no event. In a task of its own: the programs that it runs wait for each other's
     /// lock, and the datapath is not to wait with them.
-    pub fn keep(spec: Spec, seen: Vec<Concern>) -> Kept {
+    pub fn keep(spec: Spec, seen: Rules) -> Kept {
         let Spec { scene, mode, forward, nat, period } = spec;
         let (scenes, scene) = watch::channel(scene);
         let mut this = Self { scene, mode, forward, nat, listing: None };
@@ -140,15 +140,15 @@ impl Firewall {
         Kept { fault, scenes, found, task: AbortOnDropHandle::new(tokio::spawn(task)) }
     }
 
-    async fn turn(&mut self, find: &watch::Sender<Vec<Concern>>) -> Result<()> {
+    async fn turn(&mut self, find: &watch::Sender<Rules>) -> Result<()> {
         let scene = self.scene.borrow_and_update().clone();
         let kept = self.ensure(&scene).await;
-        let concerns = concerns(&scene).await;
-        let is_for_flows = self.mode.scrutiny(&concerns) == Scrutiny::EachFlow;
+        let rules = Rules::read(&scene).await;
+        let is_for_flows = self.mode.scrutiny(&rules.concerns) == Scrutiny::EachFlow;
         let tracked = if is_for_flows { conntrack::be_liberal() } else { Ok(()) };
         find.send_if_modified(|found| {
-            let is_news = *found != concerns;
-            *found = concerns;
+            let is_news = *found != rules;
+            *found = rules;
             is_news
         });
         // What fails keeps nothing else from being done, or told.
@@ -187,7 +187,7 @@ impl Firewall {
 pub struct Kept {
     fault: watch::Receiver<Option<String>>,
     scenes: watch::Sender<Scene>,
-    found: watch::Receiver<Vec<Concern>>,
+    found: watch::Receiver<Rules>,
     task: AbortOnDropHandle<()>,
 }
 
@@ -208,8 +208,8 @@ impl Kept {
         });
     }
 
-    /// Others' rules that may concern what containers send each other.
-    pub fn concerns(&self) -> Vec<Concern> {
+    /// Others' rules, as far as they matter to the overlay.
+    pub fn rules(&self) -> Rules {
         self.found.borrow().clone()
     }
 

@@ -67,6 +67,8 @@ pub struct LeaseRoutes {
     known: BTreeMap<Ipv4Network, LeaseRoute>,
     /// Subnets to which somebody else has a route.
     taken: BTreeSet<Ipv4Network>,
+    /// Where else in the overlay's network somebody's routes lead.
+    others: Vec<Ipv4Network>,
 }
 
 enum Request {
@@ -77,9 +79,12 @@ enum Request {
 
 impl LeaseRoutes {
     /// Takes note of what there is: of the main table's routes, those that are ours, and those to our device that an
-    /// earlier version has made.
-    pub fn look(&mut self, main: &[RouteMessage], tunnel: u32) {
+    /// earlier version has made; of others' routes, those into the overlay's `network`.
+    pub fn look(&mut self, main: &[RouteMessage], tunnel: u32, network: Ipv4Network) {
         self.taken.clear();
+        let others = main.iter().filter(|message| message.header.protocol != PROTOCOL);
+        self.others =
+            others.filter_map(destination).filter(|other| network.contains(other.ip())).collect();
         self.known = main
             .iter()
             .filter_map(|message| {
@@ -160,6 +165,19 @@ impl LeaseRoutes {
 
     /// Fails, naming them, where others have routes to peers' subnets. Theirs stay.
     pub fn check_taken(&self) -> Result<()> {
+        let within = |other: &Ipv4Network| {
+            let mut longer = self.known.range(..=other).rev().map(|(subnet, _)| *subnet);
+            longer
+                .next()
+                .filter(|subnet| subnet.contains(other.ip()) && subnet.prefix() < other.prefix())
+        };
+        let part = self.others.iter().find_map(|other| Some((other, within(other)?)));
+        if let Some((other, subnet)) = part {
+            bail!(
+                "a route of somebody else's to {other} leads away what is for a part of {subnet}, which another host \
+                 leases: `ip route show {other}` shows it, and it is left alone"
+            );
+        }
         if self.taken.is_empty() {
             return Ok(());
         }
@@ -198,6 +216,14 @@ async fn ask(
 
 fn is(error: &rtnetlink::Error, code: i32) -> bool {
     matches!(error, rtnetlink::Error::NetlinkError(message) if message.raw_code() == -code)
+}
+
+fn destination(message: &RouteMessage) -> Option<Ipv4Network> {
+    let address = message.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Destination(RouteAddress::Inet(address)) => Some(*address),
+        _ => None,
+    });
+    Ipv4Network::new(address?, message.header.destination_prefix_length).ok()
 }
 
 fn parse(message: &RouteMessage) -> Option<(Ipv4Network, LeaseRoute)> {

@@ -12,7 +12,7 @@ pub use blackhole::{Blackhole, remove_blackholes};
 pub use lease_routes::{LeaseRoute, LeaseRoutes, remove as remove_lease_routes};
 pub use observe::{Link, LinkKind, Observed, PeerPlace, observe};
 pub use peer_namespace::{Inspector, PeerEnd};
-pub use routes::{Routes, Way, main_table};
+pub use routes::{Routes, Way, main_table, way_to};
 pub use tunnel::{Tunnel, TunnelSpec, check_port, ensure_tunnel, flannel_name, tunnel_name};
 pub use watch::{Changes, changes};
 

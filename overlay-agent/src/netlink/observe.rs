@@ -4,7 +4,10 @@ use anyhow::{Context, Result};
 use futures::TryStreamExt;
 use netlink_packet_route::{
     address::AddressAttribute,
-    link::{InfoData, InfoKind, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage},
+    link::{
+        BridgePortState, InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoVxlan,
+        LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+    },
 };
 use overlay_common::MacAddr;
 use rtnetlink::Handle;
@@ -19,6 +22,7 @@ pub struct Observed {
 }
 
 /// An interface.
+#[expect(clippy::struct_excessive_bools, reason = "the kernel's flags, one by one")]
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Link {
     /// Number.
@@ -37,6 +41,9 @@ pub struct Link {
     pub loopback: bool,
     /// The bridge (or bond, …) that it is a port of.
     pub master: Option<u32>,
+    /// Whether that bridge lets nothing pass by it: the port, what it leads to, or the bridge is down, or somebody has
+    /// set its state.
+    pub blocked: bool,
     /// What it is.
     pub kind: LinkKind,
 }
@@ -111,6 +118,7 @@ fn parse_link(message: &LinkMessage) -> Link {
         no_arp: message.header.flags.contains(LinkFlags::Noarp),
         loopback: message.header.flags.contains(LinkFlags::Loopback),
         master: None,
+        blocked: false,
         kind: LinkKind::Other,
     };
     let (mut peer_namespace, mut peer_ifindex) = (None, None);
@@ -122,7 +130,10 @@ fn parse_link(message: &LinkMessage) -> Link {
             LinkAttribute::Controller(index) => link.master = Some(*index),
             LinkAttribute::LinkNetNsId(namespace) => peer_namespace = Some(*namespace),
             LinkAttribute::Link(ifindex) => peer_ifindex = Some(*ifindex),
-            LinkAttribute::LinkInfo(infos) => link.kind = parse_kind(infos),
+            LinkAttribute::LinkInfo(infos) => {
+                link.kind = parse_kind(infos);
+                link.blocked = infos.iter().any(is_blocked);
+            }
             _ => {}
         }
     }
@@ -132,6 +143,14 @@ fn parse_link(message: &LinkMessage) -> Link {
             .map(|(namespace, ifindex)| PeerPlace { namespace, ifindex });
     }
     link
+}
+
+/// Listening and learning pass by themselves.
+fn is_blocked(info: &LinkInfo) -> bool {
+    let LinkInfo::PortData(InfoPortData::BridgePort(port)) = info else { return false };
+    port.iter().any(|info| {
+        matches!(info, InfoBridgePort::State(BridgePortState::Disabled | BridgePortState::Blocking))
+    })
 }
 
 fn parse_kind(infos: &[LinkInfo]) -> LinkKind {

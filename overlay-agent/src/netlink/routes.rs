@@ -132,6 +132,16 @@ pub async fn main_table(handle: &Handle) -> Result<Vec<RouteMessage>> {
     routes.try_collect().await.context("listing routes")
 }
 
+/// Which interface, and which next hop if it is not the address itself, the kernel has for what this host sends to
+/// `address`; nothing where it would not send it.
+pub async fn way_to(handle: &Handle, address: Ipv4Addr) -> Option<(u32, Option<Ipv4Addr>)> {
+    let question = RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(address, 32).build();
+    // «Unreachable» is an error in netlink and an answer to us.
+    let answer = handle.route().get(question).execute().try_next().await.ok()??;
+    let [hop] = hops(&answer)[..] else { return None };
+    Some((hop.ifindex, hop.gateway))
+}
+
 /// How the kernel would send VXLAN from `source` to `peer`; nothing where it would not.
 async fn ask(handle: &Handle, source: Ipv4Addr, port: u16, peer: Ipv4Addr) -> Vec<Hop> {
     let mut question = RouteMessageBuilder::<Ipv4Addr>::new()

@@ -7,6 +7,7 @@
 
 mod compare;
 mod generate;
+mod health;
 mod play;
 mod rules;
 mod search;

@@ -131,18 +131,20 @@ fn read_chain(table: &mut Table, line: &str) -> bool {
         .then(|| format!("{} {}: {name} policy {policy}", table.tool, table.name));
     // A chain that an operator has made has none.
     let hook = hook(&table.name, name).filter(|_| policy != "-");
-    let base = hook.map(|hook| Base { hook, drops });
+    let base = hook.map(|hook| Base { hook, devices: Vec::new(), drops });
     table.chains.entry(name.to_owned()).or_default().base = base;
     true
 }
 
-/// Which chains forwarded packets come by. POSTROUTING of nat is none: a chain of ours stands in front of it.
+/// Where packets come by a chain. POSTROUTING of nat is none: a chain of ours stands in front of it.
 fn hook(table: &str, chain: &str) -> Option<Hook> {
     match (table, chain) {
         ("nat", "POSTROUTING") => None,
         (_, "PREROUTING") => Some(Hook::Prerouting),
         (_, "FORWARD") => Some(Hook::Forward),
         (_, "POSTROUTING") => Some(Hook::Postrouting),
+        (_, "INPUT") => Some(Hook::Input),
+        (_, "OUTPUT") => Some(Hook::Output),
         _ => None,
     }
 }
@@ -219,7 +221,9 @@ fn rule(words: &[String], is_chain: impl Fn(&str) -> bool) -> (Vec<Test>, Action
             "-o" => Test::To(Pattern::new(value(), '+')),
             "-m" => match value() {
                 // These ask nothing without an option.
-                "comment" | "conntrack" | "state" | "addrtype" => continue,
+                "comment" | "conntrack" | "state" | "addrtype" | "multiport" | "tcp" | "udp" => {
+                    continue;
+                }
                 name => Test::unknown(MATCHES.contains(&name)),
             },
             "--comment" => {
@@ -227,7 +231,15 @@ fn rule(words: &[String], is_chain: impl Fn(&str) -> bool) -> (Vec<Test>, Action
                 continue;
             }
             "--ctstate" | "--state" => state(value()),
-            "--dst-type" => only(value(), "LOCAL"),
+            "--dst-type" => {
+                if value() == "LOCAL" {
+                    Test::ToHost
+                } else {
+                    Test::OF_FLOW
+                }
+            }
+            "-p" => protocol(value()).map_or(Test::OF_FLOW, Test::Protocol),
+            "--dport" | "--dports" => ports(value()),
             "--tcp-flags" => {
                 let mask = value();
                 Test::unknown(flags(mask).zip(flags(value())).is_some_and(are_flags_of_flow))
@@ -303,9 +315,26 @@ fn state(list: &str) -> Test {
     }
 }
 
-/// Of a list of which one value is that of no packet of ours.
-fn only(list: &str, impossible: &str) -> Test {
-    if list == impossible { Test::Known(Fit::Never) } else { Test::OF_FLOW }
+/// By the names that `iptables-save` and `nft` have for them.
+pub(super) fn protocol(name: &str) -> Option<u8> {
+    match name {
+        "icmp" => Some(1),
+        "tcp" => Some(6),
+        "udp" => Some(17),
+        "udplite" => Some(136),
+        "sctp" => Some(132),
+        "dccp" => Some(33),
+        number => number.parse().ok(),
+    }
+}
+
+/// `53,8000:9000`.
+fn ports(list: &str) -> Test {
+    let range = |text: &str| {
+        let (from, to) = text.split_once(':').unwrap_or((text, text));
+        Some(Test::Port(from.parse().ok()?, to.parse().ok()?))
+    };
+    list.split(',').map(range).collect::<Option<Vec<_>>>().map_or(Test::OF_FLOW, Test::Any)
 }
 
 /// An address, or a network, whose mask need not be that of a prefix.

@@ -5,7 +5,7 @@
 //! interfaces are known. What is not understood may match, and what cannot be read counts as a rule. So one may be
 //! named that concerns nothing, but none is overlooked, with these exceptions, which are meant:
 //!
-//! - rules that only match packets of state INVALID, or packets for the host itself
+//! - rules that only match packets of state INVALID, or packets for the host itself (but see below)
 //! - rules about the packets that the tunnel's are carried in, other than on devices and in bridges
 //! - what Docker, ufw and Kubernetes have everywhere for their own purposes (`plumbing`)
 //! - what happens to addresses after routing: see `firewall/nat.rs`
@@ -13,6 +13,10 @@
 //!
 //! Of each is known whether it is enough that some packets of a flow meet it, now and then, because its answer is the
 //! same for all of them. What begins or ends a flow meets it anyway. What is not understood is not of that kind.
+
+//!
+//! Beside that, rules are found by which the host drops all packets that the tunnel's are carried in. These do not
+//! concern what the fast path carries; whatever takes the stack is lost.
 
 mod begin;
 mod ebtables;
@@ -51,6 +55,24 @@ pub struct Scene {
     pub uplink: String,
     /// Whether some of them are reached by it without a tunnel.
     pub direct: bool,
+    /// The UDP port of the packets that the tunnel's are carried in.
+    pub port: u16,
+}
+
+#[cfg(test)]
+impl Scene {
+    /// A host of the tests'.
+    pub(super) fn example() -> Self {
+        Self {
+            network: "10.1.0.0/16".parse().expect("a network"),
+            subnet: "10.1.15.0/24".parse().expect("a subnet"),
+            bridge: Some("docker0".to_owned()),
+            tunnel: "overlay.1".to_owned(),
+            uplink: "eth0".to_owned(),
+            direct: false,
+            port: 8472,
+        }
+    }
 }
 
 /// A rule that may concern the overlay's packets, or what kept us from reading some.
@@ -75,9 +97,20 @@ impl Concern {
     }
 }
 
-/// Every rule on this host that may concern the overlay's packets, each once.
-pub async fn concerns(scene: &Scene) -> Vec<Concern> {
-    Sources::read().await.concerns(scene)
+/// What the host's firewall has for the overlay.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Rules {
+    /// Every rule that may concern the overlay's packets, each once.
+    pub concerns: Vec<Concern>,
+    /// Rules by which all packets that the tunnel's are carried in are dropped, one way at least.
+    pub closing: Vec<String>,
+}
+
+impl Rules {
+    /// Reads them.
+    pub async fn read(scene: &Scene) -> Self {
+        Sources::read().await.rules(scene)
+    }
 }
 
 /// What `iptables-save` says.
@@ -175,10 +208,10 @@ impl Sources {
         }
     }
 
-    fn concerns(&self, scene: &Scene) -> Vec<Concern> {
+    fn rules(&self, scene: &Scene) -> Rules {
         let mut unclear = self.unread.clone();
         let mut natives = self.natives(&mut unclear);
-        let mut found = Vec::new();
+        let (mut found, mut closing) = (Vec::new(), Vec::new());
         natives.retain(|native| native.table.name != format!("ip {}", scene.tunnel));
         for Saved { tool, is_nft, text } in &self.saved {
             let mut listing = iptables::parse(tool, text);
@@ -196,12 +229,16 @@ impl Sources {
                     None => {}
                 }
                 found.extend(walk::concerns(table, scene));
+                closing.extend(walk::closing(table, scene));
             }
         }
         found.extend(natives.iter().flat_map(|native| walk::concerns(&native.table, scene)));
+        closing.extend(natives.iter().flat_map(|native| walk::closing(&native.table, scene)));
         let bridged = self.ebtables.as_deref().map(ebtables::effects).unwrap_or_default();
         let unclear = unclear.into_iter().map(Concern::unclear);
-        each_once(unclear.chain(found).chain(bridged.into_iter().map(Concern::unclear)))
+        let concerns =
+            each_once(unclear.chain(found).chain(bridged.into_iter().map(Concern::unclear)));
+        Rules { concerns, closing }
     }
 
     fn natives(&self, unclear: &mut Vec<String>) -> Vec<nft::Native> {

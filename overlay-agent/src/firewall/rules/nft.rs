@@ -92,7 +92,13 @@ fn base(chain: &Value) -> Result<Option<Base>> {
     let (family, table, name) =
         (member(chain, "family")?, member(chain, "table")?, member(chain, "name")?);
     let drops = drops.then(|| format!("{NFTABLES} {family} {table} {name}: policy drop"));
-    Ok(hook(family, chain).map(|hook| Base { hook, drops }))
+    let devices = match chain.get("dev") {
+        Some(Value::Array(names)) => names.iter().filter_map(Value::as_str).collect(),
+        Some(Value::String(name)) => vec![name.as_str()],
+        _ => Vec::new(),
+    };
+    let devices = devices.into_iter().map(str::to_owned).collect();
+    Ok(hook(family, chain).map(|hook| Base { hook, devices, drops }))
 }
 
 /// What is translated in postrouting does not concern: a chain of ours stands in front of it.
@@ -104,7 +110,8 @@ fn hook(family: &str, chain: &Value) -> Option<Hook> {
         ("ip" | "inet", "forward") => Some(Hook::Forward),
         ("ip" | "inet", "postrouting") if text("type") == "nat" => None,
         ("ip" | "inet", "postrouting") => Some(Hook::Postrouting),
-        ("ip" | "inet", "input" | "output") => None,
+        ("ip" | "inet", "input") => Some(Hook::Input),
+        ("ip" | "inet", "output") => Some(Hook::Output),
         _ => Some(Hook::Link),
     }
 }

@@ -4,7 +4,7 @@ use ipnetwork::Ipv4Network;
 use serde_json::Value;
 
 use super::{
-    iptables::{OF_ENDS, are_flags_of_flow, flag},
+    iptables::{OF_ENDS, are_flags_of_flow, flag, protocol},
     nft::only_member,
     packet::{ESTABLISHED, Fit, Pattern, Range, Test},
 };
@@ -80,7 +80,14 @@ pub(super) fn matching(body: &Value, sets: &Sets<'_>) -> Test {
     }
     match operator {
         Some("==" | "in") => equal(left, right, sets),
-        Some("!=") => equal(left, right, sets).not(),
+        // Also what is not asked for of a header is asked of packets that have it.
+        Some("!=") => {
+            let not = equal(left, right, sets).not();
+            match carried(left) {
+                Some(protocol) => Test::All(vec![Test::Protocol(protocol), not]),
+                None => not,
+            }
+        }
         _ => unknown(left, right),
     }
 }
@@ -284,6 +291,7 @@ fn is_value(left: &Value, right: &Value) -> Test {
             (Some("iifname" | "iif"), Some(name)) => interface(name, Test::From),
             (Some("oifname" | "oif"), Some(name)) => interface(name, Test::To),
             (Some("nfproto"), Some("ipv4")) | (Some("protocol"), Some("ip")) => ALWAYS,
+            (Some("l4proto"), _) => protocol_is(right),
             (Some("nfproto"), Some("ipv6")) | (Some("protocol"), Some("ip6" | "arp")) => NEVER,
             _ => unknown,
         };
@@ -295,6 +303,14 @@ fn is_value(left: &Value, right: &Value) -> Test {
         return match (protocol.as_deref(), text(payload, "field").as_deref()) {
             (Some("ip"), Some("saddr")) => range(right).map_or(unknown, Test::Source),
             (Some("ip"), Some("daddr")) => range(right).map_or(unknown, Test::Destination),
+            (Some("ip"), Some("protocol")) => protocol_is(right),
+            (Some("udp" | "tcp" | "th"), Some("dport")) => {
+                let port = port(right).unwrap_or(unknown);
+                match carried(left) {
+                    Some(protocol) => Test::All(vec![Test::Protocol(protocol), port]),
+                    None => port,
+                }
+            }
             (Some("ether"), Some("type")) if name == Some("ip") => ALWAYS,
             (Some("ether"), Some("type")) if matches!(name, Some("ip6" | "arp")) => NEVER,
             _ => unknown,
@@ -320,6 +336,30 @@ fn interface(name: &str, test: impl Fn(Pattern) -> Test) -> Test {
     if name == "*" || name.contains('\\') { Test::OF_FLOW } else { test(Pattern::new(name, '*')) }
 }
 
+/// The protocol that a packet must carry for this to be a part of it.
+fn carried(value: &Value) -> Option<u8> {
+    match value.get("payload")?.get("protocol")?.as_str()? {
+        name @ ("tcp" | "udp") => protocol(name),
+        _ => None,
+    }
+}
+
+fn protocol_is(value: &Value) -> Test {
+    let number = match value {
+        Value::String(name) => protocol(name),
+        value => value.as_u64().and_then(|number| u8::try_from(number).ok()),
+    };
+    number.map_or(Test::OF_FLOW, Test::Protocol)
+}
+
+fn port(value: &Value) -> Option<Test> {
+    let number = |value: &Value| u16::try_from(value.as_u64()?).ok();
+    if let Some([first, last]) = value.get("range").and_then(Value::as_array).map(Vec::as_slice) {
+        return Some(Test::Port(number(first)?, number(last)?));
+    }
+    number(value).map(|port| Test::Port(port, port))
+}
+
 /// What is forwarded is not for the host.
 fn route(fib: &Value, name: Option<&str>) -> Test {
     let flags = match fib.get("flags") {
@@ -329,8 +369,8 @@ fn route(fib: &Value, name: Option<&str>) -> Test {
     };
     let has = |name| flags.iter().any(|flag| flag.as_str() == Some(name));
     let is_type = fib.get("result").and_then(Value::as_str) == Some("type");
-    let is_never = is_type && has("daddr") && !has("saddr") && name == Some("local");
-    if is_never { NEVER } else { Test::OF_FLOW }
+    let is_to_host = is_type && has("daddr") && !has("saddr") && name == Some("local");
+    if is_to_host { Test::ToHost } else { Test::OF_FLOW }
 }
 
 fn range(value: &Value) -> Option<Range> {

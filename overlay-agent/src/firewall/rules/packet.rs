@@ -14,6 +14,10 @@ pub(super) enum Fit {
 }
 
 impl Fit {
+    const fn certain(is_so: bool) -> Self {
+        if is_so { Self::Surely } else { Self::Never }
+    }
+
     const fn opposite(self) -> Self {
         match self {
             Self::Never => Self::Surely,
@@ -40,6 +44,12 @@ pub(super) enum Test {
     To(Pattern),
     Source(Range),
     Destination(Range),
+    /// It is for the host itself.
+    ToHost,
+    /// What IP carries, by its number.
+    Protocol(u8),
+    /// The destination port is one from the first to the last.
+    Port(u16, u16),
     Not(Box<Self>),
     /// At least one, which none of none is.
     Any(Vec<Self>),
@@ -70,6 +80,13 @@ impl Test {
             Self::To(pattern) => pattern.fit(packet.to.as_deref()),
             Self::Source(range) => range.fit(&packet.source),
             Self::Destination(range) => range.fit(&packet.destination),
+            Self::ToHost => Fit::certain(packet.is_for_host),
+            Self::Protocol(protocol) => {
+                packet.port.map_or(Fit::Perhaps, |_| Fit::certain(*protocol == UDP))
+            }
+            Self::Port(first, last) => packet
+                .port
+                .map_or(Fit::Perhaps, |port| Fit::certain((*first..=*last).contains(&port))),
             Self::Not(test) => test.fit(packet).opposite(),
             Self::Any(tests) => {
                 tests.iter().map(|test| test.fit(packet)).max().unwrap_or(Fit::Never)
@@ -89,7 +106,10 @@ impl Test {
             | Self::From(_)
             | Self::To(_)
             | Self::Source(_)
-            | Self::Destination(_) => false,
+            | Self::Destination(_)
+            | Self::ToHost
+            | Self::Protocol(_)
+            | Self::Port(..) => false,
         }
     }
 }
@@ -188,8 +208,7 @@ fn outside(network: Ipv4Network, subnet: Ipv4Network) -> Vec<Range> {
 /// States of connection tracking that no packet is in which begins a flow like others.
 pub(super) const ESTABLISHED: [&str; 5] = ["established", "related", "invalid", "snat", "dnat"];
 
-/// Packets of which no more is known than this. Neither are they for the host itself, nor is their connection
-/// INVALID: everybody drops those.
+/// Packets of which no more is known than this. Their connection is not INVALID: everybody drops those.
 #[derive(Clone, Debug)]
 pub(super) struct Packet {
     /// They are the first of their flows.
@@ -198,6 +217,9 @@ pub(super) struct Packet {
     to: Option<String>,
     source: Vec<Range>,
     destination: Vec<Range>,
+    is_for_host: bool,
+    /// Of UDP, where it is known that it is that.
+    port: Option<u16>,
 }
 
 impl Packet {
@@ -215,17 +237,56 @@ pub(super) enum Hook {
     Forward,
     /// Where, depending on the kernel, it is forgotten where they came from.
     Postrouting,
+    /// What is for the host itself.
+    Input,
+    /// What the host itself sends.
+    Output,
     /// On a device or in a bridge: alone, or inside a packet of the tunnel's.
     Link,
 }
 
+/// The protocol's number.
+const UDP: u8 = 17;
+
+impl Packet {
+    fn of(source: Vec<Range>, destination: Vec<Range>) -> Self {
+        Self {
+            begins: false,
+            from: None,
+            to: None,
+            source,
+            destination,
+            is_for_host: false,
+            port: None,
+        }
+    }
+}
+
 impl super::Scene {
+    /// The packets that the tunnel's are carried in, as they come by a chain that is entered there, on these devices
+    /// if it is one of a device. Each is the first of its flow: no answer has the ports of what it answers.
+    pub(super) fn carriers(&self, hook: Hook, devices: &[String]) -> Vec<Packet> {
+        let carrier =
+            Packet { port: Some(self.port), ..Packet::of(vec![Range::ALL], vec![Range::ALL]) };
+        let uplink = || Some(self.uplink.clone());
+        let comes = Packet { from: uplink(), is_for_host: true, ..carrier.clone() };
+        let goes = Packet { to: uplink(), ..carrier };
+        match hook {
+            Hook::Prerouting | Hook::Input => vec![comes],
+            Hook::Postrouting | Hook::Output => vec![goes],
+            Hook::Link if devices.contains(&self.uplink) => vec![comes],
+            Hook::Forward | Hook::Link => Vec::new(),
+        }
+    }
+
     /// The overlay's packets as they come by a hook: to other hosts and from them, by each of the ways.
     pub(super) fn packets(&self, hook: Hook) -> Vec<Packet> {
         if hook == Hook::Link {
             let any = vec![Range::ALL];
-            let (source, destination) = (any.clone(), any);
-            return vec![Packet { begins: false, from: None, to: None, source, destination }];
+            return vec![Packet::of(any.clone(), any)];
+        }
+        if matches!(hook, Hook::Input | Hook::Output) {
+            return Vec::new();
         }
         let here = vec![Range::from(self.subnet)];
         let there = outside(self.network, self.subnet);
@@ -233,25 +294,21 @@ impl super::Scene {
         let mut packets = Vec::new();
         for way in [&self.tunnel].into_iter().chain(uplink) {
             packets.push(Packet {
-                begins: false,
                 from: self.bridge.clone(),
                 to: Some(way.clone()),
-                source: here.clone(),
-                destination: there.clone(),
+                ..Packet::of(here.clone(), there.clone())
             });
             packets.push(Packet {
-                begins: false,
                 from: Some(way.clone()),
                 to: self.bridge.clone(),
-                source: there.clone(),
-                destination: here.clone(),
+                ..Packet::of(there.clone(), here.clone())
             });
         }
         for packet in &mut packets {
             match hook {
                 Hook::Prerouting => packet.to = None,
                 Hook::Postrouting => packet.from = None,
-                Hook::Forward | Hook::Link => {}
+                Hook::Forward | Hook::Input | Hook::Output | Hook::Link => {}
             }
         }
         packets

@@ -29,6 +29,8 @@ pub(super) struct Chain {
 #[derive(Debug)]
 pub(super) struct Base {
     pub(super) hook: Hook,
+    /// Whose packets enter it, where it is one of devices.
+    pub(super) devices: Vec<String>,
     /// What an operator is told if packets are dropped that no rule decides about.
     pub(super) drops: Option<String>,
 }
@@ -100,6 +102,24 @@ pub(super) fn concerns(table: &Table, scene: &Scene) -> Vec<Concern> {
         }
     }
     found
+}
+
+/// Every rule in `table` by which the host drops all packets that the tunnel's are carried in, coming or going.
+pub(super) fn closing(table: &Table, scene: &Scene) -> Vec<String> {
+    let bases = table.chains.iter().filter_map(|(name, chain)| Some((name, chain.base.as_ref()?)));
+    let of_base = |(name, base): (&String, &Base)| {
+        let packets = scene.carriers(base.hook, &base.devices).into_iter();
+        let refusals =
+            packets.filter_map(|packet| begin::refusal(table, scene, (name, base), packet));
+        // Where it is ufw's policy, ufw has the command.
+        let is_ufws = table.chains.contains_key("ufw-user-input");
+        let told = refusals.map(|rule| match &base.drops {
+            Some(drops) if is_ufws && *drops == rule => format!("{rule} (ufw)"),
+            _ => rule,
+        });
+        told.collect::<Vec<_>>()
+    };
+    bases.flat_map(of_base).collect()
 }
 
 /// The way of one packet through a base chain.

@@ -97,12 +97,11 @@ struct Books<'site> {
 impl<'site> Books<'site> {
     fn open(site: &'site Site, hook: &'static str, devices: &[&str]) -> Self {
         let tables = "add table ip books
-            add counter ip books looped
             add chain ip books output { type filter hook output priority 0; }"
             .to_owned();
         let of_device = |device: &&str| {
             format!(
-                "add rule ip books output oifname {device} ip daddr {{ {BROADCAST}, 255.255.255.255 }} counter name looped"
+                "add rule ip books output oifname {device} ip daddr {{ {BROADCAST}, 255.255.255.255 }} counter"
             )
         };
         let rules: Vec<_> = std::iter::once(tables).chain(devices.iter().map(of_device)).collect();
@@ -123,10 +122,11 @@ impl<'site> Books<'site> {
     fn read(&self) -> [u64; 2] {
         let received: u64 = self.devices.iter().map(|device| self.site.received(device)).sum();
         let counter = self.site.host().command("nft");
-        let shown = counter.args(["-j", "list", "counter", "ip", "books", "looped"]).read();
+        let shown = counter.args(["-j", "list", "chain", "ip", "books", "output"]).read();
         let shown: serde_json::Value = serde_json::from_str(&shown.unwrap()).unwrap();
-        let looped = shown["nftables"].as_array().unwrap().iter();
-        let looped: u64 = looped.filter_map(|it| it["counter"]["packets"].as_u64()).sum();
+        let rules = shown["nftables"].as_array().unwrap().iter();
+        let expressions = rules.filter_map(|it| it["rule"]["expr"].as_array()).flatten();
+        let looped: u64 = expressions.filter_map(|it| it["counter"]["packets"].as_u64()).sum();
         [received + looped, self.site.tally().at_host(0, self.hook)]
     }
 

@@ -2,7 +2,7 @@ use std::fmt::Write;
 
 use proptest::prelude::*;
 
-use super::{super::Scene, each_packet, refusals, saved, scene, scenes, texts};
+use super::{super::Scene, closing, each_packet, refusals, saved, scenes, texts};
 
 const DOCKER_20: &str = include_str!("listings/docker-20.10.txt");
 const DOCKER_28: &str = include_str!("listings/docker-28.txt");
@@ -25,7 +25,7 @@ fn table(name: &str, policy: &str, rules: &str) -> String {
 }
 
 fn of(text: &str) -> Vec<String> {
-    texts(&saved(text), &scene())
+    texts(&saved(text), &Scene::example())
 }
 
 /// What concerns in FORWARD of filter.
@@ -124,7 +124,7 @@ fn with_direct_routing_the_uplink_is_a_way_too() {
     let rule = "-A FORWARD -i eth0 -j DROP";
     let listing = table("filter", "ACCEPT", rule);
     assert_eq!(of(&listing), [""; 0]);
-    let direct = Scene { direct: true, ..scene() };
+    let direct = Scene { direct: true, ..Scene::example() };
     assert_eq!(texts(&saved(&listing), &direct), [format!("iptables filter: {rule}")]);
 }
 
@@ -132,7 +132,7 @@ fn with_direct_routing_the_uplink_is_a_way_too() {
 fn an_unknown_bridge_may_be_any() {
     let listing = table("filter", "ACCEPT", "-A FORWARD -i br-9 -j DROP");
     assert_eq!(of(&listing), [""; 0]);
-    let unknown = Scene { bridge: None, ..scene() };
+    let unknown = Scene { bridge: None, ..Scene::example() };
     assert_eq!(texts(&saved(&listing), &unknown).len(), 1);
 }
 
@@ -404,4 +404,65 @@ fn where_nothing_can_begin_the_rule_is_named() {
     for listing in [DOCKER_20, DOCKER_28, UFW, KUBERNETES] {
         assert_eq!(refusals(&saved(listing)), [""; 0]);
     }
+}
+
+/// What drops VXLAN's port in INPUT, or before it, or in OUTPUT.
+#[test]
+fn a_closed_port_is_found() {
+    let closed = |table: &str, policy: &str, rules: &str| {
+        let text = format!(
+            "*{table}\n:PREROUTING ACCEPT [0:0]\n:INPUT {policy} [0:0]\n:FORWARD DROP [0:0]\n:OUTPUT ACCEPT [0:0]\n\
+             :OTHER - [0:0]\n{rules}\nCOMMIT\n"
+        );
+        closing(&saved(&text))
+    };
+    let named = |rule: &str| vec![format!("iptables filter: {rule}")];
+    for rule in [
+        "-A INPUT -p udp -m udp --dport 8472 -j DROP",
+        "-A INPUT -i eth0 -p udp -j REJECT --reject-with icmp-port-unreachable",
+        "-A INPUT -i eth+ -p udp -m multiport --dports 53,8000:9000 -j DROP",
+        "-A INPUT ! -i lo ! -p tcp -m comment --comment \"no\" -j DROP",
+        "-A INPUT -m addrtype --dst-type LOCAL -j DROP",
+        "-A OUTPUT -o eth0 -p 17 -j DROP",
+    ] {
+        assert_eq!(closed("filter", "ACCEPT", rule), named(rule), "{rule}");
+    }
+    let raw = "-A PREROUTING -p udp -m udp --dport 8472 -j DROP";
+    assert_eq!(closed("raw", "ACCEPT", raw), [format!("iptables raw: {raw}")]);
+    for rule in [
+        "-A INPUT -p udp -m udp --dport 8473 -j DROP",
+        "-A INPUT -p udp -m udp --sport 8472 -j DROP",
+        "-A INPUT -p tcp -j DROP",
+        "-A INPUT ! -p udp -j DROP",
+        "-A INPUT -i lo -j DROP",
+        "-A INPUT -s 192.0.2.0/24 -p udp -m udp --dport 8472 -j DROP",
+        "-A INPUT -m conntrack --ctstate INVALID -j DROP",
+        "-A INPUT -p udp -m udp --dport 8472 -m limit --limit 1/sec -j DROP",
+        "-A OUTPUT -o lo -j DROP",
+        "-A FORWARD -p udp -m udp --dport 8472 -j DROP",
+    ] {
+        assert_eq!(closed("filter", "ACCEPT", rule), Vec::<String>::new(), "{rule}");
+    }
+    let policy = named("INPUT policy DROP");
+    let accepts = "-A INPUT -i lo -j ACCEPT\n-A INPUT -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT\n\
+        -A INPUT -p icmp -j ACCEPT\n-A INPUT -p tcp -m tcp --dport 22 -j ACCEPT";
+    assert_eq!(closed("filter", "DROP", accepts), policy);
+    for open in [
+        "-A INPUT -p udp -m udp --dport 8472 -j ACCEPT",
+        "-A INPUT -s 192.168.33.0/24 -j ACCEPT",
+        "-A INPUT -j OTHER\n-A OTHER -p udp -m multiport --dports 4789,8472 -j ACCEPT",
+    ] {
+        assert_eq!(closed("filter", "DROP", open), Vec::<String>::new(), "{open}");
+    }
+}
+
+#[test]
+fn what_everybody_has_closes_ufw_alone() {
+    for listing in [DOCKER_20, DOCKER_28, KUBERNETES] {
+        assert_eq!(closing(&saved(listing)), Vec::<String>::new());
+    }
+    let closed = closing(&saved(UFW));
+    assert_eq!(closed, ["iptables filter: INPUT policy DROP (ufw)"]);
+    let allowed = with(UFW, "-A ufw-user-input -p udp -m udp --dport 8472 -j ACCEPT");
+    assert_eq!(closing(&saved(&allowed)), Vec::<String>::new());
 }

@@ -5,37 +5,40 @@ mod nft;
 
 use super::{Saved, Scene, Sources, ebtables};
 
-fn scene() -> Scene {
-    Scene {
-        network: "10.1.0.0/16".parse().unwrap(),
-        subnet: "10.1.15.0/24".parse().unwrap(),
-        bridge: Some("docker0".to_owned()),
-        tunnel: "overlay.1".to_owned(),
-        uplink: "eth0".to_owned(),
-        direct: false,
-    }
-}
-
 /// Every scene that there is with those addresses.
 fn scenes() -> impl Iterator<Item = Scene> {
     [false, true].into_iter().flat_map(|direct| {
-        [Some("docker0".to_owned()), None].map(|bridge| Scene { bridge, direct, ..scene() })
+        [Some("docker0".to_owned()), None].map(|bridge| Scene {
+            bridge,
+            direct,
+            ..Scene::example()
+        })
     })
 }
 
 fn texts(sources: &Sources, scene: &Scene) -> Vec<String> {
-    sources.concerns(scene).into_iter().map(|concern| concern.text).collect()
+    sources.rules(scene).concerns.into_iter().map(|concern| concern.text).collect()
 }
 
 /// Whether what concerns is about single packets, by its order.
 fn each_packet(sources: &Sources) -> Vec<bool> {
-    sources.concerns(&scene()).into_iter().map(|concern| concern.each_packet).collect()
+    sources
+        .rules(&Scene::example())
+        .concerns
+        .into_iter()
+        .map(|concern| concern.each_packet)
+        .collect()
 }
 
 /// Rules by which nothing can begin, one way at least.
 fn refusals(sources: &Sources) -> Vec<String> {
-    let refuses = sources.concerns(&scene()).into_iter().filter(|concern| concern.refuses);
+    let refuses =
+        sources.rules(&Scene::example()).concerns.into_iter().filter(|concern| concern.refuses);
     refuses.map(|concern| concern.text).collect()
+}
+
+fn closing(sources: &Sources) -> Vec<String> {
+    sources.rules(&Scene::example()).closing
 }
 
 fn saved(text: &str) -> Sources {
@@ -52,7 +55,7 @@ fn native(text: &str) -> Sources {
 fn what_cannot_be_read_concerns() {
     let unread = vec!["nft failed (exit status: 1): no".to_owned()];
     let sources = Sources { unread: unread.clone(), ..saved("") };
-    assert_eq!(texts(&sources, &scene()), unread);
+    assert_eq!(texts(&sources, &Scene::example()), unread);
     assert_eq!(each_packet(&sources), [true]);
 }
 
@@ -67,7 +70,7 @@ fn what_the_older_ebtables_does_concerns() {
         "ebtables filter: -A MINE -p IPv4 -j DROP",
         "ebtables filter: -A MINE -p IPv4 --log-level notice --log-prefix \"x\" -j CONTINUE",
     ];
-    assert_eq!(texts(&sources, &scene()), expected);
+    assert_eq!(texts(&sources, &Scene::example()), expected);
     assert_eq!(each_packet(&sources), [true; 3]);
     assert!(ebtables::is_used(
         "ebtables 49152 1 ebtable_nat, Live 0x0\nebtable_nat 16384 1 - Live 0x0\n"

@@ -2,7 +2,7 @@ use serde_json::{Value, json};
 
 use super::{
     super::{Saved, Scene, Sources},
-    each_packet, native, refusals, saved, scene, scenes, texts,
+    closing, each_packet, native, refusals, saved, scenes, texts,
 };
 
 const DOCKER_29: &str = include_str!("listings/docker-29.json");
@@ -54,7 +54,7 @@ fn state(right: &Value) -> Value {
 fn dropping(tests: &[Value]) -> Vec<String> {
     let mut rule = tests.to_vec();
     rule.push(json!({"drop": null}));
-    texts(&native(&ruleset("inet", "forward", "accept", &[rule.into()])), &scene())
+    texts(&native(&ruleset("inet", "forward", "accept", &[rule.into()])), &Scene::example())
 }
 
 #[test]
@@ -65,7 +65,7 @@ fn what_everybody_has_concerns_nobody() {
         ("firewalld with a trusted tunnel", FIREWALLD_TRUSTED),
         ("firewalld that forwards to Docker's zone", FIREWALLD_FORWARDING),
     ] {
-        let found = texts(&native(listing), &scene());
+        let found = texts(&native(listing), &Scene::example());
         assert!(found.is_empty(), "{name}: {found:#?}");
     }
 }
@@ -74,13 +74,13 @@ fn what_everybody_has_concerns_nobody() {
 #[test]
 fn firewalld_concerns_where_it_rejects_what_the_tunnel_brings() {
     let rejects = "nftables inet firewalld filter_FWD_public: reject with icmpx admin-prohibited";
-    assert_eq!(texts(&native(FIREWALLD), &scene()), [rejects]);
+    assert_eq!(texts(&native(FIREWALLD), &Scene::example()), [rejects]);
     assert_eq!(refusals(&native(FIREWALLD)), [rejects]);
 }
 
 #[test]
 fn an_internal_network_of_docker_29_concerns_if_it_is_ours() {
-    let internal = Scene { bridge: Some("br-1".to_owned()), ..scene() };
+    let internal = Scene { bridge: Some("br-1".to_owned()), ..Scene::example() };
     let found = texts(&native(DOCKER_29), &internal);
     let rules = found.iter().filter(|text| text.contains("INTERNAL NETWORK")).count();
     assert_eq!(rules, 2, "{found:#?}");
@@ -295,7 +295,7 @@ fn verdicts_in_maps_are_followed() {
     let vmap = |key: Value, entries: Value| {
         let rules =
             [json!([{"vmap": {"key": key, "data": {"set": entries}}}]), json!([{"drop": null}])];
-        texts(&native(&ruleset("ip", "forward", "accept", &rules)), &scene()).len()
+        texts(&native(&ruleset("ip", "forward", "accept", &rules)), &Scene::example()).len()
     };
     let accept = json!({"accept": null});
     assert_eq!(vmap(meta("iifname"), json!([["docker0", accept], ["overlay*", accept]])), 0);
@@ -307,10 +307,10 @@ fn verdicts_in_maps_are_followed() {
     );
     let states = json!([["invalid", {"drop": null}], ["established", accept]]);
     let rule = json!([{"vmap": {"key": {"ct": {"key": "state"}}, "data": {"set": states}}}]);
-    let found = texts(&native(&ruleset("ip", "forward", "accept", &[rule])), &scene());
+    let found = texts(&native(&ruleset("ip", "forward", "accept", &[rule])), &Scene::example());
     assert_eq!(found, [""; 0]);
     let rule = json!([{"vmap": {"key": meta("mark"), "data": "@nowhere"}}]);
-    let found = texts(&native(&ruleset("ip", "forward", "accept", &[rule])), &scene());
+    let found = texts(&native(&ruleset("ip", "forward", "accept", &[rule])), &Scene::example());
     assert_eq!(found, ["nftables ip fw c: meta mark vmap @nowhere"]);
 }
 
@@ -318,8 +318,9 @@ fn verdicts_in_maps_are_followed() {
 fn a_policy_counts_where_it_is_reached() {
     let accept = json!([equal(&meta("nfproto"), &json!("ipv4")), {"accept": null}]);
     let policy = ["nftables inet fw c: policy drop"];
-    let found =
-        |rules: &[Value]| texts(&native(&ruleset("inet", "forward", "drop", rules)), &scene());
+    let found = |rules: &[Value]| {
+        texts(&native(&ruleset("inet", "forward", "drop", rules)), &Scene::example())
+    };
     assert_eq!(found(&[]), policy);
     assert_eq!(found(&[accept]), [""; 0]);
     assert_eq!(found(&[json!([{"jump": {"target": "other"}}])]), policy);
@@ -328,15 +329,16 @@ fn a_policy_counts_where_it_is_reached() {
 #[test]
 fn an_effect_counts_though_the_rule_goes_on_to_ask_for_more() {
     let rule = json!([{"log": {"prefix": "seen"}}, equal(&meta("iifname"), &json!("eth0")), {"drop": null}]);
-    let found = texts(&native(&ruleset("inet", "forward", "accept", &[rule])), &scene());
+    let found = texts(&native(&ruleset("inet", "forward", "accept", &[rule])), &Scene::example());
     assert_eq!(found, ["nftables inet fw c: log prefix \"seen\" iifname \"eth0\" drop"]);
 }
 
 #[test]
 fn chains_count_by_their_hook() {
     let drop = [json!([{"drop": null}])];
-    let count =
-        |family, hook| texts(&native(&ruleset(family, hook, "accept", &drop)), &scene()).len();
+    let count = |family, hook| {
+        texts(&native(&ruleset(family, hook, "accept", &drop)), &Scene::example()).len()
+    };
     for hook in ["prerouting", "forward", "postrouting", "ingress"] {
         assert_eq!(count("inet", hook), 1, "{hook}");
     }
@@ -351,17 +353,20 @@ fn chains_count_by_their_hook() {
         assert_eq!(count(family, hook), 1, "{family} {hook}");
     }
     let rule = [json!([equal(&field("ether", "type"), &json!("arp")), {"drop": null}])];
-    assert_eq!(texts(&native(&ruleset("bridge", "forward", "accept", &rule)), &scene()), [""; 0]);
+    assert_eq!(
+        texts(&native(&ruleset("bridge", "forward", "accept", &rule)), &Scene::example()),
+        [""; 0]
+    );
     let translates = ruleset("ip", "postrouting", "accept", &[json!([{"masquerade": null}])]);
     let translates = translates.replace("\"type\":\"filter\"", "\"type\":\"nat\"");
-    assert_eq!(texts(&native(&translates), &scene()), [""; 0]);
+    assert_eq!(texts(&native(&translates), &Scene::example()), [""; 0]);
 }
 
 #[test]
 fn our_own_table_does_not_count() {
     let ours = ruleset("ip", "forward", "accept", &[json!([{"drop": null}])]);
     let ours = ours.replace("\"fw\"", "\"overlay.1\"");
-    assert_eq!(texts(&native(&ours), &scene()), [""; 0]);
+    assert_eq!(texts(&native(&ours), &Scene::example()), [""; 0]);
 }
 
 #[test]
@@ -375,7 +380,7 @@ fn what_is_no_ruleset_counts() {
         "{\"nftables\": [{\"rule\": {\"family\": \"ip\", \"table\": \"t\", \"chain\": \"c\"}}]}",
         "{\"nftables\": [{\"rule\": {\"family\": \"ip\"}}]}",
     ] {
-        let found = texts(&native(text), &scene());
+        let found = texts(&native(text), &Scene::example());
         assert_eq!(found.len(), 1, "{text}");
         assert!(found[0].starts_with("nftables: the ruleset cannot be read: "));
         assert_eq!(each_packet(&native(text)), [true]);
@@ -395,17 +400,17 @@ fn a_table_of_iptables_is_looked_at_once() {
     let counter = json!({"counter": {"packets": 0, "bytes": 0}});
     let rule = json!([{"xt": {"type": "match", "name": "conntrack"}}, counter, {"drop": null}]);
     let line = "-A FORWARD -m conntrack --ctstate NEW -j DROP";
-    assert_eq!(texts(&both(&rule, line), &scene()), [format!("iptables filter: {line}")]);
+    assert_eq!(texts(&both(&rule, line), &Scene::example()), [format!("iptables filter: {line}")]);
     let masked = equal(&json!({"&": [meta("mark"), 16384]}), &json!(16384));
     let counter = json!({"counter": {"packets": 0, "bytes": 0}});
     let rule = json!([masked, counter, {"drop": null}]);
     let line = "-A FORWARD -m mark --mark 0x4000/0x4000 -j DROP";
-    assert_eq!(texts(&both(&rule, line), &scene()), [format!("iptables filter: {line}")]);
+    assert_eq!(texts(&both(&rule, line), &Scene::example()), [format!("iptables filter: {line}")]);
     // A table of the older iptables is another one.
     let mut sources = both(&rule, line);
     let saved = sources.saved.remove(0);
     sources.saved.push(Saved { tool: "iptables-legacy", is_nft: false, ..saved });
-    assert_eq!(texts(&sources, &scene()).len(), 2);
+    assert_eq!(texts(&sources, &Scene::example()).len(), 2);
 }
 
 /// `iptables-save` leaves out what it does not know, so that less seems to be asked, or less done.
@@ -413,7 +418,7 @@ fn a_table_of_iptables_is_looked_at_once() {
 fn rules_that_iptables_cannot_show_are_read_from_nft() {
     let ports =
         json!([{"vmap": {"key": field("tcp", "dport"), "data": {"set": [[80, {"drop": null}]]}}}]);
-    let found = texts(&both(&ports, "-A FORWARD -p tcp"), &scene());
+    let found = texts(&both(&ports, "-A FORWARD -p tcp"), &Scene::example());
     assert_eq!(found, ["nftables ip filter FORWARD: tcp dport vmap { 80 : drop }"]);
     for more in [
         equal(&field("ip", "saddr"), &json!({"range": ["10.1.20.1", "10.1.20.9"]})),
@@ -423,14 +428,14 @@ fn rules_that_iptables_cannot_show_are_read_from_nft() {
         state(&json!("new")),
     ] {
         let rule = json!([more, {"counter": {"packets": 0, "bytes": 0}}, {"drop": null}]);
-        let found = texts(&both(&rule, "-A FORWARD -i eth9 -j DROP"), &scene());
+        let found = texts(&both(&rule, "-A FORWARD -i eth9 -j DROP"), &Scene::example());
         assert_eq!(found.len(), 1, "{more}");
         assert!(found[0].starts_with("nftables ip filter FORWARD: "));
     }
     let partly = "# Table `filter' contains incompatible base-chains, use 'nft' tool to list them.\n*filter\n:FORWARD ACCEPT [0:0]\nCOMMIT\n";
     let rule = json!([{"counter": {"packets": 0, "bytes": 0}}, {"drop": null}]);
     let sources = Sources { nft: both(&rule, "").nft, ..saved(partly) };
-    assert_eq!(texts(&sources, &scene()), ["nftables ip filter FORWARD: drop"]);
+    assert_eq!(texts(&sources, &Scene::example()), ["nftables ip filter FORWARD: drop"]);
 }
 
 #[test]
@@ -447,7 +452,56 @@ fn a_ruleset_of_any_scene_is_read() {
 fn what_a_device_refuses_need_not_be_the_overlays() {
     let all = [json!([{"drop": null}])];
     let of_device = native(&ruleset("netdev", "ingress", "accept", &all));
-    assert!(!texts(&of_device, &scene()).is_empty());
+    assert!(!texts(&of_device, &Scene::example()).is_empty());
     assert_eq!(refusals(&of_device), [""; 0]);
     assert!(!refusals(&native(&ruleset("inet", "forward", "accept", &all))).is_empty());
+}
+
+/// What drops VXLAN's port in `input`, on the uplink, or in `output`.
+#[test]
+fn a_closed_port_is_found() {
+    let closed = |hook, policy, rules: &[Value]| {
+        let closed = closing(&native(&ruleset("inet", hook, policy, rules)));
+        assert!(closed.iter().all(|rule| rule.starts_with("nftables inet fw c: ")), "{closed:?}");
+        closed.len()
+    };
+    let drop = || json!({"drop": null});
+    let port = |port: Value| equal(&field("udp", "dport"), &port);
+    for test in [
+        port(json!(8472)),
+        port(json!({"set": [53, {"range": [8000, 9000]}]})),
+        differs(&field("udp", "dport"), &json!(53)),
+        equal(&meta("l4proto"), &json!("udp")),
+        equal(&field("ip", "protocol"), &json!(17)),
+        differs(&meta("iifname"), &json!("lo")),
+        json!({"match": {"op": "==", "left": {"fib": {"result": "type", "flags": ["daddr"]}}, "right": "local"}}),
+    ] {
+        assert_eq!(closed("input", "accept", &[json!([test, drop()])]), 1, "{test}");
+    }
+    for test in [
+        port(json!(53)),
+        equal(&field("tcp", "dport"), &json!(8472)),
+        differs(&field("tcp", "dport"), &json!(22)),
+        equal(&meta("l4proto"), &json!({"set": ["icmp", "tcp"]})),
+        equal(&meta("iifname"), &json!("lo")),
+        equal(&field("ip", "saddr"), &json!("192.0.2.1")),
+        state(&json!(["established", "related"])),
+    ] {
+        assert_eq!(closed("input", "accept", &[json!([test, drop()])]), 0, "{test}");
+    }
+    assert_eq!(closed("output", "accept", &[json!([port(json!(8472)), drop()])]), 1);
+    let accepts = [json!([state(&json!(["established", "related"])), {"accept": null}])];
+    assert_eq!(closed("input", "drop", &accepts), 1);
+    assert_eq!(closed("input", "drop", &[json!([port(json!(8472)), {"accept": null}])]), 0);
+    assert_eq!(closed("forward", "drop", &[]), 0);
+}
+
+#[test]
+fn firewalld_closes_the_port_until_it_is_told_otherwise() {
+    let closed = closing(&native(FIREWALLD));
+    assert_eq!(closed.len(), 1, "{closed:?}");
+    assert!(closed[0].starts_with("nftables inet firewalld "), "{closed:?}");
+    for listing in [DOCKER_29, KUBERNETES] {
+        assert_eq!(closing(&native(listing)), Vec::<String>::new());
+    }
 }
