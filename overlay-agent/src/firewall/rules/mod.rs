@@ -127,6 +127,8 @@ struct Saved {
 struct Sources {
     saved: Vec<Saved>,
     nft: Option<String>,
+    /// The chains of devices in words: `nft` 1.0.6 leaves the device out of its JSON.
+    of_devices: Option<String>,
     /// What the older `ebtables-save` says, which knows nothing of nftables.
     ebtables: Option<String>,
     /// What could not be read, and why.
@@ -137,6 +139,10 @@ impl Sources {
     async fn read() -> Self {
         let mut sources = Self::default();
         sources.nft = sources.run("nft", &["-j", "list", "ruleset"]).await;
+        let has_devices = |text: &String| text.contains(r#""family": "netdev""#);
+        if sources.nft.as_ref().is_some_and(has_devices) {
+            sources.of_devices = sources.run("nft", &["list", "ruleset", "netdev"]).await;
+        }
         let is_nft = sources
             .run("iptables", &["-V"])
             .await
@@ -242,7 +248,8 @@ impl Sources {
     }
 
     fn natives(&self, unclear: &mut Vec<String>) -> Vec<nft::Native> {
-        let natives = self.nft.as_deref().map_or(Ok(Vec::new()), nft::parse);
+        let devices = nft_text::devices(self.of_devices.as_deref().unwrap_or_default());
+        let natives = self.nft.as_deref().map_or(Ok(Vec::new()), |text| nft::parse(text, &devices));
         natives.unwrap_or_else(|error| {
             unclear.push(format!("{NFTABLES}: the ruleset cannot be read: {error:#}"));
             Vec::new()

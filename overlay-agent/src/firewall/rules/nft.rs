@@ -7,7 +7,7 @@ use super::{
     NFTABLES, iptables,
     nft_iptables::Census,
     nft_match::{self, Sets, equal, is_about_ipv6, is_volatile, matching},
-    nft_text,
+    nft_text::{self, Devices},
     packet::{Hook, Test},
     walk::{Action, Base, Chain, Rule, Table},
 };
@@ -22,11 +22,12 @@ pub(super) struct Native {
     pub(super) census: Census,
 }
 
-/// Reads the output of `nft -j list ruleset`: tables that packets of ours may come by.
+/// Reads the output of `nft -j list ruleset`: tables that packets of ours may come by. `devices` is of chains of
+/// family netdev, by table and chain.
 ///
 /// # Errors
 /// Where it is no such output: then nothing of it is to be relied on.
-pub(super) fn parse(text: &str) -> Result<Vec<Native>> {
+pub(super) fn parse(text: &str, devices: &Devices<'_>) -> Result<Vec<Native>> {
     let root: Value = serde_json::from_str(text).context("no JSON")?;
     let objects = root.get("nftables").and_then(Value::as_array).context("no list of objects")?;
     let objects: Option<Vec<_>> = objects.iter().map(only_member).collect();
@@ -36,7 +37,7 @@ pub(super) fn parse(text: &str) -> Result<Vec<Native>> {
     for (kind, object) in &objects {
         match *kind {
             "chain" => {
-                let chain = Chain { base: base(object)?, rules: Vec::new() };
+                let chain = Chain { base: base(object, devices)?, rules: Vec::new() };
                 let name = member(object, "name")?.to_owned();
                 native(&mut tables, object)?.table.chains.insert(name, chain);
             }
@@ -84,7 +85,7 @@ fn native<'t, 'v>(
 }
 
 /// Where a chain is entered, if it is by packets of ours.
-fn base(chain: &Value) -> Result<Option<Base>> {
+fn base(chain: &Value, devices: &Devices<'_>) -> Result<Option<Base>> {
     if chain.get("hook").is_none() {
         return Ok(None);
     }
@@ -92,12 +93,11 @@ fn base(chain: &Value) -> Result<Option<Base>> {
     let (family, table, name) =
         (member(chain, "family")?, member(chain, "table")?, member(chain, "name")?);
     let drops = drops.then(|| format!("{NFTABLES} {family} {table} {name}: policy drop"));
-    let devices = match chain.get("dev") {
-        Some(Value::Array(names)) => names.iter().filter_map(Value::as_str).collect(),
-        Some(Value::String(name)) => vec![name.as_str()],
-        _ => Vec::new(),
-    };
-    let devices = devices.into_iter().map(str::to_owned).collect();
+    let devices = devices.get(&(table, name)).filter(|_| family == "netdev");
+    let devices: Vec<_> = devices.into_iter().flatten().map(|&name| name.to_owned()).collect();
+    if devices == ["lo"] {
+        return Ok(None);
+    }
     Ok(hook(family, chain).map(|hook| Base { hook, devices, drops }))
 }
 
@@ -105,7 +105,6 @@ fn base(chain: &Value) -> Result<Option<Base>> {
 fn hook(family: &str, chain: &Value) -> Option<Hook> {
     let text = |name| chain.get(name).and_then(Value::as_str).unwrap_or_default();
     match (family, text("hook")) {
-        ("netdev", _) if text("dev") == "lo" => None,
         ("ip" | "inet", "prerouting") => Some(Hook::Prerouting),
         ("ip" | "inet", "forward") => Some(Hook::Forward),
         ("ip" | "inet", "postrouting") if text("type") == "nat" => None,

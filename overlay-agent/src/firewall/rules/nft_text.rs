@@ -1,6 +1,32 @@
 //! Rules as an operator knows them from `nft list ruleset`, as far as that is easily said.
 
+use std::collections::HashMap;
+
 use serde_json::Value;
+
+/// The devices of chains of family netdev, by table and chain.
+pub(super) type Devices<'a> = HashMap<(&'a str, &'a str), Vec<&'a str>>;
+
+/// Reads the output of `nft list ruleset netdev`, as far as devices are concerned.
+pub(super) fn devices(text: &str) -> Devices<'_> {
+    let mut devices = Devices::new();
+    let (mut table, mut chain) = ("", "");
+    for line in text.lines().map(str::trim) {
+        if let Some(name) = line.strip_prefix("table netdev ") {
+            table = name.trim_end_matches(" {");
+        } else if let Some(name) = line.strip_prefix("chain ") {
+            chain = name.trim_end_matches(" {");
+        } else if let Some((_, rest)) =
+            line.split_once(" device").filter(|_| line.starts_with("type "))
+        {
+            // One, or `s = { several }`.
+            let names = rest.split(" priority").next().unwrap_or_default();
+            let names = names.trim_start_matches("s =").split([' ', ',', '{', '}', '"']);
+            devices.insert((table, chain), names.filter(|name| !name.is_empty()).collect());
+        }
+    }
+    devices
+}
 
 /// How long a rule may become before it is cut off.
 const LENGTH: usize = 240;

@@ -497,6 +497,25 @@ fn a_closed_port_is_found() {
 }
 
 #[test]
+fn a_port_that_is_closed_on_the_uplink_is_found() {
+    let rule = json!([equal(&field("udp", "dport"), &json!(8472)), {"drop": null}]);
+    for (devices, is_closed) in
+        [(r#"device "eth0""#, true), ("devices = { eth1, eth0 }", true), ("device lo", false)]
+    {
+        let of_devices = format!(
+            "table netdev fw {{\n\tchain c {{\n\t\ttype filter hook ingress {devices} priority filter; policy accept;\n\
+             \t\tudp dport 8472 drop\n\t}}\n}}\n"
+        );
+        let nft = ruleset("netdev", "ingress", "accept", std::slice::from_ref(&rule));
+        let sources =
+            Sources { nft: Some(nft), of_devices: Some(of_devices), ..Sources::default() };
+        assert_eq!(closing(&sources).len(), usize::from(is_closed), "{devices}");
+        // Of other devices it is not known what they are for.
+        assert_eq!(each_packet(&sources).len(), usize::from(is_closed), "{devices}");
+    }
+}
+
+#[test]
 fn firewalld_closes_the_port_until_it_is_told_otherwise() {
     let closed = closing(&native(FIREWALLD));
     assert_eq!(closed.len(), 1, "{closed:?}");
