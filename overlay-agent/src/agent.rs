@@ -212,12 +212,14 @@ impl Agent {
         self.look_around().await;
         let outcome = self.dataplane.reconcile().await;
         self.note(IN_STEP, outcome);
-        self.show_bridge();
+        self.show_surroundings();
     }
 
-    /// The firewall's rules go by the bridge's name.
-    fn show_bridge(&self) {
-        self.firewall.see_bridge(self.dataplane.bridge().map(|link| link.name.as_str()));
+    /// The firewall's rules go by the bridge's name, and some are about peers.
+    fn show_surroundings(&self) {
+        let peers = self.dataplane.peers().leases().take(Scene::PEERS);
+        let peers = peers.map(|lease| (lease.public_ip, lease.subnet)).collect();
+        self.firewall.see(self.dataplane.bridge().map(|link| link.name.as_str()), peers);
     }
 
     /// Netfilter decides from now on, or does not any more.
@@ -251,7 +253,7 @@ impl Agent {
         self.note(leases::PROGRAMMING, outcome);
         let outcome = self.dataplane.verify().await;
         self.note(IN_STEP, outcome);
-        self.show_bridge();
+        self.show_surroundings();
         let outcome = self.dataplane.check_routes();
         self.note("routing leased subnets", outcome);
         let outcome = self.ask_peers();
@@ -462,6 +464,7 @@ fn scene(config: &RunConfig, network: &NetworkConfig, uplink: &Uplink, lease: Le
         uplink: uplink.name.clone(),
         direct: network.direct_routing,
         port: network.port,
+        peers: Vec::new(),
     }
 }
 

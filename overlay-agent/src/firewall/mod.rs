@@ -7,10 +7,11 @@ mod forward;
 mod nat;
 mod rules;
 
-use std::time::Duration;
+use std::{net::Ipv4Addr, time::Duration};
 
 use anyhow::Result;
 use clap::ValueEnum;
+use ipnetwork::Ipv4Network;
 use overlay_common::tables::HostConfig;
 use tokio::{
     sync::watch,
@@ -106,8 +107,8 @@ pub struct Firewall {
     mode: RulesMode,
     forward: bool,
     nat: Nat,
-    /// The rules about addresses as `nft` lists them after we have made them.
-    listing: Option<String>,
+    /// The rules of our table as `nft` lists them after we have made them, and for whom.
+    listing: Option<(Scene, String)>,
 }
 
 impl Firewall {
@@ -158,26 +159,31 @@ impl Firewall {
     /// Puts right whatever is missing or was changed. Nothing is touched that is not ours.
     async fn ensure(&mut self, scene: &Scene) -> Result<()> {
         // One that fails does not keep the other from being made.
-        let translated = self.ensure_nat(&scene.tunnel).await;
+        let translated = self.ensure_nat(scene).await;
         if self.forward {
             forward::ensure(scene).await?;
         }
         translated
     }
 
-    async fn ensure_nat(&mut self, device: &str) -> Result<()> {
-        let found = nat::list(device).await?;
-        if found.is_some() && found == self.listing {
-            return Ok(());
+    async fn ensure_nat(&mut self, scene: &Scene) -> Result<()> {
+        let found = nat::list(&scene.tunnel).await?;
+        // Peers come and go, and are not among the rules.
+        let scene = Scene { peers: Vec::new(), ..scene.clone() };
+        if let Some((made_for, listing)) = &self.listing {
+            let is_ours = found.as_ref() == Some(listing);
+            if is_ours && *made_for == scene {
+                return Ok(());
+            }
+            if !is_ours {
+                tracing::warn!(table = scene.tunnel, "the rules about addresses were changed");
+            }
         }
-        if self.listing.is_some() {
-            tracing::warn!(table = device, "the rules about addresses were changed");
-        }
-        if !self.nat.apply(device).await? {
+        if !self.nat.apply(&scene).await? {
             return Ok(());
         }
         crate::repairs::made("rules about addresses");
-        self.listing = nat::list(device).await?;
+        self.listing = nat::list(&scene.tunnel).await?.map(|listing| (scene, listing));
         Ok(())
     }
 }
@@ -197,12 +203,13 @@ impl Kept {
         self.fault.borrow().clone()
     }
 
-    /// Tells behind which bridge containers are.
-    pub fn see_bridge(&self, bridge: Option<&str>) {
+    /// Tells behind which bridge containers are, and who the peers are.
+    pub fn see(&self, bridge: Option<&str>, peers: Vec<(Ipv4Addr, Ipv4Network)>) {
         self.scenes.send_if_modified(|scene| {
-            let is_news = scene.bridge.as_deref() != bridge;
+            let is_news = scene.bridge.as_deref() != bridge || scene.peers != peers;
             if is_news {
                 scene.bridge = bridge.map(str::to_owned);
+                scene.peers = peers;
             }
             is_news
         });

@@ -4,7 +4,7 @@ use anyhow::{Context, Result, bail};
 use ipnetwork::Ipv4Network;
 use tokio::{io::AsyncWriteExt, process::Command};
 
-use super::forward;
+use super::{Scene, forward};
 
 /// Whose addresses are changed on their way, on one host.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,7 +35,9 @@ impl Nat {
     /// than the rest of its flow. A packet that kube-proxy marks for masquerading is left to it.
     ///
     /// The rules of `--ip-masq` are flannel's in iptables mode, in the same order.
-    fn script(&self, table: &str) -> String {
+    fn script(&self, scene: &Scene, guard: bool) -> String {
+        let table = &scene.tunnel;
+        let guard = if guard { self.guard(scene) } else { String::new() };
         let Self { network, subnet, device, masquerade } = self;
         let out =
             device.as_ref().map_or_else(String::new, |device| format!("oifname \"{device}\" "));
@@ -64,14 +66,46 @@ table ip {table} {{
     {out}ip saddr {subnet} ip daddr {network} ip daddr != {subnet} snat to ip saddr
     ip saddr {network} ip saddr != {subnet} ip daddr {subnet} snat to ip saddr
   }}
-{masquerading}}}
+{masquerading}{guard}}}
 "
         )
     }
 
+    /// For the host's own sockets: overlay packets of other hosts that come by an interface which has no program of
+    /// ours yet, since what has one does not come this far. Containers are guarded on their side. (Where some come
+    /// without a tunnel, their routes do not tell.)
+    fn guard(&self, scene: &Scene) -> String {
+        let Self { network, device, .. } = self;
+        let Some(device) = device else { return String::new() };
+        let known = ["lo", device, &scene.uplink].into_iter().chain(scene.bridge.as_deref());
+        let known: Vec<_> = known.map(|name| format!("\"{name}\"")).collect();
+        format!(
+            "  chain strangers {{
+    type filter hook input priority raw; policy accept;
+    iifname != {{ {} }} ip saddr {network} ip daddr {network} fib saddr oifname \"{device}\" drop
+  }}
+",
+            known.join(", ")
+        )
+    }
+
     /// Makes the rules. Returns whether there are any: a host without tools for rules has none of others' either.
-    pub(super) async fn apply(&self, table: &str) -> Result<bool> {
-        let script = self.script(table);
+    pub(super) async fn apply(&self, scene: &Scene) -> Result<bool> {
+        match self.make(scene, true).await {
+            // Not every kernel has what the guard asks for (CONFIG_NFT_FIB_IPV4).
+            Err(error) if self.device.is_some() => {
+                let made = self.make(scene, false).await?;
+                tracing::warn!(
+                    "what comes by an interface before its program is there is not guarded: {error:#}"
+                );
+                Ok(made)
+            }
+            outcome => outcome,
+        }
+    }
+
+    async fn make(&self, scene: &Scene, guard: bool) -> Result<bool> {
+        let script = self.script(scene, guard);
         let spawned = Command::new("nft")
             .args(["-f", "-"])
             .stdin(Stdio::piped())
@@ -96,7 +130,7 @@ table ip {table} {{
         let output = nft.wait_with_output().await.context("waiting for nft")?;
         if !output.status.success() {
             let reason = String::from_utf8_lossy(&output.stderr);
-            bail!("making table ip {table}: {}", reason.trim());
+            bail!("making table ip {}: {}", scene.tunnel, reason.trim());
         }
         Ok(true)
     }
@@ -140,9 +174,10 @@ mod tests {
             device: device.map(str::to_owned),
             masquerade,
         }
-        .script("overlay.1");
-        let is_rule =
-            |line: &&str| ["meta", "ip ", "oifname"].iter().any(|word| line.starts_with(word));
+        .script(&Scene::example(), true);
+        let is_rule = |line: &&str| {
+            ["meta", "ip ", "oifname", "iifname"].iter().any(|word| line.starts_with(word))
+        };
         script.lines().map(str::trim).filter(is_rule).map(str::to_owned).collect()
     }
 
@@ -169,6 +204,8 @@ mod tests {
             "ip saddr 10.1.15.0/24 ip daddr 10.1.0.0/16 ip daddr != 10.1.15.0/24 snat to ip saddr";
         assert_eq!(rules(None, None)[1..], [out, into]);
         let by_tunnel = format!("oifname \"overlay.1\" {out}");
-        assert_eq!(rules(Some("overlay.1"), None)[1..], [&by_tunnel, into]);
+        let strangers = "iifname != { \"lo\", \"overlay.1\", \"eth0\", \"docker0\" } ip saddr 10.1.0.0/16 ip daddr \
+                         10.1.0.0/16 fib saddr oifname \"overlay.1\" drop";
+        assert_eq!(rules(Some("overlay.1"), None)[1..], [&by_tunnel, into, strangers]);
     }
 }

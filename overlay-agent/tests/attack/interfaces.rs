@@ -232,13 +232,37 @@ fn a_new_interface_brings_containers_nothing_while_no_agent_runs() {
     new_interfaces_bring_nothing(&site);
 }
 
-/// The host's own sockets are guarded by the interface's program alone.
+/// Of other hosts' containers, nothing reaches the host's own sockets either, with or without an agent.
+#[test]
+fn a_new_interface_brings_the_host_nothing_of_other_hosts_from_its_first_packet_on() {
+    let mut site = Site::new();
+    let of_others = || FORGED.into_iter().filter(|(source, _)| *source == REMOTE);
+    host_hears_nothing(&site, 0, of_others(), true);
+    site.agents[0].kill().unwrap();
+    site.agents.remove(0);
+    host_hears_nothing(&site, 1, of_others(), true);
+}
+
+/// Its own containers' addresses are guarded by the interface's program alone: a container has more than one way out.
 #[test]
 fn a_new_interface_brings_the_host_nothing_once_it_has_its_program() {
-    let site = Site::new();
-    let outside = Namespace::create(site.lab.ledger(), "new").unwrap();
-    let new = NewInterface::new(&outside, 0, FORGED.into_iter());
-    new.plug_in(&outside, &site);
+    host_hears_nothing(&Site::new(), 0, FORGED.into_iter(), false);
+}
+
+fn host_hears_nothing(
+    site: &Site,
+    number: u8,
+    forged: impl Iterator<Item = (Ipv4Addr, Ipv4Addr)>,
+    from_the_first: bool,
+) {
+    let outside = Namespace::create(site.lab.ledger(), &format!("new{number}")).unwrap();
+    let new = NewInterface::new(&outside, number, forged);
+    new.plug_in(&outside, site);
+    if from_the_first {
+        new.received(site, 1000);
+        assert_eq!(new.arrived(site), 0, "of {} sent", new.barrage.stop());
+        return;
+    }
     eventually(SOON, "the interface to have its program, and to be no newcomer", || {
         new.barrage.go_on();
         let status = site.agents[0].status()?;
@@ -247,8 +271,8 @@ fn a_new_interface_brings_the_host_nothing_once_it_has_its_program() {
         Ok(())
     })
     .unwrap();
-    let before = new.arrived(&site);
-    new.received(&site, 1000);
-    assert_eq!(new.arrived(&site), before, "after the first moment");
+    let before = new.arrived(site);
+    new.received(site, 1000);
+    assert_eq!(new.arrived(site), before, "after the first moment");
     new.barrage.stop();
 }

@@ -20,7 +20,7 @@ const TOOLS: [&str; 10] =
 const BUSYBOX: &str = "/bin/busybox";
 
 /// What the datapath and the tests' hosts are made of, as far as it is not part of the kernel's image.
-const MODULES: [&str; 10] = [
+const MODULES: [&str; 11] = [
     "veth",
     "bridge",
     "vxlan",
@@ -29,6 +29,7 @@ const MODULES: [&str; 10] = [
     "af_packet",
     "nf_tables",
     "nft_chain_nat",
+    "nft_fib_ipv4",
     "nft_masq",
     "nft_nat",
 ];

@@ -32,7 +32,12 @@ mod walk;
 #[cfg(test)]
 mod tests;
 
-use std::{collections::HashMap, fs, io::ErrorKind};
+use std::{
+    collections::{HashMap, HashSet},
+    fs,
+    io::ErrorKind,
+    net::Ipv4Addr,
+};
 
 use ipnetwork::Ipv4Network;
 use tokio::process::Command;
@@ -57,6 +62,13 @@ pub struct Scene {
     pub direct: bool,
     /// The UDP port of the packets that the tunnel's are carried in.
     pub port: u16,
+    /// Public addresses and subnets of peers, [`Scene::PEERS`] at most.
+    pub peers: Vec<(Ipv4Addr, Ipv4Network)>,
+}
+
+impl Scene {
+    /// Of so many is asked whether nothing can begin between them and this host.
+    pub const PEERS: usize = 16;
 }
 
 #[cfg(test)]
@@ -71,6 +83,7 @@ impl Scene {
             uplink: "eth0".to_owned(),
             direct: false,
             port: 8472,
+            peers: Vec::new(),
         }
     }
 }
@@ -82,7 +95,7 @@ pub struct Concern {
     pub text: String,
     /// Whether it is about single packets, not whole flows: how long or how many they are, or what is in them.
     pub each_packet: bool,
-    /// Whether it refuses whatever begins between containers here and elsewhere, one way at least.
+    /// Whether it refuses whatever begins between containers here and on another host, one way at least.
     pub refuses: bool,
 }
 
@@ -102,7 +115,7 @@ impl Concern {
 pub struct Rules {
     /// Every rule that may concern the overlay's packets, each once.
     pub concerns: Vec<Concern>,
-    /// Rules by which all packets that the tunnel's are carried in are dropped, one way at least.
+    /// Rules by which all packets that a peer's are carried in are dropped, one way at least, each once.
     pub closing: Vec<String>,
 }
 
@@ -244,6 +257,8 @@ impl Sources {
         let unclear = unclear.into_iter().map(Concern::unclear);
         let concerns =
             each_once(unclear.chain(found).chain(bridged.into_iter().map(Concern::unclear)));
+        let mut told = HashSet::new();
+        closing.retain(|rule: &String| told.insert(rule.clone()));
         Rules { concerns, closing }
     }
 

@@ -266,17 +266,47 @@ impl super::Scene {
     /// The packets that the tunnel's are carried in, as they come by a chain that is entered there, on these devices
     /// if it is one of a device. Each is the first of its flow: no answer has the ports of what it answers.
     pub(super) fn carriers(&self, hook: Hook, devices: &[String]) -> Vec<Packet> {
-        let carrier =
-            Packet { port: Some(self.port), ..Packet::of(vec![Range::ALL], vec![Range::ALL]) };
+        let any = || vec![Range::ALL];
         let uplink = || Some(self.uplink.clone());
-        let comes = Packet { from: uplink(), is_for_host: true, ..carrier.clone() };
-        let goes = Packet { to: uplink(), ..carrier };
+        let comes = |peer: Vec<Range>| Packet {
+            from: uplink(),
+            is_for_host: true,
+            port: Some(self.port),
+            ..Packet::of(peer, any())
+        };
+        let goes = |peer: Vec<Range>| Packet {
+            to: uplink(),
+            port: Some(self.port),
+            ..Packet::of(any(), peer)
+        };
+        let peers = self.peers.iter().map(|(address, _)| vec![Range::between(*address, *address)]);
+        let mut peers: Vec<_> = peers.collect();
+        if !self.knows_all_peers() {
+            peers.push(any());
+        }
         match hook {
-            Hook::Prerouting | Hook::Input => vec![comes],
-            Hook::Postrouting | Hook::Output => vec![goes],
-            Hook::Link if devices.contains(&self.uplink) => vec![comes],
+            Hook::Prerouting | Hook::Input => peers.into_iter().map(comes).collect(),
+            Hook::Postrouting | Hook::Output => peers.into_iter().map(goes).collect(),
+            Hook::Link if devices.contains(&self.uplink) => peers.into_iter().map(comes).collect(),
             Hook::Forward | Hook::Link => Vec::new(),
         }
+    }
+
+    /// What containers here and on other hosts send each other, host by host.
+    pub(super) fn packets_by_peer(&self, hook: Hook) -> Vec<Packet> {
+        // Of a device or a bridge it is not known whether it is one that the overlay goes by.
+        if hook == Hook::Link {
+            return Vec::new();
+        }
+        let of_peer = |(_, subnet): &(Ipv4Addr, Ipv4Network)| {
+            self.packets_with(hook, &[Range::from(*subnet)])
+        };
+        let all = (!self.knows_all_peers()).then(|| self.packets(hook));
+        self.peers.iter().flat_map(of_peer).chain(all.into_iter().flatten()).collect()
+    }
+
+    const fn knows_all_peers(&self) -> bool {
+        !self.peers.is_empty() && self.peers.len() < Self::PEERS
     }
 
     /// The overlay's packets as they come by a hook: to other hosts and from them, by each of the ways.
@@ -285,11 +315,16 @@ impl super::Scene {
             let any = vec![Range::ALL];
             return vec![Packet::of(any.clone(), any)];
         }
+        self.packets_with(hook, &outside(self.network, self.subnet))
+    }
+
+    /// The same for what has its other end in some part of the network.
+    fn packets_with(&self, hook: Hook, there: &[Range]) -> Vec<Packet> {
         if matches!(hook, Hook::Input | Hook::Output) {
             return Vec::new();
         }
         let here = vec![Range::from(self.subnet)];
-        let there = outside(self.network, self.subnet);
+        let there = there.to_vec();
         let uplink = self.direct.then_some(&self.uplink);
         let mut packets = Vec::new();
         for way in [&self.tunnel].into_iter().chain(uplink) {

@@ -93,13 +93,11 @@ pub(super) fn concerns(table: &Table, scene: &Scene) -> Vec<Concern> {
                 let each_packet = walk.is_parted;
                 found.push(Concern { each_packet, ..Concern::of_flows(drops.clone()) });
             }
-            // Of a device or a bridge it is not known whether it is one that the overlay goes by.
-            if base.hook != Hook::Link
-                && let Some(text) = begin::refusal(table, scene, (name, base), packet)
-            {
-                found.push(Concern { refuses: true, ..Concern::of_flows(text) });
-            }
         }
+        let packets = scene.packets_by_peer(base.hook).into_iter();
+        let refusals =
+            packets.filter_map(|packet| begin::refusal(table, scene, (name, base), packet));
+        found.extend(refusals.map(|text| Concern { refuses: true, ..Concern::of_flows(text) }));
     }
     found
 }

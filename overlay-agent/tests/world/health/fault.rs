@@ -41,9 +41,11 @@ const fn switch(
 /// Whoever is not there, or cannot be reached, is said not to answer.
 const SILENT: &[&str] = &["$PEER_ADDRESS, which leases"];
 const PORT: &[&str] = &["UDP port 8472"];
+/// Whoever lets no ICMP in cannot be told from one that is gone.
+const PORT_OR_SILENT: &[&str] = &["UDP port 8472", "$PEER_ADDRESS, which leases"];
 
 /// All of them. In scripts and words, `$PEER_ADDRESS` and its like stand for what they say: see `Ward::fill`.
-pub(super) const ALL: [Fault; 38] = [
+pub(super) const ALL: [Fault; 43] = [
     // Links.
     host("uplink-down", "ip link set eth0 down", "ip link set eth0 up", &["uplink eth0 is down"]),
     host("uplink-arp-off", "ip link set eth0 arp off", "ip link set eth0 arp on", SILENT),
@@ -206,6 +208,37 @@ pub(super) const ALL: [Fault; 38] = [
         &["-d $SUBNET"],
     ),
     host(
+        "input-from-others-only",
+        "iptables -A INPUT -s 192.168.33.10 -j ACCEPT; iptables -A INPUT -p icmp -j ACCEPT; iptables -A INPUT -p udp -j DROP",
+        "iptables -D INPUT -s 192.168.33.10 -j ACCEPT; iptables -D INPUT -p icmp -j ACCEPT; iptables -D INPUT -p udp -j DROP",
+        PORT,
+    ),
+    host(
+        "input-policy",
+        "iptables -A INPUT -i lo -j ACCEPT; iptables -A INPUT -p icmp -j ACCEPT; iptables -A INPUT -p tcp -j ACCEPT; \
+         iptables -A INPUT -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT; iptables -P INPUT DROP",
+        "iptables -P INPUT ACCEPT",
+        PORT,
+    ),
+    host(
+        "forward-one-peer",
+        "iptables -I FORWARD -s $PEER_SUBNET -j DROP",
+        "iptables -D FORWARD -s $PEER_SUBNET -j DROP",
+        &["-s $PEER_SUBNET"],
+    ),
+    host(
+        "forward-reject-new",
+        "iptables -I FORWARD -i $TUNNEL -m conntrack --ctstate NEW -j REJECT",
+        "iptables -D FORWARD -i $TUNNEL -m conntrack --ctstate NEW -j REJECT",
+        &["--ctstate NEW"],
+    ),
+    host(
+        "arp-of-nobody",
+        "sysctl -qw net.ipv4.conf.all.arp_ignore=8; ip neigh flush all",
+        "sysctl -qw net.ipv4.conf.all.arp_ignore=0",
+        SILENT,
+    ),
+    host(
         "device-drops-out",
         "nft 'add table netdev own; add chain netdev own out { type filter hook egress device eth0 priority 0; }; \
          add rule netdev own out udp dport 8472 drop'",
@@ -236,13 +269,13 @@ pub(super) const ALL: [Fault; 38] = [
         "port-cut-both-ways",
         "nft 'add table bridge own; add chain bridge own cut { type filter hook forward priority 0; }; add rule bridge own cut iifname $PORT udp dport 8472 drop; add rule bridge own cut oifname $PORT udp dport 8472 drop'",
         "nft delete table bridge own",
-        PORT,
+        PORT_OR_SILENT,
     ),
     switch(
         "port-cut-one-way",
         "nft 'add table bridge own; add chain bridge own cut { type filter hook forward priority 0; }; add rule bridge own cut iifname $PORT udp dport 8472 drop'",
         "nft delete table bridge own",
-        PORT,
+        PORT_OR_SILENT,
     ),
     switch(
         "small-underlay",

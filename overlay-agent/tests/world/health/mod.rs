@@ -5,6 +5,7 @@
 //! `OVERLAY_HEALTH_SEED` and `OVERLAY_HEALTH_COUNT` make a long search of it, `OVERLAY_HEALTH_FAULT` plays one fault.
 
 mod fault;
+mod harmless;
 mod talk;
 mod ward;
 

@@ -15,6 +15,7 @@ use xtask::{
 
 use super::{
     fault::{Fault, Where},
+    harmless::{self, Harmless},
     talk::talk,
 };
 
@@ -41,6 +42,8 @@ pub(super) struct Shape {
     ip_masq: bool,
     forward_drop: bool,
     default_route: bool,
+    /// By host, that is ill first.
+    harmless: [Vec<&'static Harmless>; 2],
 }
 
 impl Shape {
@@ -53,13 +56,26 @@ impl Shape {
             ip_masq: random.random(),
             forward_drop: random.random_ratio(1, 3),
             default_route: random.random(),
+            harmless: [(); 2].map(|()| {
+                let count = random.random_range(0..=3);
+                harmless::ALL.choose_multiple(random, count).collect()
+            }),
         }
     }
 }
 
 impl fmt::Display for Shape {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { mtu, real_wire, fast_path, rules, ip_masq, forward_drop, default_route } = self;
+        let Self {
+            mtu,
+            real_wire,
+            fast_path,
+            rules,
+            ip_masq,
+            forward_drop,
+            default_route,
+            harmless,
+        } = self;
         write!(formatter, "MTU {mtu}, --rules {rules}")?;
         for (is, what) in [
             (*fast_path, "fast path"),
@@ -70,6 +86,11 @@ impl fmt::Display for Shape {
         ] {
             if is {
                 write!(formatter, ", {what}")?;
+            }
+        }
+        for (host, harmless) in ["here", "there"].iter().zip(harmless) {
+            for what in harmless {
+                write!(formatter, ", {} {host}", what.name)?;
             }
         }
         Ok(())
@@ -117,17 +138,28 @@ impl Ward {
             agents.push(host.start_agent(&options)?);
             containers.push(host.add_container("c")?);
         }
-        Ok(Self { agents, containers, etcd, shape, lab })
+        let ward = Self { agents, containers, etcd, shape, lab };
+        for number in [PATIENT, OTHER] {
+            for what in &ward.shape.harmless[number - PATIENT] {
+                let script = ward.fill_for(number, what.make)?;
+                ward.host(number).command("sh").args(["-ec", &script]).run()?;
+            }
+        }
+        Ok(ward)
     }
 
     fn host(&self, number: usize) -> &Host {
         self.lab.host(number)
     }
 
-    /// Puts in what a script or a word speaks of.
+    /// Puts in what a script or a word speaks of that is about the patient.
     pub(super) fn fill(&self, text: &str) -> Result<String> {
-        let (patient, other) = (self.host(PATIENT), self.host(OTHER));
-        let (subnet, peer) = (patient.subnet()?, other.subnet()?);
+        self.fill_for(PATIENT, text)
+    }
+
+    fn fill_for(&self, number: usize, text: &str) -> Result<String> {
+        let (host, other) = (self.host(number), self.host(PATIENT + OTHER - number));
+        let (subnet, peer) = (host.subnet()?, other.subnet()?);
         let gateway = subnet.gateway.to_string();
         let network = |address: &str| format!("{}.0", address.rsplit_once('.').unwrap().0);
         let (own, peers) = (network(&gateway), network(&peer.gateway.to_string()));
@@ -135,10 +167,11 @@ impl Ward {
             ("$PEER_ADDRESS", other.address().to_string()),
             ("$PEER_SUBNET", format!("{peers}/24")),
             ("$PEER_HALF", format!("{peers}/25")),
-            ("$ADDRESS", patient.address().to_string()),
+            ("$NUMBER", number.to_string()),
+            ("$ADDRESS", host.address().to_string()),
             ("$SUBNET", format!("{own}/24")),
             ("$GATEWAY", gateway),
-            ("$VETH", self.containers[0].veth().to_owned()),
+            ("$VETH", self.containers[number - PATIENT].veth().to_owned()),
             ("$TUNNEL", "overlay.1".to_owned()),
             ("$OVERLAY_MTU", (self.shape.mtu - 50).to_string()),
             ("$MTU", self.shape.mtu.to_string()),
