@@ -311,6 +311,7 @@ fn state(list: &str) -> Test {
     match list {
         "INVALID" => Test::Known(Fit::Never),
         list if list.split(',').all(is_established) => Test::Established,
+        list if list.split(',').any(|state| state.eq_ignore_ascii_case("new")) => Test::New,
         _ => Test::OF_FLOW,
     }
 }

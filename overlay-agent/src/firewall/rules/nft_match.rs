@@ -319,6 +319,7 @@ fn is_value(left: &Value, right: &Value) -> Test {
     if let Some(conntrack) = left.get("ct") {
         return match (text(conntrack, "key").as_deref(), name) {
             (Some("state"), Some("invalid")) => NEVER,
+            (Some("state"), Some("new")) => Test::New,
             (Some("state" | "status"), Some(name)) if ESTABLISHED.contains(&name) => {
                 Test::Established
             }

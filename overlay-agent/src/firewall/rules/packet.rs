@@ -38,6 +38,8 @@ pub(super) enum Test {
     },
     /// Its flow is known already, or something else that a packet which begins one is not.
     Established,
+    /// Its flow is new, or something else that a packet which begins one is.
+    New,
     /// The interface that it came in by.
     From(Pattern),
     /// The interface that it goes out by.
@@ -75,7 +77,8 @@ impl Test {
         match self {
             Self::Known(fit) => *fit,
             Self::Established if packet.begins => Fit::Never,
-            Self::Unknown { .. } | Self::Established => Fit::Perhaps,
+            Self::New if packet.begins => Fit::Surely,
+            Self::Unknown { .. } | Self::Established | Self::New => Fit::Perhaps,
             Self::From(pattern) => pattern.fit(packet.from.as_deref()),
             Self::To(pattern) => pattern.fit(packet.to.as_deref()),
             Self::Source(range) => range.fit(&packet.source),
@@ -103,6 +106,7 @@ impl Test {
             Self::Any(tests) | Self::All(tests) => tests.iter().any(Self::each_packet),
             Self::Known(_)
             | Self::Established
+            | Self::New
             | Self::From(_)
             | Self::To(_)
             | Self::Source(_)

@@ -1,4 +1,4 @@
-use std::fmt::Write;
+use std::{fmt::Write, net::Ipv4Addr};
 
 use proptest::prelude::*;
 
@@ -401,9 +401,39 @@ fn where_nothing_can_begin_the_rule_is_named() {
     assert_eq!(with("ACCEPT", &nested), [""; 0], "pings");
     let nested = "-A OTHER -j DROP\n-A FORWARD -j DOCKER-USER\n-A DOCKER-USER -o docker0 -g OTHER";
     assert_eq!(with("ACCEPT", nested), ["iptables filter: -A OTHER -j DROP"]);
+    let new = "-A FORWARD -i overlay.1 -m conntrack --ctstate INVALID,NEW -j DROP";
+    assert_eq!(with("ACCEPT", new), [format!("iptables filter: {new}")]);
+    assert_eq!(with("DROP", "-A FORWARD -m state --state NEW -j ACCEPT"), [""; 0]);
     for listing in [DOCKER_20, DOCKER_28, UFW, KUBERNETES] {
         assert_eq!(refusals(&saved(listing)), [""; 0]);
     }
+}
+
+/// Nothing can begin with one peer, nor come from it.
+#[test]
+fn what_is_refused_of_one_peer_is_named() {
+    let peer = |number| {
+        let subnet = format!("10.1.{number}.0/24").parse().unwrap();
+        (Ipv4Addr::new(192, 168, 33, number), subnet)
+    };
+    let scene = Scene { peers: vec![peer(20), peer(21)], ..Scene::example() };
+    let filter = |rules: &str| {
+        let text =
+            format!("*filter\n:INPUT ACCEPT [0:0]\n:FORWARD ACCEPT [0:0]\n{rules}\nCOMMIT\n");
+        saved(&text).rules(&scene)
+    };
+    let refused = |rules| filter(rules).concerns.into_iter().filter(|rule| rule.refuses).count();
+    assert_eq!(refused("-A FORWARD -s 10.1.20.0/24 -j DROP"), 1);
+    assert_eq!(refused("-A FORWARD -s 10.1.22.0/24 -j DROP"), 0, "nobody's");
+    assert_eq!(refused("-A FORWARD -d 10.1.20.0/25 -j DROP"), 0, "some containers'");
+    let closed = |rules| filter(rules).closing.len();
+    assert_eq!(closed("-A INPUT -s 192.168.33.20 -p udp -j DROP"), 1);
+    assert_eq!(closed("-A INPUT -s 192.168.33.22 -p udp -j DROP"), 0, "nobody's");
+    let one = "-A INPUT -s 192.168.33.20 -p udp -m udp --dport 8472 -j ACCEPT\n";
+    let rest = "-A INPUT -p udp -m udp --dport 8472 -j DROP";
+    assert_eq!(closed(&format!("{one}{rest}")), 1);
+    let other = one.replace(".20 ", ".21 ");
+    assert_eq!(closed(&format!("{one}{other}{rest}")), 0);
 }
 
 /// What drops VXLAN's port in INPUT, or before it, or in OUTPUT.
