@@ -422,11 +422,12 @@ fn what_is_refused_of_one_peer_is_named() {
             format!("*filter\n:INPUT ACCEPT [0:0]\n:FORWARD ACCEPT [0:0]\n{rules}\nCOMMIT\n");
         saved(&text).rules(&scene)
     };
-    let refused = |rules| filter(rules).concerns.into_iter().filter(|rule| rule.refuses).count();
+    let refused =
+        |rules: &str| filter(rules).concerns.into_iter().filter(|rule| rule.refuses).count();
     assert_eq!(refused("-A FORWARD -s 10.1.20.0/24 -j DROP"), 1);
     assert_eq!(refused("-A FORWARD -s 10.1.22.0/24 -j DROP"), 0, "nobody's");
     assert_eq!(refused("-A FORWARD -d 10.1.20.0/25 -j DROP"), 0, "some containers'");
-    let closed = |rules| filter(rules).closing.len();
+    let closed = |rules: &str| filter(rules).closing.len();
     assert_eq!(closed("-A INPUT -s 192.168.33.20 -p udp -j DROP"), 1);
     assert_eq!(closed("-A INPUT -s 192.168.33.22 -p udp -j DROP"), 0, "nobody's");
     let one = "-A INPUT -s 192.168.33.20 -p udp -m udp --dport 8472 -j ACCEPT\n";
