@@ -502,6 +502,7 @@ fn dataplane_spec(
         },
         uplink: Attachment { ifindex: uplink.ifindex, interface: uplink.name.clone() },
         uplink_address: uplink.address,
+        uplink_has_address: uplink.has_address,
         public_address: uplink.public_ip,
         bridge: config.bridge.clone(),
         fast_path: config.fast_path,

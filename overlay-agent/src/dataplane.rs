@@ -24,14 +24,17 @@ use crate::{
 };
 
 /// What the overlay on this host should be.
+#[expect(clippy::struct_excessive_bools, reason = "each is a switch of its own")]
 #[derive(Clone, Debug)]
 pub struct DataplaneSpec {
     /// The tunnel device.
     pub tunnel: TunnelSpec,
     /// The interface that carries encapsulated packets.
     pub uplink: Attachment,
-    /// The uplink's own address.
+    /// The host's address from which outer packets are sent.
     pub uplink_address: Ipv4Addr,
+    /// Whether it is the uplink's own.
+    pub uplink_has_address: bool,
     /// The address that peers send to; the same, unless the host is behind NAT.
     pub public_address: Ipv4Addr,
     /// The containers' bridge; found by its address where it is not named.
@@ -275,7 +278,9 @@ impl Dataplane {
     /// that became a port of a bridge has left its address to that.
     fn follow_uplink(&mut self, observed: &Observed) {
         let wanted = self.spec.uplink_address;
-        let found = places::uplink(observed, &self.spec.uplink, wanted, self.tunnel.ifindex);
+        let is_own = self.spec.uplink_has_address;
+        let own = is_own.then_some(wanted);
+        let found = places::uplink(observed, &self.spec.uplink, own, self.tunnel.ifindex);
         if let Some(link) = found {
             let now = Attachment { ifindex: link.index, interface: link.name.clone() };
             let was = std::mem::replace(&mut self.spec.uplink, now);
@@ -289,7 +294,7 @@ impl Dataplane {
             has_address: observed
                 .addresses
                 .iter()
-                .any(|(index, address, _)| (*index, *address) == (link.index, wanted)),
+                .any(|(index, address, _)| *address == wanted && (!is_own || *index == link.index)),
         });
     }
 

@@ -19,15 +19,16 @@ use crate::{
 
 /// The uplink, by what identifies it: the interface that it was, for as long as that is there and has our address;
 /// whichever has the address, if another one has it now; the interface that it was without the address; another of
-/// the same name.
+/// the same name. An address that was never that interface's own tells nothing.
 pub fn uplink<'a>(
     observed: &'a Observed,
     was: &Attachment,
-    address: Ipv4Addr,
+    own_address: Option<Ipv4Addr>,
     tunnel: u32,
 ) -> Option<&'a Link> {
     let owners = || {
-        let of_address = observed.addresses.iter().filter(|(_, found, _)| *found == address);
+        let of_address =
+            observed.addresses.iter().filter(|(_, found, _)| Some(*found) == own_address);
         of_address.filter_map(|(index, ..)| observed.links.get(index))
     };
     owners()
@@ -132,7 +133,7 @@ mod tests {
     }
 
     fn found(observed: &Observed) -> Option<u32> {
-        uplink(observed, &was(), ADDRESS, TUNNEL).map(|link| link.index)
+        uplink(observed, &was(), Some(ADDRESS), TUNNEL).map(|link| link.index)
     }
 
     #[test]
@@ -144,6 +145,8 @@ mod tests {
         assert_eq!(found(&host), Some(UPLINK), "without its address for a moment");
         host.addresses.push((OTHER_BRIDGE, ADDRESS, 24));
         assert_eq!(found(&host), Some(OTHER_BRIDGE), "a port of a bridge now");
+        let without = uplink(&host, &was(), None, TUNNEL).map(|link| link.index);
+        assert_eq!(without, Some(UPLINK), "never had it");
         host.addresses.pop();
         host.links.remove(&UPLINK);
         assert_eq!(found(&host), None, "gone");

@@ -18,8 +18,11 @@ pub struct Uplink {
     pub ifindex: u32,
     /// The interface's name.
     pub name: String,
-    /// The interface's own address, from which outer packets are sent: the public one, if it has that.
+    /// The host's address from which outer packets are sent: the public one, if the host has that; otherwise one of
+    /// the interface's own.
     pub address: Ipv4Addr,
+    /// Whether that is one of the interface's own; otherwise it is another interface's, a loopback's for example.
+    pub has_address: bool,
     /// The address that others send to: the same, unless `--public-ip` says otherwise.
     pub public_ip: Ipv4Addr,
     /// What the interface carries. 65,535 also stands for more.
@@ -127,22 +130,27 @@ pub fn choose(config: &UplinkConfig, observed: &Observed) -> Result<Uplink, Upli
             }
         })?
     } else if let Some(public_ip) = config.public_ip {
-        owner(observed, public_ip)
-            .ok_or_else(|| UplinkError::NoOwner { public_ip, there_are: there_are() })?
+        let owner = owner(observed, public_ip)
+            .ok_or_else(|| UplinkError::NoOwner { public_ip, there_are: there_are() })?;
+        // Nothing leaves by a loopback: such a host is known by an address that all its interfaces lead to.
+        if owner.0.addresses.iter().any(|address| address.ip.is_loopback()) {
+            way_out(observed)
+                .ok_or_else(|| UplinkError::NoDefaultRoute { there_are: there_are() })?
+        } else {
+            owner
+        }
     } else {
         way_out(observed).ok_or_else(|| UplinkError::NoDefaultRoute { there_are: there_are() })?
     };
     let (interface, own) = found;
-    // Of several addresses of the interface, outer packets come from the one that others know, as flannel's device
+    // Of several addresses of the host, outer packets come from the one that others know, as flannel's device
     // has it as its `local`. Behind NAT it is no address of ours.
-    let address = config
-        .public_ip
-        .filter(|ip| interface.addresses.iter().any(|address| address.ip == *ip))
-        .unwrap_or(own);
+    let address = config.public_ip.filter(|ip| owner(observed, *ip).is_some()).unwrap_or(own);
     Ok(Uplink {
         ifindex: interface.ifindex,
         name: interface.name.clone(),
         address,
+        has_address: interface.addresses.iter().any(|own| own.ip == address),
         public_ip: config.public_ip.unwrap_or(address),
         mtu: u16::try_from(interface.mtu).unwrap_or(u16::MAX),
         mac: interface.mac,

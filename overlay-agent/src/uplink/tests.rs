@@ -93,6 +93,25 @@ fn a_public_address_with_an_iface_is_published_and_not_sent_from() {
     assert_eq!(uplink.address, Ipv4Addr::new(198, 51, 100, 1));
 }
 
+/// A host that is known by an address that all its interfaces lead to, as flannel's device has it as its `local`.
+#[test]
+fn a_public_address_on_a_loopback_is_sent_from_by_another_interface() {
+    let mut host = host();
+    host.interfaces[0].addresses.push(address("203.0.113.9"));
+    let public = Some(Ipv4Addr::new(203, 0, 113, 9));
+    for config in [
+        UplinkConfig { public_ip: public, ..ifaces(&["eth1"]) },
+        UplinkConfig { public_ip: public, ..UplinkConfig::default() },
+    ] {
+        let uplink = choose(&config, &host).unwrap();
+        let (name, address) = (uplink.name.as_str(), Some(uplink.address));
+        assert_eq!((name, address, uplink.has_address), ("eth1", public, false));
+    }
+    host.default_routes.clear();
+    let config = UplinkConfig { public_ip: public, ..UplinkConfig::default() };
+    assert!(matches!(choose(&config, &host), Err(UplinkError::NoDefaultRoute { .. })));
+}
+
 #[test]
 fn without_flags_the_usable_default_route_of_lowest_metric_counts() {
     assert_eq!(chosen(&UplinkConfig::default()).0, "eth1");

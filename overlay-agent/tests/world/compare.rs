@@ -124,6 +124,9 @@ pub(crate) fn findings(world: &World, stories: &[Story; 3]) -> Findings {
 /// What `status` says of containers that send more than the overlay carries.
 const TOO_LARGE: &str = "have an MTU of up to";
 
+/// What it says of routing that leads elsewhere.
+const LED_AWAY: &str = "do not lead into the overlay";
+
 impl Findings {
     fn judge(&mut self, step: usize, elements: &[Element], probe: &Probe, fates: [&Fate; 3]) {
         let mut fates = fates.map(Clone::clone);
@@ -166,6 +169,11 @@ impl Findings {
             let is_too_large = world.bridge_mtu(host) > world.overlay_mtu();
             let is_missing = is_too_large && of_mtu.is_empty() && mode != Mode::Flannel;
             let missing = is_missing.then(|| format!("nothing like «{TOO_LARGE}»"));
+            // Containers' packets take the fast path all the same; the host's do not.
+            let is_led_away = |problem: &&String| {
+                problem.contains(LED_AWAY) && world.has_rules_about_the_inside()
+            };
+            let others = others.into_iter().filter(|problem| !is_led_away(problem));
             let wrong = of_mtu.into_iter().filter(|_| !is_too_large).chain(others).cloned();
             self.differences.extend(wrong.chain(missing).map(|problem| Difference::Problem {
                 mode,

@@ -29,6 +29,7 @@ pub(crate) fn world(seed: u64) -> World {
         }
     }
     firewall(&mut generator.world, seed);
+    loopback(&mut generator.world, seed);
     generator.world
 }
 
@@ -48,6 +49,15 @@ fn firewall(world: &mut World, seed: u64) {
         generator.world.steps.insert(last, Step::Event(Event::Remove(rule)));
     }
     *world = generator.world;
+}
+
+/// In every sixth world a host is known by an address of its loopback's.
+fn loopback(world: &mut World, seed: u64) {
+    let mut random = StdRng::seed_from_u64(seed.reverse_bits());
+    if random.random_ratio(1, 6) {
+        let host = random.random_range(0..world.hosts);
+        world.elements.push(Element::LoopbackAddress { host });
+    }
 }
 
 const WAYS: [Way; 5] =

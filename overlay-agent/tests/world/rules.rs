@@ -185,7 +185,10 @@ fn bridge_mtu(case: &Case) -> bool {
 /// of its addresses.
 fn own_addresses(case: &Case) -> bool {
     let Case { elements, probe, stack, flannel, .. } = case;
-    let has_two = |host: u8| elements.contains(&Element::SecondAddress { host });
+    let has_two = |host: u8| {
+        elements.contains(&Element::SecondAddress { host })
+            || elements.contains(&Element::LoopbackAddress { host })
+    };
     match (probe.from, probe.to) {
         // The answer.
         (Place::Container { host: from, .. }, Target::Wire(host)) if host != from => {

@@ -43,6 +43,8 @@ pub(crate) enum Element {
     RealWire,
     /// A second address of the uplink, which is the public one.
     SecondAddress { host: u8 },
+    /// The public address is one of the loopback interface's, to which everybody has a route.
+    LoopbackAddress { host: u8 },
     /// A second interface of every host, on a wire of its own.
     SecondWire,
     /// By the router, to everywhere.
@@ -292,6 +294,10 @@ pub(crate) const fn second_of_host(host: u8) -> Ipv4Addr {
     Ipv4Addr::new(192, 168, 33, 110 + host)
 }
 
+pub(crate) const fn loopback_of_host(host: u8) -> Ipv4Addr {
+    Ipv4Addr::new(10, 255, 0, 10 + host)
+}
+
 pub(crate) const fn other_of_host(host: u8) -> Ipv4Addr {
     Ipv4Addr::new(192, 168, 33, 150 + host)
 }
@@ -347,11 +353,27 @@ impl World {
                 .any(|step| matches!(step, Step::Event(Event::Add(element)) if is_rule(element)))
     }
 
+    /// Whether somebody has routing rules about overlay addresses, at any time.
+    pub(crate) fn has_rules_about_the_inside(&self) -> bool {
+        let is_rule = |step: &Step| matches!(step, Step::Event(Event::Add(element)) if element.is_about_the_inside());
+        self.elements.iter().any(|element| element.is_about_the_inside())
+            || self.steps.iter().any(is_rule)
+    }
+
     pub(crate) fn has(&self, element: Element) -> bool {
         self.elements.contains(&element)
     }
 
     pub(crate) fn public(&self, host: u8) -> Ipv4Addr {
+        if self.has(Element::LoopbackAddress { host }) {
+            loopback_of_host(host)
+        } else {
+            self.on_wire(host)
+        }
+    }
+
+    /// By which a host is its neighbours' next hop.
+    pub(crate) fn on_wire(&self, host: u8) -> Ipv4Addr {
         if self.has(Element::SecondAddress { host }) { second_of_host(host) } else { wire(host) }
     }
 

@@ -60,7 +60,7 @@ pub(crate) fn base(world: &World, host: u8) -> Change {
         change.ip.push(format!("address add {INTERNET}/32 dev lo"));
         let hosts = 0..world.hosts;
         change.ip.extend(
-            hosts.map(|host| format!("route add {}/24 via {}", subnet(host), world.public(host))),
+            hosts.map(|host| format!("route add {}/24 via {}", subnet(host), world.on_wire(host))),
         );
     }
     change

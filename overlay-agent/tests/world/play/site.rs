@@ -12,8 +12,8 @@ use super::{
 };
 use crate::{
     shape::{
-        Element, Place, World, container, gateway, mac, second_of_container, second_of_host,
-        second_wire,
+        Element, Place, World, container, gateway, loopback_of_host, mac, second_of_container,
+        second_of_host, second_wire, wire,
     },
     traffic::Ears,
 };
@@ -104,8 +104,19 @@ impl<'a> Site<'a> {
             if world.has(Element::SecondAddress { host }) {
                 change.ip.push(format!("address add {}/24 dev {UPLINK}", second_of_host(host)));
             }
+            if world.has(Element::LoopbackAddress { host }) {
+                change.ip.push(format!("address add {}/32 dev lo", loopback_of_host(host)));
+            }
             if self.mode == Mode::Flannel {
                 change.extend(flannel::change(world, host));
+            }
+        }
+        for of in (0..world.hosts).filter(|of| *of != host) {
+            if world.has(Element::LoopbackAddress { host: of }) {
+                let address = loopback_of_host(of);
+                change
+                    .ip
+                    .push(format!("route add {address} via {} dev {UPLINK} metric 300", wire(of)));
             }
         }
         change.extend(change::base(world, host));
