@@ -1,8 +1,9 @@
 //! Hosts as people have them: addresses, routes and rules of their own beside the overlay's.
 
-use std::time::Duration;
+use std::{fs, time::Duration};
 
-use xtask::lab::{AgentOptions, ETCD_PREFIX, Lab, NETWORK_CONFIG, UPLINK, eventually};
+use nix::sys::signal::Signal;
+use xtask::lab::{AgentOptions, ETCD_PREFIX, Host, Lab, NETWORK_CONFIG, UPLINK, eventually};
 
 use crate::{
     direct,
@@ -337,4 +338,62 @@ fn no_subnet_is_taken_over_a_network_that_the_host_is_in() {
             })
             .unwrap();
     }
+}
+
+/// W7: while the agent does not read, routes come and go until the kernel has no more room to tell of them; in their
+/// midst, the way to the peer becomes another.
+#[test]
+fn a_route_that_changes_while_the_kernel_has_no_room_to_tell_is_followed() {
+    let mut overlay = Overlay::with(Lab::builder().hosts(3), |options| options);
+    let way = format!("{}/32 via {}", overlay.lab.host(1).address(), overlay.lab.host(2).address());
+    overlay.ping();
+    overlay.agents[0].process().signal(Signal::SIGSTOP).unwrap();
+    let host = overlay.lab.host(0);
+    let churn = |verb| {
+        let lines: Vec<_> = (0..2000)
+            .map(|n| format!("route {verb} 198.18.{}.{}/32 dev {UPLINK}", n / 250, n % 250))
+            .collect();
+        let text = lines.join("\n") + "\n";
+        host.command("ip").args(["-batch", "-"]).input(text).run().unwrap();
+    };
+    let lost = lost_messages(host);
+    eventually(SOON, "messages to be lost", || {
+        churn("add");
+        churn("del");
+        anyhow::ensure!(lost_messages(host) > lost, "none is");
+        Ok(())
+    })
+    .unwrap();
+    host.command("ip").args(["route", "add"]).args(way.split(' ')).run().unwrap();
+    churn("add");
+    churn("del");
+    overlay.agents[0].process().signal(Signal::SIGCONT).unwrap();
+    let sent = overlay.rise("from_container", "encapsulated");
+    eventually(SOON, "packets to go by the router", || {
+        let before = forwarded(overlay.lab.host(2));
+        overlay.containers[0].ping(overlay.containers[1].address())?;
+        anyhow::ensure!(forwarded(overlay.lab.host(2)) > before, "they do not");
+        Ok(())
+    })
+    .unwrap();
+    assert!(sent.of(&overlay)[0] > 0, "by the fast path");
+}
+
+/// How many messages of the kernel's the sockets on a host have had no room for.
+fn lost_messages(host: &Host) -> u64 {
+    let sockets = read_on(host, "/proc/thread-self/net/netlink");
+    let drops = sockets.lines().skip(1).filter_map(|line| line.split_whitespace().nth(8));
+    drops.map(|drops| drops.parse::<u64>().unwrap()).sum()
+}
+
+/// How many packets a host has forwarded.
+fn forwarded(host: &Host) -> u64 {
+    let snmp = read_on(host, "/proc/thread-self/net/snmp");
+    // A line of names, then one of numbers.
+    let line = snmp.lines().filter(|line| line.starts_with("Ip:")).nth(1).unwrap();
+    line.split(' ').nth(6).unwrap().parse().unwrap()
+}
+
+fn read_on(host: &Host, file: &'static str) -> String {
+    host.namespace().within(move || Ok(fs::read_to_string(file)?)).unwrap()
 }

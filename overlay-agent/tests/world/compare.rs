@@ -32,6 +32,11 @@ impl Difference {
             Self::Broken { .. } => None,
         }
     }
+
+    /// Whether a datapath could not be played at all.
+    pub(crate) const fn is_broken(&self) -> bool {
+        matches!(self, Self::Broken { .. })
+    }
 }
 
 impl fmt::Display for Difference {
