@@ -85,6 +85,8 @@ pub struct Diagnosis {
     pub findings: Vec<Finding>,
     /// What could not be looked at, and why.
     pub unknown: Vec<String>,
+    /// What is as it should be, and may not be as somebody thinks.
+    pub notes: Vec<String>,
 }
 
 /// What all checks need to know.
@@ -186,8 +188,9 @@ pub async fn examine(places: Places, etcd: EtcdConfig) -> Result<Diagnosis> {
     overlay::container_mtu(&host, &mut found);
     overlay::paths(&host, &unreachable, &mut found).await;
     agent(&host, &mut found);
+    let notes = overlay::docker_networks(&host);
     let Findings { findings, unknown } = found;
-    Ok(Diagnosis { healthy: findings.is_empty(), findings, unknown })
+    Ok(Diagnosis { healthy: findings.is_empty(), findings, unknown, notes })
 }
 
 /// What the agent complains of is a consequence of whatever else was found.
@@ -249,6 +252,9 @@ impl Diagnosis {
         for what in &self.unknown {
             writeln!(text, "not checked     {what}").ok();
         }
+        for note in &self.notes {
+            writeln!(text, "note            {note}").ok();
+        }
         text
     }
 }
@@ -270,11 +276,13 @@ mod tests {
         found.add(Check::IpForward, "off", "sysctl -w net.ipv4.ip_forward=1");
         found.unknown("offloads: no ethtool");
         let Findings { findings, unknown } = found;
-        let text = Diagnosis { healthy: false, findings, unknown }.to_text();
+        let notes = vec!["br-1 is not in the overlay".to_owned()];
+        let text = Diagnosis { healthy: false, findings, unknown, notes }.to_text();
         assert_eq!(
             text,
             "ip_forward      off.\n                mend: sysctl -w net.ipv4.ip_forward=1\n\
-             not checked     offloads: no ethtool\n"
+             not checked     offloads: no ethtool\n\
+             note            br-1 is not in the overlay\n"
         );
     }
 }

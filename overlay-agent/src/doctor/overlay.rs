@@ -11,7 +11,7 @@ use crate::{
     admin::{Answered, Way},
     containers::mtu_beyond,
     datapath::pinned_abi_version,
-    netlink,
+    netlink::{self, Link, LinkKind},
     network_config::ENCAPSULATION_OVERHEAD,
     provision::DOCKER_BRIDGE,
     subnet_env::bridge_address,
@@ -206,6 +206,29 @@ pub(super) fn docker(host: &Host, found: &mut Findings) {
         "overlay-agent docker-opts -c, then restart Docker with $DOCKER_OPTS; after `init` or `join`, systemctl \
          restart docker",
     );
+}
+
+/// Docker's networks that are not in the overlay, which is what compose makes: nothing is wrong with them.
+pub(super) fn docker_networks(host: &Host) -> Vec<String> {
+    let Some(overlay) = host.overlay() else { return Vec::new() };
+    let of_docker = |link: &&Link| {
+        link.kind == LinkKind::Bridge
+            && Some(&link.name) != overlay.bridge.as_ref()
+            && (link.name == DOCKER_BRIDGE || link.name.starts_with("br-"))
+    };
+    let network = overlay.network;
+    let note = |link: &Link| {
+        let addresses = host.observed.addresses.iter();
+        let (_, address, length) = addresses
+            .filter(|(index, address, _)| *index == link.index && !network.contains(*address))
+            .min_by_key(|(_, address, _)| *address)?;
+        Some(format!(
+            "{} ({address}/{length}) is not in the overlay {network}: other hosts reach containers there by published ports \
+             only",
+            link.name
+        ))
+    };
+    host.observed.links.values().filter(of_docker).filter_map(note).collect()
 }
 
 /// Probes the way to peers: whether they answer, with whole packets, and inside the overlay.

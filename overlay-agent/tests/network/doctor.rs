@@ -136,6 +136,22 @@ fn run(host: &Host, program: &str, arguments: &str) {
     host.command(program).args(arguments.split(' ')).run().unwrap();
 }
 
+/// W13: what compose makes is not in the overlay, which is said and no fault.
+#[test]
+fn a_docker_network_outside_the_overlay_is_a_note() {
+    let ward = Ward::new();
+    let host = ward.patient();
+    ip(host, "link add br-0123456789ab type bridge");
+    ip(host, "address add 172.18.0.1/16 dev br-0123456789ab");
+    ward.is_healthy();
+    let diagnosis = ward.examine(ward.command(&[])).unwrap();
+    let note = diagnosis["notes"][0].as_str().unwrap();
+    assert!(
+        note.starts_with("br-0123456789ab (172.18.0.1/16) is not in the overlay 10.1.0.0/16"),
+        "{note}"
+    );
+}
+
 #[test]
 fn every_fault_of_the_host_is_named_alone() {
     let mut ward = Ward::new();
