@@ -62,6 +62,48 @@ fn a_connection_that_began_through_the_stack_takes_the_fast_path_as_soon_as_it_c
     }
 }
 
+/// A second after the last of many has connected, every packet of all their connections takes the fast path.
+/// `OVERLAY_FIRST_ACTS` says of how many.
+#[test]
+fn many_that_connect_as_their_first_act_are_fast_a_second_later() {
+    const EXCHANGES: u64 = 5;
+    let number = std::env::var("OVERLAY_FIRST_ACTS").map_or(24, |number| number.parse().unwrap());
+    let lab = Lab::builder().start().unwrap();
+    // Room for a thousand, which is also as many ports as a bridge has.
+    let config = r#"{"Network":"10.1.0.0/16","SubnetLen":21,"Backend":{"Type":"vxlan"}}"#;
+    let etcd = lab.start_etcd(config).unwrap();
+    let options = AgentOptions::new(env!("CARGO_BIN_EXE_overlay-agent"), &etcd);
+    let agents: Vec<_> =
+        lab.hosts().iter().map(|host| host.start_agent(&options).unwrap()).collect();
+    let server = lab.host(1).add_container("server").unwrap();
+    let mut clients = Vec::new();
+    let mut streams = Vec::new();
+    for at in 0..number {
+        let client = lab.host(0).add_container(&format!("c{at}")).unwrap();
+        if at == 0 {
+            // As Docker has it: else it is the lowest of its ports', and another with many a new one.
+            lab.host(0).ip(["link", "set", BRIDGE, "address", "02:42:0a:01:00:01"]).unwrap();
+        }
+        streams.push(connect(&client, &server, 7200 + at));
+        clients.push(client);
+    }
+    std::thread::sleep(std::time::Duration::from_secs(1));
+    let counted = |hook, reason| {
+        let packets = agents.iter().map(|agent| agent.packets(hook, reason).unwrap());
+        packets.collect::<Vec<_>>()
+    };
+    let fast = counted("from_container", "encapsulated");
+    let slow = counted("to_tunnel", "tunnel_key_set");
+    for stream in &mut streams {
+        exchange(stream, EXCHANGES);
+    }
+    let wanted = EXCHANGES * streams.len() as u64;
+    for (before, after) in fast.iter().zip(counted("from_container", "encapsulated")) {
+        assert!(after - before >= wanted, "{} of {wanted}", after - before);
+    }
+    assert_eq!(counted("to_tunnel", "tunnel_key_set"), slow, "of {wanted} each way");
+}
+
 /// Docker makes its bridge first and gives it its address then; a bridge that it had before gets another address. The
 /// agent takes either for an interface of the host's, until it hears of the address.
 #[test]
