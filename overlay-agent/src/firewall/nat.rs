@@ -41,6 +41,12 @@ impl Nat {
         let Self { network, subnet, device, masquerade } = self;
         let out =
             device.as_ref().map_or_else(String::new, |device| format!("oifname \"{device}\" "));
+        // Flannel's rules return from POSTROUTING itself, so that Docker's behind them are not met.
+        let to_itself = if masquerade.is_some() {
+            format!("    oifname \"lo\" ip saddr {subnet} ip daddr {network} snat to ip saddr\n")
+        } else {
+            String::new()
+        };
         let masquerading = masquerade.map_or_else(String::new, |Masquerade { random }| {
             let masquerade = if random { "masquerade fully-random" } else { "masquerade" };
             format!(
@@ -65,7 +71,7 @@ table ip {table} {{
     meta mark and 0x4000 == 0x4000 return
     {out}ip saddr {subnet} ip daddr {network} ip daddr != {subnet} snat to ip saddr
     ip saddr {network} ip saddr != {subnet} ip daddr {subnet} snat to ip saddr
-  }}
+{to_itself}  }}
 {masquerading}{guard}}}
 "
         )
@@ -184,7 +190,7 @@ mod tests {
     #[test]
     fn rules_of_ip_masq_come_in_flannels_order() {
         assert_eq!(
-            rules(None, Some(Masquerade { random: true }))[3..],
+            rules(None, Some(Masquerade { random: true }))[4..],
             [
                 "meta mark and 0x4000 == 0x4000 return",
                 "ip saddr 10.1.15.0/24 ip daddr 10.1.0.0/16 return",

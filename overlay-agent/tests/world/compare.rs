@@ -155,7 +155,9 @@ impl Findings {
         let Some(told) = fates.iter().find(|fate| fate.is_rationed()).cloned() else { return };
         let in_vain = told.is_in_vain();
         for (fate, heard) in fates.iter_mut().zip(&self.heard) {
-            let used_up = in_vain || heard.get(&probe.from).is_some_and(|heard| *heard >= RATION);
+            // Whoever is masqueraded has one ration with all others of his host.
+            let of_host = heard.iter().filter(|(place, _)| place.host() == probe.from.host());
+            let used_up = in_vain || of_host.map(|(_, heard)| heard).sum::<usize>() >= RATION;
             if fate.complaints.is_empty() && fate.arrived.is_empty() && used_up {
                 fate.complaints.clone_from(&told.complaints);
             }

@@ -230,6 +230,16 @@ pub(crate) enum Place {
     Outside,
 }
 
+impl Place {
+    /// The host that it is on; none outside.
+    pub(crate) const fn host(self) -> Option<u8> {
+        match self {
+            Self::Container { host, .. } | Self::Host(host) => Some(host),
+            Self::Outside => None,
+        }
+    }
+}
+
 impl fmt::Display for Place {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
