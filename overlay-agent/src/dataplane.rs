@@ -12,7 +12,7 @@ use rtnetlink::Handle;
 use self::routes::Unrouted;
 use crate::{
     claims::Claims,
-    containers::{self, Containers, Contested, Identities},
+    containers::{self, Containers, Contested, CutOff, Identities},
     datapath::{Attachment, Attachments, Changes, Features, Mechanism, PinPath, Programs, Tables},
     fail,
     firewall::Scrutiny,
@@ -64,6 +64,7 @@ pub struct Dataplane {
     bridge: Option<Link>,
     containers: Containers,
     newcomers: Newcomers,
+    cut_off: CutOff,
     claims: Claims,
     peers: Peers,
     ways: Ways,
@@ -124,6 +125,7 @@ impl Dataplane {
             bridge: None,
             containers,
             newcomers: Newcomers::default(),
+            cut_off: CutOff::default(),
             claims: Claims::default(),
             ways: Ways::default(),
             ways_are_stale: true,
@@ -378,6 +380,7 @@ impl Dataplane {
 
     fn converge_containers(&mut self, observed: &Observed) -> Result<()> {
         self.containers.look(observed);
+        self.cut_off.look(observed, self.bridge.as_ref(), Instant::now());
         let before = self.containers.identities().clone();
         let subnet = self.spec.tunnel.subnet;
         let now = self.containers.identify(observed, self.bridge.as_ref(), subnet);
@@ -456,6 +459,11 @@ impl Dataplane {
     /// Whether the uplink, if it exists, has the address that outer packets are sent from.
     pub fn uplink_has_address(&self) -> bool {
         self.uplink.is_none_or(|uplink| uplink.has_address)
+    }
+
+    /// Containers that their bridge lets nothing pass to.
+    pub const fn cut_off(&self) -> &CutOff {
+        &self.cut_off
     }
 
     /// Whether the uplink exists.

@@ -1,7 +1,9 @@
 //! What of this host is not as the overlay needs it.
 
+use std::time::Instant;
+
 use crate::{
-    containers::{container_ports, mtu_beyond},
+    containers::mtu_beyond,
     lease::allocate::overlap,
     netlink::{self, Link, Observed},
 };
@@ -32,12 +34,13 @@ impl Agent {
         observed.links.get(&self.dataplane.bridge()?.index)
     }
 
-    /// Containers that a bridge which is up lets nothing pass to.
+    /// Containers that their bridge lets nothing pass to.
     fn cut_off(&self, observed: &Observed) -> Option<String> {
-        let bridge = self.bridge_in(observed).filter(|bridge| bridge.up)?;
-        let ports = container_ports(observed, bridge).filter(|port| !port.up || port.blocked);
-        let names: Vec<_> = ports.map(|port| port.name.as_str()).collect();
-        let (shown, bridge) = (names.get(..NAMED).unwrap_or(&names).join(", "), &bridge.name);
+        let bridge = &self.bridge_in(observed)?.name;
+        let ports = self.dataplane.cut_off().ports(Instant::now());
+        let names: Vec<_> =
+            ports.filter_map(|port| Some(observed.links.get(&port)?.name.as_str())).collect();
+        let shown = names.get(..NAMED).unwrap_or(&names).join(", ");
         let more = names.len().saturating_sub(NAMED);
         let more = if more == 0 { String::new() } else { format!(" and {more} more") };
         (!names.is_empty()).then(|| {
@@ -53,7 +56,9 @@ impl Agent {
     async fn led_away(&self) -> Option<String> {
         let (tunnel, uplink) =
             (self.dataplane.tunnel().ifindex, self.dataplane.spec().uplink.ifindex);
-        for lease in self.dataplane.peers().leases().take(ASKED) {
+        // One that has just come has no route yet.
+        let leases = self.dataplane.peers().leases();
+        for lease in leases.filter(|lease| self.dataplane.routes_to(lease.subnet)).take(ASKED) {
             let address = lease.subnet.network();
             let way = netlink::way_to(&self.netlink, address).await;
             let is_ours = way.is_some_and(|(by, gateway)| {

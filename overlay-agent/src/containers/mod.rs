@@ -1,6 +1,7 @@
 //! The local containers: which bridge they are behind, which port each of them has, and who it is. The kernel
 //! tells, by what it has at the other end of each port's cable; what containers send tells nothing.
 
+mod cut_off;
 mod identity;
 #[cfg(test)]
 pub(crate) use identity::test_support;
@@ -10,6 +11,7 @@ use std::{collections::BTreeMap, net::Ipv4Addr};
 use anyhow::Result;
 use ipnetwork::Ipv4Network;
 
+pub use cut_off::CutOff;
 pub use identity::{Contested, Identities};
 
 use crate::netlink::{Inspector, Link, LinkKind, Observed, PeerEnd, PeerPlace};

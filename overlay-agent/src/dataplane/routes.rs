@@ -67,6 +67,11 @@ impl Dataplane {
         Ok(())
     }
 
+    /// Whether there is a route of ours to a peer's subnet.
+    pub fn routes_to(&self, subnet: Ipv4Network) -> bool {
+        self.lease_routes.has(subnet)
+    }
+
     /// Fails where others have routes to peers' subnets, which stay.
     pub fn check_routes(&self) -> Result<()> {
         self.lease_routes.check_taken()

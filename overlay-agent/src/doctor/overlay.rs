@@ -134,7 +134,8 @@ fn way_for_port(rule: &str, port: u16) -> String {
         return format!("firewall-cmd --permanent --add-port={port}/udp && firewall-cmd --reload");
     }
     if rule.ends_with("(ufw)") {
-        return format!("ufw allow {port}/udp");
+        let way = if rule.contains(" OUTPUT ") { "allow out" } else { "allow" };
+        return format!("ufw {way} {port}/udp");
     }
     let (place, what) = rule.split_once(": ").unwrap_or((rule, ""));
     if let Some(chain) = place.strip_prefix("nftables ") {
@@ -328,6 +329,7 @@ mod tests {
                 "iptables -I INPUT -p udp --dport 8472 -j ACCEPT",
             ),
             ("iptables filter: INPUT policy DROP (ufw)", "ufw allow 8472/udp"),
+            ("iptables filter: OUTPUT policy DROP (ufw)", "ufw allow out 8472/udp"),
             (
                 "iptables-legacy raw: -A PREROUTING -p udp -m udp --dport 8472 -j DROP",
                 "iptables-legacy -t raw -I PREROUTING -p udp --dport 8472 -j ACCEPT",

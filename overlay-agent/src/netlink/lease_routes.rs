@@ -163,6 +163,11 @@ impl LeaseRoutes {
         }
     }
 
+    /// Whether there is a route of ours to a subnet.
+    pub fn has(&self, subnet: Ipv4Network) -> bool {
+        self.known.contains_key(&subnet)
+    }
+
     /// Fails, naming them, where others have routes to peers' subnets. Theirs stay.
     pub fn check_taken(&self) -> Result<()> {
         let within = |other: &Ipv4Network| {

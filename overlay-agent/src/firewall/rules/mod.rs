@@ -152,7 +152,7 @@ impl Sources {
     async fn read() -> Self {
         let mut sources = Self::default();
         sources.nft = sources.run("nft", &["-j", "list", "ruleset"]).await;
-        let has_devices = |text: &String| text.contains(r#""family": "netdev""#);
+        let has_devices = |text: &String| text.contains("\"netdev\"");
         if sources.nft.as_ref().is_some_and(has_devices) {
             sources.of_devices = sources.run("nft", &["list", "ruleset", "netdev"]).await;
         }
