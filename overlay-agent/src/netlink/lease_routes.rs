@@ -168,7 +168,7 @@ impl LeaseRoutes {
         self.known.contains_key(&subnet)
     }
 
-    /// Fails, naming them, where others have routes to peers' subnets. Theirs stay.
+    /// Fails, naming them, where others have routes to peers' subnets, or to parts of them. Theirs stay.
     pub fn check_taken(&self) -> Result<()> {
         let within = |other: &Ipv4Network| {
             let mut longer = self.known.range(..=other).rev().map(|(subnet, _)| *subnet);

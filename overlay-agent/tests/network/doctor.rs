@@ -47,16 +47,7 @@ impl Ward {
 
     /// `doctor` on the patient, with more arguments, behind another program.
     fn command(&self, arguments: &[&str]) -> Cmd {
-        let host = self.patient();
-        Cmd::new(AGENT)
-            .args(["doctor", "--output", "json", "--etcd-endpoints", &self.etcd.endpoint()])
-            .arg("--socket")
-            .arg(host.agent_socket())
-            .arg("--pin-path")
-            .arg(host.pins())
-            .arg("--subnet-file")
-            .arg(host.subnet_file())
-            .args(arguments)
+        self.patient().doctor(AGENT, &self.etcd.endpoint()).args(arguments)
     }
 
     fn examine(&self, command: Cmd) -> Result<Value> {

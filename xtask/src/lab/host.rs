@@ -156,6 +156,18 @@ impl Host {
             .read()
     }
 
+    /// `doctor` of this host, as JSON; to be run on it.
+    pub fn doctor(&self, agent_binary: impl AsRef<Path>, etcd_endpoints: &str) -> Cmd {
+        Cmd::new(agent_binary.as_ref())
+            .args(["doctor", "--output", "json", "--etcd-endpoints", etcd_endpoints])
+            .arg("--socket")
+            .arg(self.agent_socket())
+            .arg("--pin-path")
+            .arg(self.pins())
+            .arg("--subnet-file")
+            .arg(self.subnet_file())
+    }
+
     /// Captures what goes over its cable, from now on; see [`Capture::start`].
     pub fn capture(&self, filter: &str) -> Result<Capture> {
         Capture::start(&self.ledger, &self.namespace, UPLINK, filter)

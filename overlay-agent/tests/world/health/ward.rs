@@ -8,10 +8,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use rand::{Rng as _, rngs::StdRng, seq::IndexedRandom as _};
 use serde_json::Value;
-use xtask::{
-    command::Cmd,
-    lab::{Agent, AgentOptions, BRIDGE, Container, Etcd, Host, Lab, NETWORK_CONFIG, eventually},
-};
+use xtask::lab::{Agent, AgentOptions, Container, Etcd, Host, Lab, NETWORK_CONFIG, eventually};
 
 use super::{
     fault::{Fault, Where},
@@ -228,14 +225,7 @@ impl Ward {
 
     fn doctor(&self, number: usize) -> Result<Vec<Said>> {
         let host = self.host(number);
-        let command = Cmd::new(AGENT)
-            .args(["doctor", "--output", "json", "--etcd-endpoints", &self.etcd.endpoint()])
-            .arg("--socket")
-            .arg(host.agent_socket())
-            .arg("--pin-path")
-            .arg(host.pins())
-            .arg("--subnet-file")
-            .arg(host.subnet_file());
+        let command = host.doctor(AGENT, &self.etcd.endpoint());
         let output = host.namespace().wrap(command).output()?;
         let diagnosis: Value =
             serde_json::from_str(&output.stdout).with_context(|| format!("no JSON: {output:?}"))?;
@@ -308,11 +298,5 @@ impl Ward {
             }
             thread::sleep(Duration::from_millis(500));
         }
-    }
-}
-
-impl fmt::Display for Ward {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "{}, bridge {BRIDGE}", self.shape)
     }
 }
