@@ -365,6 +365,7 @@ impl Agent {
         (running.subnet_len, running.subnet_min, running.subnet_max) =
             (wanted.subnet_len, wanted.subnet_min, wanted.subnet_max);
         (running.mtu, running.direct_routing) = (wanted.mtu, wanted.direct_routing);
+        running.policy.clone_from(&wanted.policy);
         for change in all.iter().filter(|change| change.parts_hosts()) {
             self.config_problem(&format!(
                 "the network config has changed: {change}; that needs a restart of the agent on every \
@@ -389,6 +390,12 @@ impl Agent {
         if all.iter().any(|change| matches!(change, Change::Mtu(..))) {
             let outcome = self.change_mtu().await;
             self.note("changing the MTU", outcome);
+        }
+        if all.iter().any(|change| matches!(change, Change::Policy(..))) {
+            let policy = stored.config.policy.clone();
+            tracing::warn!(rules = policy.len(), "the network has another policy");
+            let outcome = self.dataplane.set_policy(policy).await;
+            self.note("putting the policy in force", outcome);
         }
         if let Some(direct) = all.iter().find_map(Change::direct_routing) {
             tracing::warn!(direct, "direct routing was switched");
@@ -510,5 +517,6 @@ fn dataplane_spec(
         direct_routing: network.direct_routing,
         source_check: config.source_check.clone(),
         blackhole: config.blackhole,
+        policy: network.policy.clone(),
     }
 }

@@ -19,6 +19,7 @@ use crate::{
     netlink::{self, Blackhole, LeaseRoutes, Link, Observed, Tunnel, TunnelSpec},
     peers::{Limits, Peers, Scope, Surroundings, Ways},
     places::{self, Newcomers},
+    policy::{Denials, InForce, Policy, Rule},
     repairs,
     source_check::SourceCheck,
 };
@@ -49,6 +50,8 @@ pub struct DataplaneSpec {
     pub source_check: SourceCheck,
     /// Whether our subnet has a blackhole route behind the bridge's.
     pub blackhole: bool,
+    /// What containers may begin with each other.
+    pub policy: Policy,
 }
 
 /// The overlay on this host, as this agent keeps it.
@@ -66,6 +69,7 @@ pub struct Dataplane {
     newcomers: Newcomers,
     cut_off: CutOff,
     claims: Claims,
+    policy: InForce,
     peers: Peers,
     ways: Ways,
     ways_are_stale: bool,
@@ -127,6 +131,7 @@ impl Dataplane {
             newcomers: Newcomers::default(),
             cut_off: CutOff::default(),
             claims: Claims::default(),
+            policy: InForce::adopted(&adopted),
             ways: Ways::default(),
             ways_are_stale: true,
             lease_routes: LeaseRoutes::default(),
@@ -158,6 +163,12 @@ impl Dataplane {
         self.reconcile().await
     }
 
+    /// Puts another policy in force: every packet is judged by the one or by the other.
+    pub async fn set_policy(&mut self, policy: Policy) -> Result<()> {
+        self.spec.policy = policy;
+        self.reconcile().await
+    }
+
     /// Has netfilter see more or less, from the next packet on.
     pub fn set_scrutiny(&mut self, scrutiny: Scrutiny) -> Result<()> {
         self.spec.scrutiny = scrutiny;
@@ -183,6 +194,8 @@ impl Dataplane {
         self.follow_uplink(observed);
         self.follow_bridge(observed);
         self.follow_ways().await?;
+        // Where it has changed a moment ago, the next pass does it.
+        self.policy.follow(&self.spec.policy, &mut self.tables.policy, Instant::now())?;
         self.write_config()?;
         fail::point("settings");
         if self.synced || self.programs.adopted() {
@@ -211,12 +224,23 @@ impl Dataplane {
             self.verify_leases()?;
         }
         self.claims.look(&self.tables.claims.entries()?, Instant::now());
+        self.verify_policy()?;
         if self.tables.config.get(&0, 0).context("reading BPF map config")? != self.config {
             tracing::warn!("this host's settings were changed by somebody else");
             self.tables.config.set(0, self.config, 0).context("writing BPF map config")?;
             repairs::made("settings");
         }
         self.reconcile().await
+    }
+
+    /// There may be thousands of entries, so not every time.
+    fn verify_policy(&mut self) -> Result<()> {
+        const EVERY: u32 = 4;
+        if self.verifications.is_multiple_of(EVERY) && !self.policy.verify(&self.tables.policy)? {
+            tracing::warn!("the policy's maps were changed by somebody else");
+            repairs::made("policy");
+        }
+        Ok(())
     }
 
     /// Attaches the programs and pins the maps: in this order, so that pinned maps are always filled ones.
@@ -328,7 +352,8 @@ impl Dataplane {
                     (true, true) => HostConfig::LEASES_LISTED,
                     (true, false) => 0,
                     (false, _) => self.config.flags & HostConfig::LEASES_LISTED,
-                },
+                }
+                | if self.policy.exists() { HostConfig::POLICY } else { 0 },
             vni: spec.tunnel.vni.get(),
             uplink_ifindex: spec.uplink.ifindex,
             bridge_ifindex: bridge.map_or(0, |link| link.index),
@@ -344,6 +369,7 @@ impl Dataplane {
             bridge_mac: bridge.map_or([0; 6], |link| link.mac.0),
             flow_share: self.tables.flow_share,
             // Until the leases are listed, an earlier agent's entries stay in use.
+            policy: self.policy.number(),
             peer_lengths: if self.synced { peer_lengths } else { self.config.peer_lengths },
         };
         if config != self.config {
@@ -489,6 +515,12 @@ impl Dataplane {
     /// Which addresses containers claim that are others'.
     pub const fn claims(&self) -> &Claims {
         &self.claims
+    }
+
+    /// What each rule of the policy has denied.
+    pub fn denials(&self) -> impl Iterator<Item = (&Rule, Denials)> {
+        let tables = &self.tables.policy;
+        self.spec.policy.iter().map(|rule| (rule, tables.denials(&rule.name)))
     }
 
     /// What two containers claim.

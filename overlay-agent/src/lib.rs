@@ -21,6 +21,7 @@ pub mod netlink;
 pub mod network_config;
 pub mod peers;
 pub mod places;
+pub mod policy;
 pub mod presence;
 pub mod provision;
 pub mod repairs;

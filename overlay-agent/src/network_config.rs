@@ -1,6 +1,6 @@
 //! The network config: the JSON at `<prefix>/config` that all hosts of a network share.
 //!
-//! Every field, default and limit is flannel's, so that one config serves both. What flannel
+//! Every field, default and limit is flannel's, so that one config serves both; `Policy` is ours, and flannel passes it over. What flannel
 //! accepts and we cannot do is refused by name with the reason, never ignored.
 
 pub mod change;
@@ -14,7 +14,10 @@ use overlay_common::Vni;
 use serde_json::{Map, Value};
 
 pub use self::error::ConfigError;
-use crate::json;
+use crate::{
+    json,
+    policy::{self, Policy},
+};
 
 /// The UDP port that Linux gives a VXLAN device when none is asked for, and that flannel therefore
 /// uses (not IANA's 4789).
@@ -45,6 +48,8 @@ pub struct NetworkConfig {
     pub mtu: Option<u16>,
     /// Whether hosts on one link should route to each other without encapsulation.
     pub direct_routing: bool,
+    /// What containers may begin with each other. flannel knows nothing of it.
+    pub policy: Policy,
 }
 
 /// A config together with what the operator should hear about it.
@@ -113,6 +118,7 @@ impl NetworkConfig {
             port: backend.port,
             mtu: backend.mtu,
             direct_routing: backend.direct_routing,
+            policy: json::member(fields, "Policy").map_or(Ok(Policy::new()), policy::parse)?,
         };
         Ok(ParsedConfig { config, notes })
     }

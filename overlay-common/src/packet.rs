@@ -104,6 +104,15 @@ const _: () = {
 pub const TCP_DATA_OFFSET: usize = 12;
 const _: () = assert!(size_of::<TcpHdr>() == 20);
 
+/// Flag of TCP (RFC 9293, section 3.1) in the byte that follows: no more data.
+pub const TCP_FIN: u8 = 1;
+/// The connection begins.
+pub const TCP_SYN: u8 = 2;
+/// The connection is aborted.
+pub const TCP_RST: u8 = 4;
+/// The acknowledgment number counts.
+pub const TCP_ACK: u8 = 16;
+
 /// A packet that starts with its Ethernet header.
 pub trait Packet {
     /// Copies the header at `offset`, or nothing where the packet ends before the header does.

@@ -167,6 +167,7 @@ reasons! {
         TagsTooDeep = "tags_too_deep", "More VLAN tags than are read: what is behind them cannot be checked.";
         Unreadable = "unreadable", "It ends, or cannot be read, where a check depends on it.";
         SpoofedSource = "spoofed_source", "A container used another's address, or the stack one outside this host's subnet.";
+        PolicyDenied = "policy_denied", "A rule of the network's policy denies it.";
         Unreachable = "unreachable", "No lease covers the destination.";
         HelperFailed = "helper_failed", "The kernel refused to go on with a packet that was already modified.";
     }

@@ -2,7 +2,9 @@
 
 use aya_ebpf::{
     bindings::{BPF_F_NO_PREALLOC, BPF_NOEXIST},
-    btf_maps::{Array, HashMap, LruHashMap, PerCpuArray},
+    btf_maps::{
+        Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, PerCpuHashMap, lpm_trie::Key as Prefix,
+    },
     helpers::bpf_ktime_get_coarse_ns,
     macros::btf_map,
 };
@@ -11,9 +13,9 @@ use overlay_common::{
     tables::{
         Accepted, CLAIMS_CAPACITY, Claim, ClaimKey, Counter, Direction, ENDPOINTS_CAPACITY,
         Endpoint, EndpointKey, HOMES_CAPACITY, Home, HomeKey, HostConfig, PEERS_CAPACITY,
-        PORTS_CAPACITY, Peer, PeerKey, Port, PortKey, STACK_FLOWS_CAPACITY, STACK_TURNS_CAPACITY,
-        SeatKey, StackFlow, StackFlowKey, StackState, Turn, VTEPS_CAPACITY, Vtep, VtepKey,
-        counter_slots,
+        POLICY_CAPACITY, POLICY_RULES, PORTS_CAPACITY, Peer, PeerKey, PolicyField, PolicyFlow,
+        PolicyRule, Port, PortKey, RuleSet, STACK_FLOWS_CAPACITY, STACK_TURNS_CAPACITY, SeatKey,
+        StackFlow, StackFlowKey, StackState, Turn, VTEPS_CAPACITY, Vtep, VtepKey, counter_slots,
     },
 };
 
@@ -58,6 +60,19 @@ static HANDED_OVER: PerCpuArray<StackFlowKey, 1> = PerCpuArray::new();
 
 #[btf_map(name = "accepted")]
 static ACCEPTED: LruHashMap<StackFlowKey, Accepted, STACK_FLOWS_CAPACITY> = LruHashMap::new();
+
+#[btf_map(name = "policy")]
+static POLICY: LpmTrie<PolicyField, RuleSet, POLICY_CAPACITY> = LpmTrie::new();
+
+#[btf_map(name = "policy_rules")]
+static POLICY_RULE: Array<PolicyRule, { 2 * POLICY_RULES }> = Array::new();
+
+#[btf_map(name = "policy_flows")]
+static POLICY_FLOWS: LruHashMap<StackFlowKey, PolicyFlow, STACK_FLOWS_CAPACITY> = LruHashMap::new();
+
+#[btf_map(name = "policy_denied")]
+static POLICY_DENIED: PerCpuHashMap<u64, Counter, { 2 * POLICY_RULES }, ON_DEMAND> =
+    PerCpuHashMap::new();
 
 #[btf_map(name = "counters")]
 pub(crate) static COUNTERS: PerCpuArray<Counter, { counter_slots() as usize }> = PerCpuArray::new();
@@ -197,6 +212,40 @@ impl Tables for Maps {
         // A full map makes room by itself; if it still refuses, the flow asks again. So it does where the other direction's
         // note gets lost between two processors.
         let _forgotten = ACCEPTED.insert(key, accepted, 0);
+    }
+
+    #[inline(always)]
+    fn policy_rules(&self, field: &PolicyField) -> Option<&RuleSet> {
+        POLICY.get(&Prefix::new(PolicyField::BITS, *field))
+    }
+
+    #[inline(always)]
+    fn policy_rule(&self, index: u32) -> PolicyRule {
+        POLICY_RULE.get(index).copied().unwrap_or_default()
+    }
+
+    #[inline(always)]
+    fn count_denied(&self, rule: &PolicyRule, bytes: u32) {
+        // The agent has made an entry for each rule before it put the policy in force.
+        if let Some(counter) = POLICY_DENIED.get_ptr_mut(rule.name) {
+            // SAFETY: this CPU's own slot, and a TC program is not interrupted by itself.
+            unsafe {
+                (*counter).packets += 1;
+                (*counter).bytes += u64::from(bytes);
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn policy_flow(&self, key: &StackFlowKey) -> PolicyFlow {
+        // SAFETY: an entry is replaced as a whole.
+        unsafe { POLICY_FLOWS.get(key) }.copied().unwrap_or_default()
+    }
+
+    #[inline(always)]
+    fn note_policy_flow(&self, key: &StackFlowKey, flow: PolicyFlow) {
+        // A full map makes room by itself; if it still refuses, the next packet is asked about anew.
+        let _forgotten = POLICY_FLOWS.insert(key, flow, 0);
     }
 
     #[inline(always)]

@@ -12,7 +12,7 @@ pub use probes::serve_probes;
 pub use pulse::{Listener, Pulse, Readiness};
 pub use server::{Requests, serve_socket};
 pub use status::{
-    Answered, CounterStatus, FeatureStatus, LeaseStatus, OverlayStatus, PeerStatus, ProgramStatus,
-    RulesStatus, Status, UplinkStatus, Verdicts, Way,
+    Answered, CounterStatus, FeatureStatus, LeaseStatus, OverlayStatus, PeerStatus,
+    PolicyRuleStatus, ProgramStatus, RulesStatus, Status, UplinkStatus, Verdicts, Way,
 };
 pub use waiting::Waiting;

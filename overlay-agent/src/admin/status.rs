@@ -8,7 +8,10 @@ use ipnetwork::Ipv4Network;
 use overlay_common::{Class, Feature, Reason};
 use serde::{Deserialize, Serialize};
 
-use crate::datapath::CounterRow;
+use crate::{
+    datapath::CounterRow,
+    policy::{Denials, Rule},
+};
 
 /// Everything that `overlay-agent status` shows. The JSON form is stable: fields are added, not renamed.
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
@@ -42,6 +45,9 @@ pub struct OverlayStatus {
     /// What rules of the host's firewall mean for the overlay.
     #[serde(default)]
     pub rules: RulesStatus,
+    /// The network's policy, rule by rule.
+    #[serde(default)]
+    pub policy: Vec<PolicyRuleStatus>,
     /// How containers' source addresses are checked, where that is not as usual.
     #[serde(default)]
     pub source_check: Option<String>,
@@ -121,6 +127,30 @@ impl RulesStatus {
             format!("honoured ({mode}) because of {first}{others}")
         } else {
             format!("bypassed ({mode}): these do not hold for the fast path: {first}{others}")
+        }
+    }
+}
+
+/// A rule of the network's policy.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+pub struct PolicyRuleStatus {
+    /// Its name.
+    pub name: String,
+    /// The whole rule, in words.
+    pub rule: String,
+    /// Packets that it has denied on this host.
+    pub denied_packets: u64,
+    /// Their bytes.
+    pub denied_bytes: u64,
+}
+
+impl From<(&Rule, Denials)> for PolicyRuleStatus {
+    fn from((rule, denied): (&Rule, Denials)) -> Self {
+        Self {
+            name: rule.name.clone(),
+            rule: rule.to_string(),
+            denied_packets: denied.packets,
+            denied_bytes: denied.bytes,
         }
     }
 }
@@ -309,6 +339,11 @@ impl OverlayStatus {
         write!(text, "\nPeers ({})\n{}\n", self.peers.len(), self.peer_table()).ok();
         write!(text, "\nPrograms\n{}\n", self.program_table()).ok();
         write!(text, "\nKernel features\n{}\n", self.feature_table()).ok();
+        if !self.policy.is_empty() {
+            let count = self.policy.len();
+            write!(text, "\nPolicy ({count} rules), and packets denied here\n").ok();
+            writeln!(text, "{}", self.policy_table()).ok();
+        }
         write!(text, "\nPackets\n{}\n", self.counter_table()).ok();
     }
 
@@ -358,6 +393,17 @@ impl OverlayStatus {
         let mut table = plain_table();
         for feature in &self.features {
             table.add_row(feature.row());
+        }
+        table
+    }
+
+    /// Of a policy of hundreds of rules, those that have denied something.
+    fn policy_table(&self) -> Table {
+        const SHORT: usize = 20;
+        let mut table = plain_table();
+        let is_short = self.policy.len() <= SHORT;
+        for rule in self.policy.iter().filter(|rule| is_short || rule.denied_packets != 0) {
+            table.add_row([rule.rule.clone(), rule.denied_packets.to_string()]);
         }
         table
     }

@@ -10,7 +10,7 @@ use super::Agent;
 use crate::{
     admin::{
         Answered, CounterStatus, FeatureStatus, LeaseStatus, OverlayStatus, PeerStatus,
-        ProgramStatus, RulesStatus, Status, UplinkStatus,
+        PolicyRuleStatus, ProgramStatus, RulesStatus, Status, UplinkStatus,
     },
     datapath::read_counters,
     firewall::Scrutiny,
@@ -55,6 +55,7 @@ impl Agent {
             mtu: spec.tunnel.mtu,
             fast_path: spec.fast_path,
             rules: self.rules(),
+            policy: dataplane.denials().map(PolicyRuleStatus::from).collect(),
             source_check: spec.source_check.describe(),
             lease: LeaseStatus {
                 subnet: self.lease.subnet,

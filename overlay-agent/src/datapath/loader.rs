@@ -10,9 +10,9 @@ use overlay_common::{
     Hook,
     tables::{
         ABI_VERSION, ACCEPTED_MAP, CLAIMS_MAP, CONFIG_MAP, COUNTERS_MAP, ENDPOINTS_MAP,
-        HANDED_OVER_MAP, HOMES_MAP, HostConfig, PEERS_MAP, PORTS_MAP, STACK_FLOWS_CAPACITY,
-        STACK_FLOWS_MAP, STACK_FLOWS_SHARES, STACK_SEATS_MAP, STACK_STATE_MAP, STACK_TURNS_MAP,
-        VTEPS_MAP,
+        HANDED_OVER_MAP, HOMES_MAP, HostConfig, PEERS_MAP, POLICY_DENIED_MAP, POLICY_FLOWS_MAP,
+        POLICY_MAP, POLICY_RULES_MAP, PORTS_MAP, STACK_FLOWS_CAPACITY, STACK_FLOWS_MAP,
+        STACK_FLOWS_SHARES, STACK_SEATS_MAP, STACK_STATE_MAP, STACK_TURNS_MAP, VTEPS_MAP,
     },
 };
 
@@ -22,7 +22,7 @@ use super::{PinPath, Tables};
 use crate::exit::{Exit, WithExit};
 
 /// Every pinned map.
-const MAPS: [&str; 14] = [
+const MAPS: [&str; 18] = [
     CONFIG_MAP,
     PEERS_MAP,
     VTEPS_MAP,
@@ -36,6 +36,10 @@ const MAPS: [&str; 14] = [
     STACK_STATE_MAP,
     HANDED_OVER_MAP,
     ACCEPTED_MAP,
+    POLICY_MAP,
+    POLICY_RULES_MAP,
+    POLICY_FLOWS_MAP,
+    POLICY_DENIED_MAP,
     COUNTERS_MAP,
 ];
 
@@ -54,7 +58,7 @@ impl Programs {
     /// the earlier agent's serve until then.
     pub fn load(pins: &PinPath) -> Result<Self> {
         let mut loader = EbpfLoader::new();
-        for name in [STACK_FLOWS_MAP, STACK_SEATS_MAP, ACCEPTED_MAP] {
+        for name in [STACK_FLOWS_MAP, STACK_SEATS_MAP, ACCEPTED_MAP, POLICY_FLOWS_MAP] {
             loader.map_max_entries(name, stack_flows_capacity());
         }
         let adopted = can_adopt(pins);
@@ -129,9 +133,14 @@ impl Programs {
         };
         let tables = Tables::new(&mut take)?;
         // Nobody but the programs has anything to do with what is in these.
-        for name in
-            [STACK_SEATS_MAP, STACK_TURNS_MAP, STACK_STATE_MAP, HANDED_OVER_MAP, ACCEPTED_MAP]
-        {
+        for name in [
+            STACK_SEATS_MAP,
+            STACK_TURNS_MAP,
+            STACK_STATE_MAP,
+            HANDED_OVER_MAP,
+            ACCEPTED_MAP,
+            POLICY_FLOWS_MAP,
+        ] {
             take(name)?;
         }
         // An earlier agent's may have another size.
@@ -150,8 +159,12 @@ fn stack_flows_capacity() -> u32 {
 }
 
 fn map_info(map: &Map) -> Result<MapInfo> {
-    let (Map::Array(data) | Map::HashMap(data) | Map::LruHashMap(data) | Map::PerCpuArray(data)) =
-        map
+    let (Map::Array(data)
+    | Map::HashMap(data)
+    | Map::LpmTrie(data)
+    | Map::LruHashMap(data)
+    | Map::PerCpuArray(data)
+    | Map::PerCpuHashMap(data)) = map
     else {
         anyhow::bail!("it is of another type");
     };

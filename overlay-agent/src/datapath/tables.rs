@@ -12,7 +12,7 @@ use overlay_common::tables::{
     PortKey, VTEPS_MAP, Vtep, VtepKey,
 };
 
-use crate::fail;
+use crate::{fail, policy::PolicyTables};
 
 /// Handles to every map.
 pub struct Tables {
@@ -30,6 +30,8 @@ pub struct Tables {
     pub homes: TypedMap<HomeKey, Home>,
     /// Addresses that containers claim and that are others'.
     pub claims: TypedMap<ClaimKey, Claim>,
+    /// The network's policy.
+    pub policy: PolicyTables,
     /// Packets by hook and reason.
     pub counters: PerCpuArray<MapData, Counter>,
     /// How many flows that took the stack are one container's share of those remembered.
@@ -49,6 +51,7 @@ impl Tables {
             ports: TypedMap::new(PORTS_MAP, take(PORTS_MAP)?)?,
             homes: TypedMap::new(HOMES_MAP, take(HOMES_MAP)?)?,
             claims: TypedMap::new(CLAIMS_MAP, take(CLAIMS_MAP)?)?,
+            policy: PolicyTables::new(&mut take)?,
             counters: take(COUNTERS_MAP)?.try_into().context("opening BPF map counters")?,
             flow_share: 0,
             ids: Vec::new(),

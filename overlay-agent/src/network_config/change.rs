@@ -21,6 +21,8 @@ pub enum Change {
     Mtu(Option<u16>, Option<u16>),
     /// Whether hosts on one link route to each other.
     DirectRouting(bool, bool),
+    /// What containers may begin with each other: how many rules there are.
+    Policy(usize, usize),
 }
 
 impl Change {
@@ -59,6 +61,9 @@ impl fmt::Display for Change {
             Self::DirectRouting(old, new) => {
                 write!(out, "Backend.DirectRouting {old} becomes {new}")
             }
+            Self::Policy(old, new) => {
+                write!(out, "Policy of {old} rules becomes another of {new}")
+            }
         }
     }
 }
@@ -74,6 +79,7 @@ pub fn changes(old: &NetworkConfig, new: &NetworkConfig) -> Vec<Change> {
         (old.mtu != new.mtu).then_some(Change::Mtu(old.mtu, new.mtu)),
         (old.direct_routing != new.direct_routing)
             .then_some(Change::DirectRouting(old.direct_routing, new.direct_routing)),
+        (old.policy != new.policy).then(|| Change::Policy(old.policy.len(), new.policy.len())),
     ]
     .into_iter()
     .flatten()

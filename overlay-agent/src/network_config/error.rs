@@ -4,6 +4,7 @@ use ipnetwork::Ipv4Network;
 use overlay_common::InvalidVni;
 
 use super::{ENCAPSULATION_OVERHEAD, MIN_IPV4_MTU};
+use crate::policy::PolicyError;
 
 /// The first rule that a network config violates: which field, which rule.
 ///
@@ -145,6 +146,10 @@ pub enum ConfigError {
         min = MIN_IPV4_MTU + ENCAPSULATION_OVERHEAD
     )]
     Mtu(u16),
+
+    /// `Policy` is no policy.
+    #[error("{0}")]
+    Policy(#[from] PolicyError),
 
     /// `Backend.GBP` is true.
     #[error(

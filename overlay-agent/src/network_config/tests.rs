@@ -41,6 +41,7 @@ fn the_smallest_config_gets_flannels_defaults() {
             port: 8472,
             mtu: None,
             direct_routing: false,
+            policy: Vec::new(),
         }
     );
 }

@@ -73,6 +73,8 @@ struct Raw {
     port: Option<u16>,
     mtu: Option<u16>,
     #[serde(default)]
+    policy: Vec<serde_json::Map<String, serde_json::Value>>,
+    #[serde(default)]
     host: Vec<RawHost>,
 }
 
@@ -109,7 +111,8 @@ fn network(raw: &Raw) -> Result<NetworkConfig, ConfigError> {
     backend["VNI"] = json!(raw.vni);
     backend["Port"] = json!(raw.port);
     backend["MTU"] = json!(raw.mtu);
-    let config = json!({ "Network": raw.network, "Backend": backend });
+    let policy = &raw.policy;
+    let config = json!({ "Network": raw.network, "Backend": backend, "Policy": policy });
     NetworkConfig::parse(config.to_string().as_bytes()).map(|parsed| parsed.config)
 }
 

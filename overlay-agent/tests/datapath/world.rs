@@ -144,6 +144,7 @@ impl World {
             bridge_mac: BRIDGE_MAC.0,
             peer_lengths: [24, 0, 0, 0],
             flow_share: tables.flow_share,
+            ..HostConfig::default()
         };
         let mut world = Self { programs, tables, host };
         world.configure(|_| ());

@@ -2,6 +2,7 @@ use network_types::ip::Ipv4Hdr;
 
 use super::{
     Tables, has_options, is_fragment, lookup_peer, plain_ipv4,
+    policy::{check_arriving, note_leaving},
     rules::may_pass,
     sender::{UNKNOWN_PORT, check_no_vxlan, check_other, check_source},
     stack_flow::answers_a_stack_flow,
@@ -71,6 +72,7 @@ pub fn from_container(
     if peer.is_elsewhere() {
         return Err(Reason::OtherWay);
     }
+    note_leaving(packet, 0, host, tables);
     let ports = packet.load(ETHERNET_LENGTH + IPV4_LENGTH).unwrap_or_default();
     Ok(Encapsulation { peer, ipv4, inner_length, ports })
 }
@@ -89,6 +91,11 @@ fn not_for_peers(
     if let Err(reason) = check_no_vxlan(packet, 0, &ipv4, host, tables) {
         return reason;
     }
+    if host.subnet().contains(ipv4.dst_addr)
+        && let Err(reason) = check_neighbour(packet, 0, host, tables)
+    {
+        return reason;
+    }
     if !for_gateway {
         Reason::NotForGateway
     } else if host.subnet().contains(ipv4.dst_addr) {
@@ -96,6 +103,18 @@ fn not_for_peers(
     } else {
         Reason::NotOverlay
     }
+}
+
+/// What a container sends to one of this host's leaves it and arrives at once, for the policy.
+#[inline(always)]
+fn check_neighbour(
+    packet: &impl Packet,
+    offset: usize,
+    host: &HostConfig,
+    tables: &impl Tables,
+) -> Result<(), Reason> {
+    note_leaving(packet, offset, host, tables);
+    check_arriving(packet, offset, host, tables)
 }
 
 /// Checks a packet that a container sent and that the bridge, which has forgotten the port, hands to the
@@ -124,7 +143,10 @@ fn check_sender(
         check_source(port, &ethernet, &ipv4, host, tables)?;
         return Ok((ethernet, ipv4));
     }
-    check_other(packet, port, host, tables)?;
+    let (offset, destination) = check_other(packet, port, host, tables)?;
+    if host.subnet().contains(destination) {
+        check_neighbour(packet, offset, host, tables)?;
+    }
     Err(Reason::Tagged)
 }
 

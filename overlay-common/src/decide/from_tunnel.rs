@@ -1,7 +1,8 @@
 use network_types::ip::Ipv4Hdr;
 
 use super::{
-    Recipient, Tables, check_inner, recipient, rules::may_pass, stack_flow::answers_a_stack_flow,
+    Recipient, Tables, check_inner, policy::check_arriving, recipient, rules::may_pass,
+    stack_flow::answers_a_stack_flow,
 };
 use crate::{
     Reason,
@@ -48,6 +49,7 @@ pub fn from_tunnel(
     let vtep =
         tables.vtep(&VtepKey { public_address: source.remote }).ok_or(Reason::UnknownVtep)?;
     let ipv4 = check_inner(packet, 0, host, source.remote, vtep)?;
+    check_arriving(packet, 0, host, tables)?;
     if !host.fast_path() || !vtep.subnet().contains(ipv4.src_addr) {
         return Err(Reason::ToStack);
     }

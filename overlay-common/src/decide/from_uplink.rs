@@ -2,8 +2,8 @@ use network_types::{ip::Ipv4Hdr, udp::UdpHdr, vxlan::VxlanHdr};
 
 use super::{
     Recipient, Tables, check_inner, contents::Contents, from_interface::unmasqueraded, has_options,
-    is_fragment, is_nobodys, load_headers, lookup_peer, recipient, rules::may_pass,
-    stack_flow::answers_a_stack_flow,
+    is_fragment, is_nobodys, load_headers, lookup_peer, policy::check_arriving, recipient,
+    rules::may_pass, stack_flow::answers_a_stack_flow,
 };
 use crate::{
     Reason, checksum, ecn,
@@ -101,6 +101,8 @@ pub fn from_uplink(
         }
         Recipient::Subnet | Recipient::Endpoint(_) => {}
     }
+    // What is left to the kernel, from_tunnel asks about.
+    check_arriving(packet, INNER_IPV4_OFFSET - ETHERNET_LENGTH, host, tables)?;
     Ok(Arrival { encapsulated: true, recipient, ipv4, tos })
 }
 
@@ -203,6 +205,7 @@ fn from_link(
     if !peer.is_direct() {
         return Err(Reason::Unencapsulated);
     }
+    check_arriving(packet, 0, host, tables)?;
     if !host.fast_path() {
         return Err(Reason::FastPathOff);
     }

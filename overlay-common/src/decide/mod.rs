@@ -7,6 +7,7 @@ mod from_container;
 mod from_interface;
 mod from_tunnel;
 mod from_uplink;
+mod policy;
 mod rules;
 mod sender;
 mod stack_flow;
@@ -31,8 +32,9 @@ use crate::{
     packet::{ETHERNET_LENGTH, ETHERTYPE_IPV4, Ethernet, IPV4_LENGTH, Packet},
     prefix::Prefix,
     tables::{
-        Accepted, Direction, Endpoint, EndpointKey, Home, HomeKey, HostConfig, Peer, PeerKey, Port,
-        PortKey, SeatKey, StackFlow, StackFlowKey, Vtep, VtepKey,
+        Accepted, Direction, Endpoint, EndpointKey, Home, HomeKey, HostConfig, Peer, PeerKey,
+        PolicyField, PolicyFlow, PolicyRule, Port, PortKey, RuleSet, SeatKey, StackFlow,
+        StackFlowKey, Vtep, VtepKey,
     },
 };
 
@@ -73,6 +75,16 @@ pub trait Tables {
     fn accepted(&self, key: &StackFlowKey) -> Accepted;
     /// Notes what it has let through.
     fn accept(&self, key: &StackFlowKey, accepted: Accepted);
+    /// The rules of the policy that concern a packet by one of its fields.
+    fn policy_rules(&self, field: &PolicyField) -> Option<&RuleSet>;
+    /// The rule at a place of its map; one that does nothing where there is none.
+    fn policy_rule(&self, index: u32) -> PolicyRule;
+    /// Counts a packet of so many bytes that a rule has denied.
+    fn count_denied(&self, rule: &PolicyRule, bytes: u32);
+    /// What is known of a flow under the policy.
+    fn policy_flow(&self, key: &StackFlowKey) -> PolicyFlow;
+    /// Notes what is known of a flow under the policy.
+    fn note_policy_flow(&self, key: &StackFlowKey, flow: PolicyFlow);
     /// Nanoseconds of the kernel's clock, to a few milliseconds.
     fn now(&self) -> u64;
 }

@@ -4,17 +4,16 @@
 
 use network_types::ip::Ipv4Hdr;
 
-use super::{Tables, is_fragment, stack_flow::with_flow};
+use super::{
+    Tables, is_fragment,
+    stack_flow::{shows_ports, with_flow},
+};
 use crate::{
-    packet::{ETHERNET_LENGTH, PROTOCOL_ICMP, PROTOCOL_TCP, PROTOCOL_UDP, Packet, TCP_DATA_OFFSET},
+    packet::{
+        ETHERNET_LENGTH, PROTOCOL_TCP, Packet, TCP_ACK, TCP_DATA_OFFSET, TCP_FIN, TCP_RST, TCP_SYN,
+    },
     tables::{Direction, HostConfig, StackFlowKey},
 };
-
-/// Flags of TCP (RFC 9293, section 3.1), which follow the data offset.
-const FIN: u8 = 1;
-const SYN: u8 = 2;
-const RST: u8 = 4;
-const ACK: u8 = 16;
 
 /// Whether the fast path may carry a packet that goes `this` way and whose IPv4 header is at `offset`.
 #[inline(always)]
@@ -29,12 +28,10 @@ pub(super) fn may_pass(
     if !host.honours_rules() {
         return true;
     }
-    // Of other protocols' ports nothing is known here.
-    let is_known = matches!(ipv4.proto, PROTOCOL_TCP | PROTOCOL_UDP | PROTOCOL_ICMP);
-    if host.every_packet() || !is_known || is_fragment(ipv4) {
+    if host.every_packet() || !shows_ports(ipv4.proto) || is_fragment(ipv4) {
         return false;
     }
-    if tcp_flags(packet, offset, ipv4) & (SYN | FIN | RST) != 0 {
+    if tcp_flags(packet, offset, ipv4) & (TCP_SYN | TCP_FIN | TCP_RST) != 0 {
         return false;
     }
     let mut holds = false;
@@ -62,7 +59,7 @@ pub(super) fn accept(
     if !host.honours_rules() {
         return;
     }
-    let begins = tcp_flags(packet, ETHERNET_LENGTH, ipv4) & (SYN | ACK) == SYN;
+    let begins = tcp_flags(packet, ETHERNET_LENGTH, ipv4) & (TCP_SYN | TCP_ACK) == TCP_SYN;
     let mut accepted = tables.accepted(flow);
     accepted.note(this, tables.now(), begins);
     tables.accept(flow, accepted);
@@ -159,17 +156,17 @@ mod tests {
     fn what_begins_or_ends_a_connection_is_always_netfilters() {
         let world = honouring();
         let segment = |flags| tcp_packet(LOCAL, REMOTE, flags);
-        assert_eq!(leave(&world, &segment(SYN), true), WAITS);
-        assert_eq!(arrive(&world, &back(segment(SYN | ACK)), true), WAITS);
-        assert_eq!(leave(&world, &segment(ACK), true), WAITS);
-        assert_eq!(leave(&world, &segment(ACK), true), None);
-        for flag in [SYN, FIN, RST] {
-            assert_eq!(leave(&world, &segment(flag | ACK), false), WAITS);
+        assert_eq!(leave(&world, &segment(TCP_SYN), true), WAITS);
+        assert_eq!(arrive(&world, &back(segment(TCP_SYN | TCP_ACK)), true), WAITS);
+        assert_eq!(leave(&world, &segment(TCP_ACK), true), WAITS);
+        assert_eq!(leave(&world, &segment(TCP_ACK), true), None);
+        for flag in [TCP_SYN, TCP_FIN, TCP_RST] {
+            assert_eq!(leave(&world, &segment(flag | TCP_ACK), false), WAITS);
         }
-        assert_eq!(leave(&world, &segment(ACK), true), None);
-        assert_eq!(leave(&world, &segment(SYN), true), WAITS);
-        assert_eq!(arrive(&world, &back(segment(ACK)), true), WAITS, "another connection");
-        assert_eq!(leave(&world, &segment(ACK), true), WAITS);
+        assert_eq!(leave(&world, &segment(TCP_ACK), true), None);
+        assert_eq!(leave(&world, &segment(TCP_SYN), true), WAITS);
+        assert_eq!(arrive(&world, &back(segment(TCP_ACK)), true), WAITS, "another connection");
+        assert_eq!(leave(&world, &segment(TCP_ACK), true), WAITS);
     }
 
     #[test]

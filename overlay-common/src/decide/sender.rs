@@ -79,14 +79,14 @@ fn check_mac(
 }
 
 /// Checks a frame that is no plain IPv4 packet: whose it is, and what the kernel would make of it. All is well with an
-/// IPv4 packet behind tags, or the reason says what else it is.
+/// IPv4 packet behind tags, of which it says where its header is and where it goes; or the reason says what else it is.
 #[inline(never)]
 pub(super) fn check_other(
     packet: &impl Packet,
     port: u32,
     host: &HostConfig,
     tables: &impl Tables,
-) -> Result<(), Reason> {
+) -> Result<(usize, [u8; 4]), Reason> {
     let ethernet: Ethernet = packet.load(0).ok_or(Reason::Unreadable)?;
     check_mac(port, ethernet.source.0, host, tables)?;
     let contents = Contents::of(packet)?;
@@ -95,7 +95,8 @@ pub(super) fn check_other(
     }
     let ipv4 = contents.ipv4(packet)?;
     check_source(port, &ethernet, &ipv4, host, tables)?;
-    check_no_vxlan(packet, contents.offset, &ipv4, host, tables)
+    check_no_vxlan(packet, contents.offset, &ipv4, host, tables)?;
+    Ok((contents.offset, ipv4.dst_addr))
 }
 
 /// The kernel and other containers believe a sender's address and MAC of any ARP packet.

@@ -17,8 +17,9 @@ use crate::{
         test_support::{Bytes, bytes_of, ipv4},
     },
     tables::{
-        Accepted, Direction, Endpoint, EndpointKey, Home, HomeKey, HostConfig, Peer, PeerKey, Port,
-        PortKey, SeatKey, StackFlow, StackFlowKey, Vtep, VtepKey,
+        Accepted, Direction, Endpoint, EndpointKey, Home, HomeKey, HostConfig, POLICY_RULES, Peer,
+        PeerKey, PolicyField, PolicyFlow, PolicyRule, Port, PortKey, RuleSet, SeatKey, StackFlow,
+        StackFlowKey, Vtep, VtepKey,
     },
 };
 
@@ -49,6 +50,11 @@ pub(super) struct World {
     pub(super) handed_over: Cell<StackFlowKey>,
     pub(super) accepted: RefCell<HashMap<StackFlowKey, Accepted>>,
     pub(super) clock: Cell<u64>,
+    /// The policy's tries, without prefixes: every field by its whole value.
+    pub(super) policy: HashMap<PolicyField, RuleSet>,
+    pub(super) policy_rules: Vec<PolicyRule>,
+    pub(super) policy_flows: RefCell<HashMap<StackFlowKey, PolicyFlow>>,
+    pub(super) denied: RefCell<Vec<u64>>,
     pub(super) claims: RefCell<Vec<(u32, [u8; 4])>>,
     /// An interface that has just appeared.
     pub(super) newcomer: Option<u32>,
@@ -68,6 +74,10 @@ impl World {
             handed_over: Cell::default(),
             accepted: RefCell::default(),
             clock: Cell::new(1_000_000_000),
+            policy: HashMap::new(),
+            policy_rules: Vec::new(),
+            policy_flows: RefCell::default(),
+            denied: RefCell::default(),
             claims: RefCell::default(),
             newcomer: None,
             exempt: false,
@@ -189,6 +199,26 @@ impl Tables for World {
 
     fn accept(&self, key: &StackFlowKey, accepted: Accepted) {
         self.accepted.borrow_mut().insert(*key, accepted);
+    }
+
+    fn policy_rules(&self, field: &PolicyField) -> Option<&RuleSet> {
+        self.policy.get(field)
+    }
+
+    fn policy_rule(&self, index: u32) -> PolicyRule {
+        self.policy_rules[index as usize % POLICY_RULES]
+    }
+
+    fn count_denied(&self, rule: &PolicyRule, _: u32) {
+        self.denied.borrow_mut().push(rule.name);
+    }
+
+    fn policy_flow(&self, key: &StackFlowKey) -> PolicyFlow {
+        self.policy_flows.borrow().get(key).copied().unwrap_or_default()
+    }
+
+    fn note_policy_flow(&self, key: &StackFlowKey, flow: PolicyFlow) {
+        self.policy_flows.borrow_mut().insert(*key, flow);
     }
 
     fn now(&self) -> u64 {

@@ -2,6 +2,7 @@ use network_types::ip::Ipv4Hdr;
 
 use super::{
     Tables, is_nobodys, load_headers, lookup_peer,
+    policy::{check_arriving, note_leaving},
     stack_flow::{Arriving, remember_arriving},
 };
 use crate::{
@@ -43,6 +44,7 @@ pub fn to_bridge(
     let (_, ipv4) = load_headers(packet)?;
     if host.network().contains(ipv4.src_addr) {
         check_origin(origin, host, tables, &ipv4, reaches)?;
+        check_policy(packet, origin, &ipv4, host, tables)?;
     }
     if !host.fast_path() {
         return Err(Reason::FastPathOff);
@@ -55,6 +57,25 @@ pub fn to_bridge(
         Arriving::AsItWas => Ok(Reason::NotRewritten),
         Arriving::Hidden => Err(Reason::Fragment),
     }
+}
+
+/// Netfilter may have led a packet elsewhere than it was going when it was asked about: a service's address to a local
+/// container, a port of this host's to one. What the host itself sends is nobody's business.
+#[inline(always)]
+fn check_policy(
+    packet: &impl Packet,
+    origin: Origin,
+    ipv4: &Ipv4Hdr,
+    host: &HostConfig,
+    tables: &impl Tables,
+) -> Result<(), Reason> {
+    if origin.ifindex == 0 {
+        return Ok(());
+    }
+    if host.subnet().contains(ipv4.src_addr) {
+        note_leaving(packet, 0, host, tables);
+    }
+    check_arriving(packet, 0, host, tables)
 }
 
 #[inline(always)]

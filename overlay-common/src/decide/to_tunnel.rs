@@ -1,4 +1,4 @@
-use super::{Tables, load_headers, lookup_peer};
+use super::{Tables, load_headers, lookup_peer, policy::note_leaving};
 use crate::{
     Reason,
     packet::Packet,
@@ -33,6 +33,7 @@ pub fn to_tunnel(
         return Err(Reason::SpoofedSource);
     }
     let peer = lookup_peer(host, tables, ipv4.dst_addr).ok_or(Reason::Unreachable)?;
+    note_leaving(packet, 0, host, tables);
     Ok(TunnelTarget { peer })
 }
 

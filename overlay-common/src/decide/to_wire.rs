@@ -1,7 +1,12 @@
-use super::{Tables, contents::Contents, sender::is_vxlan, stack_flow::remember_leaving};
+use network_types::ip::Ipv4Hdr;
+
+use super::{
+    Tables, contents::Contents, policy::note_leaving, sender::is_vxlan,
+    stack_flow::remember_leaving,
+};
 use crate::{
     Reason,
-    packet::Packet,
+    packet::{ETHERNET_LENGTH, Packet},
     tables::{HostConfig, StackFlowKey},
 };
 
@@ -18,6 +23,7 @@ pub fn to_wire(
     remember: impl FnOnce(&StackFlowKey),
 ) -> Result<Reason, Reason> {
     if !forwarded {
+        note_direct(packet, host, tables);
         return Ok(Reason::SentByHost);
     }
     let contents = Contents::of(packet)?;
@@ -26,9 +32,21 @@ pub fn to_wire(
         return Err(Reason::ContainerVxlan);
     }
     if host.network().contains(ipv4.dst_addr) {
+        note_leaving(packet, contents.offset, host, tables);
         remember_leaving(packet, host, tables, remember);
     }
     Err(Reason::NotVxlan)
+}
+
+/// What the host sends to a peer on the same link as it is may be answered.
+#[inline(always)]
+fn note_direct(packet: &impl Packet, host: &HostConfig, tables: &impl Tables) {
+    if host.has_policy()
+        && let Some(ipv4) = packet.load::<Ipv4Hdr>(ETHERNET_LENGTH)
+        && host.network().contains(ipv4.dst_addr)
+    {
+        note_leaving(packet, 0, host, tables);
+    }
 }
 
 #[cfg(test)]

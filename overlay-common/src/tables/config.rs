@@ -9,7 +9,7 @@ pub const PEER_PREFIX_LENGTHS: usize = 4;
 
 map_type! {
     /// This host's settings: the only entry of its map.
-    pub struct HostConfig[60] {
+    pub struct HostConfig[64] {
         /// [`ABI_VERSION`](super::ABI_VERSION) of the agent that wrote the maps; 0 until it has.
         pub abi_version: u32,
         /// Bits `FAST_PATH`, …
@@ -45,6 +45,8 @@ map_type! {
         pub flow_share: u16,
         /// Prefix lengths of the leases in `peers`, longest first, 0 where unused.
         pub peer_lengths: [u8; PEER_PREFIX_LENGTHS],
+        /// Number of the policy in force, which goes up with each; its lowest bit is the bank that the policy is in.
+        pub policy: u32,
     }
 }
 
@@ -62,6 +64,9 @@ impl HostConfig {
     pub const HONOUR_RULES: u32 = 16;
     /// Bit of `flags`, beside `HONOUR_RULES`: netfilter is to see every packet.
     pub const EVERY_PACKET: u32 = 32;
+
+    /// Bit of `flags`: the network has a policy.
+    pub const POLICY: u32 = 64;
 
     /// Whether the fast path is on.
     #[inline(always)]
@@ -91,6 +96,12 @@ impl HostConfig {
     #[inline(always)]
     pub const fn every_packet(&self) -> bool {
         self.flags & Self::EVERY_PACKET != 0
+    }
+
+    /// Whether the network has a policy.
+    #[inline(always)]
+    pub const fn has_policy(&self) -> bool {
+        self.flags & Self::POLICY != 0
     }
 
     /// Whether an address of the network in no lease is known to be nobody's.

@@ -8,6 +8,7 @@ mod counter;
 mod endpoint;
 mod home;
 mod peer;
+mod policy;
 mod port;
 mod stack_flow;
 mod vtep;
@@ -19,6 +20,10 @@ pub use counter::{COUNTERS_MAP, Counter, counter_index, counter_slots};
 pub use endpoint::{ENDPOINTS_CAPACITY, ENDPOINTS_MAP, Endpoint, EndpointKey};
 pub use home::{HOMES_CAPACITY, HOMES_MAP, Home, HomeKey};
 pub use peer::{PEERS_CAPACITY, PEERS_MAP, Peer, PeerKey};
+pub use policy::{
+    POLICY_CAPACITY, POLICY_DENIED_MAP, POLICY_FLOWS_MAP, POLICY_MAP, POLICY_RULES,
+    POLICY_RULES_MAP, PolicyField, PolicyFlow, PolicyRule, RuleSet,
+};
 pub use port::{PORTS_CAPACITY, PORTS_MAP, Port, PortKey};
 pub use stack_flow::{
     Direction, HANDED_OVER_MAP, STACK_FLOWS_CAPACITY, STACK_FLOWS_MAP, STACK_FLOWS_SHARES,
@@ -30,7 +35,7 @@ pub use vtep::{VTEPS_CAPACITY, VTEPS_MAP, Vtep, VtepKey};
 /// Version of every layout in this module, and of the order of hooks and reasons, by which counters are numbered. A new
 /// agent adopts pinned maps only if theirs is the same; raise it with any change of a key, a value, a capacity or the
 /// meaning of a field.
-pub const ABI_VERSION: u32 = 6;
+pub const ABI_VERSION: u32 = 7;
 
 #[cfg(test)]
 mod tests {
@@ -40,7 +45,7 @@ mod tests {
     use crate::{Hook, Reason};
 
     /// Every key and value, as its source has it, but for what it says to people.
-    const LAYOUTS: [&str; 20] = [
+    const LAYOUTS: [&str; 24] = [
         HostConfig::LAYOUT,
         PeerKey::LAYOUT,
         Peer::LAYOUT,
@@ -60,6 +65,10 @@ mod tests {
         Turn::LAYOUT,
         StackState::LAYOUT,
         Accepted::LAYOUT,
+        PolicyField::LAYOUT,
+        RuleSet::LAYOUT,
+        PolicyRule::LAYOUT,
+        PolicyFlow::LAYOUT,
         Counter::LAYOUT,
     ];
 
@@ -85,6 +94,8 @@ mod tests {
             (CLAIMS_MAP, CLAIMS_CAPACITY),
             (STACK_FLOWS_MAP, STACK_FLOWS_CAPACITY),
             (STACK_TURNS_MAP, STACK_TURNS_CAPACITY),
+            (POLICY_MAP, POLICY_CAPACITY),
+            (POLICY_RULES_MAP, 2 * POLICY_RULES),
         ] {
             writeln!(record, "{map} {capacity}").unwrap();
         }
