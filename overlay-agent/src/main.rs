@@ -8,13 +8,25 @@ use overlay_agent::{
         lease, leave, status,
     },
     exit::{Exit, WithExit as _},
-    run,
     run_config::{RunConfig, visible_password},
     telemetry,
 };
 
-#[tokio::main]
-async fn main() -> ExitCode {
+fn main() -> ExitCode {
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            let error = anyhow::Error::new(error).context("starting the runtime");
+            return telemetry::print_failure(&error, io::stderr()).into();
+        }
+    };
+    let code = runtime.block_on(run());
+    // Whoever still asks a name server that does not answer is not waited for.
+    runtime.shutdown_background();
+    code
+}
+
+async fn run() -> ExitCode {
     let cli = match Cli::from_command_line(std::env::args_os(), &HostEnvironment::read()) {
         Ok(cli) => cli,
         Err(error) => return telemetry::print_usage(&error).into(),
@@ -28,7 +40,7 @@ async fn main() -> ExitCode {
     }
     let result = match cli.command {
         Command::Run(args) => match RunConfig::try_from(*args).exit(Exit::Usage) {
-            Ok(config) => run::run(config).await.map(|()| Exit::Ok),
+            Ok(config) => overlay_agent::run::run(config).await.map(|()| Exit::Ok),
             Err(error) => Err(error),
         },
         Command::Status(args) => status::run(args).await,

@@ -182,6 +182,14 @@ pub enum UsageError {
         /// Its value.
         value: String,
     },
+    /// It is an IPv4 address, and no host's.
+    #[error("{flag} must be the address of a host, but is {address}")]
+    NotAHost {
+        /// The flag.
+        flag: &'static str,
+        /// Its value.
+        address: Ipv4Addr,
+    },
     /// Leases are not in Kubernetes.
     #[error(
         "--kube-subnet-mgr is not supported: leases and the network config are in etcd, see --etcd-endpoints"
@@ -382,7 +390,9 @@ impl TryFrom<&RunArgs> for UplinkConfig {
             ifaces: given(&args.iface).collect(),
             regexes,
             can_reach: address("--iface-can-reach", &args.iface_can_reach)?,
-            public_ip: address("--public-ip", &args.public_ip)?,
+            public_ip: address("--public-ip", &args.public_ip)?
+                .map(|address| a_hosts("--public-ip", address))
+                .transpose()?,
         })
     }
 }
@@ -394,6 +404,14 @@ fn path(text: &str) -> Option<PathBuf> {
 
 fn given(values: &[String]) -> impl Iterator<Item = String> {
     values.iter().filter(|value| !value.is_empty()).cloned()
+}
+
+/// An address that a host can have, and so a lease can name.
+fn a_hosts(flag: &'static str, address: Ipv4Addr) -> Result<Ipv4Addr, UsageError> {
+    if address.is_unspecified() || address.is_broadcast() || address.is_multicast() {
+        return Err(UsageError::NotAHost { flag, address });
+    }
+    Ok(address)
 }
 
 fn address(flag: &'static str, value: &str) -> Result<Option<Ipv4Addr>, UsageError> {

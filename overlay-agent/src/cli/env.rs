@@ -73,7 +73,7 @@ pub(super) fn help() -> String {
     "Every flag can also be given as an environment variable, OVERLAY_<NAME> or FLANNELD_<NAME>, for \
      example OVERLAY_ETCD_ENDPOINTS. The command line counts first, then OVERLAY_, then FLANNELD_; \
      /etc/default/overlay-agent and /etc/overlay/agent.env stand in for the environment. An empty variable counts as unset; a flag that can be repeated takes one value. \
-     A FLANNELD_ variable that its flag does not take is said and passed over, as flanneld does; an OVERLAY_ one is an error.\n\n\
+     A FLANNELD_ variable that its flag does not take is said and passed over; an OVERLAY_ one is an error.\n\n\
      Flags may have one dash, and given twice the last one counts, except for --iface and --iface-regex. They end at the first word that is none: \
      it and what follows are said and ignored."
         .to_owned()
@@ -129,7 +129,7 @@ pub(super) fn append(
             Err(why) if name.starts_with(FLANNELS) => {
                 args.pop();
                 let why = why.lines().next().unwrap_or_default();
-                bad.push(format!("{why}; it is passed over, as flanneld does"));
+                bad.push(format!("{why}; it is passed over"));
             }
             Err(why) => return Err(clap::Error::raw(ErrorKind::ValueValidation, why)),
         }

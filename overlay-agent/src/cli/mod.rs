@@ -49,7 +49,7 @@ pub struct Cli {
     )]
     pub verbosity: u8,
 
-    /// What of the command line and the environment was passed over, as flanneld does: a sentence each.
+    /// What of the command line and the environment was passed over: a sentence each.
     #[arg(skip)]
     pub passed_over: Vec<String>,
 

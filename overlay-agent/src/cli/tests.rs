@@ -156,7 +156,7 @@ fn a_bad_variable_of_flannels_is_named_in_one_line_and_passed_over_for_the_defau
     );
     assert!(masq.contains("FLANNELD_IP_MASQ: invalid value 'bogus'"), "{masq}");
     for line in [port, masq] {
-        assert!(line.ends_with("passed over, as flanneld does") && !line.contains('\n'), "{line}");
+        assert!(line.ends_with("passed over") && !line.contains('\n'), "{line}");
     }
     let config = run(&[], &variables);
     assert!(!config.ip_masq && config.healthz.is_none());
@@ -177,6 +177,7 @@ fn what_cannot_be_followed_is_refused_with_the_flag_and_the_rule() {
             "--etcd-keyfile needs --etcd-certfile: a certificate and its key go together",
         ),
         (&["--etcd-password=x"], "--etcd-password needs --etcd-username"),
+        (&["--public-ip=224.0.0.1"], "--public-ip must be the address of a host, but is 224.0.0.1"),
         (&["--public-ip=fe80::1"], r#"--public-ip must be an IPv4 address, but is "fe80::1""#),
         (
             &["--iface-can-reach=host"],

@@ -39,9 +39,10 @@ impl Nat {
         let table = &scene.tunnel;
         let guard = if guard { self.guard(scene) } else { String::new() };
         let Self { network, subnet, device, masquerade } = self;
-        let out =
-            device.as_ref().map_or_else(String::new, |device| format!("oifname \"{device}\" "));
-        // Flannel's rules return from POSTROUTING itself, so that Docker's behind them are not met.
+        // Flannel's rules return from POSTROUTING itself, so that Docker's behind them are not met, by whatever device a
+        // packet leaves.
+        let out = device.as_ref().filter(|_| masquerade.is_none());
+        let out = out.map_or_else(String::new, |device| format!("oifname \"{device}\" "));
         let to_itself = if masquerade.is_some() {
             format!("    oifname \"lo\" ip saddr {subnet} ip daddr {network} snat to ip saddr\n")
         } else {
@@ -126,9 +127,15 @@ table ip {table} {{
             {
                 return Ok(false);
             }
-            spawned => spawned.context(
-                "running nft: containers' packets to other hosts may be masqueraded by Docker",
-            )?,
+            spawned => spawned.context(match self.masquerade {
+                Some(_) => {
+                    "running nft, which --ip-masq needs: nothing is masqueraded, and containers do not reach the \
+                     outside"
+                }
+                None => {
+                    "running nft: containers' packets to other hosts may be masqueraded by Docker"
+                }
+            })?,
         };
         let mut input = nft.stdin.take().context("nft has no standard input")?;
         input.write_all(script.as_bytes()).await.context("handing nft its rules")?;

@@ -15,7 +15,7 @@ use super::{
     allocate::overlap,
     guard::guards,
     key::{Prefix, SubnetKey},
-    value::LeaseValue,
+    value::{LeaseValue, public_ip_of},
 };
 use crate::{
     network_config::NetworkConfig,
@@ -76,6 +76,8 @@ struct Seen<'a> {
     entry: &'a Entry,
     key: SubnetKey,
     value: Option<LeaseValue>,
+    /// The host that it is for, which may be told although the rest makes no sense.
+    address: Option<Ipv4Addr>,
 }
 
 impl Seen<'_> {
@@ -95,7 +97,9 @@ impl<'a> Survey<'a> {
         for entry in &listing.entries {
             match prefix.parse_subnet_key(&entry.key) {
                 Ok(key) => {
-                    seen.push(Seen { entry, key, value: LeaseValue::decode(&entry.value).ok() });
+                    let value = LeaseValue::decode(&entry.value).ok();
+                    let address = public_ip_of(&entry.value);
+                    seen.push(Seen { entry, key, value, address });
                 }
                 Err(_) => malformed.push(entry.key.clone()),
             }
@@ -117,14 +121,13 @@ impl<'a> Survey<'a> {
                 continue;
             }
             let is_previous = request.previous == Some(lease.key.subnet);
-            let address = lease.value.as_ref().map(|value| value.public_ip);
-            let rank = (tie, !is_previous, address != Some(request.public_ip), index);
+            let rank = (tie, !is_previous, lease.address != Some(request.public_ip), index);
             if best.is_none_or(|best| rank < best) {
                 best = Some(rank);
             }
         }
         survey.own = best.map(|(tie, .., index)| {
-            let Seen { entry, key, value } = &seen[index];
+            let Seen { entry, key, value, .. } = &seen[index];
             let value = value.clone().filter(|_| tie != Tie::Damaged);
             Own { entry: (*entry).clone(), subnet: key.subnet, value, tie }
         });
@@ -155,18 +158,19 @@ impl<'a> Survey<'a> {
 /// Whether a lease is ours, and by what.
 fn tie(lease: &Seen<'_>, all: &[Seen<'_>], request: &Request) -> Option<Tie> {
     let is_previous = request.previous == Some(lease.key.subnet);
-    let Some(value) = &lease.value else {
+    let Some(address) = lease.address else {
         return (is_previous && lease.key.ipv6.is_none()).then_some(Tie::Damaged);
     };
-    let has_address = value.public_ip == request.public_ip;
+    let has_address = address == request.public_ip;
     // Machines that were copied have one MAC, so that is not enough by itself.
-    let is_known = has_address || is_previous || Some(value.public_ip) == request.last_address;
+    let is_known = has_address || is_previous || Some(address) == request.last_address;
     if request.vtep_mac.is_some() && lease.mac() == request.vtep_mac && is_known {
         return Some(Tie::Mac);
     }
     if !has_address {
-        let is_copy = is_previous && belongs_elsewhere(lease, value, all);
-        return is_copy.then_some(Tie::Damaged);
+        let value = lease.value.as_ref();
+        let is_damaged = value.is_none_or(|value| belongs_elsewhere(lease, value, all));
+        return (is_previous && is_damaged).then_some(Tie::Damaged);
     }
     if lease.entry.etcd_lease.is_none() {
         return Some(Tie::Reserved);

@@ -169,6 +169,14 @@ struct VxlanData {
     vtep_mac: String,
 }
 
+/// The host that a value names, whatever else it says.
+pub fn public_ip_of(value: &[u8]) -> Option<Ipv4Addr> {
+    match serde_json::from_slice(value).ok()? {
+        Value::Object(fields) => public_ip(&fields).ok(),
+        _ => None,
+    }
+}
+
 /// flannel reads an absent address as 0.0.0.0 and would route to it; a `null` makes it ignore the
 /// lease. Neither names a host, so we refuse both.
 fn public_ip(fields: &Map<String, Value>) -> Result<Ipv4Addr, ValueError> {

@@ -57,7 +57,9 @@ pub(super) fn network(fields: &Fields, name: &'static str) -> Result<Ipv4Network
     match json::member(fields, name) {
         None => Err(ConfigError::NoNetwork),
         Some(Value::String(text)) => {
-            parse_cidr(text).ok_or_else(|| ConfigError::BadNetwork(text.clone()))
+            // All addresses are no network, as flannel has it.
+            let network = parse_cidr(text).filter(|network| network.prefix() != 0);
+            network.ok_or_else(|| ConfigError::BadNetwork(text.clone()))
         }
         Some(other) => Err(wrong_kind(name, "a string", other)),
     }

@@ -113,6 +113,14 @@ fn every_violated_rule_names_the_field_and_the_rule() {
             r#"Network must be an IPv4 range such as "10.5.0.0/16", but is "fc00::/48""#,
         ),
         (
+            r#"{"Network":"0.0.0.0/0"}"#,
+            r#"Network must be an IPv4 range such as "10.5.0.0/16", but is "0.0.0.0/0""#,
+        ),
+        (
+            r#"{"Network":"10.3.0.0/16","policy":[{"Name":"a","Action":"x"}]}"#,
+            r#"Policy[0].Action must be "allow" or "deny", but is "x""#,
+        ),
+        (
             r#"{"Network":"10.3.0.0/29"}"#,
             "Network 10.3.0.0/29 is too small to be divided: without SubnetLen it may be at most /28",
         ),

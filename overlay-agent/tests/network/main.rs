@@ -19,6 +19,7 @@ mod others;
 mod overlay;
 mod paths;
 mod pins;
+mod policy;
 mod presence;
 mod rules;
 mod survival;

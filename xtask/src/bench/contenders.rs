@@ -8,6 +8,7 @@ mod ours;
 mod ours_before;
 mod ours_honour;
 mod ours_many;
+mod ours_policy;
 mod ours_slow;
 mod program;
 mod redirect;
@@ -29,7 +30,7 @@ const REACHABLE_WITHIN: Duration = Duration::from_secs(15);
 const OVERHEAD: u32 = 50;
 
 /// All of them, in the order of a report's columns. A new one is a file and a line here.
-pub(super) const ALL: [Contender; 10] = [
+pub(super) const ALL: [Contender; 11] = [
     host::CONTENDER,
     redirect::CONTENDER,
     route::CONTENDER,
@@ -39,6 +40,7 @@ pub(super) const ALL: [Contender; 10] = [
     ours_before::CONTENDER,
     ours::CONTENDER,
     ours_honour::CONTENDER,
+    ours_policy::CONTENDER,
     ours_many::CONTENDER,
 ];
 

@@ -46,6 +46,20 @@ async fn a_reservation_stays_without_a_ttl() {
     assert!(world.etcd_leases().await.is_empty());
 }
 
+/// flannel goes by the address alone.
+#[tokio::test]
+async fn a_reservation_with_nonsense_beside_the_address_is_taken() {
+    for data in ["", r#","BackendData":null"#, r#","BackendData":{}"#, r#","BackendData":7"#] {
+        let mut world = World::new(CONFIG).await;
+        let reserved = format!(r#"{{"PublicIP":"192.0.2.1","BackendType":"vxlan"{data}}}"#);
+        world.put("10.5.7.0-24", &reserved).await;
+        let acquired = world.acquire(&request(1)).await;
+        assert_eq!(acquired.lease, lease("10.5.7.0/24", 1), "{reserved}");
+        assert_eq!(acquired.etcd_lease, None, "{reserved}");
+        assert_eq!(world.get("10.5.7.0-24").await.unwrap().value_str().unwrap(), value(1));
+    }
+}
+
 #[tokio::test]
 async fn the_subnet_of_the_file_is_taken_again_if_nobody_has_it() {
     let world = World::new(CONFIG).await;

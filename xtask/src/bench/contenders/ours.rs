@@ -3,6 +3,7 @@
 use std::{path::Path, time::Duration};
 
 use anyhow::{Result, ensure};
+use serde_json::{Value, json};
 
 use super::{Contender, Site, Standing};
 use crate::lab::{Agent, AgentOptions, eventually};
@@ -26,9 +27,21 @@ pub(super) fn with_options(
     agent: &Path,
     edit: impl FnOnce(AgentOptions) -> AgentOptions,
 ) -> Result<Standing> {
+    with_policy(site, network, agent, &Value::Null, edit)
+}
+
+/// The same in a network that has a policy.
+pub(super) fn with_policy(
+    site: &Site<'_>,
+    network: u8,
+    agent: &Path,
+    policy: &Value,
+    edit: impl FnOnce(AgentOptions) -> AgentOptions,
+) -> Result<Standing> {
     let prefix = format!("/bench/{network}");
-    let config = format!(r#"{{"Network":"10.{network}.0.0/16","Backend":{{"Type":"vxlan"}}}}"#);
-    site.etcd.put(&format!("{prefix}/config"), &config)?;
+    let range = format!("10.{network}.0.0/16");
+    let config = json!({"Network": range, "Backend": {"Type": "vxlan"}, "Policy": policy});
+    site.etcd.put(&format!("{prefix}/config"), &config.to_string())?;
     let options = AgentOptions::new(agent, site.etcd).etcd_prefix(&prefix);
     with_agents(site, &edit(options), 1)
 }
