@@ -197,6 +197,21 @@ mod tests {
     }
 
     #[test]
+    fn rules_are_those_of_a_network_config() {
+        let rule = |port: &str| {
+            format!(
+                "network = \"10.5.0.0/16\"\n[[policy]]\nname = \"db\"\nto = \"10.5.2.7\"\nprotocol = \"tcp\"\n\
+             port = {port}\naction = \"deny\"\n"
+            )
+        };
+        let file = PeersFile::parse(&rule("5432")).unwrap();
+        let said: Vec<_> = file.network.policy.iter().map(ToString::to_string).collect();
+        assert_eq!(said, ["db: deny tcp port 5432 from 0.0.0.0/0 to 10.5.2.7/32"]);
+        let error = PeersFile::parse(&rule("\"x\"")).unwrap_err().to_string();
+        assert!(error.starts_with("Policy[0].Port must be a port"), "{error}");
+    }
+
+    #[test]
     fn every_violated_rule_is_named() {
         let host = |ip: &str, subnet: &str, mac: &str| {
             format!("[[host]]\npublic-ip = \"{ip}\"\nsubnet = \"{subnet}\"\n{mac}\n")

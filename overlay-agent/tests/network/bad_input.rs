@@ -1,8 +1,15 @@
 //! One clear line, the documented exit code, and nothing half-made left behind.
 
-use std::{os::unix::fs::PermissionsExt as _, time::Duration};
+use std::{
+    fs,
+    net::UdpSocket,
+    os::unix::fs::PermissionsExt as _,
+    time::{Duration, Instant},
+};
 
-use xtask::lab::{AgentOptions, ETCD_PREFIX, Host, Lab, NETWORK_CONFIG, UPLINK, eventually};
+use xtask::lab::{
+    AgentOptions, ETCD_PREFIX, Host, Lab, NETWORK_CONFIG, Process, UPLINK, eventually,
+};
 
 use crate::overlay::{Overlay, SOON};
 
@@ -157,4 +164,40 @@ fn a_missing_etcd_and_a_missing_config_are_waited_for_and_said_once() {
     agent.wait_ready(SOON).unwrap();
     assert_eq!(agent.log().unwrap().matches(SAID).count(), 1);
     assert!(lab.host(0).subnet_file().exists());
+}
+
+/// The C library asks such a server for ten seconds, which is as long as Docker and systemd may wait before they kill.
+#[test]
+fn an_agent_ends_at_once_while_a_name_server_does_not_answer() {
+    let lab = Lab::builder().hosts(1).start().unwrap();
+    let host = lab.host(0);
+    let silent = host
+        .namespace()
+        .within(|| {
+            let socket = UdpSocket::bind(("127.0.0.1", 53))?;
+            socket.set_read_timeout(Some(SOON))?;
+            Ok(socket)
+        })
+        .unwrap();
+    let directory = lab.directory();
+    let resolver = directory.join("resolv.conf");
+    fs::write(&resolver, "nameserver 127.0.0.1\n").unwrap();
+    let script = format!(
+        "mount --bind {} /etc/resolv.conf; exec {} run --etcd-endpoints http://nowhere.invalid:2379 \
+         --pin-path {} --socket {} --subnet-file {} --state-file {}",
+        resolver.display(),
+        env!("CARGO_BIN_EXE_overlay-agent"),
+        host.pins().display(),
+        directory.join("dns.sock").display(),
+        host.subnet_file().display(),
+        directory.join("dns.env").display(),
+    );
+    let command = host.command("unshare").args(["--mount", "sh", "-ec", &script]);
+    let log = directory.join("dns.log");
+    let mut agent = Process::spawn(lab.ledger(), "agent", &command, &log).unwrap();
+    silent.recv_from(&mut [0; 512]).expect("a question");
+    let asked = Instant::now();
+    agent.stop().unwrap();
+    let took = asked.elapsed();
+    assert!(took < Duration::from_secs(3), "{took:?}: {}", agent.log().unwrap());
 }
