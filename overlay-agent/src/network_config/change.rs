@@ -79,7 +79,7 @@ pub fn changes(old: &NetworkConfig, new: &NetworkConfig) -> Vec<Change> {
         (old.mtu != new.mtu).then_some(Change::Mtu(old.mtu, new.mtu)),
         (old.direct_routing != new.direct_routing)
             .then_some(Change::DirectRouting(old.direct_routing, new.direct_routing)),
-        (old.policy != new.policy).then(|| Change::Policy(old.policy.len(), new.policy.len())),
+        (old.policy != new.policy).then_some(Change::Policy(old.policy.len(), new.policy.len())),
     ]
     .into_iter()
     .flatten()

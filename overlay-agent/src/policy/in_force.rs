@@ -56,7 +56,7 @@ impl PolicyTables {
     /// Which prefixes a bank has.
     fn bank(&self, policy: u32) -> Result<BTreeMap<Prefix, RuleSet>> {
         let mut found = BTreeMap::new();
-        for entry in self.prefixes.iter() {
+        for entry in &self.prefixes {
             let (key, rules) = entry.context("listing BPF map policy")?;
             let field = key.data();
             if u32::from(field.bank) == policy & 1 {
@@ -168,7 +168,8 @@ impl InForce {
             return Ok(true);
         }
         let is_first = !self.is_there && self.changed.is_none();
-        if !wanted.rules.is_empty() && !(is_first && tables.holds(self.number, &wanted)?) {
+        let is_adopted = is_first && tables.holds(self.number, &wanted)?;
+        if !wanted.rules.is_empty() && !is_adopted {
             if self.changed.is_some_and(|changed| now.duration_since(changed) < PAUSE) {
                 return Ok(false);
             }

@@ -168,13 +168,13 @@ mod tests {
 
     use super::*;
 
-    fn one(rule: Value) -> Result<Rule, String> {
+    fn one(rule: &Value) -> Result<Rule, String> {
         parse(&json!([rule])).map(|mut rules| rules.remove(0)).map_err(|error| error.to_string())
     }
 
     #[test]
     fn a_rule_says_what_it_means() {
-        let said = |rule| one(rule).unwrap().to_string();
+        let said = |rule: Value| one(&rule).unwrap().to_string();
         assert_eq!(
             said(json!({"Name": "all", "Action": "allow"})),
             "all: allow everything from 0.0.0.0/0 to 0.0.0.0/0"
@@ -197,7 +197,6 @@ mod tests {
 
     #[test]
     fn what_is_wrong_is_named() {
-        let told = |rule| one(rule).unwrap_err();
         let cases = [
             (json!({"Action": "deny"}), "Policy[0].Name must be"),
             (json!({"Name": "a b", "Action": "deny"}), "Policy[0].Name must be"),
@@ -228,7 +227,7 @@ mod tests {
             (json!(7), "Policy[0] must be an object, but is a number"),
         ];
         for (rule, expected) in cases {
-            let told = told(rule);
+            let told = one(&rule).unwrap_err();
             assert!(told.contains(expected), "{told}");
         }
         let rule = json!({"Name": "a", "Action": "deny"});

@@ -94,11 +94,11 @@ fn holds(fast_path: bool) {
     assert!(arrives(&own, &shut, to), "its own host is not asked");
 
     // What it has begun itself is answered.
-    let (_, asked) = &strangers[0];
+    let (_, remote) = &strangers[0];
     shut.send_to(b"question", SocketAddr::from((client.address(), 5000))).unwrap();
-    let (_, asker) = asked.recv_from(&mut [0; 64]).unwrap();
+    let (_, asker) = remote.recv_from(&mut [0; 64]).unwrap();
     assert_eq!(asker, SocketAddr::from((to, CLOSED)));
-    assert!(arrives(asked, &shut, to), "an answer");
+    assert!(arrives(remote, &shut, to), "an answer");
 
     // One that says nothing changes nothing.
     put_config(&overlay, &json!([{"Name": "closed", "Action": "maybe"}]));

@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, net::Ipv4Addr};
 
 use crate::{
-    shape::{Element, Place, Probe, Target, Way, wire},
+    shape::{Element, Place, Probe, Protocol, Target, Way, wire},
     traffic::{Arrival, Complaint, Fate},
 };
 
@@ -160,25 +160,32 @@ fn source_check(case: &Case) -> bool {
     stack.answered.is_empty() && !fast.answered.is_empty() && by_container(probe.from)
 }
 
-/// What the tunnel has carried is delivered to a container whose MTU is less than the tunnel's.
+/// What the tunnel has carried is delivered to a container whose MTU is less than the tunnel's. Whoever has sent it by the
+/// stack is told, unless no route leads back to him: then its size has to tell.
 fn bridge_mtu(case: &Case) -> bool {
-    let Case { elements, fast, stack, .. } = case;
-    let is_of = |place: Place, mtu: u16| {
+    const IPV4_AND_UDP: u16 = 28;
+    let Case { elements, probe, fast, stack, .. } = case;
+    let mtu_at = |place: Place| {
         let host = host_of(place);
-        elements.iter().any(|element| match *element {
-            Element::BridgeMtu { host: of, mtu: is } => host == Some(of) && is == mtu,
-            _ => false,
+        elements.iter().find_map(|element| match *element {
+            Element::BridgeMtu { host: of, mtu } if host == Some(of) => Some(mtu),
+            _ => None,
         })
     };
     let is_too_big = |complaint: &Complaint| (complaint.kind, complaint.code) == TOO_BIG;
     let told = |arrival: &Arrival| {
         let mut complaints = stack.complaints.iter();
-        complaints.all(|told| is_too_big(told) && is_of(arrival.place, told.mtu))
+        complaints.all(|told| is_too_big(told) && mtu_at(arrival.place) == Some(told.mtu))
+    };
+    let is_larger = |arrival: &Arrival| {
+        probe.df
+            && probe.protocol == Protocol::Udp
+            && mtu_at(arrival.place).is_some_and(|mtu| probe.size + IPV4_AND_UDP > mtu)
     };
     stack.arrived.is_empty()
-        && !stack.complaints.is_empty()
         && !fast.arrived.is_empty()
         && fast.arrived.iter().all(told)
+        && (!stack.complaints.is_empty() || fast.arrived.iter().all(is_larger))
 }
 
 /// What another host sends by the tunnel comes from its lease or from its public address, and is refused from any other
