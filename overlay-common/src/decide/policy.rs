@@ -82,6 +82,8 @@ const fn is_icmp_error(kind: u8) -> bool {
     matches!(kind, 3 | 4 | 11 | 12)
 }
 
+/// Cold, so that networks without a policy do not pay: what is in registers stays there.
+#[cold]
 #[inline(never)]
 fn judge(
     packet: &impl Packet,
@@ -132,6 +134,8 @@ fn first_rule(seen: &Seen, policy: u32, tables: &impl Tables) -> PolicyRule {
     }
 }
 
+/// As above.
+#[cold]
 #[inline(never)]
 fn note(packet: &impl Packet, offset: usize, tables: &impl Tables) -> bool {
     let Ok(seen) = look(packet, offset, Direction::Left) else {
