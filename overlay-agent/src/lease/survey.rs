@@ -168,9 +168,9 @@ fn tie(lease: &Seen<'_>, all: &[Seen<'_>], request: &Request) -> Option<Tie> {
         return Some(Tie::Mac);
     }
     if !has_address {
-        let value = lease.value.as_ref();
-        let is_damaged = value.is_none_or(|value| belongs_elsewhere(lease, value, all));
-        return (is_previous && is_damaged).then_some(Tie::Damaged);
+        let is_damaged = is_previous
+            && lease.value.as_ref().is_none_or(|value| belongs_elsewhere(lease, value, all));
+        return is_damaged.then_some(Tie::Damaged);
     }
     if lease.entry.etcd_lease.is_none() {
         return Some(Tie::Reserved);
