@@ -233,9 +233,9 @@ impl Dataplane {
         self.reconcile().await
     }
 
-    /// There may be thousands of entries, so not every time.
+    /// There may be ten thousand entries, so once in four seconds.
     fn verify_policy(&mut self) -> Result<()> {
-        const EVERY: u32 = 4;
+        const EVERY: u32 = 16;
         if self.verifications.is_multiple_of(EVERY) && !self.policy.verify(&self.tables.policy)? {
             tracing::warn!("the policy's maps were changed by somebody else");
             repairs::made("policy");

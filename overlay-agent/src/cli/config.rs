@@ -145,11 +145,17 @@ fn read(file: &Path) -> anyhow::Result<(Vec<u8>, ParsedConfig)> {
 }
 
 fn describe(config: &NetworkConfig) -> String {
-    let NetworkConfig { network, subnet_len, subnet_min, subnet_max, vni, port, mtu, .. } = config;
+    let NetworkConfig {
+        network, subnet_len, subnet_min, subnet_max, vni, port, mtu, policy, ..
+    } = config;
     let mtu = mtu.map_or_else(|| "the uplink's".to_owned(), |mtu| mtu.to_string());
+    let policy = match policy.len() {
+        0 => String::new(),
+        count => format!("; a policy of {count} rules"),
+    };
     format!(
         "Network {network}, room for {} hosts with a /{subnet_len} each, from {subnet_min} to \
-         {subnet_max}; VNI {vni}, UDP port {port}, underlay MTU {mtu}\n",
+         {subnet_max}; VNI {vni}, UDP port {port}, underlay MTU {mtu}{policy}\n",
         config.capacity()
     )
 }

@@ -158,23 +158,32 @@ impl<'a> Survey<'a> {
 /// Whether a lease is ours, and by what.
 fn tie(lease: &Seen<'_>, all: &[Seen<'_>], request: &Request) -> Option<Tie> {
     let is_previous = request.previous == Some(lease.key.subnet);
-    let Some(address) = lease.address else {
-        return (is_previous && lease.key.ipv6.is_none()).then_some(Tie::Damaged);
+    let has_address = lease.address == Some(request.public_ip);
+    let Some(value) = &lease.value else {
+        if is_previous {
+            return lease.key.ipv6.is_none().then_some(Tie::Damaged);
+        }
+        // Nonsense beside our address: flannel goes by that alone.
+        return if has_address { by_address(lease, request) } else { None };
     };
-    let has_address = address == request.public_ip;
     // Machines that were copied have one MAC, so that is not enough by itself.
-    let is_known = has_address || is_previous || Some(address) == request.last_address;
+    let is_known = has_address || is_previous || Some(value.public_ip) == request.last_address;
     if request.vtep_mac.is_some() && lease.mac() == request.vtep_mac && is_known {
         return Some(Tie::Mac);
     }
     if !has_address {
-        let is_damaged = is_previous
-            && lease.value.as_ref().is_none_or(|value| belongs_elsewhere(lease, value, all));
-        return is_damaged.then_some(Tie::Damaged);
+        let is_copy = is_previous && belongs_elsewhere(lease, value, all);
+        return is_copy.then_some(Tie::Damaged);
     }
+    by_address(lease, request)
+}
+
+/// What a lease that names our address is to us: an address that is new may have been a dead host's.
+fn by_address(lease: &Seen<'_>, request: &Request) -> Option<Tie> {
     if lease.entry.etcd_lease.is_none() {
         return Some(Tie::Reserved);
     }
+    let is_previous = request.previous == Some(lease.key.subnet);
     let address_is_new = request.last_address.is_some_and(|last| last != request.public_ip);
     (!address_is_new || is_previous).then_some(Tie::Address)
 }

@@ -132,6 +132,8 @@ fn key(policy: u32, prefix: &Prefix) -> Key<PolicyField> {
 /// What of a policy the programs go by.
 #[derive(Debug, Default)]
 pub struct InForce {
+    policy: Policy,
+    /// The same, compiled: that takes milliseconds where there are a thousand rules.
     compiled: Compiled,
     number: u32,
     /// Whether it is known to be in the maps.
@@ -163,10 +165,10 @@ impl InForce {
         tables: &mut PolicyTables,
         now: Instant,
     ) -> Result<bool> {
-        let wanted = Compiled::of(policy);
-        if self.is_there && wanted == self.compiled {
+        if self.is_there && *policy == self.policy {
             return Ok(true);
         }
+        let wanted = Compiled::of(policy);
         let is_first = !self.is_there && self.changed.is_none();
         let is_adopted = is_first && tables.holds(self.number, &wanted)?;
         if !wanted.rules.is_empty() && !is_adopted {
@@ -178,6 +180,7 @@ impl InForce {
             self.number = next;
             self.changed = Some(now);
         }
+        self.policy.clone_from(policy);
         self.compiled = wanted;
         self.is_there = true;
         Ok(true)

@@ -120,6 +120,38 @@ fn a_neighbour_is_as_far_as_another_hosts_container() {
     assert_eq!(reason, Reason::LocalDestination);
 }
 
+#[test]
+fn a_peer_on_the_same_link_is_judged_too() {
+    let mut governed = Governed::new();
+    governed.world.put_peer_on_link();
+    governed.put_in_force(&vec![rule("dns", CONTAINER, Service::Ports(17, 53..=53), Action::Deny)]);
+    let arrives = |governed: &mut Governed, port| {
+        let plain = udp(REMOTE, CONTAINER, port, b"question");
+        governed.world.run(Hook::FromUplink, &plain).reason
+    };
+    assert_eq!(arrives(&mut governed, 53), Reason::PolicyDenied);
+    assert_eq!(arrives(&mut governed, 54), Reason::ToEndpoint);
+}
+
+#[test]
+fn what_somebody_changes_is_put_in_force_again() {
+    let mut governed = Governed::new();
+    let policy = vec![rule("dns", CONTAINER, Service::Ports(17, 53..=53), Action::Deny)];
+    governed.put_in_force(&policy);
+    assert!(governed.in_force.verify(&governed.world.tables.policy).unwrap());
+    let mut others = InForce::adopted(&HostConfig {
+        policy: governed.in_force.number().wrapping_sub(1),
+        ..HostConfig::default()
+    });
+    let allowing = vec![rule("dns", CONTAINER, Service::Ports(17, 53..=53), Action::Allow)];
+    others.follow(&allowing, &mut governed.world.tables.policy, governed.clock).unwrap();
+    assert!(!governed.in_force.verify(&governed.world.tables.policy).unwrap());
+    governed.put_in_force(&policy);
+    let question = vxlan(Wire::default(), &udp(REMOTE, CONTAINER, 53, b"question"));
+    let reason = governed.world.run(Hook::FromUplink, &question).reason;
+    assert_eq!(reason, Reason::PolicyDenied);
+}
+
 fn number(variable: &str, otherwise: u64) -> u64 {
     std::env::var(variable).map_or(otherwise, |text| text.parse().unwrap())
 }
@@ -187,7 +219,9 @@ fn random_packet(chance: &mut StdRng) -> (Flow, Vec<u8>) {
 #[test]
 fn random_packets_meet_the_rule_that_they_should() {
     const SHOT: i32 = 2;
-    let packets = number("OVERLAY_POLICY_PACKETS", 100_000);
+    /// So many packets are judged by one policy.
+    const EACH: u64 = 4000;
+    let packets = number("OVERLAY_POLICY_PACKETS", 20_000);
     let mut chance = StdRng::seed_from_u64(number("OVERLAY_POLICY_SEED", 1));
     let mut governed = Governed::new();
     let mut denied = 0;
@@ -195,7 +229,7 @@ fn random_packets_meet_the_rule_that_they_should() {
     // What each rule has denied since it is in force, and what had been counted before.
     let mut by_name = BTreeMap::<String, u64>::new();
     for packet in 0..packets {
-        if packet % (packets / 40).max(1) == 0 {
+        if packet % EACH == 0 {
             governed.check(&policy, &by_name);
             policy = random_policy(&mut chance);
             governed.put_in_force(&policy);
