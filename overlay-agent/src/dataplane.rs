@@ -195,7 +195,7 @@ impl Dataplane {
         self.follow_bridge(observed);
         self.follow_ways().await?;
         // Where it has changed a moment ago, the next pass does it.
-        self.policy.follow(&self.spec.policy, &mut self.tables.policy, Instant::now())?;
+        let policy = self.policy.follow(&self.spec.policy, &mut self.tables.policy, Instant::now());
         self.write_config()?;
         fail::point("settings");
         if self.synced || self.programs.adopted() {
@@ -204,7 +204,8 @@ impl Dataplane {
         // After the programs: once an address is known to be somebody's, every port is watched.
         self.converge_containers(observed)?;
         fail::point("endpoints");
-        // Last: a route that cannot be made keeps nothing else from being done.
+        // Last: what cannot be made keeps nothing else from being done.
+        policy.context("putting the policy in force")?;
         self.route_leases().await
     }
 

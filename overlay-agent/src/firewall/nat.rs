@@ -220,5 +220,7 @@ mod tests {
         let strangers = "iifname != { \"lo\", \"overlay.1\", \"eth0\", \"docker0\" } ip saddr 10.1.0.0/16 ip daddr \
                          10.1.0.0/16 fib saddr oifname \"overlay.1\" drop";
         assert_eq!(rules(Some("overlay.1"), None)[1..], [&by_tunnel, into, strangers]);
+        let masquerading = rules(Some("overlay.1"), Some(Masquerade { random: false }));
+        assert_eq!(masquerading[1..3], [out, into], "by whatever device, as with flannel");
     }
 }

@@ -175,7 +175,8 @@ mod tests {
     #[test]
     fn every_change_is_named_with_both_values() {
         let new = r#"{"Network":"10.0.0.0/8","SubnetLen":24,
-            "Backend":{"Type":"vxlan","VNI":7,"Port":4789,"MTU":1400,"DirectRouting":true}}"#;
+            "Backend":{"Type":"vxlan","VNI":7,"Port":4789,"MTU":1400,"DirectRouting":true},
+            "Policy":[{"Name":"none","Action":"deny"}]}"#;
         let said: Vec<_> =
             changes(&config(OLD), &config(new)).iter().map(Change::to_string).collect();
         assert_eq!(
@@ -188,6 +189,7 @@ mod tests {
                  10.255.255.0",
                 "Backend.MTU the uplink's becomes 1400",
                 "Backend.DirectRouting false becomes true",
+                "Policy of 0 rules becomes another of 1",
             ]
         );
     }

@@ -136,6 +136,8 @@ pub struct InForce {
     /// The same, compiled: that takes milliseconds where there are a thousand rules.
     compiled: Compiled,
     number: u32,
+    /// Whether the settings are to lead to one.
+    exists: bool,
     /// Whether it is known to be in the maps.
     is_there: bool,
     changed: Option<Instant>,
@@ -144,7 +146,7 @@ pub struct InForce {
 impl InForce {
     /// What an earlier agent has left, if anything.
     pub fn adopted(config: &HostConfig) -> Self {
-        Self { number: config.policy, ..Self::default() }
+        Self { number: config.policy, exists: config.has_policy(), ..Self::default() }
     }
 
     /// Its number, for the settings.
@@ -152,13 +154,13 @@ impl InForce {
         self.number
     }
 
-    /// Whether there is one, for the settings.
+    /// Whether there is one, for the settings: an earlier agent's until ours is in the maps.
     pub const fn exists(&self) -> bool {
-        !self.compiled.rules.is_empty()
+        self.exists
     }
 
-    /// Has a policy in the maps, from which the settings may lead to it. Returns false where it has to be tried again,
-    /// because the last change was a moment ago.
+    /// Has a policy in the maps, from which the settings may lead to it; where that fails, the one before stays. Returns false
+    /// where it has to be tried again, because the last change was a moment ago.
     pub fn follow(
         &mut self,
         policy: &Policy,
@@ -169,9 +171,9 @@ impl InForce {
             return Ok(true);
         }
         let wanted = Compiled::of(policy);
+        let exists = !wanted.rules.is_empty();
         let is_first = !self.is_there && self.changed.is_none();
-        let is_adopted = is_first && tables.holds(self.number, &wanted)?;
-        if !wanted.rules.is_empty() && !is_adopted {
+        if exists && !(is_first && tables.holds(self.number, &wanted)?) {
             if self.changed.is_some_and(|changed| now.duration_since(changed) < PAUSE) {
                 return Ok(false);
             }
@@ -181,6 +183,7 @@ impl InForce {
             self.changed = Some(now);
         }
         self.policy.clone_from(policy);
+        self.exists = exists;
         self.compiled = wanted;
         self.is_there = true;
         Ok(true)

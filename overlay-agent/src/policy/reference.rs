@@ -2,8 +2,6 @@
 
 use std::net::Ipv4Addr;
 
-use overlay_common::packet::{PROTOCOL_TCP, PROTOCOL_UDP};
-
 use super::{Policy, Rule, Service};
 
 /// The beginning of a flow.
@@ -34,9 +32,4 @@ fn concerns(rule: &Rule, flow: &Flow) -> bool {
                 *protocol == flow.protocol && ports.contains(&flow.port)
             }
         }
-}
-
-/// Whether a protocol has ports, for policies.
-pub const fn has_ports(protocol: u8) -> bool {
-    matches!(protocol, PROTOCOL_TCP | PROTOCOL_UDP)
 }

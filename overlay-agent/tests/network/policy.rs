@@ -85,11 +85,17 @@ fn holds(fast_path: bool) {
         assert!(arrives(from, &shut, to), "{who}: without a policy");
     }
     govern(&overlay, &json!([closed(to)]));
+    let by = if fast_path { "from_uplink" } else { "from_tunnel" };
+    let [refused, at_home] = [by, "from_container"].map(|hook| overlay.rise(hook, "policy_denied"));
+    let fast = overlay.rise("from_uplink", "to_endpoint");
     for (count, (who, from)) in (1..).zip(&strangers) {
         assert!(!arrives(from, &shut, to), "{who} is denied");
         assert_eq!(denied(&overlay).unwrap(), count, "{who} is counted");
         assert!(arrives(from, &open, to), "{who}: another port");
     }
+    // The remote container and host; the neighbour.
+    assert_eq!((refused.of(&overlay)[1], at_home.of(&overlay)[1]), (2, 1));
+    assert_eq!(fast.of(&overlay)[1] >= 2, fast_path, "what is allowed takes its usual way");
     let own = socket(host.namespace(), 5000);
     assert!(arrives(&own, &shut, to), "its own host is not asked");
 
@@ -184,13 +190,20 @@ fn no_packet_finds_a_gap_while_policies_follow_each_other() {
             sent
         })
     };
-    let receiving = thread::spawn(move || {
-        let mut received = 0_u32;
-        while open.recv_from(&mut [0; 64]).is_ok() {
-            received += 1;
-        }
-        received
-    });
+    let receiving = {
+        let stop = Arc::clone(&stop);
+        thread::spawn(move || {
+            let mut received = 0_u32;
+            loop {
+                let is_last = stop.load(Ordering::Relaxed);
+                match open.recv_from(&mut [0; 64]) {
+                    Ok(_) => received += 1,
+                    Err(_) if is_last => return received,
+                    Err(_) => {}
+                }
+            }
+        })
+    };
     for number in 1..=POLICIES {
         govern(&overlay, &policy(number));
     }

@@ -247,7 +247,7 @@ mod tests {
         assert_eq!(arrive(&world, &answer), None, "seen 100 s ago");
         world.clock.set(world.clock.get() + 100_000_000_000);
         assert_eq!(arrive(&world, &answer), None, "and again");
-        world.clock.set(world.clock.get() + 121_000_000_000);
+        world.clock.set(world.clock.get() + 125_000_000_000);
         assert_eq!(arrive(&world, &answer), DENIED);
     }
 

@@ -19,7 +19,7 @@ const ICMP_ECHO: u8 = 8;
 /// that hold nothing, which the verifier refuses.
 pub(super) struct Ports {
     /// Whether the packet shows them: fragments but the first, and ICMP errors, do not.
-    pub(super) shown: bool,
+    shown: bool,
     source: [u8; 2],
     pub(super) destination: [u8; 2],
 }

@@ -1,12 +1,10 @@
-use network_types::ip::Ipv4Hdr;
-
 use super::{
     Tables, contents::Contents, policy::note_leaving, sender::is_vxlan,
     stack_flow::remember_leaving,
 };
 use crate::{
     Reason,
-    packet::{ETHERNET_LENGTH, Packet},
+    packet::Packet,
     tables::{HostConfig, StackFlowKey},
 };
 
@@ -42,17 +40,36 @@ pub fn to_wire(
 #[inline(always)]
 fn note_direct(packet: &impl Packet, host: &HostConfig, tables: &impl Tables) {
     if host.has_policy()
-        && let Some(ipv4) = packet.load::<Ipv4Hdr>(ETHERNET_LENGTH)
+        && let Ok(contents) = Contents::of(packet)
+        && let Ok(ipv4) = contents.ipv4(packet)
         && host.network().contains(ipv4.dst_addr)
     {
-        note_leaving(packet, 0, host, tables);
+        note_leaving(packet, contents.offset, host, tables);
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::decide::test_support::{LOCAL, PEER, REMOTE, World, udp_packet};
+    use crate::{
+        decide::test_support::{HOST, LOCAL, PEER, REMOTE, World, udp_packet},
+        tables::Direction,
+    };
+
+    /// Its answer comes the same way, and would else be judged like what the peer begins.
+    #[test]
+    fn what_the_host_sends_a_peer_on_the_same_link_may_be_answered() {
+        let mut world = World::new();
+        let question = udp_packet(HOST, REMOTE, 10);
+        to_wire(&question, false, &world.host, &world, |_| ()).expect("sent by the host");
+        assert!(world.policy_flows.borrow().is_empty(), "without a policy nobody asks");
+        world.host.flags |= HostConfig::POLICY;
+        to_wire(&question, false, &world.host, &world, |_| ()).expect("sent by the host");
+        let flows = world.policy_flows.borrow();
+        let (flow, known) = flows.iter().next().expect("noted");
+        assert_eq!((flow.local, flow.remote), (HOST, REMOTE));
+        assert_eq!(known.begun, Direction::Left as u32);
+    }
 
     #[test]
     fn nobody_speaks_vxlan_with_our_address_but_us() {

@@ -21,12 +21,12 @@ pub const POLICY_FLOWS_MAP: &str = "policy_flows";
 /// Name of the map and of its pin: packets that each rule has denied, by [`PolicyRule::name`] and processor.
 pub const POLICY_DENIED_MAP: &str = "policy_denied";
 
-/// So long, in nanoseconds, a flow without TCP's signs of a beginning and an end counts as the same: as connection tracking
-/// has it (`nf_conntrack_udp_timeout_stream`, 120 s), and no less.
-const ALIVE: u64 = 120_000_000_000;
-
 /// Of a flow that goes on, that is written down not more often than after so many nanoseconds.
 const NEWS: u64 = 4_000_000_000;
+
+/// So long, in nanoseconds, after it was written down a flow without TCP's signs of a beginning and an end counts as the same:
+/// no less than connection tracking has it since the last packet (`nf_conntrack_udp_timeout_stream`, 120 s).
+const ALIVE: u64 = 120_000_000_000 + NEWS;
 
 map_type! {
     /// One of a packet's fields, in a bank of the policy: the key of its trie, behind the prefix's length in bits.
