@@ -506,6 +506,7 @@ fn dataplane_spec(
             subnet: lease.subnet,
             network: network.network,
             replace_flannel: config.replace_flannel,
+            gbp: network.gbp,
         },
         uplink: Attachment { ifindex: uplink.ifindex, interface: uplink.name.clone() },
         uplink_address: uplink.address,

@@ -354,7 +354,8 @@ impl Dataplane {
                     (true, false) => 0,
                     (false, _) => self.config.flags & HostConfig::LEASES_LISTED,
                 }
-                | if self.policy.exists() { HostConfig::POLICY } else { 0 },
+                | if self.policy.exists() { HostConfig::POLICY } else { 0 }
+                | if spec.tunnel.gbp { HostConfig::GROUP_POLICY } else { 0 },
             vni: spec.tunnel.vni.get(),
             uplink_ifindex: spec.uplink.ifindex,
             bridge_ifindex: bridge.map_or(0, |link| link.index),

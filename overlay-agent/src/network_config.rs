@@ -48,6 +48,8 @@ pub struct NetworkConfig {
     pub mtu: Option<u16>,
     /// Whether hosts on one link should route to each other without encapsulation.
     pub direct_routing: bool,
+    /// Whether packets carry their mark to other hosts, as the group of VXLAN's group policy extension.
+    pub gbp: bool,
     /// What containers may begin with each other. flannel knows nothing of it.
     pub policy: Policy,
 }
@@ -118,6 +120,7 @@ impl NetworkConfig {
             port: backend.port,
             mtu: backend.mtu,
             direct_routing: backend.direct_routing,
+            gbp: backend.gbp,
             policy: json::member(fields, "Policy").map_or(Ok(Policy::new()), policy::parse)?,
         };
         Ok(ParsedConfig { config, notes })
@@ -210,6 +213,7 @@ struct Backend {
     port: u16,
     mtu: Option<u16>,
     direct_routing: bool,
+    gbp: bool,
 }
 
 impl Backend {
@@ -230,9 +234,6 @@ impl Backend {
             Some(other) => return Err(fields::wrong_kind("Backend", "an object", other)),
         };
 
-        if fields::boolean(fields, "GBP", "Backend.GBP")?.unwrap_or(false) {
-            return Err(ConfigError::Gbp);
-        }
         if fields::boolean(fields, "Learning", "Backend.Learning")?.unwrap_or(false) {
             notes.push(ConfigNote::LearningIgnored);
         }
@@ -250,6 +251,7 @@ impl Backend {
             },
             direct_routing: fields::boolean(fields, "DirectRouting", "Backend.DirectRouting")?
                 .unwrap_or(false),
+            gbp: fields::boolean(fields, "GBP", "Backend.GBP")?.unwrap_or(false),
         })
     }
 }

@@ -158,7 +158,7 @@ mod tests {
     fn every_interface_that_receives_has_a_program() {
         let mut host = observed();
         let mut add = |index, kind, master| host.links.insert(index, link(index, kind, master));
-        add(TUNNEL, LinkKind::Vxlan { port: 8472, external: true }, None);
+        add(TUNNEL, LinkKind::Vxlan { port: 8472, external: true, gbp: false }, None);
         add(20, LinkKind::Other, None);
         add(21, LinkKind::Veth { peer: None }, None);
         add(22, LinkKind::Veth { peer: Some(peer(22)) }, None);

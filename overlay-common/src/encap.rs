@@ -29,6 +29,10 @@ pub const OVERHEAD: usize = size_of::<OuterHeaders>();
 /// Length of a VXLAN header.
 pub const VXLAN_LENGTH: usize = size_of::<VxlanHdr>();
 
+/// In the VXLAN header's flags: the low half of its reserved bits is the packet's group (draft-smith-vxlan-group-policy;
+/// the kernel's `VXLAN_HF_GBP`).
+pub const VXLAN_G_FLAG_MASK: u8 = 0x80;
+
 /// Offset of the VXLAN header in a packet whose outer IPv4 header has no options.
 pub const VXLAN_OFFSET: usize = ETHERNET_LENGTH + IPV4_LENGTH + UDP_LENGTH;
 /// Offset of the inner Ethernet header.

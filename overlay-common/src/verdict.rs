@@ -145,6 +145,7 @@ reasons! {
         NotFromPeer = "not_from_peer", "Not from another host of the overlay.";
         StackFlow = "stack_flow", "An answer to a flow that went through the stack, which may have to be rewritten there.";
         AwaitsRules = "awaits_rules", "Netfilter has not let its flow through yet, or not lately: the stack asks it.";
+        GroupPolicy = "group_policy", "It carries a group, which netfilter's rules may ask about as its mark: the stack takes it.";
         HelperDeclined = "helper_declined", "The kernel could not resize the packet, for one because it is encapsulated already.";
     }
     Dropped {

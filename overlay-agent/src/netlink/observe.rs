@@ -68,6 +68,8 @@ pub enum LinkKind {
         port: u16,
         /// Collect-metadata mode: one device for all tunnels.
         external: bool,
+        /// Whether its packets carry a group.
+        gbp: bool,
     },
     /// Anything else.
     Other,
@@ -164,14 +166,16 @@ fn parse_kind(infos: &[LinkInfo]) -> LinkKind {
             LinkInfo::Data(InfoData::Vxlan(settings)) => {
                 let mut port = 0;
                 let mut external = false;
+                let mut gbp = false;
                 for setting in settings {
                     match setting {
                         InfoVxlan::Port(number) => port = *number,
                         InfoVxlan::CollectMetadata(on) => external = *on,
+                        InfoVxlan::Gbp => gbp = true,
                         _ => {}
                     }
                 }
-                kind = LinkKind::Vxlan { port, external };
+                kind = LinkKind::Vxlan { port, external, gbp };
             }
             _ => {}
         }

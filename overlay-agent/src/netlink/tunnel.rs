@@ -27,6 +27,8 @@ pub struct TunnelSpec {
     pub subnet: Ipv4Network,
     /// The whole overlay.
     pub network: Ipv4Network,
+    /// Whether it carries packets' marks, as VXLAN's group policy extension has it.
+    pub gbp: bool,
     /// Whether a device of flannel's with the same identifier and port makes way.
     pub replace_flannel: bool,
 }
@@ -57,7 +59,8 @@ impl TunnelSpec {
 
     /// Whether `link` can be made this device without replacing it.
     fn is_same_device(&self, link: &Link) -> bool {
-        link.name == self.name() && link.kind == LinkKind::Vxlan { port: self.port, external: true }
+        let kind = LinkKind::Vxlan { port: self.port, external: true, gbp: self.gbp };
+        link.name == self.name() && link.kind == kind
     }
 }
 
@@ -175,8 +178,8 @@ async fn create(handle: &Handle, spec: &TunnelSpec) -> Result<()> {
         .port(spec.port)
         .address(spec.mac.0.to_vec())
         .mtu(spec.mtu)
-        .arp(false)
-        .build();
+        .arp(false);
+    let message = if spec.gbp { message.gbp() } else { message }.build();
     handle
         .link()
         .add(message)

@@ -21,6 +21,8 @@ pub enum Change {
     Mtu(Option<u16>, Option<u16>),
     /// Whether hosts on one link route to each other.
     DirectRouting(bool, bool),
+    /// Whether packets carry a group: a kernel that expects none drops those that do.
+    Gbp(bool, bool),
     /// What containers may begin with each other: how many rules there are.
     Policy(usize, usize),
 }
@@ -29,7 +31,7 @@ impl Change {
     /// Whether hosts that run on with the old value and hosts that start with the new one could not
     /// talk to each other. Such a change needs a restart of every agent.
     pub const fn parts_hosts(&self) -> bool {
-        matches!(self, Self::Network(..) | Self::Vni(..) | Self::Port(..))
+        matches!(self, Self::Network(..) | Self::Vni(..) | Self::Port(..) | Self::Gbp(..))
     }
 
     /// Whether hosts on one link are to route to each other from now on, if that is the change.
@@ -61,6 +63,7 @@ impl fmt::Display for Change {
             Self::DirectRouting(old, new) => {
                 write!(out, "Backend.DirectRouting {old} becomes {new}")
             }
+            Self::Gbp(old, new) => write!(out, "Backend.GBP {old} becomes {new}"),
             Self::Policy(old, new) => {
                 write!(out, "Policy of {old} rules becomes another of {new}")
             }
@@ -79,6 +82,7 @@ pub fn changes(old: &NetworkConfig, new: &NetworkConfig) -> Vec<Change> {
         (old.mtu != new.mtu).then_some(Change::Mtu(old.mtu, new.mtu)),
         (old.direct_routing != new.direct_routing)
             .then_some(Change::DirectRouting(old.direct_routing, new.direct_routing)),
+        (old.gbp != new.gbp).then_some(Change::Gbp(old.gbp, new.gbp)),
         (old.policy != new.policy).then_some(Change::Policy(old.policy.len(), new.policy.len())),
     ]
     .into_iter()
@@ -175,7 +179,7 @@ mod tests {
     #[test]
     fn every_change_is_named_with_both_values() {
         let new = r#"{"Network":"10.0.0.0/8","SubnetLen":24,
-            "Backend":{"Type":"vxlan","VNI":7,"Port":4789,"MTU":1400,"DirectRouting":true},
+            "Backend":{"Type":"vxlan","VNI":7,"Port":4789,"MTU":1400,"DirectRouting":true,"GBP":true},
             "Policy":[{"Name":"none","Action":"deny"}]}"#;
         let said: Vec<_> =
             changes(&config(OLD), &config(new)).iter().map(Change::to_string).collect();
@@ -189,6 +193,7 @@ mod tests {
                  10.255.255.0",
                 "Backend.MTU the uplink's becomes 1400",
                 "Backend.DirectRouting false becomes true",
+                "Backend.GBP false becomes true",
                 "Policy of 0 rules becomes another of 1",
             ]
         );

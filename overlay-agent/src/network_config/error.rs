@@ -150,27 +150,13 @@ pub enum ConfigError {
     /// `Policy` is no policy.
     #[error("{0}")]
     Policy(#[from] PolicyError),
-
-    /// `Backend.GBP` is true.
-    #[error(
-        "Backend.GBP is true, but group policies are not carried: hosts that expect them would \
-         apply none; set it to false"
-    )]
-    Gbp,
 }
 
 impl ConfigError {
     /// Whether the config asks for what this agent does not do, so that waiting for a better text is waiting for
     /// another decision. flanneld ends there, too, or does what we cannot.
     pub const fn is_beyond_us(&self) -> bool {
-        matches!(
-            self,
-            Self::Ipv6
-                | Self::NoFamily
-                | Self::NoBackendType
-                | Self::BackendType { .. }
-                | Self::Gbp
-        )
+        matches!(self, Self::Ipv6 | Self::NoFamily | Self::NoBackendType | Self::BackendType { .. })
     }
 }
 

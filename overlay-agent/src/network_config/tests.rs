@@ -41,6 +41,7 @@ fn the_smallest_config_gets_flannels_defaults() {
             port: 8472,
             mtu: None,
             direct_routing: false,
+            gbp: false,
             policy: Vec::new(),
         }
     );
@@ -51,7 +52,7 @@ fn every_field_is_read_in_any_case() {
     let config = config(
         r#"{"network":"10.0.0.7/8","SUBNETLEN":20,"subnetMin":"10.10.0.0","subnetmax":"10.99.0.0",
             "enableipv4":true,"EnableIPV6":false,"unknown":{},
-            "backend":{"type":"VXLAN","vni":7,"port":4789,"mtu":9000,"directrouting":true}}"#,
+            "backend":{"type":"VXLAN","vni":7,"port":4789,"mtu":9000,"directrouting":true,"gbp":true}}"#,
     );
     assert_eq!(config.network.to_string(), "10.0.0.0/8");
     assert_eq!(config.subnet_len, 20);
@@ -61,6 +62,7 @@ fn every_field_is_read_in_any_case() {
     assert_eq!(config.port, 4789);
     assert_eq!(config.mtu, Some(9000));
     assert!(config.direct_routing);
+    assert!(config.gbp);
 }
 
 #[test]
@@ -195,11 +197,7 @@ fn every_violated_rule_of_the_backend_names_the_field_and_the_rule() {
             "Backend.MTU is the underlay's MTU and must be at least 118, so that 68 bytes remain \
              after encapsulation, but is 117",
         ),
-        (
-            &with_backend(r#","GBP":true"#),
-            "Backend.GBP is true, but group policies are not carried: hosts that expect them would \
-             apply none; set it to false",
-        ),
+        (&with_backend(r#","GBP":"yes""#), "Backend.GBP must be true or false, but is a string"),
     ] {
         assert_eq!(error(text), expected, "{text}");
     }

@@ -15,12 +15,17 @@ const MAC: &str = "c6:d2:32:6f:8f:44";
 
 /// A flannel host, which has routes to others through its device, or, with `DirectRouting`, over the link.
 pub(crate) fn become_flannel(overlay: &Overlay, host: &Host, direct: bool) -> Container {
+    become_flannel_with("", overlay, host, direct)
+}
+
+/// The same with more words about its device.
+fn become_flannel_with(more: &str, overlay: &Overlay, host: &Host, direct: bool) -> Container {
     let address = host.address().to_string();
     let ip = |command: &str| {
-        host.ip(command.split(' ')).unwrap();
+        host.ip(command.split_whitespace()).unwrap();
     };
     ip(&format!(
-        "link add flannel.1 address {MAC} mtu 1450 type vxlan id 1 dev {UPLINK} local {address} dstport 8472 nolearning"
+        "link add flannel.1 address {MAC} mtu 1450 type vxlan id 1 dev {UPLINK} local {address} dstport 8472 nolearning {more}"
     ));
     ip(&format!("address add {SUBNET}/32 dev flannel.1"));
     ip("link set flannel.1 up");
@@ -101,6 +106,74 @@ fn a_flannel_host_and_ours_exchange_pings_and_tcp() {
         };
         let path = overlay.packets(hook, reason);
         assert!(path[0] > 100 && path[1] > 100, "{hook} {reason}: {path:?}");
+    }
+}
+
+/// `Backend.GBP`: what netfilter marks on one host has that mark on the other, where the other's rules may ask for it, between hosts
+/// of ours and flannel's; and what nobody marks takes the fast path.
+#[test]
+fn marks_are_carried_to_other_hosts() {
+    const CONFIG: &str = r#"{"Network":"10.1.0.0/16","Backend":{"Type":"vxlan","GBP":true}}"#;
+    const GROUP: &str = "0x2a";
+    for fast_path in [true, false] {
+        let overlay =
+            Overlay::of(CONFIG, Lab::builder().hosts(3), |options| options.fast_path(fast_path));
+        let theirs = become_flannel_with("gbp", &overlay, overlay.lab.host(2), false);
+        for agent in &overlay.agents {
+            eventually(SOON, "flannel's lease to be known", || {
+                let known = agent.status()?["peers"].as_array().map_or(0, Vec::len);
+                anyhow::ensure!(known == 2, "{known} peers");
+                Ok(())
+            })
+            .unwrap();
+        }
+        let containers = [&overlay.containers[0], &overlay.containers[1], &theirs];
+        let nft = |host: usize, rules: &str| {
+            overlay.lab.host(host).command("nft").arg(rules).run().unwrap();
+        };
+        for host in 0..3 {
+            // Where it arrives, it is counted; an answer has no mark.
+            let there = containers[host].address();
+            nft(
+                host,
+                &format!(
+                    "table ip groups {{ chain forward {{ type filter hook forward priority -1; ip daddr {there} icmp type echo-request meta mark {GROUP} counter; }}; }}"
+                ),
+            );
+        }
+        let arrived = |host: usize| -> u64 {
+            let listing = overlay
+                .lab
+                .host(host)
+                .command("nft")
+                .args(["list", "table", "ip", "groups"])
+                .read()
+                .unwrap();
+            let (_, rest) = listing.split_once("counter packets ").unwrap();
+            rest.split_whitespace().next().unwrap().parse().unwrap()
+        };
+        for (from, to) in [(0, 1), (1, 0), (0, 2), (2, 1)] {
+            let [one, two] = [from, to].map(|host| containers[host]);
+            let before = arrived(to);
+            one.ping(two.address()).unwrap();
+            assert_eq!(arrived(to), before, "{from} to {to}: nobody has marked it");
+            nft(
+                from,
+                &format!(
+                    "table ip marks {{ chain forward {{ type filter hook forward priority -2; ip saddr {} icmp type echo-request meta mark set {GROUP}; }}; }}",
+                    one.address()
+                ),
+            );
+            eventually(SOON, "marks to arrive", || {
+                let before = arrived(to);
+                one.ping(two.address())?;
+                let more = arrived(to) - before;
+                anyhow::ensure!(more == 1, "{more} of one");
+                Ok(())
+            })
+            .unwrap();
+            nft(from, "delete table ip marks");
+        }
     }
 }
 

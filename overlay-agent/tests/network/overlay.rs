@@ -34,8 +34,17 @@ impl Overlay {
         builder: Builder,
         options: impl FnOnce(AgentOptions) -> AgentOptions,
     ) -> Self {
+        Self::of(NETWORK_CONFIG, builder, options)
+    }
+
+    /// The same with a network config of its own.
+    pub(crate) fn of(
+        config: &str,
+        builder: Builder,
+        options: impl FnOnce(AgentOptions) -> AgentOptions,
+    ) -> Self {
         let lab = builder.start().unwrap();
-        let etcd = lab.start_etcd(NETWORK_CONFIG).unwrap();
+        let etcd = lab.start_etcd(config).unwrap();
         let options = options(AgentOptions::new(env!("CARGO_BIN_EXE_overlay-agent"), &etcd));
         Self::on(lab, Some(etcd), options)
     }

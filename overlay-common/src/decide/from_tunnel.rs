@@ -19,6 +19,8 @@ pub struct TunnelSource {
     pub local: [u8; 4],
     /// VXLAN network identifier.
     pub vni: u32,
+    /// What the sender's host had marked the packet with, where the network carries that; else 0.
+    pub group: u32,
 }
 
 /// A decapsulated packet that may be delivered.
@@ -50,7 +52,7 @@ pub fn from_tunnel(
         tables.vtep(&VtepKey { public_address: source.remote }).ok_or(Reason::UnknownVtep)?;
     let ipv4 = check_inner(packet, 0, host, source.remote, vtep)?;
     check_arriving(packet, 0, host, tables)?;
-    if !host.fast_path() || !vtep.subnet().contains(ipv4.src_addr) {
+    if !host.fast_path() || source.group != 0 || !vtep.subnet().contains(ipv4.src_addr) {
         return Err(Reason::ToStack);
     }
     if answers_a_stack_flow(packet, ETHERNET_LENGTH, &ipv4, Direction::Arrived, tables)
@@ -70,7 +72,7 @@ mod tests {
     use crate::decide::test_support::{ENDPOINT, LOCAL, PEER, REMOTE, World, inner_packet};
 
     const SOURCE: TunnelSource =
-        TunnelSource { remote: PEER.public_address, local: [192, 168, 33, 10], vni: 1 };
+        TunnelSource { remote: PEER.public_address, local: [192, 168, 33, 10], vni: 1, group: 0 };
 
     fn refusal(packet: &impl Packet, source: TunnelSource, world: &World) -> Reason {
         from_tunnel(packet, source, &world.host, world).expect_err("not delivered")
@@ -90,6 +92,14 @@ mod tests {
         world.host.flags = 0;
         let packet = inner_packet(&world.host, REMOTE, LOCAL);
         assert_eq!(refusal(&packet, SOURCE, &world), Reason::ToStack);
+    }
+
+    #[test]
+    fn what_carries_a_group_is_for_netfilter() {
+        let world = World::new();
+        let packet = inner_packet(&world.host, REMOTE, LOCAL);
+        let marked = TunnelSource { group: 7, ..SOURCE };
+        assert_eq!(refusal(&packet, marked, &world), Reason::ToStack);
     }
 
     #[test]

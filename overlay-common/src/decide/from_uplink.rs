@@ -7,7 +7,7 @@ use super::{
 };
 use crate::{
     Reason, checksum, ecn,
-    encap::{INNER_ETHERNET_OFFSET, INNER_IPV4_OFFSET, VXLAN_OFFSET},
+    encap::{INNER_ETHERNET_OFFSET, INNER_IPV4_OFFSET, VXLAN_G_FLAG_MASK, VXLAN_OFFSET},
     packet::{ETHERNET_LENGTH, IPV4_LENGTH, PROTOCOL_TCP, PROTOCOL_UDP, Packet},
     tables::{Direction, HostConfig, VtepKey},
 };
@@ -73,6 +73,9 @@ pub fn from_uplink(
 
     if !host.fast_path() {
         return Err(Reason::FastPathOff);
+    }
+    if host.carries_groups() && vxlan.flags & VXLAN_G_FLAG_MASK != 0 {
+        return Err(Reason::GroupPolicy);
     }
     if !vtep.subnet().contains(ipv4.src_addr) {
         return Err(Reason::PublicSource);
@@ -279,6 +282,19 @@ mod tests {
             })
             .is_ok()
         );
+    }
+
+    #[test]
+    fn a_group_is_the_stacks_to_read_where_the_network_carries_groups() {
+        let mut world = World::new();
+        let mut packet = vxlan_packet(&world.host, REMOTE, LOCAL);
+        packet.bytes[VXLAN_OFFSET] |= VXLAN_G_FLAG_MASK;
+        assert!(from_uplink(&packet, &world.host, &world, |_| true).is_ok());
+        world.host.flags |= HostConfig::GROUP_POLICY;
+        let outcome = from_uplink(&packet, &world.host, &world, |_| true);
+        assert_eq!(outcome.err(), Some(Reason::GroupPolicy));
+        packet.bytes[VXLAN_OFFSET] &= !VXLAN_G_FLAG_MASK;
+        assert!(from_uplink(&packet, &world.host, &world, |_| true).is_ok());
     }
 
     #[test]

@@ -245,6 +245,7 @@ mod tests {
                 remote: PEER.public_address,
                 local: world.host.uplink_address,
                 vni: 1,
+                group: 0,
             });
             if let Ok(arrival) = from_uplink(&packet, host, &world, |_| true) {
                 prop_assert!(host.subnet().contains(arrival.ipv4.dst_addr));

@@ -318,7 +318,7 @@ mod tests {
         let mut world = denying();
         let packet = udp_packet(REMOTE, LOCAL, 10);
         let remote = PEER.public_address;
-        let source = TunnelSource { remote, local: world.host.uplink_address, vni: 1 };
+        let source = TunnelSource { remote, local: world.host.uplink_address, vni: 1, group: 0 };
         let mut inner = packet.clone();
         inner.bytes[..6].copy_from_slice(&world.host.vtep_mac);
         let judge = |world: &World| from_tunnel(&inner, source, &world.host, world).err();

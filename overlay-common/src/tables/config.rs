@@ -67,6 +67,8 @@ impl HostConfig {
 
     /// Bit of `flags`: the network has a policy.
     pub const POLICY: u32 = 64;
+    /// Bit of `flags`: packets' marks are carried to other hosts as their group (`Backend.GBP`).
+    pub const GROUP_POLICY: u32 = 128;
 
     /// Whether the fast path is on.
     #[inline(always)]
@@ -102,6 +104,12 @@ impl HostConfig {
     #[inline(always)]
     pub const fn has_policy(&self) -> bool {
         self.flags & Self::POLICY != 0
+    }
+
+    /// Whether packets' marks are carried to other hosts.
+    #[inline(always)]
+    pub const fn carries_groups(&self) -> bool {
+        self.flags & Self::GROUP_POLICY != 0
     }
 
     /// Whether an address of the network in no lease is known to be nobody's.

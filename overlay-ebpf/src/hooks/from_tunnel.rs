@@ -17,7 +17,7 @@ use crate::{
 pub(crate) fn from_tunnel(ctx: TcContext) -> i32 {
     conclude(Hook::FromTunnel, &ctx, |ctx| {
         let host = host().ok_or(Reason::NotConfigured)?;
-        let source = tunnel_source(ctx)?;
+        let source = tunnel_source(ctx, host)?;
         let skb = Skb::new(ctx, TCP_HEADERS);
         let plan = decide::from_tunnel(&skb, source, host, &Maps).inspect_err(|reason| {
             if *reason == Reason::ToStack {

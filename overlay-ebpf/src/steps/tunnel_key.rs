@@ -3,7 +3,10 @@ use aya_ebpf::{
         BPF_F_ZERO_CSUM_TX, bpf_tunnel_key, bpf_tunnel_key__bindgen_ty_1,
         bpf_tunnel_key__bindgen_ty_2, bpf_tunnel_key__bindgen_ty_3,
     },
-    helpers::{bpf_skb_get_tunnel_key, bpf_skb_set_tunnel_key},
+    helpers::{
+        bpf_skb_get_tunnel_key, bpf_skb_get_tunnel_opt, bpf_skb_set_tunnel_key,
+        bpf_skb_set_tunnel_opt,
+    },
     programs::TcContext,
 };
 use overlay_common::{
@@ -46,13 +49,48 @@ pub(crate) fn set_tunnel_key(
             u64::from(BPF_F_ZERO_CSUM_TX),
         )
     };
-    if set == 0 { Ok(Reason::TunnelKeySet) } else { Err(Reason::HelperFailed) }
+    if set != 0 || host.carries_groups() && !set_group(ctx) {
+        return Err(Reason::HelperFailed);
+    }
+    Ok(Reason::TunnelKeySet)
+}
+
+/// The kernel's `struct vxlan_metadata`: the group, and bits about it, as a device that is for one tunnel makes them of a
+/// packet's mark and a packet's mark of them.
+type Group = u32;
+
+/// Has the device carry the packet's mark. Where the mark is 0, the header says nothing of groups. Returns whether it could.
+#[inline(always)]
+fn set_group(ctx: &TcContext) -> bool {
+    // SAFETY: the context is valid for as long as the program runs.
+    let mut group: Group = unsafe { (*ctx.skb.skb).mark };
+    // SAFETY: the kernel reads no more than the size it is told.
+    let set = unsafe {
+        bpf_skb_set_tunnel_opt(ctx.skb.skb, (&raw mut group).cast(), size_of::<Group>() as u32)
+    };
+    set == 0
+}
+
+/// Marks a packet with the group that it carries, and returns it; 0 where it carries none.
+#[inline(always)]
+fn take_group(ctx: &TcContext) -> u32 {
+    let mut group: Group = 0;
+    // SAFETY: the kernel writes no more than the size it is told.
+    let got = unsafe {
+        bpf_skb_get_tunnel_opt(ctx.skb.skb, (&raw mut group).cast(), size_of::<Group>() as u32)
+    };
+    if got != size_of::<Group>() as i64 {
+        return 0;
+    }
+    // SAFETY: as in `set_group`.
+    unsafe { (*ctx.skb.skb).mark = group };
+    group
 }
 
 /// Where a packet that the kernel decapsulated came from. Without a key it did not come through a
 /// tunnel, which no VTEP sends.
 #[inline(always)]
-pub(crate) fn tunnel_source(ctx: &TcContext) -> Result<TunnelSource, Reason> {
+pub(crate) fn tunnel_source(ctx: &TcContext, host: &HostConfig) -> Result<TunnelSource, Reason> {
     let mut key = tunnel_key(0, 0, 0);
     // SAFETY: the kernel writes no more than the size it is told.
     let got = unsafe {
@@ -68,6 +106,7 @@ pub(crate) fn tunnel_source(ctx: &TcContext) -> Result<TunnelSource, Reason> {
         remote: remote.to_be_bytes(),
         local: local.to_be_bytes(),
         vni: key.tunnel_id,
+        group: if host.carries_groups() { take_group(ctx) } else { 0 },
     })
 }
 
