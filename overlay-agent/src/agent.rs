@@ -21,7 +21,7 @@ use crate::{
     datapath::{Attachment, Features, PinPath},
     dataplane::{Dataplane, DataplaneSpec},
     fail,
-    firewall::{self, Firewall, Masquerade, Nat, Rules, Scene, Scrutiny},
+    firewall::{self, Firewall, Masquerade, Nat, Rules, RulesMode, Scene, Scrutiny},
     lease::Lease,
     netlink::{self, TunnelSpec},
     network_config::{
@@ -101,7 +101,7 @@ impl Agent {
         fail::point("lease");
         let mut scene = scene(&config, &network.config, &uplink, lease);
         let rules = Rules::read(&scene).await;
-        let scrutiny = config.rules.scrutiny(&rules.concerns);
+        let scrutiny = rules_mode(&config, &network.config).scrutiny(&rules.concerns);
         let spec = dataplane_spec(&config, &network.config, &uplink, lease, scrutiny);
         let dataplane = Dataplane::start(spec, pins, features).await?;
         fail::point("dataplane");
@@ -225,7 +225,7 @@ impl Agent {
     /// Netfilter decides from now on, or does not any more.
     fn follow_rules(&mut self) {
         let concerns = self.firewall.rules().concerns;
-        let scrutiny = self.config.rules.scrutiny(&concerns);
+        let scrutiny = self.rules_mode().scrutiny(&concerns);
         if scrutiny != self.dataplane.spec().scrutiny {
             let because = concerns.first().map(|rule| rule.text.as_str());
             tracing::warn!(
@@ -236,6 +236,10 @@ impl Agent {
         }
         let outcome = self.dataplane.set_scrutiny(scrutiny);
         self.note("telling the programs what rules are asked about", outcome);
+    }
+
+    fn rules_mode(&self) -> RulesMode {
+        rules_mode(&self.config, &self.network.config)
     }
 
     fn forget_ports(&mut self, gone: &[u32]) {
@@ -365,6 +369,7 @@ impl Agent {
         (running.subnet_len, running.subnet_min, running.subnet_max) =
             (wanted.subnet_len, wanted.subnet_min, wanted.subnet_max);
         (running.mtu, running.direct_routing) = (wanted.mtu, wanted.direct_routing);
+        running.rules = wanted.rules;
         running.policy.clone_from(&wanted.policy);
         for change in all.iter().filter(|change| change.parts_hosts()) {
             self.config_problem(&format!(
@@ -402,6 +407,12 @@ impl Agent {
             let outcome = self.dataplane.set_direct_routing(direct).await;
             self.note("switching direct routing", outcome);
             self.firewall = self.keep_firewall();
+        }
+        if all.iter().any(|change| matches!(change, Change::Rules(..)))
+            && self.config.rules.is_none()
+        {
+            self.firewall = self.keep_firewall();
+            self.follow_rules();
         }
     }
 
@@ -461,6 +472,11 @@ pub(crate) fn report(doing: &str, outcome: Result<()>) -> Option<String> {
     Some(format!("The last attempt at {doing} failed: {error:#}."))
 }
 
+/// What rules of this host's firewall mean for the overlay: as the host was told, else as all hosts are.
+fn rules_mode(config: &RunConfig, network: &NetworkConfig) -> RulesMode {
+    config.rules.or(network.rules).unwrap_or_default()
+}
+
 /// What the overlay looks like to the firewall, as long as nobody has seen its bridge.
 fn scene(config: &RunConfig, network: &NetworkConfig, uplink: &Uplink, lease: Lease) -> Scene {
     Scene {
@@ -482,7 +498,8 @@ fn firewall_spec(config: &RunConfig, network: &NetworkConfig, scene: Scene) -> f
         device: (!network.direct_routing).then(|| scene.tunnel.clone()),
         masquerade: config.ip_masq.then_some(Masquerade { random: config.masquerade_random }),
     };
-    let (mode, forward, period) = (config.rules, config.forward_rules, config.iptables_resync);
+    let mode = rules_mode(config, network);
+    let (forward, period) = (config.forward_rules, config.iptables_resync);
     firewall::Spec { scene, mode, forward, nat, period }
 }
 

@@ -1,6 +1,6 @@
 //! The network config: the JSON at `<prefix>/config` that all hosts of a network share.
 //!
-//! Every field, default and limit is flannel's, so that one config serves both; `Policy` is ours, and flannel passes it over. What flannel
+//! Every field, default and limit is flannel's, so that one config serves both; `Policy` and `Rules` are ours, and flannel passes them over. What flannel
 //! accepts and we cannot do is refused by name with the reason, never ignored.
 
 pub mod change;
@@ -9,12 +9,14 @@ mod fields;
 
 use std::{fmt, net::Ipv4Addr};
 
+use clap::ValueEnum as _;
 use ipnetwork::Ipv4Network;
 use overlay_common::Vni;
 use serde_json::{Map, Value};
 
 pub use self::error::ConfigError;
 use crate::{
+    firewall::RulesMode,
     json,
     policy::{self, Policy},
 };
@@ -50,6 +52,9 @@ pub struct NetworkConfig {
     pub direct_routing: bool,
     /// Whether packets carry their mark to other hosts, as the group of VXLAN's group policy extension.
     pub gbp: bool,
+    /// What rules of hosts' firewalls mean for the overlay, on hosts that were not told by `--rules`. flannel, for which rules always
+    /// hold, knows nothing of it.
+    pub rules: Option<RulesMode>,
     /// What containers may begin with each other. flannel knows nothing of it.
     pub policy: Policy,
 }
@@ -121,6 +126,7 @@ impl NetworkConfig {
             mtu: backend.mtu,
             direct_routing: backend.direct_routing,
             gbp: backend.gbp,
+            rules: rules(fields)?,
             policy: json::member(fields, "Policy").map_or(Ok(Policy::new()), policy::parse)?,
         };
         Ok(ParsedConfig { config, notes })
@@ -146,6 +152,16 @@ impl NetworkConfig {
     pub fn overlay_mtu(&self, uplink_mtu: u16) -> u16 {
         let underlay = self.mtu.map_or(uplink_mtu, |mtu| mtu.min(uplink_mtu));
         underlay.saturating_sub(ENCAPSULATION_OVERHEAD)
+    }
+}
+
+fn rules(fields: &Map<String, Value>) -> Result<Option<RulesMode>, ConfigError> {
+    match json::member(fields, "Rules") {
+        None => Ok(None),
+        Some(Value::String(mode)) => RulesMode::from_str(mode, true)
+            .map(Some)
+            .map_err(|_unknown| ConfigError::Rules { found: mode.clone() }),
+        Some(other) => Err(fields::wrong_kind("Rules", "a string", other)),
     }
 }
 

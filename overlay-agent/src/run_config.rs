@@ -53,8 +53,8 @@ pub struct RunConfig {
     pub bridge: Option<String>,
     /// Whether programs may deliver past the kernel's network stack.
     pub fast_path: bool,
-    /// Whether rules of the host's firewall hold for what containers send each other.
-    pub rules: RulesMode,
+    /// Whether rules of the host's firewall hold for what containers send each other, where this host has a mode of its own.
+    pub rules: Option<RulesMode>,
     /// After how long without an answer a peer is a problem; none where nobody is asked.
     pub peer_timeout: Option<Duration>,
     /// Which source addresses containers may use.

@@ -93,8 +93,11 @@ pub struct LeaseStatus {
 /// What rules of the host's firewall for forwarded packets mean for the overlay's.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
 pub struct RulesStatus {
-    /// `auto`, `honour` or `bypass`, as `--rules` has it.
+    /// `auto`, `honour` or `bypass`.
     pub mode: String,
+    /// Who says so: `--rules`, `network config` or `default`.
+    #[serde(default)]
+    pub set_by: String,
     /// Whether flows take the stack until netfilter has let them through.
     pub honoured: bool,
     /// Whether all of their packets do.
@@ -112,7 +115,10 @@ pub struct RulesStatus {
 
 impl RulesStatus {
     fn describe(&self) -> String {
-        let mode = &self.mode;
+        let mode = match self.set_by.as_str() {
+            "network config" => format!("{}, by the network config", self.mode),
+            _ => self.mode.clone(),
+        };
         let Some(first) = self.concerns.first() else {
             let what = if self.honoured { "honoured" } else { "bypassed" };
             return format!("{what} ({mode}): none concerns the overlay");

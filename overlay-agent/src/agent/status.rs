@@ -2,7 +2,6 @@
 
 use std::time::Instant;
 
-use clap::ValueEnum as _;
 use overlay_common::Feature;
 use tokio::sync::oneshot;
 
@@ -157,11 +156,16 @@ impl Agent {
     }
 
     fn rules(&self) -> RulesStatus {
-        let mode = self.config.rules.to_possible_value();
         let spec = self.dataplane.spec();
         let rules = self.firewall.rules();
         RulesStatus {
-            mode: mode.map_or_else(String::new, |mode| mode.get_name().to_owned()),
+            mode: self.rules_mode().name().to_owned(),
+            set_by: match (self.config.rules, self.network.config.rules) {
+                (Some(_), _) => "--rules",
+                (None, Some(_)) => "network config",
+                (None, None) => "default",
+            }
+            .to_owned(),
             // Without the fast path, netfilter sees everything.
             honoured: spec.scrutiny != Scrutiny::None || !spec.fast_path,
             every_packet: spec.scrutiny == Scrutiny::EachPacket || !spec.fast_path,

@@ -122,9 +122,10 @@ pub struct RunArgs {
     pub fast_path: Switch,
 
     /// Whether rules of the host's firewall for forwarded packets hold for the overlay's. Where they do, each flow
-    /// takes the stack until netfilter has let it through both ways, and shows itself again more than once a second
-    #[arg(long, value_enum, default_value_t = RulesMode::Auto, value_name = "MODE", help_heading = OURS)]
-    pub rules: RulesMode,
+    /// takes the stack until netfilter has let it through both ways, and shows itself again more than once a second.
+    /// Without this flag, `Rules` in the network config says it, also while agents run; without either, it is auto
+    #[arg(long, value_enum, value_name = "MODE", help_heading = OURS)]
+    pub rules: Option<RulesMode>,
 
     /// After how long without an answer a peer is named in `status`; each is asked three times meanwhile. 0: nobody is asked
     #[arg(long, value_name = "SECONDS", default_value_t = 30, help_heading = OURS)]

@@ -37,6 +37,15 @@ pub enum RulesMode {
 }
 
 impl RulesMode {
+    /// What it is called on the command line, in the network config and in `status`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Honour => "honour",
+            Self::Bypass => "bypass",
+        }
+    }
+
     /// What netfilter is to see, where there are these rules that may concern the overlay.
     pub fn scrutiny(self, concerns: &[Concern]) -> Scrutiny {
         match self {

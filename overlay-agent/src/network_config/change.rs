@@ -5,6 +5,7 @@ use std::{fmt, net::Ipv4Addr};
 use ipnetwork::Ipv4Network;
 
 use super::NetworkConfig;
+use crate::firewall::RulesMode;
 
 /// A field that is different in the new config.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,6 +24,8 @@ pub enum Change {
     DirectRouting(bool, bool),
     /// Whether packets carry a group: a kernel that expects none drops those that do.
     Gbp(bool, bool),
+    /// What rules of hosts' firewalls mean for the overlay.
+    Rules(Option<RulesMode>, Option<RulesMode>),
     /// What containers may begin with each other: how many rules there are.
     Policy(usize, usize),
 }
@@ -63,11 +66,19 @@ impl fmt::Display for Change {
             Self::DirectRouting(old, new) => {
                 write!(out, "Backend.DirectRouting {old} becomes {new}")
             }
+            Self::Rules(old, new) => write!(out, "Rules {} becomes {}", rules(*old), rules(*new)),
             Self::Gbp(old, new) => write!(out, "Backend.GBP {old} becomes {new}"),
             Self::Policy(old, new) => {
                 write!(out, "Policy of {old} rules becomes another of {new}")
             }
         }
+    }
+}
+
+const fn rules(mode: Option<RulesMode>) -> &'static str {
+    match mode {
+        Some(mode) => mode.name(),
+        None => "unset",
     }
 }
 
@@ -83,6 +94,7 @@ pub fn changes(old: &NetworkConfig, new: &NetworkConfig) -> Vec<Change> {
         (old.direct_routing != new.direct_routing)
             .then_some(Change::DirectRouting(old.direct_routing, new.direct_routing)),
         (old.gbp != new.gbp).then_some(Change::Gbp(old.gbp, new.gbp)),
+        (old.rules != new.rules).then_some(Change::Rules(old.rules, new.rules)),
         (old.policy != new.policy).then_some(Change::Policy(old.policy.len(), new.policy.len())),
     ]
     .into_iter()
@@ -180,6 +192,7 @@ mod tests {
     fn every_change_is_named_with_both_values() {
         let new = r#"{"Network":"10.0.0.0/8","SubnetLen":24,
             "Backend":{"Type":"vxlan","VNI":7,"Port":4789,"MTU":1400,"DirectRouting":true,"GBP":true},
+            "Rules":"honour",
             "Policy":[{"Name":"none","Action":"deny"}]}"#;
         let said: Vec<_> =
             changes(&config(OLD), &config(new)).iter().map(Change::to_string).collect();
@@ -194,6 +207,7 @@ mod tests {
                 "Backend.MTU the uplink's becomes 1400",
                 "Backend.DirectRouting false becomes true",
                 "Backend.GBP false becomes true",
+                "Rules unset becomes honour",
                 "Policy of 0 rules becomes another of 1",
             ]
         );

@@ -147,6 +147,13 @@ pub enum ConfigError {
     )]
     Mtu(u16),
 
+    /// `Rules` is no mode.
+    #[error("Rules must be \"auto\", \"honour\" or \"bypass\", but is {found:?}")]
+    Rules {
+        /// What is there.
+        found: String,
+    },
+
     /// `Policy` is no policy.
     #[error("{0}")]
     Policy(#[from] PolicyError),

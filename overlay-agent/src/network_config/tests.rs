@@ -42,6 +42,7 @@ fn the_smallest_config_gets_flannels_defaults() {
             mtu: None,
             direct_routing: false,
             gbp: false,
+            rules: None,
             policy: Vec::new(),
         }
     );
@@ -51,7 +52,7 @@ fn the_smallest_config_gets_flannels_defaults() {
 fn every_field_is_read_in_any_case() {
     let config = config(
         r#"{"network":"10.0.0.7/8","SUBNETLEN":20,"subnetMin":"10.10.0.0","subnetmax":"10.99.0.0",
-            "enableipv4":true,"EnableIPV6":false,"unknown":{},
+            "enableipv4":true,"RULES":"Bypass","EnableIPV6":false,"unknown":{},
             "backend":{"type":"VXLAN","vni":7,"port":4789,"mtu":9000,"directrouting":true,"gbp":true}}"#,
     );
     assert_eq!(config.network.to_string(), "10.0.0.0/8");
@@ -63,6 +64,7 @@ fn every_field_is_read_in_any_case() {
     assert_eq!(config.mtu, Some(9000));
     assert!(config.direct_routing);
     assert!(config.gbp);
+    assert_eq!(config.rules, Some(RulesMode::Bypass));
 }
 
 #[test]
@@ -197,6 +199,11 @@ fn every_violated_rule_of_the_backend_names_the_field_and_the_rule() {
             "Backend.MTU is the underlay's MTU and must be at least 118, so that 68 bytes remain \
              after encapsulation, but is 117",
         ),
+        (
+            &with(r#","Rules":"none""#),
+            "Rules must be \"auto\", \"honour\" or \"bypass\", but is \"none\"",
+        ),
+        (&with(r#","Rules":1"#), "Rules must be a string, but is a number"),
         (&with_backend(r#","GBP":"yes""#), "Backend.GBP must be true or false, but is a string"),
     ] {
         assert_eq!(error(text), expected, "{text}");

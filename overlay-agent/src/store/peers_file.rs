@@ -72,6 +72,7 @@ struct Raw {
     vni: Option<u32>,
     port: Option<u16>,
     mtu: Option<u16>,
+    rules: Option<String>,
     #[serde(default)]
     policy: Vec<serde_json::Map<String, serde_json::Value>>,
     #[serde(default)]
@@ -111,8 +112,12 @@ fn network(raw: &Raw) -> Result<NetworkConfig, ConfigError> {
     backend["VNI"] = json!(raw.vni);
     backend["Port"] = json!(raw.port);
     backend["MTU"] = json!(raw.mtu);
-    let policy = &raw.policy;
-    let config = json!({ "Network": raw.network, "Backend": backend, "Policy": policy });
+    let config = json!({
+        "Network": raw.network,
+        "Backend": backend,
+        "Policy": raw.policy,
+        "Rules": raw.rules,
+    });
     NetworkConfig::parse(config.to_string().as_bytes()).map(|parsed| parsed.config)
 }
 

@@ -3,7 +3,7 @@
 use std::{thread, time::Duration};
 
 use anyhow::{Context as _, ensure};
-use xtask::lab::{Host, Lab, Process, eventually};
+use xtask::lab::{ETCD_PREFIX, Host, Lab, Process, eventually};
 
 use crate::overlay::{Overlay, SOON};
 
@@ -267,4 +267,51 @@ fn a_rule_about_single_packets_sees_all_of_them() {
     assert!(shown.of(&overlay)[1] > 10);
     shell(&overlay, receiver, &format!("iptables -D {long}"));
     honoured(&overlay, false);
+}
+
+#[test]
+fn the_network_config_changes_the_mode_of_running_agents_that_have_no_flag() {
+    let overlay = Overlay::new();
+    let receiver = overlay.lab.host(1);
+    let stream = Stream::start(&overlay);
+    stream.runs();
+    let put = |more: &str| {
+        let config = format!(r#"{{"Network":"10.1.0.0/16","Backend":{{"Type":"vxlan"}}{more}}}"#);
+        overlay.etcd().put(&format!("{ETCD_PREFIX}/config"), &config).unwrap();
+    };
+    let is_in = |mode: &str, set_by: &str| {
+        eventually(SOON, &format!("{mode} by {set_by}"), || {
+            let rules = &overlay.agents[1].status()?["rules"];
+            ensure!(rules["mode"] == mode && rules["set_by"] == set_by, "{rules}");
+            Ok(())
+        })
+        .unwrap();
+    };
+    is_in("auto", "default");
+    put(r#","Rules":"bypass""#);
+    is_in("bypass", "network config");
+    shell(&overlay, receiver, "iptables -I FORWARD -d TO -j DROP");
+    thread::sleep(STOPPED_WITHIN);
+    assert!(stream.goes_on(), "the rule holds, although it is bypassed");
+    // A mode that there is not is no config, and the one in force stays.
+    put(r#","Rules":"sometimes""#);
+    eventually(SOON, "the fault to be named", || {
+        let status = overlay.agents[1].status()?;
+        ensure!(status["problems"].to_string().contains("Rules must be"), "{status}");
+        ensure!(status["rules"]["mode"] == "bypass", "{status}");
+        Ok(())
+    })
+    .unwrap();
+    put(r#","Rules":"honour""#);
+    is_in("honour", "network config");
+    eventually(SOON, "the rule to hold", || {
+        ensure!(!stream.goes_on(), "packets pass");
+        Ok(())
+    })
+    .unwrap();
+    put("");
+    is_in("auto", "default");
+    assert!(!stream.goes_on(), "auto honours a rule that there is");
+    shell(&overlay, receiver, "iptables -D FORWARD -d TO -j DROP");
+    stream.runs();
 }

@@ -74,7 +74,7 @@ pub fn from_uplink(
     if !host.fast_path() {
         return Err(Reason::FastPathOff);
     }
-    if host.carries_groups() && vxlan.flags & VXLAN_G_FLAG_MASK != 0 {
+    if host.carries_groups() && carries_group(packet) {
         return Err(Reason::GroupPolicy);
     }
     if !vtep.subnet().contains(ipv4.src_addr) {
@@ -107,6 +107,12 @@ pub fn from_uplink(
     // What is left to the kernel, from_tunnel asks about.
     check_arriving(packet, INNER_IPV4_OFFSET - ETHERNET_LENGTH, host, tables)?;
     Ok(Arrival { encapsulated: true, recipient, ipv4, tos })
+}
+
+/// Reads the flags once more, where that is asked for: kept from before, they would cost every other network a place on the stack.
+#[inline(always)]
+fn carries_group(packet: &impl Packet) -> bool {
+    packet.load::<VxlanHdr>(VXLAN_OFFSET).is_some_and(|vxlan| vxlan.flags & VXLAN_G_FLAG_MASK != 0)
 }
 
 /// What the kernel's socket would look at, too: the lengths, and the checksum where there is one.

@@ -46,9 +46,12 @@ const SETTINGS: [(&str, &str); 9] = [
     ("conf/default/accept_redirects", "0"),
 ];
 
-/// The same for the interface that is there already.
-const OF_UPLINK: [(&str, &str); 4] = [
+/// The same for the interface that is there already. Whoever has been found on the wire stays found: whether an entry is
+/// still fresh is not to depend on how long a world takes.
+const OF_UPLINK: [(&str, &str); 6] = [
     ("neigh/eth0/retrans_time_ms", "100"),
+    ("neigh/eth0/base_reachable_time_ms", "3600000"),
+    ("neigh/eth0/delay_first_probe_time", "3600"),
     ("conf/eth0/rp_filter", "0"),
     ("conf/eth0/send_redirects", "0"),
     ("conf/eth0/accept_redirects", "0"),
