@@ -1,6 +1,7 @@
 //! The story of our first users, with a real `dockerd` on each host.
 #![expect(clippy::unwrap_used, reason = "a test that panics has failed")]
 
+mod modes;
 mod today;
 
 use std::time::Duration;

@@ -11,13 +11,17 @@ use xtask::lab::{
 use crate::AGENT;
 
 /// A machine that boots, and a Docker that starts for the first time.
-const SOON: Duration = Duration::from_mins(1);
+pub(crate) const SOON: Duration = Duration::from_mins(1);
 
 /// A machine whose Docker was told the host's subnet before it first started.
 fn boot(host: &Host) -> Machine<'_> {
-    let mut machine = Machine::lay_out(host, &debian::FORKY).unwrap();
     let subnet = host.subnet().unwrap();
-    let told = serde_json::json!({ "bip": subnet.gateway_cidr(), "mtu": subnet.mtu });
+    boot_with(host, &serde_json::json!({ "bip": subnet.gateway_cidr(), "mtu": subnet.mtu }))
+}
+
+/// A machine whose Docker has this for its settings.
+pub(crate) fn boot_with<'host>(host: &'host Host, told: &serde_json::Value) -> Machine<'host> {
+    let mut machine = Machine::lay_out(host, &debian::FORKY).unwrap();
     machine.write("/etc/docker/daemon.json", told.to_string().as_bytes()).unwrap();
     machine.switch_on().unwrap();
     eventually(SOON, "Docker to answer", || machine.docker(["version"])).unwrap();
@@ -26,13 +30,13 @@ fn boot(host: &Host) -> Machine<'_> {
 }
 
 /// A container that greets whoever connects to its port 80, and its address.
-fn greeter(machine: &Machine<'_>, name: &str, options: &[&str]) -> String {
+pub(crate) fn greeter(machine: &Machine<'_>, name: &str, options: &[&str]) -> String {
     let greet = "while true; do echo hello | nc -l -p 80; done";
     let mut run = vec!["run", "--detach", "--name", name];
     run.extend(options);
     run.extend([IMAGE, "sh", "-c", greet]);
     machine.docker(run).unwrap();
-    let format = "{{.NetworkSettings.Networks.bridge.IPAddress}}";
+    let format = "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}";
     machine.docker(["inspect", "--format", format, name]).unwrap()
 }
 
