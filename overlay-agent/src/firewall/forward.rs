@@ -55,11 +55,11 @@ fn forward_rules(device: &str, network: Option<Ipv4Network>) -> Rules {
 fn raw_rules(scene: &Scene) -> Rules {
     let comment = format!("{}arrives", comments_of(&scene.tunnel));
     let Scene { network, subnet, tunnel, uplink, direct, .. } = scene;
-    let links = [Some(tunnel), direct.then_some(uplink)];
-    let rule = |link| {
-        format!("-s {network} -d {subnet} -i {link} -m comment --comment {comment} -j ACCEPT")
-    };
-    links.into_iter().flatten().map(rule).collect()
+    // A peer itself may send from its public address.
+    let by_tunnel = format!("-d {subnet} -i {tunnel}");
+    let by_link = direct.then(|| format!("-s {network} -d {subnet} -i {uplink}"));
+    let rule = |tests| format!("{tests} -m comment --comment {comment} -j ACCEPT");
+    [Some(by_tunnel), by_link].into_iter().flatten().map(rule).collect()
 }
 
 /// Whether a rule of `raw` is Docker's for a container of ours with a published port.

@@ -3,8 +3,10 @@
 
 mod changes;
 mod conntrack;
+mod docker_nftables;
 mod forward;
 mod nat;
+mod nft;
 mod rules;
 
 use std::{net::Ipv4Addr, time::Duration};
@@ -86,7 +88,7 @@ const REST: u32 = 4;
 
 /// Removes every rule for tunnel device `device`. Returns whether there were any.
 pub async fn remove(device: &str) -> Result<bool> {
-    let forwarded = forward::remove(device).await?;
+    let forwarded = forward::remove(device).await? | docker_nftables::remove(device).await?;
     let masqueraded = nat::list(device).await?.is_some();
     if masqueraded {
         nat::remove(device).await?;
@@ -171,6 +173,7 @@ impl Firewall {
         let translated = self.ensure_nat(scene).await;
         if self.forward {
             forward::ensure(scene).await?;
+            docker_nftables::ensure(scene).await?;
         }
         translated
     }

@@ -1,10 +1,10 @@
-use std::{io::ErrorKind, process::Stdio};
+use std::io::ErrorKind;
 
 use anyhow::{Context, Result, bail};
 use ipnetwork::Ipv4Network;
-use tokio::{io::AsyncWriteExt, process::Command};
+use tokio::process::Command;
 
-use super::{Scene, forward};
+use super::{Scene, forward, nft};
 
 /// Whose addresses are changed on their way, on one host.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -113,13 +113,7 @@ table ip {table} {{
 
     async fn make(&self, scene: &Scene, guard: bool) -> Result<bool> {
         let script = self.script(scene, guard);
-        let spawned = Command::new("nft")
-            .args(["-f", "-"])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn();
-        let mut nft = match spawned {
+        let output = match nft::carry_out(&script).await {
             Err(error)
                 if error.kind() == ErrorKind::NotFound
                     && self.masquerade.is_none()
@@ -127,7 +121,7 @@ table ip {table} {{
             {
                 return Ok(false);
             }
-            spawned => spawned.context(match self.masquerade {
+            outcome => outcome.context(match self.masquerade {
                 Some(_) => {
                     "running nft, which --ip-masq needs: nothing is masqueraded, and containers do not reach the \
                      outside"
@@ -137,10 +131,6 @@ table ip {table} {{
                 }
             })?,
         };
-        let mut input = nft.stdin.take().context("nft has no standard input")?;
-        input.write_all(script.as_bytes()).await.context("handing nft its rules")?;
-        drop(input);
-        let output = nft.wait_with_output().await.context("waiting for nft")?;
         if !output.status.success() {
             let reason = String::from_utf8_lossy(&output.stderr);
             bail!("making table ip {}: {}", scene.tunnel, reason.trim());

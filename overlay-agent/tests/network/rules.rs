@@ -315,3 +315,58 @@ fn the_network_config_changes_the_mode_of_running_agents_that_have_no_flag() {
     shell(&overlay, receiver, "iptables -D FORWARD -d TO -j DROP");
     stream.runs();
 }
+
+/// What Docker 29 makes with `--firewall-backend=nftables` for its bridge and a container with a published port, as far
+/// as it drops.
+const DOCKERS_TABLE: &str = r#"table ip docker-bridges {
+    map filter-forward-in-jumps {
+        type ifname : verdict
+        elements = { "docker0" : jump filter-forward-in__docker0 }
+    }
+    chain filter-FORWARD {
+        type filter hook forward priority filter; policy accept;
+        oifname vmap @filter-forward-in-jumps
+    }
+    chain raw-PREROUTING {
+        type filter hook prerouting priority raw; policy accept;
+        ip daddr TO iifname != "docker0" counter drop comment "DROP DIRECT ACCESS"
+    }
+    chain filter-forward-in__docker0 {
+        ct state established,related counter accept
+        iifname "docker0" counter accept comment "ICC"
+        counter drop comment "UNPUBLISHED PORT DROP"
+    }
+}"#;
+
+#[test]
+fn dockers_nftables_backend_is_not_in_the_way_of_what_takes_the_stack() {
+    let mut overlay = Overlay::with(Lab::builder(), |options| options.fast_path(false));
+    let [_, to] = overlay.pair();
+    let receiver = overlay.lab.host(1);
+    let address = to.address().to_string();
+    let nft = |words: &[&str]| receiver.command("nft").args(words).read();
+    let start_docker = || nft(&[&DOCKERS_TABLE.replace("TO", &address)]).unwrap();
+    let is_reached = || {
+        eventually(SOON, "a ping in spite of Docker's table", || {
+            let ping = overlay.containers[0].command("ping");
+            ping.args(["-n", "-c1", "-W1", &address]).run()
+        })
+        .unwrap();
+    };
+    let ours = || {
+        let listing = nft(&["list", "table", "ip", "docker-bridges"]).unwrap();
+        listing.matches("comment \"overlay.1 to ").count()
+    };
+    start_docker();
+    is_reached();
+    assert_eq!(ours(), 2);
+    // It starts once more.
+    nft(&["delete", "table", "ip", "docker-bridges"]).unwrap();
+    start_docker();
+    is_reached();
+    let status = overlay.agents[1].status().unwrap();
+    assert_eq!(status["problems"], serde_json::json!([]), "{status}");
+    overlay.agents[1].stop().unwrap();
+    receiver.clean_up(overlay.options.binary()).unwrap();
+    assert_eq!(ours(), 0, "after cleanup");
+}

@@ -5,9 +5,7 @@ use super::{
     packet::Test,
     walk::{Rule, Table},
 };
-
-/// The table of Docker's nftables backend (moby, `daemon/libnetwork/drivers/bridge/internal/nftabler`).
-const DOCKER_BRIDGES: &str = "docker-bridges";
+use crate::firewall::docker_nftables::TABLE as DOCKER_BRIDGES;
 
 /// Whether the effect of this rule, `what`, is that of Docker's, ufw's or Kubernetes' own machinery.
 pub(super) fn is_plumbing(
