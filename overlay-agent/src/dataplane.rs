@@ -369,6 +369,7 @@ impl Dataplane {
             mtu: u16::try_from(spec.tunnel.mtu).unwrap_or(u16::MAX),
             vtep_mac: spec.tunnel.mac.0,
             bridge_mac: bridge.map_or([0; 6], |link| link.mac.0),
+            bridge_mtu: bridge.map_or(u32::MAX, |link| link.mtu),
             flow_share: self.tables.flow_share,
             // Until the leases are listed, an earlier agent's entries stay in use.
             policy: self.policy.number(),

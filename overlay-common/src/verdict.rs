@@ -132,7 +132,7 @@ reasons! {
         NoPeer = "no_peer", "No lease covers its destination: the stack answers.";
         OtherWay = "other_way", "The kernel's way to its peer is not by the uplink: the stack takes it.";
         TtlExpired = "ttl_expired", "Its TTL ends here: the stack answers with time exceeded.";
-        TooBig = "too_big", "Larger than the overlay's MTU: the stack fragments it or answers.";
+        TooBig = "too_big", "Larger than the overlay's MTU, or the bridge's: the stack fragments it or answers.";
         Fragment = "fragment", "A fragment: the stack reassembles.";
         IpOptions = "ip_options", "Its IPv4 header has options.";
         BadOuterChecksum = "bad_outer_checksum", "The outer IPv4 header's checksum is wrong: the stack drops it.";

@@ -144,6 +144,7 @@ impl World {
             mtu: 1450,
             vtep_mac: VTEP_MAC.0,
             bridge_mac: BRIDGE_MAC.0,
+            bridge_mtu: 1500,
             peer_lengths: [24, 0, 0, 0],
             flow_share: tables.flow_share,
             ..HostConfig::default()

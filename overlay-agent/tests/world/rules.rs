@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, net::Ipv4Addr};
 
 use crate::{
-    shape::{Element, Place, Probe, Protocol, Target, Way, wire},
+    shape::{Element, Place, Probe, Target, Way, wire},
     traffic::{Arrival, Complaint, Fate},
 };
 
@@ -21,12 +21,8 @@ pub(crate) struct Case<'a> {
 type Rule = (&'static str, fn(&Case) -> bool);
 
 /// Of the fast path, compared to the stack with our agent.
-const FAST: [Rule; 4] = [
-    ("one-hop", one_hop),
-    ("inner-rules", inner_rules),
-    ("outer-source-check", source_check),
-    ("bridge-mtu", bridge_mtu),
-];
+const FAST: [Rule; 3] =
+    [("one-hop", one_hop), ("inner-rules", inner_rules), ("outer-source-check", source_check)];
 
 /// Of our agent, compared to flannel's device.
 const OURS: [Rule; 4] = [
@@ -51,9 +47,6 @@ pub(crate) fn excuses(case: &Case) -> Option<Vec<&'static str>> {
 
 /// ICMP: the TTL has run out on its way.
 const EXPIRED: (u8, u8) = (11, 0);
-
-/// ICMP: it has DF, and is too big.
-const TOO_BIG: (u8, u8) = (3, 4);
 
 /// Where the fast path delivers to a container, what comes from another host's has been forwarded once, not twice.
 fn one_hop(case: &Case) -> bool {
@@ -158,34 +151,6 @@ fn source_check(case: &Case) -> bool {
             && fast.arrived.iter().all(|arrival| by_container(arrival.place));
     }
     stack.answered.is_empty() && !fast.answered.is_empty() && by_container(probe.from)
-}
-
-/// What the tunnel has carried is delivered to a container whose MTU is less than the tunnel's. Whoever has sent it by the
-/// stack is told, unless no route leads back to him: then its size has to tell.
-fn bridge_mtu(case: &Case) -> bool {
-    const IPV4_AND_UDP: u16 = 28;
-    let Case { elements, probe, fast, stack, .. } = case;
-    let mtu_at = |place: Place| {
-        let host = host_of(place);
-        elements.iter().find_map(|element| match *element {
-            Element::BridgeMtu { host: of, mtu } if host == Some(of) => Some(mtu),
-            _ => None,
-        })
-    };
-    let is_too_big = |complaint: &Complaint| (complaint.kind, complaint.code) == TOO_BIG;
-    let told = |arrival: &Arrival| {
-        let mut complaints = stack.complaints.iter();
-        complaints.all(|told| is_too_big(told) && mtu_at(arrival.place) == Some(told.mtu))
-    };
-    let is_larger = |arrival: &Arrival| {
-        probe.df
-            && probe.protocol == Protocol::Udp
-            && mtu_at(arrival.place).is_some_and(|mtu| probe.size + IPV4_AND_UDP > mtu)
-    };
-    stack.arrived.is_empty()
-        && !fast.arrived.is_empty()
-        && fast.arrived.iter().all(told)
-        && (!stack.complaints.is_empty() || fast.arrived.iter().all(is_larger))
 }
 
 /// What another host sends by the tunnel comes from its lease or from its public address, and is refused from any other

@@ -4,15 +4,14 @@ use super::{
     Tables, has_options, is_fragment, lookup_peer, plain_ipv4,
     policy::{check_arriving, note_leaving},
     rules::may_pass,
+    segment_length,
     sender::{UNKNOWN_PORT, check_no_vxlan, check_other, check_source},
     stack_flow::answers_a_stack_flow,
 };
 use crate::{
     Reason,
     encap::OVERHEAD,
-    packet::{
-        ETHERNET_LENGTH, Ethernet, IPV4_LENGTH, PROTOCOL_TCP, Packet, TCP_DATA_OFFSET, UDP_LENGTH,
-    },
+    packet::{ETHERNET_LENGTH, Ethernet, IPV4_LENGTH, Packet},
     tables::{Direction, HostConfig, Peer},
 };
 
@@ -155,24 +154,11 @@ fn check_sender(
 #[inline(always)]
 fn fitting_length(packet: &impl Packet, host: &HostConfig, ipv4: &Ipv4Hdr) -> Result<u16, Reason> {
     let length = packet.length() - ETHERNET_LENGTH as u32;
-    let segment = match packet.segment_size() {
-        0 => u32::from(u16::from_be_bytes(ipv4.tot_len)),
-        payload => payload + IPV4_LENGTH as u32 + transport_header_length(packet, ipv4)?,
-    };
+    let segment = segment_length(packet, ETHERNET_LENGTH, ipv4)?;
     if segment > u32::from(host.mtu) || length + OVERHEAD as u32 > u32::from(u16::MAX) {
         return Err(Reason::TooBig);
     }
     Ok(length as u16)
-}
-
-#[inline(always)]
-fn transport_header_length(packet: &impl Packet, ipv4: &Ipv4Hdr) -> Result<u32, Reason> {
-    if ipv4.proto != PROTOCOL_TCP {
-        return Ok(UDP_LENGTH as u32);
-    }
-    let data_offset: u8 =
-        packet.load(ETHERNET_LENGTH + IPV4_LENGTH + TCP_DATA_OFFSET).ok_or(Reason::NotIpv4)?;
-    Ok(u32::from(data_offset >> 4) * 4)
 }
 
 #[cfg(test)]

@@ -1,8 +1,8 @@
 use network_types::ip::Ipv4Hdr;
 
 use super::{
-    Recipient, Tables, check_inner, policy::check_arriving, recipient, rules::may_pass,
-    stack_flow::answers_a_stack_flow,
+    Recipient, Tables, check_inner, fits_bridge, policy::check_arriving, recipient,
+    rules::may_pass, stack_flow::answers_a_stack_flow,
 };
 use crate::{
     Reason,
@@ -62,6 +62,7 @@ pub fn from_tunnel(
     }
     match recipient(tables, ipv4.dst_addr) {
         Recipient::Host => Err(Reason::ToStack),
+        _ if !fits_bridge(packet, ETHERNET_LENGTH, &ipv4, host) => Err(Reason::ToStack),
         recipient => Ok(Delivery { recipient, ipv4 }),
     }
 }

@@ -1,9 +1,9 @@
 use network_types::{ip::Ipv4Hdr, udp::UdpHdr, vxlan::VxlanHdr};
 
 use super::{
-    Recipient, Tables, check_inner, contents::Contents, from_interface::unmasqueraded, has_options,
-    is_fragment, is_nobodys, load_headers, lookup_peer, policy::check_arriving, recipient,
-    rules::may_pass, stack_flow::answers_a_stack_flow,
+    Recipient, Tables, check_inner, contents::Contents, fits_bridge, from_interface::unmasqueraded,
+    has_options, is_fragment, is_nobodys, load_headers, lookup_peer, policy::check_arriving,
+    recipient, rules::may_pass, stack_flow::answers_a_stack_flow,
 };
 use crate::{
     Reason, checksum, ecn,
@@ -23,6 +23,15 @@ pub struct Arrival {
     pub ipv4: Ipv4Hdr,
     /// TOS that the inner packet must carry on (RFC 6040).
     pub tos: u8,
+}
+
+impl Arrival {
+    /// Checks that the bridge carries it: what it does not is the stack's to fragment, or to answer.
+    #[inline(always)]
+    pub fn check_fits_bridge(&self, packet: &impl Packet, host: &HostConfig) -> Result<(), Reason> {
+        let offset = if self.encapsulated { INNER_IPV4_OFFSET } else { ETHERNET_LENGTH };
+        fits_bridge(packet, offset, &self.ipv4, host).then_some(()).ok_or(Reason::TooBig)
+    }
 }
 
 /// Decides about a packet from the wire: decapsulate it, leave it to the stack, or refuse it.
@@ -301,6 +310,18 @@ mod tests {
         assert_eq!(outcome.err(), Some(Reason::GroupPolicy));
         packet.bytes[VXLAN_OFFSET] &= !VXLAN_G_FLAG_MASK;
         assert!(from_uplink(&packet, &world.host, &world, |_| true).is_ok());
+    }
+
+    #[test]
+    fn what_the_bridge_does_not_carry_is_the_stacks() {
+        let mut world = World::new();
+        let packet = vxlan_packet(&world.host, REMOTE, LOCAL);
+        let length = u32::try_from(packet.bytes.len() - INNER_IPV4_OFFSET).expect("it is short");
+        for (mtu, expected) in [(length, None), (length - 1, Some(Reason::TooBig))] {
+            world.host.bridge_mtu = mtu;
+            let plan = from_uplink(&packet, &world.host, &world, |_| true).expect("a plan");
+            assert_eq!(plan.check_fits_bridge(&packet, &world.host).err(), expected, "MTU {mtu}");
+        }
     }
 
     #[test]

@@ -29,7 +29,10 @@ pub use to_wire::to_wire;
 
 use crate::{
     Reason,
-    packet::{ETHERNET_LENGTH, ETHERTYPE_IPV4, Ethernet, IPV4_LENGTH, Packet},
+    packet::{
+        ETHERNET_LENGTH, ETHERTYPE_IPV4, Ethernet, IPV4_LENGTH, PROTOCOL_TCP, Packet,
+        TCP_DATA_OFFSET, UDP_LENGTH,
+    },
     prefix::Prefix,
     tables::{
         Accepted, Direction, Endpoint, EndpointKey, Home, HomeKey, HostConfig, Peer, PeerKey,
@@ -160,6 +163,28 @@ const fn has_options(ipv4: &Ipv4Hdr) -> bool {
 #[inline(always)]
 const fn is_fragment(ipv4: &Ipv4Hdr) -> bool {
     u16::from_be_bytes(ipv4.frags) & 0x3fff != 0
+}
+
+/// The length from the IPv4 header on that a link has to carry: the packet's, or that of each of an aggregate's segments.
+/// `offset` is that of the IPv4 header, which has no options.
+#[inline(always)]
+fn segment_length(packet: &impl Packet, offset: usize, ipv4: &Ipv4Hdr) -> Result<u32, Reason> {
+    let transport = match (packet.segment_size(), ipv4.proto) {
+        (0, _) => return Ok(u32::from(u16::from_be_bytes(ipv4.tot_len))),
+        (_, PROTOCOL_TCP) => {
+            let data_offset: u8 =
+                packet.load(offset + IPV4_LENGTH + TCP_DATA_OFFSET).ok_or(Reason::NotIpv4)?;
+            u32::from(data_offset >> 4) * 4
+        }
+        _ => UDP_LENGTH as u32,
+    };
+    Ok(packet.segment_size().saturating_add(IPV4_LENGTH as u32 + transport))
+}
+
+/// Whether the stack would put a packet on the bridge as it is.
+#[inline(always)]
+fn fits_bridge(packet: &impl Packet, offset: usize, ipv4: &Ipv4Hdr, host: &HostConfig) -> bool {
+    segment_length(packet, offset, ipv4).is_ok_and(|length| length <= host.bridge_mtu)
 }
 
 /// Checks the inner packet of a VXLAN packet from `remote`, who speaks for `vtep` and for its own address, and

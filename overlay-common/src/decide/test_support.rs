@@ -97,6 +97,7 @@ impl World {
                 mtu: 1450,
                 vtep_mac: [2, 0, 0, 0, 0, 10],
                 bridge_mac: GATEWAY_MAC.0,
+                bridge_mtu: 1500,
                 peer_lengths: [24, 0, 0, 0],
                 ..HostConfig::default()
             },

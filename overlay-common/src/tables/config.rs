@@ -9,7 +9,7 @@ pub const PEER_PREFIX_LENGTHS: usize = 4;
 
 map_type! {
     /// This host's settings: the only entry of its map.
-    pub struct HostConfig[64] {
+    pub struct HostConfig[68] {
         /// [`ABI_VERSION`](super::ABI_VERSION) of the agent that wrote the maps; 0 until it has.
         pub abi_version: u32,
         /// Bits `FAST_PATH`, …
@@ -47,6 +47,8 @@ map_type! {
         pub peer_lengths: [u8; PEER_PREFIX_LENGTHS],
         /// Number of the policy in force, which goes up with each; its lowest bit is the bank that the policy is in.
         pub policy: u32,
+        /// Largest packet, in bytes, that the stack would put on the bridge.
+        pub bridge_mtu: u32,
     }
 }
 

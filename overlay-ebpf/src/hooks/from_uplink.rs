@@ -35,6 +35,7 @@ pub(crate) fn from_uplink(ctx: TcContext) -> i32 {
                 }
             })?,
         };
+        plan.check_fits_bridge(&skb, host)?;
         if plan.recipient == Recipient::Subnet && !on_bridge(ctx, host, &plan.ipv4) {
             return Err(Reason::HostDestination);
         }
