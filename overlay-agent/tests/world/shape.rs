@@ -75,6 +75,8 @@ pub(crate) enum Element {
     SecondContainerAddress { host: u8 },
     /// Somebody's rule for what is forwarded.
     Firewall { host: u8, chain: Chain, about: About },
+    /// Agents are told that rules hold, whether there are any or not.
+    HonourRules,
 }
 
 impl Element {

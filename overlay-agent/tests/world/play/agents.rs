@@ -37,8 +37,8 @@ pub(crate) fn options(world: &World, mode: Mode, lab: &Lab) -> Result<Vec<AgentO
                 .argument(&format!("--public-ip={}", world.public(host)))
                 .argument(&format!("--peers={}", file.display()));
         // When `auto` has seen a rule is another question.
-        let options =
-            if world.has_firewall() { options.argument("--rules=honour") } else { options };
+        let is_honoured = world.has_firewall() || world.has(Element::HonourRules);
+        let options = if is_honoured { options.argument("--rules=honour") } else { options };
         if world.has(Element::IpMasq { host }) {
             options.argument("--ip-masq").argument("--ip-masq-fully-random-disable")
         } else {

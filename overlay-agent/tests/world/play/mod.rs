@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 
 use anyhow::Result;
 
-use self::site::Site;
+pub(crate) use self::site::Site;
 use crate::{
     shape::{Event, Place, Probe, Step, World},
     traffic::{self, Fate, Round},

@@ -244,6 +244,22 @@ impl<'a> Site<'a> {
         apply(self.host(host), &change, false)
     }
 
+    /// Has `iptables-restore` read this, and leave what it does not name.
+    pub(crate) fn restore(&self, host: u8, script: String) -> Result<()> {
+        let restore = self.host(host).command("iptables-restore").args(["-w", "--noflush"]);
+        restore.input(script).run().map(drop)
+    }
+
+    /// That of a host's first container.
+    pub(crate) fn namespace(&self, host: u8) -> &Namespace {
+        &self.containers[&(host, 0)]
+    }
+
+    /// How many packets our agents have counted there.
+    pub(crate) fn packets(&self, hook: &str, reason: &str) -> Result<u64> {
+        self.agents.iter().map(|agent| agent.packets(hook, reason)).sum()
+    }
+
     pub(crate) fn set_uplink(&self, host: u8, up: bool) -> Result<()> {
         let state = if up { "up" } else { "down" };
         self.host(host).ip(["link", "set", UPLINK, state])?;
