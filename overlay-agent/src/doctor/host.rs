@@ -14,6 +14,9 @@ use crate::{
     netlink,
 };
 
+/// The mode in which refusals are not told, as the fast path does not ask.
+const BYPASS: &str = "bypass";
+
 /// Whether the programs can be loaded.
 pub(super) fn kernel(found: &mut Findings) {
     if let Err(error) = Features::probe().and_then(|_| Programs::load_unpinned()) {
@@ -69,8 +72,11 @@ fn sysctl(name: &str) -> Option<String> {
     Some(text.trim().to_owned())
 }
 
-/// Whether FORWARD drops what comes out of the tunnel device.
+/// Whether FORWARD drops what comes out of the tunnel device, where no agent has read all of the rules and says so.
 pub(super) async fn forward_policy(host: &Host, found: &mut Findings) {
+    if host.overlay().is_some_and(|overlay| overlay.rules.mode != BYPASS) {
+        return;
+    }
     let device = host.tunnel();
     let rules = match output("iptables", &["-w", "5", "-S", "FORWARD"]).await {
         Ok(rules) => rules,
@@ -84,8 +90,8 @@ pub(super) async fn forward_policy(host: &Host, found: &mut Findings) {
             Check::ForwardPolicy,
             format!("the firewall drops what is forwarded from and to {device}: the policy of FORWARD is DROP, and no rule accepts it"),
             format!(
-                "iptables -A FORWARD -i {device} -j ACCEPT && iptables -A FORWARD -o {device} -j ACCEPT, or \
-                 run the agent without --iptables-forward-rules=false"
+                "iptables -A FORWARD -i {device} -j ACCEPT && iptables -A FORWARD -o {device} -j ACCEPT \
+                 # or run the agent without --iptables-forward-rules=false"
             ),
         );
     }
@@ -191,7 +197,8 @@ fn broken_offloads(features: &str, driver: &str, uplink: &str) -> Vec<(String, &
     broken
 }
 
-async fn output(program: &str, args: &[&str]) -> Result<String> {
+/// What a program says.
+pub(super) async fn output(program: &str, args: &[&str]) -> Result<String> {
     let output = Command::new(program)
         .args(args)
         .output()

@@ -4,6 +4,7 @@
 //! earlier finding explains is not reported again.
 
 mod clock;
+mod firewall;
 mod host;
 mod overlay;
 mod ping;
@@ -177,8 +178,8 @@ pub async fn examine(places: Places, etcd: EtcdConfig) -> Result<Diagnosis> {
     host::links(&host, &mut found);
     host::forwarding(&host, &mut found);
     host::forward_policy(&host, &mut found).await;
-    overlay::rules(&host, &mut found);
-    overlay::udp_port(&host, &mut found);
+    firewall::rules(&host, &mut found).await;
+    firewall::udp_port(&host, &mut found);
     let unreachable = host::rp_filter(&host, &mut found).await.unwrap_or_else(|error| {
         found.unknown(format!("return paths: {error:#}"));
         BTreeSet::new()

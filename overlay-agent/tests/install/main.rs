@@ -2,6 +2,7 @@
 //! is tested is what the README says.
 #![expect(clippy::unwrap_used, reason = "a test that panics has failed")]
 
+mod firewalls;
 mod foreign;
 mod leave;
 mod ready;

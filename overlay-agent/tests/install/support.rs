@@ -144,8 +144,9 @@ fn first_ready(machine: &Machine<'_>) -> Result<f64> {
 pub(crate) fn listen(machine: &Machine<'_>, name: &str) -> String {
     machine.import_image().unwrap();
     let serve = "while true; do nc -l -p 5555; done";
-    let run = ["run", "--detach", "--restart=always", "--name", name, IMAGE, "sh", "-c", serve];
-    machine.docker(run).unwrap();
+    // The shell does not end for being asked to.
+    let run = ["run", "--detach", "--restart=always", "--stop-timeout=1", "--name", name, IMAGE];
+    machine.docker(run.into_iter().chain(["sh", "-c", serve])).unwrap();
     address(machine, name).unwrap()
 }
 

@@ -214,6 +214,7 @@ fn every_fault_of_the_host_is_named_alone() {
     );
 
     let options = ward.options.clone().argument("--iptables-forward-rules=false");
+    let options = options.argument("--rules=bypass");
     ward.restart_with(&options);
     ward.fault(
         "forward_policy",

@@ -17,6 +17,8 @@ pub struct Distribution {
     suite: &'static str,
     /// What a Docker host has, with the services as Debian starts them.
     packages: &'static [&'static str],
+    /// Services of these that start only when somebody says so.
+    off: &'static [&'static str],
 }
 
 /// What our users run: Docker 20.10, and all that our package depends on and recommends, because there is no
@@ -29,18 +31,23 @@ pub const BOOKWORM: Distribution = Distribution {
         "etcd-client",
         "etcd-server",
         "ethtool",
+        "firewalld",
         "iptables",
         "kmod",
         "ncat",
         "nftables",
         "procps",
+        "ufw",
     ],
+    // ufw is off until `ufw enable`.
+    off: &["firewalld.service"],
 };
 
 /// Docker as it is today: 28.5.
 pub const FORKY: Distribution = Distribution {
     suite: "forky",
     packages: &["docker.io", "docker-cli", "iptables", "kmod", "nftables", "procps"],
+    off: &[],
 };
 
 /// What `debootstrap` needs to make a machine that boots.
@@ -51,7 +58,7 @@ const SCRIPT: &str = "/usr/share/debootstrap/scripts/sid";
 
 /// The unpacked root. Whoever needs it first makes it; others wait.
 pub(super) fn root(of: &Distribution) -> Result<PathBuf> {
-    let Distribution { suite, packages } = of;
+    let Distribution { suite, packages, .. } = of;
     let folder = workspace::target_dir()?.join("debian");
     fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
     let file =
@@ -77,7 +84,7 @@ pub(super) fn root(of: &Distribution) -> Result<PathBuf> {
         .env("PATH", path_with_sbin())
         .no_deadline()
         .run()?;
-    install(&partial, packages)?;
+    install(&partial, of)?;
     fs::rename(&partial, &root)
         .with_context(|| format!("cannot rename {} to {}", partial.display(), root.display()))?;
     fs::write(&stamp, wanted).with_context(|| format!("cannot write {}", stamp.display()))?;
@@ -85,19 +92,21 @@ pub(super) fn root(of: &Distribution) -> Result<PathBuf> {
 }
 
 /// Installs packages as on a machine whose services start at the next boot.
-fn install(root: &Path, packages: &[&str]) -> Result<()> {
+fn install(root: &Path, of: &Distribution) -> Result<()> {
     let policy = root.join("usr/sbin/policy-rc.d");
     let failed = || format!("cannot write {}", policy.display());
     fs::write(&policy, "#!/bin/sh\nexit 101\n").with_context(failed)?;
     fs::set_permissions(&policy, fs::Permissions::from_mode(0o755)).with_context(failed)?;
     // With a mount of its own that ends with the command, whatever comes between.
-    let script = format!(
-        "mount -t proc proc /proc && apt-get install --yes --no-install-recommends {} && apt-get clean",
-        packages.join(" ")
-    );
+    let mut steps = vec![
+        "mount -t proc proc /proc".to_owned(),
+        format!("apt-get install --yes --no-install-recommends {}", of.packages.join(" ")),
+        "apt-get clean".to_owned(),
+    ];
+    steps.extend(of.off.iter().map(|unit| format!("systemctl disable {unit}")));
     Cmd::new("chroot")
         .arg(root)
-        .args(["sh", "-c", &script])
+        .args(["sh", "-c", &steps.join(" && ")])
         .env("DEBIAN_FRONTEND", "noninteractive")
         .env("PATH", path_with_sbin())
         .behind("unshare", ["--mount"])

@@ -1,4 +1,5 @@
-//! Whether nothing can begin: a rule that every packet meets which begins a flow, behind none that might accept one.
+//! Whether nothing can begin: rules that every packet meets which begins a flow of TCP's or of UDP's, behind none that
+//! might accept one. That pings pass is not enough: ufw lets them, whatever else it refuses.
 
 use super::{
     Scene,
@@ -20,19 +21,23 @@ enum Fate {
     Undecided,
 }
 
-/// The rule by which a base chain refuses whatever begins a flow with packets like this one, if there is one.
-pub(super) fn refusal(
+/// The rules by which a base chain refuses whatever begins a flow with packets like this one; none if some can begin.
+pub(super) fn refusals(
     table: &Table,
     scene: &Scene,
     (name, base): (&str, &Base),
     packet: Packet,
-) -> Option<String> {
-    let mut beginning = Beginning { table, scene, packet: packet.beginning(), steps: STEPS };
-    match beginning.chain(name, 0) {
-        Fate::Refused(rule) => Some(rule),
-        Fate::Open => None,
-        Fate::Undecided => base.drops.clone(),
-    }
+) -> Vec<String> {
+    let refusal = |packet| {
+        let mut beginning = Beginning { table, scene, packet, steps: STEPS };
+        match beginning.chain(name, 0) {
+            Fate::Refused(rule) => Some(rule),
+            Fate::Open => None,
+            Fate::Undecided => table.drops(base),
+        }
+    };
+    let each: Option<Vec<_>> = packet.beginning().into_iter().map(refusal).collect();
+    each.unwrap_or_default()
 }
 
 struct Beginning<'a> {

@@ -318,15 +318,27 @@ fn state(list: &str) -> Test {
 
 /// By the names that `iptables-save` and `nft` have for them.
 pub(super) fn protocol(name: &str) -> Option<u8> {
-    match name {
-        "icmp" => Some(1),
-        "tcp" => Some(6),
-        "udp" => Some(17),
-        "udplite" => Some(136),
-        "sctp" => Some(132),
-        "dccp" => Some(33),
-        number => number.parse().ok(),
-    }
+    let number = match name {
+        "icmp" => 1,
+        "igmp" => 2,
+        "ipencap" => 4,
+        "tcp" => 6,
+        "udp" => 17,
+        "dccp" => 33,
+        "ipv6" => 41,
+        "gre" => 47,
+        "esp" => 50,
+        "ah" => 51,
+        "ipv6-icmp" | "icmpv6" => 58,
+        "ospf" => 89,
+        "pim" => 103,
+        "ipcomp" | "comp" => 108,
+        "vrrp" => 112,
+        "sctp" => 132,
+        "udplite" => 136,
+        number => return number.parse().ok(),
+    };
+    Some(number)
 }
 
 /// `53,8000:9000`.

@@ -313,7 +313,10 @@ fn is_value(left: &Value, right: &Value) -> Test {
             }
             (Some("ether"), Some("type")) if name == Some("ip") => ALWAYS,
             (Some("ether"), Some("type")) if matches!(name, Some("ip6" | "arp")) => NEVER,
-            _ => unknown,
+            _ => match carried(left) {
+                Some(protocol) => Test::All(vec![Test::Protocol(protocol), unknown]),
+                None => unknown,
+            },
         };
     }
     if let Some(conntrack) = left.get("ct") {
@@ -340,8 +343,9 @@ fn interface(name: &str, test: impl Fn(Pattern) -> Test) -> Test {
 /// The protocol that a packet must carry for this to be a part of it.
 fn carried(value: &Value) -> Option<u8> {
     match value.get("payload")?.get("protocol")?.as_str()? {
-        name @ ("tcp" | "udp") => protocol(name),
-        _ => None,
+        // Their own headers, or one of several.
+        "ether" | "vlan" | "ip" | "th" => None,
+        name => protocol(name),
     }
 }
 

@@ -85,7 +85,7 @@ impl Test {
             Self::Destination(range) => range.fit(&packet.destination),
             Self::ToHost => Fit::certain(packet.is_for_host),
             Self::Protocol(protocol) => {
-                packet.port.map_or(Fit::Perhaps, |_| Fit::certain(*protocol == UDP))
+                packet.protocol.map_or(Fit::Perhaps, |known| Fit::certain(known == *protocol))
             }
             Self::Port(first, last) => packet
                 .port
@@ -222,14 +222,18 @@ pub(super) struct Packet {
     source: Vec<Range>,
     destination: Vec<Range>,
     is_for_host: bool,
-    /// Of UDP, where it is known that it is that.
+    /// What IP carries, where that is known.
+    protocol: Option<u8>,
+    /// The destination's, where it is known.
     port: Option<u16>,
 }
 
 impl Packet {
-    /// The first of their flows.
-    pub(super) fn beginning(self) -> Self {
-        Self { begins: true, ..self }
+    /// The first of their flows: of TCP's and of UDP's, or of those that they are anyway.
+    pub(super) fn beginning(self) -> Vec<Self> {
+        let protocols = self.protocol.map_or_else(|| vec![TCP, UDP], |known| vec![known]);
+        let of = |protocol| Self { begins: true, protocol: Some(protocol), ..self.clone() };
+        protocols.into_iter().map(of).collect()
     }
 }
 
@@ -249,7 +253,8 @@ pub(super) enum Hook {
     Link,
 }
 
-/// The protocol's number.
+/// The protocols' numbers.
+const TCP: u8 = 6;
 const UDP: u8 = 17;
 
 impl Packet {
@@ -261,6 +266,7 @@ impl Packet {
             source,
             destination,
             is_for_host: false,
+            protocol: None,
             port: None,
         }
     }
@@ -275,11 +281,13 @@ impl super::Scene {
         let comes = |peer: Vec<Range>| Packet {
             from: uplink(),
             is_for_host: true,
+            protocol: Some(UDP),
             port: Some(self.port),
             ..Packet::of(peer, any())
         };
         let goes = |peer: Vec<Range>| Packet {
             to: uplink(),
+            protocol: Some(UDP),
             port: Some(self.port),
             ..Packet::of(any(), peer)
         };

@@ -19,6 +19,17 @@ pub(super) struct Table {
     pub(super) chains: BTreeMap<String, Chain>,
 }
 
+impl Table {
+    /// What an operator is told if a chain drops packets that no rule decides about. Where that is ufw's doing, ufw has
+    /// the command; chains of one that is switched off are empty.
+    pub(super) fn drops(&self, base: &Base) -> Option<String> {
+        let drops = base.drops.as_ref()?;
+        let is_ufws =
+            self.chains.get("ufw-before-input").is_some_and(|chain| !chain.rules.is_empty());
+        Some(if is_ufws { format!("{drops} (ufw)") } else { drops.clone() })
+    }
+}
+
 #[derive(Debug, Default)]
 pub(super) struct Chain {
     /// Where packets enter the table by this chain.
@@ -88,15 +99,15 @@ pub(super) fn concerns(table: &Table, scene: &Scene) -> Vec<Concern> {
                 found: &mut found,
             };
             if walk.chain(name, 0, false)
-                && let Some(drops) = &base.drops
+                && let Some(drops) = table.drops(base)
             {
                 let each_packet = walk.is_parted;
-                found.push(Concern { each_packet, ..Concern::of_flows(drops.clone()) });
+                found.push(Concern { each_packet, ..Concern::of_flows(drops) });
             }
         }
         let packets = scene.packets_by_peer(base.hook).into_iter();
         let refusals =
-            packets.filter_map(|packet| begin::refusal(table, scene, (name, base), packet));
+            packets.flat_map(|packet| begin::refusals(table, scene, (name, base), packet));
         found.extend(refusals.map(|text| Concern { refuses: true, ..Concern::of_flows(text) }));
     }
     found
@@ -108,14 +119,8 @@ pub(super) fn closing(table: &Table, scene: &Scene) -> Vec<String> {
     let of_base = |(name, base): (&String, &Base)| {
         let packets = scene.carriers(base.hook, &base.devices).into_iter();
         let refusals =
-            packets.filter_map(|packet| begin::refusal(table, scene, (name, base), packet));
-        // Where it is ufw's policy, ufw has the command.
-        let is_ufws = table.chains.contains_key("ufw-user-input");
-        let told = refusals.map(|rule| match &base.drops {
-            Some(drops) if is_ufws && *drops == rule => format!("{rule} (ufw)"),
-            _ => rule,
-        });
-        told.collect::<Vec<_>>()
+            packets.flat_map(|packet| begin::refusals(table, scene, (name, base), packet));
+        refusals.collect::<Vec<_>>()
     };
     bases.flat_map(of_base).collect()
 }

@@ -1,5 +1,6 @@
 //! Listings as the tools print them; those of `nft` are of 1.0.6, those of `iptables-save` of 1.8.
 
+mod firewalls;
 mod iptables;
 mod nft;
 
