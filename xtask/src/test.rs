@@ -26,6 +26,9 @@ enum Runs {
     /// The integration tests of the agent named as the layer, one at a time: they measure, or would take
     /// each other's ports and time.
     Integration,
+    /// The same, of which only those under these names need the time for themselves: of all others, which wait more than
+    /// they work, two run at a time.
+    MostlyWaiting(&'static [&'static str]),
     /// The integration tests of that name, as many at a time as there are processors, with this machine's
     /// etcd and with a newer one.
     Store,
@@ -35,6 +38,10 @@ enum Runs {
 
 /// The etcd that `store` talks to besides the machine's own, which on Debian 12 is 3.4.
 const OTHER_ETCD: (&str, &str) = ("trixie", "3.5");
+
+/// Tests of `network` that hold the agent to a second, count every packet of a stream, or fill the wire.
+const PUNCTUAL: &[&str] =
+    &["chaos::", "damage::", "policy::", "rules::", "survival::", "switching::", "throughput::"];
 
 /// A layer of tests.
 #[derive(Debug)]
@@ -50,10 +57,10 @@ const LAYERS: &[Layer] = &[
     layer("datapath", "the BPF programs, packet by packet", Runs::Integration),
     layer("store", "the lease protocol, against a real etcd of each version", Runs::Store),
     layer("control", "agents, etcd and what operators see", Runs::Integration),
-    layer("network", "hosts and containers in namespaces", Runs::Integration),
+    layer("network", "hosts and containers in namespaces", Runs::MostlyWaiting(PUNCTUAL)),
     layer("attack", "a malicious container and a malicious wire", Runs::Integration),
     layer("world", "random hosts, traffic and events by three datapaths", Runs::Integration),
-    layer("docker", "real Docker daemons", Runs::Integration),
+    layer("docker", "real Docker daemons", Runs::MostlyWaiting(&[])),
     layer("install", "the package on whole machines", Runs::Integration),
     layer("vm", "the kernels that people run, in virtual machines", Runs::Machines),
 ];
@@ -236,6 +243,15 @@ fn run_layer(layer: &Layer, options: &Options) -> Outcome {
     Outcome { name: layer.name, counts, time: start.elapsed(), failures, trouble }
 }
 
+/// One test at a time.
+const ONE: &str = "--test-threads=1";
+
+/// Those of `cargo test` for the integration tests of that name, with these for the test program.
+fn of_agent(layer: &Layer, arguments: &[&str]) -> Vec<String> {
+    let words = ["--package", "overlay-agent", "--test", layer.name, "--"];
+    words.iter().chain(arguments).map(|&word| word.to_owned()).collect()
+}
+
 /// The arguments of `cargo test`, once for each time it runs.
 fn invocations(layer: &Layer, arguments: &[String]) -> Vec<Vec<String>> {
     let owned =
@@ -256,13 +272,17 @@ fn invocations(layer: &Layer, arguments: &[String]) -> Vec<Vec<String>> {
             owned(&["--package", "overlay-common", "--package", "xtask", "--doc", "--"]),
         ],
         Runs::Machines => Vec::new(),
-        Runs::Store | Runs::Integration => {
-            let mut words = owned(&["--package", "overlay-agent", "--test", layer.name, "--"]);
-            if matches!(layer.runs, Runs::Integration) {
-                words.push("--test-threads=1".to_owned());
-            }
-            vec![words]
+        // Who names a test waits for that one.
+        Runs::MostlyWaiting(_) if !arguments.is_empty() => vec![of_agent(layer, &[ONE])],
+        Runs::MostlyWaiting(punctual) => {
+            let others: Vec<_> = punctual.iter().flat_map(|name| ["--skip", *name]).collect();
+            let alone =
+                (!punctual.is_empty()).then(|| of_agent(layer, &[&[ONE], punctual].concat()));
+            let others = of_agent(layer, &[&["--test-threads=2"], &others[..]].concat());
+            alone.into_iter().chain([others]).collect()
         }
+        Runs::Integration => vec![of_agent(layer, &[ONE])],
+        Runs::Store => vec![of_agent(layer, &[])],
     };
     for invocation in &mut invocations {
         invocation.extend_from_slice(arguments);
@@ -357,6 +377,21 @@ mod tests {
         assert_eq!(counts.closing_line(), "7 passed, 0 failed");
         let counts = Counts { skipped: 2, ..counts };
         assert_eq!(counts.closing_line(), "7 passed, 0 failed, 2 skipped");
+    }
+
+    #[test]
+    fn what_is_punctual_runs_alone_and_everything_runs_once() {
+        let waiting = layer("network", "", Runs::MostlyWaiting(&["chaos::", "rules::"]));
+        let words = |arguments: &[&str]| {
+            let owned: Vec<_> = arguments.iter().map(|&word| word.to_owned()).collect();
+            let all = invocations(&waiting, &owned).into_iter();
+            all.map(|words| words[5..].join(" ")).collect::<Vec<_>>()
+        };
+        assert_eq!(
+            words(&[]),
+            ["--test-threads=1 chaos:: rules::", "--test-threads=2 --skip chaos:: --skip rules::"]
+        );
+        assert_eq!(words(&["rules::one"]), ["--test-threads=1 rules::one"]);
     }
 
     #[test]

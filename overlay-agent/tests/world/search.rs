@@ -82,13 +82,23 @@ fn corpus() {
     let mut files: Vec<_> =
         fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
     files.sort();
-    let mut failed = Vec::new();
-    for file in files.iter().filter(|file| file.extension().is_some_and(|kind| kind == "json")) {
-        let world: World = serde_json::from_str(&fs::read_to_string(file).unwrap()).unwrap();
-        if let Verdict::Different(found) = compare_twice(&world) {
-            failed.push(tell(&world, &found));
+    files.retain(|file| file.extension().is_some_and(|kind| kind == "json"));
+    let files = Mutex::new(files.into_iter());
+    let failed = Mutex::new(Vec::new());
+    thread::scope(|scope| {
+        for _ in 0..AT_A_TIME {
+            scope.spawn(|| {
+                while let Some(file) = { files.lock().unwrap().next() } {
+                    let text = fs::read_to_string(file).unwrap();
+                    let world: World = serde_json::from_str(&text).unwrap();
+                    if let Verdict::Different(found) = compare_twice(&world) {
+                        failed.lock().unwrap().push(tell(&world, &found));
+                    }
+                }
+            });
         }
-    }
+    });
+    let failed = failed.into_inner().unwrap();
     assert!(failed.is_empty(), "{}", failed.join("\n"));
 }
 
