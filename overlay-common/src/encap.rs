@@ -29,8 +29,8 @@ pub const OVERHEAD: usize = size_of::<OuterHeaders>();
 /// Length of a VXLAN header.
 pub const VXLAN_LENGTH: usize = size_of::<VxlanHdr>();
 
-/// In the VXLAN header's flags: the low half of its reserved bits is the packet's group (draft-smith-vxlan-group-policy;
-/// the kernel's `VXLAN_HF_GBP`).
+/// In the VXLAN header's flags: the header carries the packet's group, in the last two of the three bytes behind them
+/// (draft-smith-vxlan-group-policy; the kernel's `VXLAN_HF_GBP`).
 pub const VXLAN_G_FLAG_MASK: u8 = 0x80;
 
 /// Offset of the VXLAN header in a packet whose outer IPv4 header has no options.

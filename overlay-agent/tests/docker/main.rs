@@ -31,8 +31,7 @@ impl Hosts {
         let lab = Lab::builder().start().unwrap();
         let etcd = lab.start_etcd(NETWORK_CONFIG).unwrap();
         let options = options(AgentOptions::new(AGENT, &etcd));
-        let agents: Vec<_> =
-            lab.hosts().iter().map(|host| host.start_agent(&options).unwrap()).collect();
+        let agents = start_agents(&lab, &options);
         let dockers: Vec<_> =
             lab.hosts().iter().map(|host| host.start_docker(AGENT.as_ref()).unwrap()).collect();
         Self { dockers, agents, _etcd: etcd, lab }
@@ -58,6 +57,11 @@ impl Hosts {
     fn packets(&self, hook: &str, reason: &str) -> [u64; 2] {
         [0, 1].map(|host| self.agents[host].packets(hook, reason).unwrap())
     }
+}
+
+/// An agent on each host.
+fn start_agents(lab: &Lab, options: &AgentOptions) -> Vec<Agent> {
+    lab.hosts().iter().map(|host| host.start_agent(options).unwrap()).collect()
 }
 
 /// Both ways, over both paths; `busy` names what must have carried it, `idle` what must not.

@@ -2,10 +2,10 @@
 
 use anyhow::ensure;
 use serde_json::json;
-use xtask::lab::{Agent, AgentOptions, IMAGE, Lab, Machine, NETWORK_CONFIG, eventually};
+use xtask::lab::{AgentOptions, IMAGE, Lab, Machine, NETWORK_CONFIG, eventually};
 
 use crate::{
-    AGENT,
+    AGENT, start_agents,
     today::{SOON, boot_with, greeter},
 };
 
@@ -33,10 +33,7 @@ fn containers_reach_each_other_in_every_gateway_mode() {
     let lab = Lab::builder().start().unwrap();
     let etcd = lab.start_etcd(NETWORK_CONFIG).unwrap();
     let options = AgentOptions::new(AGENT, &etcd);
-    let start = |options: &AgentOptions| -> Vec<Agent> {
-        lab.hosts().iter().map(|host| host.start_agent(options).unwrap()).collect()
-    };
-    let mut agents = start(&options);
+    let mut agents = start_agents(&lab, &options);
     let elsewhere = json!({ "bip": "172.30.0.1/24" });
     let machines: Vec<_> = lab.hosts().iter().map(|host| boot_with(host, &elsewhere)).collect();
     machines[0].docker(["network", "create", "--subnet=172.31.0.0/24", "app"]).unwrap();
@@ -61,7 +58,7 @@ fn containers_reach_each_other_in_every_gateway_mode() {
             for agent in &mut agents {
                 agent.stop().unwrap();
             }
-            agents = start(&options.clone().fast_path(fast_path));
+            agents = start_agents(&lab, &options.clone().fast_path(fast_path));
             let path = if fast_path {
                 ("from_uplink", "to_endpoint")
             } else {

@@ -4,11 +4,9 @@
 use std::time::Duration;
 
 use anyhow::ensure;
-use xtask::lab::{
-    Agent, AgentOptions, Host, IMAGE, Lab, Machine, NETWORK_CONFIG, debian, eventually,
-};
+use xtask::lab::{AgentOptions, Host, IMAGE, Lab, Machine, NETWORK_CONFIG, debian, eventually};
 
-use crate::AGENT;
+use crate::{AGENT, start_agents};
 
 /// A machine that boots, and a Docker that starts for the first time.
 pub(crate) const SOON: Duration = Duration::from_mins(1);
@@ -45,10 +43,7 @@ fn containers_reach_each_other_in_spite_of_dockers_rules_of_today() {
     let lab = Lab::builder().start().unwrap();
     let etcd = lab.start_etcd(NETWORK_CONFIG).unwrap();
     let options = AgentOptions::new(AGENT, &etcd);
-    let start = |options: &AgentOptions| -> Vec<Agent> {
-        lab.hosts().iter().map(|host| host.start_agent(options).unwrap()).collect()
-    };
-    let mut agents = start(&options);
+    let mut agents = start_agents(&lab, &options);
     let machines: Vec<_> = lab.hosts().iter().map(boot).collect();
     let version = machines[0].docker(["version", "--format", "{{.Server.Version}}"]).unwrap();
     assert!(version.starts_with("28."), "{version}");
@@ -105,7 +100,7 @@ fn containers_reach_each_other_in_spite_of_dockers_rules_of_today() {
         for agent in &mut agents {
             agent.stop().unwrap();
         }
-        agents = start(&options);
+        agents = start_agents(&lab, &options);
         hear();
         let later = greeter(&machines[0], "later", &["--publish", "8081:80"]);
         eventually(SOON, "a greeting from a container that came later", || {

@@ -57,6 +57,18 @@ fn become_flannel_with(more: &str, overlay: &Overlay, host: &Host, direct: bool)
     host.add_container("c").unwrap()
 }
 
+/// Waits until both agents know its lease.
+fn know_flannel(overlay: &Overlay) {
+    for agent in &overlay.agents {
+        eventually(SOON, "flannel's lease to be known", || {
+            let known = agent.status()?["peers"].as_array().map_or(0, Vec::len);
+            anyhow::ensure!(known == 2, "{known} peers");
+            Ok(())
+        })
+        .unwrap();
+    }
+}
+
 #[test]
 fn a_flannel_host_and_ours_exchange_pings_and_tcp() {
     for (fast_path, direct) in [(true, false), (false, false), (true, true), (false, true)] {
@@ -66,14 +78,7 @@ fn a_flannel_host_and_ours_exchange_pings_and_tcp() {
             direct::switch_on(&overlay);
         }
         let theirs = become_flannel(&overlay, overlay.lab.host(2), direct);
-        for agent in &overlay.agents {
-            eventually(SOON, "flannel's lease to be known", || {
-                let known = agent.status()?["peers"].as_array().map_or(0, Vec::len);
-                anyhow::ensure!(known == 2, "{known} peers");
-                Ok(())
-            })
-            .unwrap();
-        }
+        know_flannel(&overlay);
         for (index, ours) in overlay.containers.iter().enumerate() {
             let host = overlay.lab.host(index);
             ours.ping(theirs.address()).unwrap();
@@ -119,14 +124,7 @@ fn marks_are_carried_to_other_hosts() {
         let overlay =
             Overlay::of(CONFIG, Lab::builder().hosts(3), |options| options.fast_path(fast_path));
         let theirs = become_flannel_with("gbp", &overlay, overlay.lab.host(2), false);
-        for agent in &overlay.agents {
-            eventually(SOON, "flannel's lease to be known", || {
-                let known = agent.status()?["peers"].as_array().map_or(0, Vec::len);
-                anyhow::ensure!(known == 2, "{known} peers");
-                Ok(())
-            })
-            .unwrap();
-        }
+        know_flannel(&overlay);
         let containers = [&overlay.containers[0], &overlay.containers[1], &theirs];
         let nft = |host: usize, rules: &str| {
             overlay.lab.host(host).command("nft").arg(rules).run().unwrap();
