@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use overlay_agent::{exit::Exit, fail};
 use serde_json::Value;
-use xtask::lab::{AgentOptions, Host, Lab, UPLINK, eventually};
+use xtask::lab::{AgentOptions, EVERY_KIND_VARIABLE, Host, Lab, UPLINK, eventually};
 
 use crate::{
     overlay::{Overlay, SOON, peers_file},
@@ -81,6 +81,71 @@ fn containers_talk_by_the_fast_path_with_offloads_and_without() {
 #[test]
 fn containers_talk_by_the_slow_path_with_offloads_and_without() {
     talk(false);
+}
+
+/// An uplink that is made of the interface on the wire, by its kind.
+const UPLINKS: [(&str, &[&str]); 4] = [
+    ("vlan", &["link add link eth0 name up0 type vlan id 7"]),
+    (
+        "bond",
+        &[
+            "link add up0 type bond mode active-backup miimon 100",
+            "link set eth0 down",
+            "link set eth0 master up0",
+        ],
+    ),
+    ("macvlan", &["link add link eth0 name up0 type macvlan mode bridge"]),
+    ("bridge", &["link add up0 type bridge", "link set eth0 master up0"]),
+];
+
+/// Makes a host's uplink, which takes over the address. Not every kernel has every kind.
+fn make_uplink(host: &Host, made: &[&str]) -> anyhow::Result<()> {
+    // The interface below a macvlan would answer for it, and packets come by that.
+    host.namespace().sysctl("net.ipv4.conf.all.arp_ignore", "1")?;
+    let address = format!("{}/24", host.address());
+    let moved = [
+        format!("address del {address} dev {UPLINK}"),
+        format!("link set {UPLINK} up"),
+        "link set up0 up".to_owned(),
+        format!("address add {address} dev up0"),
+    ];
+    let made = made.iter().map(|&command| command.to_owned());
+    made.chain(moved).try_for_each(|command| host.ip(command.split(' ')).map(drop))
+}
+
+#[test]
+fn an_uplink_of_any_kind_carries_the_overlay() {
+    let mut tried = Vec::new();
+    for (kind, made) in UPLINKS {
+        let lab = Lab::builder().start().unwrap();
+        let outcome = lab.hosts().iter().try_for_each(|host| make_uplink(host, made));
+        match outcome {
+            Err(error) if format!("{error:#}").contains("Unknown device type") => continue,
+            outcome => outcome.unwrap(),
+        }
+        let options = peers_file(&lab).argument("--iface=up0");
+        let overlay = Overlay::on(lab, None, options);
+        let [one, two] = overlay.pair();
+        let counted = [("from_container", "encapsulated"), ("from_uplink", "to_endpoint")]
+            .map(|(hook, reason)| overlay.rise(hook, reason));
+        one.command("ping")
+            .args(["-n", "-c", "5", "-i", "0.05", "-W", "5", "-s", "1422"])
+            .arg(two.address().to_string())
+            .deadline(Duration::from_mins(1))
+            .run()
+            .unwrap();
+        let sent = file();
+        assert!(transfer(one, two, sent.clone()) == sent, "{kind}");
+        for counter in counted {
+            let packets = counter.of(&overlay);
+            assert!(packets.iter().all(|&packets| packets > 5), "{kind}: {packets:?}");
+        }
+        tried.push(kind);
+    }
+    println!("tried {tried:?}");
+    let all = UPLINKS.map(|(kind, _)| kind);
+    let has_all = std::env::var_os(EVERY_KIND_VARIABLE).is_some();
+    assert!(!tried.is_empty() && (!has_all || tried == all), "{tried:?}");
 }
 
 #[test]

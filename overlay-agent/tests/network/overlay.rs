@@ -56,7 +56,7 @@ impl Overlay {
         Self::on(lab, None, options)
     }
 
-    fn on(lab: Lab, etcd: Option<Etcd>, options: AgentOptions) -> Self {
+    pub(crate) fn on(lab: Lab, etcd: Option<Etcd>, options: AgentOptions) -> Self {
         let agents: Vec<_> =
             lab.hosts().iter().take(2).map(|host| host.start_agent(&options).unwrap()).collect();
         let containers: Vec<_> =

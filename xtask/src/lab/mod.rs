@@ -65,7 +65,7 @@ pub use self::{
     namespace::{Namespace, enter, path as namespace_path},
     process::{Process, ProcessId, STOP_WITHIN, tail},
     wait::{GiveUp, PATIENCE_VARIABLE, eventually},
-    wire::{PREFIX_LENGTH, UPLINK, Wire},
+    wire::{EVERY_KIND_VARIABLE, PREFIX_LENGTH, UPLINK, Wire},
 };
 use crate::interrupt;
 

@@ -10,6 +10,9 @@ use crate::command::Cmd;
 /// The name of every host's end of its cable.
 pub const UPLINK: &str = "eth0";
 
+/// Set where the kernel has every kind of interface that an uplink may be: a test that makes them must leave none out.
+pub const EVERY_KIND_VARIABLE: &str = "OVERLAY_EVERY_KIND";
+
 /// Length of the wire's prefix.
 pub const PREFIX_LENGTH: u8 = 24;
 

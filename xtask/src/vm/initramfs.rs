@@ -10,7 +10,12 @@ use std::{
 use anyhow::{Context as _, Result};
 
 use super::{archive::Archive, kernel::Unpacked};
-use crate::{build, command::Cmd, lab::PATIENCE_VARIABLE, workspace};
+use crate::{
+    build,
+    command::Cmd,
+    lab::{EVERY_KIND_VARIABLE, PATIENCE_VARIABLE},
+    workspace,
+};
 
 /// What the lab and the tests call.
 const TOOLS: [&str; 10] =
@@ -20,7 +25,7 @@ const TOOLS: [&str; 10] =
 const BUSYBOX: &str = "/bin/busybox";
 
 /// What the datapath and the tests' hosts are made of, as far as it is not part of the kernel's image.
-const MODULES: [&str; 11] = [
+const MODULES: [&str; 14] = [
     "veth",
     "bridge",
     "vxlan",
@@ -32,6 +37,10 @@ const MODULES: [&str; 11] = [
     "nft_fib_ipv4",
     "nft_masq",
     "nft_nat",
+    // Uplinks are made of these.
+    "8021q",
+    "bonding",
+    "macvlan",
 ];
 
 /// One program to run in a machine.
@@ -83,7 +92,7 @@ fn script(loads: &str, directory: &Path, steps: &[Step]) -> Result<String> {
         "#!{BUSYBOX} sh
 {BUSYBOX} --install -s /bin
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root TMPDIR=/tmp
-export CARGO_TARGET_DIR={target} RUST_BACKTRACE=0 {PATIENCE_VARIABLE}=10
+export CARGO_TARGET_DIR={target} RUST_BACKTRACE=0 {PATIENCE_VARIABLE}=10 {EVERY_KIND_VARIABLE}=1
 # Nothing here has rules that would be in the way.
 export OVERLAY_IPTABLES_FORWARD_RULES=false
 mount -t proc proc /proc
