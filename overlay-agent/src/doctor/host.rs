@@ -11,11 +11,9 @@ use tokio::process::Command;
 use super::{Check, Findings, Host};
 use crate::{
     datapath::{Features, Programs},
+    firewall::RulesMode,
     netlink,
 };
-
-/// The mode in which refusals are not told, as the fast path does not ask.
-const BYPASS: &str = "bypass";
 
 /// Whether the programs can be loaded.
 pub(super) fn kernel(found: &mut Findings) {
@@ -74,7 +72,9 @@ fn sysctl(name: &str) -> Option<String> {
 
 /// Whether FORWARD drops what comes out of the tunnel device, where no agent has read all of the rules and says so.
 pub(super) async fn forward_policy(host: &Host, found: &mut Findings) {
-    if host.overlay().is_some_and(|overlay| overlay.rules.mode != BYPASS) {
+    // Where rules are bypassed, refusals are not told.
+    let bypass = RulesMode::Bypass.name();
+    if host.overlay().is_some_and(|overlay| overlay.rules.mode != bypass) {
         return;
     }
     let device = host.tunnel();

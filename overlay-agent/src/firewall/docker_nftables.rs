@@ -103,7 +103,15 @@ async fn list() -> Result<Option<Vec<Rule>>> {
     let output = Command::new("nft").args(["-j", "list", "table", "ip", TABLE]).output().await;
     match output {
         Ok(output) if output.status.success() => parse(&output.stdout).map(Some),
-        Ok(_) => Ok(None),
+        Ok(output) => {
+            // One that crashes has not said that there is no such table.
+            ensure!(
+                output.status.code().is_some(),
+                "listing table ip {TABLE}: nft {}",
+                output.status
+            );
+            Ok(None)
+        }
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error).context("running nft"),
     }

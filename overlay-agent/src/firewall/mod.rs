@@ -88,12 +88,21 @@ const REST: u32 = 4;
 
 /// Removes every rule for tunnel device `device`. Returns whether there were any.
 pub async fn remove(device: &str) -> Result<bool> {
-    let forwarded = forward::remove(device).await? | docker_nftables::remove(device).await?;
-    let masqueraded = nat::list(device).await?.is_some();
-    if masqueraded {
+    // One that cannot be removed does not keep the others.
+    let removed = [
+        forward::remove(device).await,
+        docker_nftables::remove(device).await,
+        remove_nat(device).await,
+    ];
+    removed.into_iter().try_fold(false, |any, removed| Ok(any | removed?))
+}
+
+async fn remove_nat(device: &str) -> Result<bool> {
+    let is_there = nat::list(device).await?.is_some();
+    if is_there {
         nat::remove(device).await?;
     }
-    Ok(forwarded || masqueraded)
+    Ok(is_there)
 }
 
 /// What is to be looked after.
@@ -169,13 +178,13 @@ impl Firewall {
 
     /// Puts right whatever is missing or was changed. Nothing is touched that is not ours.
     async fn ensure(&mut self, scene: &Scene) -> Result<()> {
-        // One that fails does not keep the other from being made.
+        // One that fails does not keep the others from being made.
         let translated = self.ensure_nat(scene).await;
-        if self.forward {
-            forward::ensure(scene).await?;
-            docker_nftables::ensure(scene).await?;
+        if !self.forward {
+            return translated;
         }
-        translated
+        let forwarded = forward::ensure(scene).await;
+        translated.and(forwarded).and(docker_nftables::ensure(scene).await)
     }
 
     async fn ensure_nat(&mut self, scene: &Scene) -> Result<()> {

@@ -1,6 +1,9 @@
 //! The tool for nftables.
 
-use std::{io, process::Output, process::Stdio};
+use std::{
+    io,
+    process::{Output, Stdio},
+};
 
 use tokio::{io::AsyncWriteExt as _, process::Command};
 
@@ -15,8 +18,11 @@ pub(super) async fn carry_out(script: &str) -> io::Result<Output> {
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
         .spawn()?;
+    let mut written = Ok(());
     if let Some(mut input) = nft.stdin.take() {
-        input.write_all(script.as_bytes()).await?;
+        written = input.write_all(script.as_bytes()).await;
     }
-    nft.wait_with_output().await
+    // Who ends before it has read everything says why.
+    let output = nft.wait_with_output().await?;
+    if output.status.success() { written.map(|()| output) } else { Ok(output) }
 }

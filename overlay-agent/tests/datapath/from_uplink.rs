@@ -1,4 +1,8 @@
-use overlay_common::{Hook, MacAddr, Reason, Vni, echo, encap::VXLAN_LENGTH, tables::HostConfig};
+use overlay_common::{
+    Hook, MacAddr, Reason, Vni, echo,
+    encap::{VXLAN_G_FLAG_MASK, VXLAN_LENGTH, VXLAN_OFFSET},
+    tables::HostConfig,
+};
 
 use crate::{
     packets::{Wire, ipv4_of, patch, tcp, udp, vxlan},
@@ -28,6 +32,34 @@ fn a_packet_for_an_unknown_container_goes_to_the_bridge() {
     let outcome = world.run(Hook::FromUplink, &packet);
     assert_eq!(outcome.reason, Reason::ToBridge);
     assert_eq!(outcome.packet[14..], udp(REMOTE, UNKNOWN_CONTAINER, 53, b"hello")[14..]);
+}
+
+#[test]
+fn what_the_bridge_does_not_carry_goes_on_unchanged_whoever_it_is_for() {
+    let mut world = World::new();
+    for recipient in [CONTAINER, UNKNOWN_CONTAINER] {
+        let inner = udp(REMOTE, recipient, 53, &[0; 100]);
+        let packet = vxlan(Wire::default(), &inner);
+        let length = u32::try_from(inner.len() - 14).unwrap();
+        world.configure(|host| host.bridge_mtu = length);
+        assert_ne!(world.run(Hook::FromUplink, &packet).reason, Reason::TooBig);
+        world.configure(|host| host.bridge_mtu = length - 1);
+        let outcome = world.run(Hook::FromUplink, &packet);
+        assert_eq!(outcome.reason, Reason::TooBig);
+        assert_eq!(outcome.packet, packet);
+    }
+}
+
+#[test]
+fn what_carries_a_group_goes_on_unchanged_where_the_network_has_groups() {
+    let mut world = World::new();
+    let mut packet = vxlan(Wire::default(), &inner());
+    packet[VXLAN_OFFSET] |= VXLAN_G_FLAG_MASK;
+    assert_eq!(world.run(Hook::FromUplink, &packet).reason, Reason::ToEndpoint);
+    world.configure(|host| host.flags |= HostConfig::GROUP_POLICY);
+    let outcome = world.run(Hook::FromUplink, &packet);
+    assert_eq!(outcome.reason, Reason::GroupPolicy);
+    assert_eq!(outcome.packet, packet);
 }
 
 #[test]

@@ -72,7 +72,16 @@ fn containers_reach_each_other_in_spite_of_dockers_rules_of_today() {
         (gateway.as_str(), "8080"),
         (outside.as_str(), "8080"),
     ];
+    let peer = lab.host(1).address().to_string();
     let hear = || {
+        // A peer itself may speak from its public address, and the stack takes that.
+        for address in [&published, &plain] {
+            eventually(SOON, &format!("an answer from {address} to {peer}"), || {
+                let ping = lab.host(1).command("ping").args(["-n", "-c1", "-W2"]);
+                ping.args(["-I", peer.as_str(), address.as_str()]).run()
+            })
+            .unwrap();
+        }
         for (address, port) in places {
             eventually(SOON, &format!("a greeting from {address}:{port}"), || {
                 let heard =
