@@ -203,15 +203,21 @@ impl Tables for Maps {
 
     #[inline(always)]
     fn accepted(&self, key: &StackFlowKey) -> Accepted {
-        // SAFETY: an entry is replaced as a whole.
+        // SAFETY: an entry is a few integers, each whole. Who reads one while another processor notes that a connection
+        // begins has a packet of the connection before, which passes as the one before it did.
         unsafe { ACCEPTED.get(key) }.copied().unwrap_or_default()
     }
 
     #[inline(always)]
     fn accept(&self, key: &StackFlowKey, accepted: Accepted) {
-        // A full map makes room by itself; if it still refuses, the flow asks again. So it does where the other direction's
-        // note gets lost between two processors.
-        let _forgotten = ACCEPTED.insert(key, accepted, 0);
+        if let Some(known) = ACCEPTED.get_ptr_mut(key) {
+            // A note of the other direction that gets lost between two processors has the flow ask again.
+            // SAFETY: as above.
+            unsafe { *known = accepted };
+        } else {
+            // A full map makes room by itself; if it still refuses, the flow asks again.
+            let _forgotten = ACCEPTED.insert(key, accepted, 0);
+        }
     }
 
     #[inline(always)]

@@ -56,6 +56,10 @@ pub struct Options {
     /// Rounds; every contender does all the work once in each
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
     rounds: Option<u32>,
+    /// Set everything up anew for each round: where memory and queues lie differs from one time to the next, by more than
+    /// small changes cost
+    #[arg(long)]
+    anew: bool,
     /// Length of a run
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=20))]
     seconds: Option<u64>,
@@ -170,6 +174,7 @@ impl Options {
             wires,
             works,
             rounds: self.rounds.unwrap_or(ROUNDS[quick]),
+            anew: self.anew,
             milliseconds: self.seconds.map_or(MILLISECONDS[quick], |seconds| seconds * 1000),
             cores: self.cores,
             congestion_control: self.congestion_control.clone(),

@@ -1,10 +1,17 @@
 //! What this host's firewall keeps from the overlay, and the command that lets it pass, in the words of whoever rules
 //! there. It has to hold after that one's next reload, and to leave everything else that was set as it is.
 
+use std::collections::HashMap;
+
+use anyhow::Result;
 use ipnetwork::Ipv4Network;
 
-use super::{Check, Findings, Host, host::output};
-use crate::provision::DOCKER_BRIDGE;
+use super::{Check, Findings, Host, connections, host::output};
+use crate::{
+    admin::OverlayStatus,
+    firewall::{Rules, Scene},
+    provision::DOCKER_BRIDGE,
+};
 
 /// Of firewalld's rich rules, none comes before one of this priority.
 const FIRST: &str = "rule priority=-32768";
@@ -18,12 +25,21 @@ const DOCKERS: &str = "docker";
 pub(super) async fn rules(host: &Host, found: &mut Findings) {
     let Some(overlay) = host.overlay() else { return };
     let rules = &overlay.rules;
-    for rule in rules.concerns.iter().filter(|_| !rules.honoured) {
-        found.add(
-            Check::Rules,
-            format!("containers' packets to and from other hosts pass without this rule being asked: {rule}"),
-            "run the agent with --rules auto",
-        );
+    if !rules.honoured && !rules.concerns.is_empty() {
+        let met = Met::count(host, overlay).await;
+        if let Err(error) = &met {
+            found.unknown(format!("how many connections meet rules: {error:#}"));
+        }
+        for rule in &rules.concerns {
+            let meetings = met.as_ref().map_or_else(|_| String::new(), |met| met.words(rule));
+            found.add(
+                Check::Rules,
+                format!(
+                    "containers' packets to and from other hosts pass without this rule being asked{meetings}: {rule}"
+                ),
+                "run the agent with --rules auto",
+            );
+        }
     }
     for rule in &rules.refusals {
         let mend = match Place::of(rule).zone() {
@@ -37,6 +53,39 @@ pub(super) async fn rules(host: &Host, found: &mut Findings) {
             format!("the firewall refuses whatever begins between containers here and elsewhere, one way at least: {rule}"),
             mend,
         );
+    }
+}
+
+/// How many of the connections that containers here have with other hosts would meet each rule, by its text.
+struct Met {
+    connections: usize,
+    by_rule: HashMap<String, usize>,
+}
+
+impl Met {
+    async fn count(host: &Host, overlay: &OverlayStatus) -> Result<Self> {
+        let scene = Scene {
+            network: overlay.network,
+            subnet: overlay.lease.subnet,
+            bridge: overlay.bridge.clone(),
+            tunnel: overlay.tunnel.clone(),
+            uplink: overlay.uplink.name.clone(),
+            direct: host.network.as_ref().is_some_and(|network| network.direct_routing),
+            port: overlay.port,
+            peers: Vec::new(),
+        };
+        let flows: Vec<_> =
+            connections::with_other_hosts(scene.network, scene.subnet)?.into_iter().collect();
+        let by_rule = Rules::met_by(&scene, &flows).await;
+        Ok(Self { connections: flows.len(), by_rule })
+    }
+
+    fn words(&self, rule: &str) -> String {
+        let met = self.by_rule.get(rule).copied().unwrap_or(0);
+        match self.connections {
+            0 => " (there is no connection with another host now)".to_owned(),
+            count => format!(" (of {count} connections with other hosts now, {met} meet it)"),
+        }
     }
 }
 

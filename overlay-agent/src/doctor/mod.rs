@@ -4,6 +4,7 @@
 //! earlier finding explains is not reported again.
 
 mod clock;
+mod connections;
 mod firewall;
 mod host;
 mod overlay;

@@ -24,7 +24,7 @@ use tokio_util::task::AbortOnDropHandle;
 use changes::Changes;
 
 pub use nat::{Masquerade, Nat};
-pub use rules::{Concern, Rules, Scene};
+pub use rules::{Concern, Flow, Rules, Scene};
 
 /// What others' rules mean for the overlay's packets.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]

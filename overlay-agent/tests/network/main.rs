@@ -11,6 +11,7 @@ mod doctor;
 mod first_act;
 mod flannel;
 mod foreign;
+mod idle;
 mod kernels;
 mod masquerade;
 mod matrix;

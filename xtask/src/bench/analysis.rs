@@ -5,15 +5,17 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use super::{
-    contenders::{CEILING, FLANNEL, HOST, OURS, OURS_MANY},
+    contenders::{CEILING, FLANNEL, HOST, OURS, OURS_BEFORE, OURS_HONOUR, OURS_MANY},
     goals::{Goal, Verdict},
     rounds::{Sample, Wire},
     statistics::{self, Estimate},
     work::{Quantity, Work},
 };
 
-/// What else is compared, where both were measured: what is out of reach for us, and whether leases cost anything.
-const PAIRS: [[&str; 2]; 2] = [[CEILING, HOST], [OURS_MANY, OURS]];
+/// What else is compared, where both were measured: what is out of reach for us, what a change has cost, and what leases and
+/// rules cost.
+const PAIRS: [[&str; 2]; 4] =
+    [[CEILING, HOST], [OURS, OURS_BEFORE], [OURS_HONOUR, OURS], [OURS_MANY, OURS]];
 
 /// One line of the table.
 #[derive(Debug, Clone, Serialize)]

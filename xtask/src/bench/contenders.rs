@@ -54,6 +54,8 @@ pub(super) const OURS: &str = "ours";
 pub(super) const CEILING: &str = "redirect";
 /// Ours with as many leases as there can be.
 pub(super) const OURS_MANY: &str = "ours-65536";
+/// Ours where the firewall's rules hold.
+pub(super) const OURS_HONOUR: &str = "ours-honour";
 /// Measured wherever there is an agent of before.
 pub(super) const OURS_BEFORE: &str = "ours-before";
 

@@ -116,9 +116,10 @@ fn plan_sentence(plan: &Plan, machine: &Machine) -> String {
         Cores::Each => format!("clients on core {client}, servers on core {server}"),
     };
     format!(
-        "{} contenders, {} rounds each, runs of {} ms (iperf3: {} s), {cores}, TCP by {}",
+        "{} contenders, {} rounds each{}, runs of {} ms (iperf3: {} s), {cores}, TCP by {}",
         plan.contenders.len(),
         plan.rounds,
+        if plan.anew { ", set up anew for each" } else { "" },
         plan.milliseconds,
         plan.milliseconds.div_ceil(1000),
         plan.congestion_control

@@ -1,7 +1,7 @@
 //! Everything set up at once, and measured in rounds: within a round every contender does the same
 //! work within seconds, in an order that rotates.
 
-use std::time::Instant;
+use std::{ops::RangeInclusive, time::Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use clap::ValueEnum;
@@ -68,6 +68,8 @@ pub(super) struct Plan {
     pub(super) wires: Vec<Wire>,
     pub(super) works: Vec<Work>,
     pub(super) rounds: u32,
+    /// Everything is set up anew for each round.
+    pub(super) anew: bool,
     pub(super) milliseconds: u64,
     pub(super) cores: Cores,
     pub(super) congestion_control: String,
@@ -115,18 +117,44 @@ pub(super) fn pinned(cores: Cores) -> Result<[usize; 2]> {
 /// Measures everything.
 pub(super) fn run(plan: &Plan, agents: &Agents) -> Result<Vec<Sample>> {
     let _allowed = allow_congestion_control(&plan.congestion_control)?;
+    let runs = plan.wires.len() * plan.works.len() * plan.contenders.len();
+    let progress = ProgressBar::new(runs as u64 * u64::from(plan.rounds));
+    let style = ProgressStyle::with_template("{bar:30} {pos}/{len}  {msg}  ({eta} left)");
+    progress.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+    let mut samples = Vec::new();
+    if plan.anew {
+        for round in 1..=plan.rounds {
+            samples.extend(stand(plan, agents, round..=round, &progress)?);
+        }
+    } else {
+        samples = stand(plan, agents, 1..=plan.rounds, &progress)?;
+    }
+    progress.finish_and_clear();
+    Ok(samples)
+}
+
+/// Sets everything up and measures these rounds of it. Who is set up first changes with the round.
+fn stand(
+    plan: &Plan,
+    agents: &Agents,
+    rounds: RangeInclusive<u32>,
+    progress: &ProgressBar,
+) -> Result<Vec<Sample>> {
     let lab = Lab::builder().hosts(plan.contenders.len() * 2).start()?;
     // The switch is the wire, not a host with a firewall.
     lab.wire().switch().sysctl("net.bridge.bridge-nf-call-iptables", "0").ok();
     let etcd = Etcd::on_host(lab.host(0))?;
     let cores = pinned(plan.cores)?;
     let mut tracks = Vec::new();
-    for (index, contender) in plan.contenders.iter().enumerate() {
+    let count = plan.contenders.len();
+    let first = usize::try_from(*rounds.start()).unwrap_or(0);
+    for index in 0..count {
+        let contender = &plan.contenders[(first + index) % count];
         let standing = contender.set_up(&lab, index * 2, &etcd, agents)?;
         standing.set_congestion_control(&plan.congestion_control)?;
         tracks.push(Track::new(&lab, *contender, standing, cores)?);
     }
-    let samples = Rounds::new(plan, &lab, &mut tracks).run()?;
+    let samples = Rounds { plan, lab: &lab, tracks: &mut tracks, progress }.run(&rounds)?;
     drop((tracks, etcd));
     lab.down()?;
     Ok(samples)
@@ -217,24 +245,16 @@ struct Rounds<'run> {
     plan: &'run Plan,
     lab: &'run Lab,
     tracks: &'run mut [Track],
-    progress: ProgressBar,
+    progress: &'run ProgressBar,
 }
 
-impl<'run> Rounds<'run> {
-    fn new(plan: &'run Plan, lab: &'run Lab, tracks: &'run mut [Track]) -> Self {
-        let runs = plan.wires.len() * plan.works.len() * tracks.len();
-        let progress = ProgressBar::new(runs as u64 * u64::from(plan.rounds));
-        let style = ProgressStyle::with_template("{bar:30} {pos}/{len}  {msg}  ({eta} left)");
-        progress.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
-        Self { plan, lab, tracks, progress }
-    }
-
-    fn run(mut self) -> Result<Vec<Sample>> {
+impl Rounds<'_> {
+    fn run(mut self, rounds: &RangeInclusive<u32>) -> Result<Vec<Sample>> {
         let mut samples = Vec::new();
         for &wire in &self.plan.wires {
             self.lab.wire().imitate(wire == Wire::Imitated)?;
             self.warm_up()?;
-            for round in 1..=self.plan.rounds {
+            for round in rounds.clone() {
                 if self.progress.is_hidden() {
                     println!("{}, round {round} of {}", wire.title(), self.plan.rounds);
                 }
@@ -243,7 +263,6 @@ impl<'run> Rounds<'run> {
                 }
             }
         }
-        self.progress.finish_and_clear();
         Ok(samples)
     }
 

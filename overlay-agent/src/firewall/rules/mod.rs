@@ -36,11 +36,13 @@ use std::{
     collections::{HashMap, HashSet},
     fs,
     io::ErrorKind,
-    net::Ipv4Addr,
+    net::{Ipv4Addr, SocketAddrV4},
 };
 
 use ipnetwork::Ipv4Network;
 use tokio::process::Command;
+
+use self::walk::Table;
 
 /// What rules are called that no `iptables` has made.
 const NFTABLES: &str = "nftables";
@@ -124,6 +126,29 @@ impl Rules {
     pub async fn read(scene: &Scene) -> Self {
         Sources::read().await.rules(scene)
     }
+
+    /// Reads them, and counts for each by its text how many of these flows meet it, as far as is known.
+    pub async fn met_by(scene: &Scene, flows: &[Flow]) -> HashMap<String, usize> {
+        let tables = Sources::read().await.tables(&scene.tunnel);
+        let mut met = HashMap::new();
+        for flow in flows {
+            for concern in tables.met_by(scene, flow) {
+                *met.entry(concern.text).or_default() += 1;
+            }
+        }
+        met
+    }
+}
+
+/// What a container here and another one elsewhere send each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Flow {
+    /// The container's end.
+    pub local: SocketAddrV4,
+    /// The other end.
+    pub remote: SocketAddrV4,
+    /// What IP carries, by its number.
+    pub protocol: u8,
 }
 
 /// What `iptables-save` says.
@@ -228,38 +253,43 @@ impl Sources {
     }
 
     fn rules(&self, scene: &Scene) -> Rules {
+        let tables = self.tables(&scene.tunnel);
+        let of_scene = |find: fn(&Table, &Scene) -> _| move |table| find(table, scene);
+        let found = tables.tables.iter().flat_map(of_scene(walk::concerns));
+        let concerns = each_once(tables.unclear().chain(found));
+        let mut told = HashSet::new();
+        let closing = tables.tables.iter().flat_map(|table| walk::closing(table, scene));
+        let closing = closing.filter(|rule| told.insert(rule.clone())).collect();
+        Rules { concerns, closing }
+    }
+
+    /// Every table, each once, but our own for this tunnel device.
+    fn tables(&self, tunnel: &str) -> Tables {
         let mut unclear = self.unread.clone();
         let mut natives = self.natives(&mut unclear);
-        let (mut found, mut closing) = (Vec::new(), Vec::new());
-        natives.retain(|native| native.table.name != format!("ip {}", scene.tunnel));
+        natives.retain(|native| native.table.name != format!("ip {tunnel}"));
+        let mut tables = Vec::new();
         for Saved { tool, is_nft, text } in &self.saved {
             let mut listing = iptables::parse(tool, text);
             unclear.append(&mut listing.unread);
-            for table in &listing.tables {
+            for table in listing.tables {
                 let name = format!("ip {}", table.name);
                 let native = natives.iter().position(|native| *is_nft && native.table.name == name);
                 let is_all = !listing.partly.contains(&table.name);
                 match native {
-                    Some(at) if is_all && natives[at].census.is_all_in(table) => {
+                    Some(at) if is_all && natives[at].census.is_all_in(&table) => {
                         natives.remove(at);
                     }
                     // What `nft` shows of it is more.
                     Some(_) => continue,
                     None => {}
                 }
-                found.extend(walk::concerns(table, scene));
-                closing.extend(walk::closing(table, scene));
+                tables.push(table);
             }
         }
-        found.extend(natives.iter().flat_map(|native| walk::concerns(&native.table, scene)));
-        closing.extend(natives.iter().flat_map(|native| walk::closing(&native.table, scene)));
-        let bridged = self.ebtables.as_deref().map(ebtables::effects).unwrap_or_default();
-        let unclear = unclear.into_iter().map(Concern::unclear);
-        let concerns =
-            each_once(unclear.chain(found).chain(bridged.into_iter().map(Concern::unclear)));
-        let mut told = HashSet::new();
-        closing.retain(|rule: &String| told.insert(rule.clone()));
-        Rules { concerns, closing }
+        tables.extend(natives.into_iter().map(|native| native.table));
+        unclear.extend(self.ebtables.as_deref().map(ebtables::effects).unwrap_or_default());
+        Tables { tables, unclear }
     }
 
     fn natives(&self, unclear: &mut Vec<String>) -> Vec<nft::Native> {
@@ -269,6 +299,26 @@ impl Sources {
             unclear.push(format!("{NFTABLES}: the ruleset cannot be read: {error:#}"));
             Vec::new()
         })
+    }
+}
+
+/// What the tools have told.
+#[derive(Debug)]
+struct Tables {
+    tables: Vec<Table>,
+    /// What could not be read or understood.
+    unclear: Vec<String>,
+}
+
+impl Tables {
+    fn unclear(&self) -> impl Iterator<Item = Concern> {
+        self.unclear.iter().cloned().map(Concern::unclear)
+    }
+
+    /// What packets of this flow meet.
+    fn met_by(&self, scene: &Scene, flow: &Flow) -> Vec<Concern> {
+        let met = |table| walk::met(table, scene, |hook| scene.packets_of(hook, flow));
+        each_once(self.unclear().chain(self.tables.iter().flat_map(met)))
     }
 }
 

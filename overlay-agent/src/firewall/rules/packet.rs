@@ -2,6 +2,8 @@ use std::net::Ipv4Addr;
 
 use ipnetwork::Ipv4Network;
 
+use super::Flow;
+
 /// Whether a rule matches packets of which not everything is known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Fit {
@@ -330,13 +332,31 @@ impl super::Scene {
         self.packets_with(hook, &outside(self.network, self.subnet))
     }
 
+    /// The same of one flow, both ways.
+    pub(super) fn packets_of(&self, hook: Hook, flow: &Flow) -> Vec<Packet> {
+        let [here, there] = [flow.local, flow.remote].map(|end| Range::between(*end.ip(), *end.ip()));
+        if hook == Hook::Link {
+            return self.packets(hook);
+        }
+        let mut packets = self.packets_between(hook, here, &[there]);
+        for packet in &mut packets {
+            let to = if packet.source == [here] { flow.remote } else { flow.local };
+            packet.protocol = Some(flow.protocol);
+            packet.port = Some(to.port());
+        }
+        packets
+    }
+
     /// The same for what has its other end in some part of the network.
     fn packets_with(&self, hook: Hook, there: &[Range]) -> Vec<Packet> {
+        self.packets_between(hook, Range::from(self.subnet), there)
+    }
+
+    fn packets_between(&self, hook: Hook, here: Range, there: &[Range]) -> Vec<Packet> {
         if matches!(hook, Hook::Input | Hook::Output) {
             return Vec::new();
         }
-        let here = vec![Range::from(self.subnet)];
-        let there = there.to_vec();
+        let (here, there) = (vec![here], there.to_vec());
         let uplink = self.direct.then_some(&self.uplink);
         let mut packets = Vec::new();
         for way in [&self.tunnel].into_iter().chain(uplink) {

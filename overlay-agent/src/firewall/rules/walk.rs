@@ -20,6 +20,11 @@ pub(super) struct Table {
 }
 
 impl Table {
+    /// Where packets enter it.
+    fn bases(&self) -> impl Iterator<Item = (&String, &Base)> {
+        self.chains.iter().filter_map(|(name, chain)| Some((name, chain.base.as_ref()?)))
+    }
+
     /// What an operator is told if a chain drops packets that no rule decides about. Where that is ufw's doing, ufw has
     /// the command; chains of one that is switched off are empty.
     pub(super) fn drops(&self, base: &Base) -> Option<String> {
@@ -86,14 +91,29 @@ impl Action {
 
 /// Every rule in `table` that may concern the overlay, chain by chain, some more than once.
 pub(super) fn concerns(table: &Table, scene: &Scene) -> Vec<Concern> {
+    let mut found = met(table, scene, |hook| scene.packets(hook));
+    for (name, base) in table.bases() {
+        let packets = scene.packets_by_peer(base.hook).into_iter();
+        let refusals =
+            packets.flat_map(|packet| begin::refusals(table, scene, (name, base), packet));
+        found.extend(refusals.map(|text| Concern { refuses: true, ..Concern::of_flows(text) }));
+    }
+    found
+}
+
+/// Every rule in `table` that may match some of these packets, as above.
+pub(super) fn met(
+    table: &Table,
+    scene: &Scene,
+    packets: impl Fn(Hook) -> Vec<Packet>,
+) -> Vec<Concern> {
     let mut found = Vec::new();
-    for (name, chain) in &table.chains {
-        let Some(base) = &chain.base else { continue };
-        for packet in scene.packets(base.hook) {
+    for (name, base) in table.bases() {
+        for packet in packets(base.hook) {
             let mut walk = Walk {
                 table,
                 scene,
-                packet: packet.clone(),
+                packet,
                 walked: HashMap::new(),
                 is_parted: false,
                 found: &mut found,
@@ -105,24 +125,19 @@ pub(super) fn concerns(table: &Table, scene: &Scene) -> Vec<Concern> {
                 found.push(Concern { each_packet, ..Concern::of_flows(drops) });
             }
         }
-        let packets = scene.packets_by_peer(base.hook).into_iter();
-        let refusals =
-            packets.flat_map(|packet| begin::refusals(table, scene, (name, base), packet));
-        found.extend(refusals.map(|text| Concern { refuses: true, ..Concern::of_flows(text) }));
     }
     found
 }
 
 /// Every rule in `table` by which the host drops all packets that the tunnel's are carried in, coming or going.
 pub(super) fn closing(table: &Table, scene: &Scene) -> Vec<String> {
-    let bases = table.chains.iter().filter_map(|(name, chain)| Some((name, chain.base.as_ref()?)));
     let of_base = |(name, base): (&String, &Base)| {
         let packets = scene.carriers(base.hook, &base.devices).into_iter();
         let refusals =
             packets.flat_map(|packet| begin::refusals(table, scene, (name, base), packet));
         refusals.collect::<Vec<_>>()
     };
-    bases.flat_map(of_base).collect()
+    table.bases().flat_map(of_base).collect()
 }
 
 /// The way of one packet through a base chain.

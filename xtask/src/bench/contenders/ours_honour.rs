@@ -5,7 +5,7 @@ use anyhow::Result;
 use super::{Contender, Site, Standing, ours};
 
 pub(super) const CONTENDER: Contender = Contender {
-    name: "ours-honour",
+    name: super::OURS_HONOUR,
     about: "ours where the firewall's rules hold (`--rules honour`)",
     usual: true,
     set_up,

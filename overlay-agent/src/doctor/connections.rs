@@ -1,0 +1,99 @@
+//! Connections that containers have with other hosts, as their sockets say: the fast path keeps no list of its own.
+
+use std::{
+    collections::BTreeSet,
+    net::{SocketAddr, SocketAddrV4},
+};
+
+use anyhow::{Context as _, Result};
+use ipnetwork::Ipv4Network;
+use procfs::{
+    ProcResult,
+    net::{TcpState, UdpState},
+    process::{Process, all_processes},
+};
+
+use crate::firewall::Flow;
+
+/// By their numbers.
+const TCP: u8 = 6;
+const UDP: u8 = 17;
+
+/// Those that processes of this host have from `subnet` with the rest of `network`, in whatever network namespace: TCP that is
+/// established, and UDP sockets that are connected.
+///
+/// # Errors
+/// Where there is no `/proc`. Processes that end meanwhile have no connections.
+pub(super) fn with_other_hosts(
+    network: Ipv4Network,
+    subnet: Ipv4Network,
+) -> Result<BTreeSet<Flow>> {
+    let mut namespaces = BTreeSet::new();
+    let mut flows = BTreeSet::new();
+    for process in all_processes().context("listing processes")?.flatten() {
+        let Ok(names) = process.namespaces() else { continue };
+        let net = names.0.iter().find_map(|(name, space)| (name == "net").then_some(space.identifier));
+        if net.is_some_and(|net| namespaces.insert(net)) {
+            flows.extend(of_namespace(&process).unwrap_or_default());
+        }
+    }
+    flows.retain(|flow: &Flow| {
+        let (local, remote) = (*flow.local.ip(), *flow.remote.ip());
+        subnet.contains(local) && network.contains(remote) && !subnet.contains(remote)
+    });
+    Ok(flows)
+}
+
+/// Of the network namespace that a process is in. Sockets of IPv6 carry IPv4, too.
+fn of_namespace(process: &Process) -> ProcResult<Vec<Flow>> {
+    let tcp = process.tcp()?.into_iter().chain(process.tcp6().unwrap_or_default());
+    let udp = process.udp()?.into_iter().chain(process.udp6().unwrap_or_default());
+    let tcp = tcp
+        .filter(|entry| entry.state == TcpState::Established)
+        .filter_map(|entry| flow(entry.local_address, entry.remote_address, TCP));
+    let udp = udp
+        .filter(|entry| entry.state == UdpState::Established)
+        .filter_map(|entry| flow(entry.local_address, entry.remote_address, UDP));
+    Ok(tcp.chain(udp).collect())
+}
+
+fn flow(local: SocketAddr, remote: SocketAddr, protocol: u8) -> Option<Flow> {
+    Some(Flow { local: ipv4(local)?, remote: ipv4(remote)?, protocol })
+}
+
+fn ipv4(end: SocketAddr) -> Option<SocketAddrV4> {
+    match end {
+        SocketAddr::V4(end) => Some(end),
+        SocketAddr::V6(end) => {
+            end.ip().to_ipv4_mapped().map(|address| SocketAddrV4::new(address, end.port()))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{TcpListener, TcpStream, UdpSocket};
+
+    use super::*;
+
+    #[test]
+    fn sockets_that_are_connected_are_found_in_ones_own_namespace() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let (server, listening) = (listener.local_addr().unwrap(), [UDP, TCP]);
+        let stream = TcpStream::connect(server).unwrap();
+        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+        socket.connect(server).unwrap();
+        let ours = [socket.local_addr().unwrap(), stream.local_addr().unwrap()];
+        let found = of_namespace(&Process::myself().unwrap()).unwrap();
+        for (local, protocol) in ours.into_iter().zip(listening) {
+            let wanted = flow(local, server, protocol).unwrap();
+            assert!(found.contains(&wanted), "{wanted:?}");
+        }
+        let any = "0.0.0.0/0".parse().unwrap();
+        let here = "127.0.0.0/8".parse().unwrap();
+        // Both ends are in one subnet: nothing of it goes to another host.
+        assert_eq!(with_other_hosts(any, here).unwrap().len(), 0);
+        let elsewhere = with_other_hosts("127.0.0.0/8".parse().unwrap(), "127.0.0.1/32".parse().unwrap());
+        assert_eq!(elsewhere.unwrap().len(), 0);
+    }
+}
