@@ -32,7 +32,8 @@ pub(super) fn with_other_hosts(
     let mut flows = BTreeSet::new();
     for process in all_processes().context("listing processes")?.flatten() {
         let Ok(names) = process.namespaces() else { continue };
-        let net = names.0.iter().find_map(|(name, space)| (name == "net").then_some(space.identifier));
+        let net =
+            names.0.iter().find_map(|(name, space)| (name == "net").then_some(space.identifier));
         if net.is_some_and(|net| namespaces.insert(net)) {
             flows.extend(of_namespace(&process).unwrap_or_default());
         }
@@ -93,7 +94,8 @@ mod tests {
         let here = "127.0.0.0/8".parse().unwrap();
         // Both ends are in one subnet: nothing of it goes to another host.
         assert_eq!(with_other_hosts(any, here).unwrap().len(), 0);
-        let elsewhere = with_other_hosts("127.0.0.0/8".parse().unwrap(), "127.0.0.1/32".parse().unwrap());
+        let elsewhere =
+            with_other_hosts("127.0.0.0/8".parse().unwrap(), "127.0.0.1/32".parse().unwrap());
         assert_eq!(elsewhere.unwrap().len(), 0);
     }
 }

@@ -1,6 +1,10 @@
 //! `--rules`: what somebody's rules forbid does not pass, also of a flow that runs; what they allow takes the fast path.
 
-use std::{thread, time::Duration};
+use std::{
+    io::{Read as _, Write as _},
+    thread,
+    time::Duration,
+};
 
 use anyhow::{Context as _, ensure};
 use xtask::lab::{ETCD_PREFIX, Host, Lab, Process, eventually};
@@ -225,6 +229,73 @@ fn bypassed_rules_are_named() {
     let findings = doctor(&overlay);
     let named = findings.contains("-j REJECT") && findings.contains("--rules auto");
     assert!(named, "{findings}");
+    assert!(findings.contains("there is no connection with another host now"), "{findings}");
+}
+
+/// Of a bypassed rule is told how many connections would meet it, by what containers have open.
+#[test]
+fn connections_that_meet_a_bypassed_rule_are_counted() {
+    let overlay = with_rules("bypass");
+    let [client, server] = overlay.pair();
+    let mut connections = Vec::new();
+    for port in [7300, 7301, 7302] {
+        let address = std::net::SocketAddr::from((server.address(), port));
+        let accept = move || Ok(std::net::TcpListener::bind(address)?);
+        let listener = server.namespace().within(accept).unwrap();
+        let connect = move || Ok(std::net::TcpStream::connect_timeout(&address, SOON)?);
+        let stream = client.namespace().within(connect).unwrap();
+        connections.push((stream, listener.accept().unwrap()));
+    }
+    // A socket shows itself by a process in its namespace.
+    let _process = Stream::start(&overlay);
+    let wait = server.command("sleep").arg("60");
+    let log = overlay.lab.directory().join("sleep.log");
+    let _waits = Process::spawn(overlay.lab.ledger(), "sleep", &wait, &log).unwrap();
+    let rules = "iptables -I FORWARD -p tcp --dport 7300:7301 -j DROP && iptables -I FORWARD -s 10.99.0.0/16 -j DROP \
+        && iptables -I FORWARD -d TO -p udp -j DROP";
+    shell(&overlay, overlay.lab.host(1), rules);
+    eventually(SOON, "the connections to be counted", || {
+        let findings = doctor(&overlay);
+        for (rule, met) in [("--dport 7300:7301", 2), ("-p udp", 0)] {
+            let line = findings.lines().find(|line| line.contains(rule)).unwrap_or_default();
+            let words = format!("of 3 connections with other hosts now, {met} meet it");
+            ensure!(line.contains(&words), "{rule}: {findings}");
+        }
+        Ok(())
+    })
+    .unwrap();
+}
+
+/// What begins a connection, and what ends it, netfilter sees; nothing between: SYN, its answer, the first segment after these,
+/// and the reset.
+#[test]
+fn of_a_short_connection_netfilter_sees_four_packets() {
+    const CONNECTIONS: u64 = 20;
+    let overlay = with_rules("honour");
+    let [client, server] = overlay.pair();
+    let address = std::net::SocketAddr::from((server.address(), 7310));
+    let listener =
+        server.namespace().within(move || Ok(std::net::TcpListener::bind(address)?)).unwrap();
+    let fast = overlay.rise("from_container", "encapsulated");
+    let shown = overlay.rise("from_container", "awaits_rules");
+    for _ in 0..CONNECTIONS {
+        let connect = move || Ok(std::net::TcpStream::connect_timeout(&address, SOON)?);
+        let mut stream = client.namespace().within(connect).unwrap();
+        let (mut accepted, _) = listener.accept().unwrap();
+        stream.write_all(&[7]).unwrap();
+        accepted.read_exact(&mut [0]).unwrap();
+        accepted.write_all(&[8]).unwrap();
+        stream.read_exact(&mut [0]).unwrap();
+        // With something unread, it ends by a reset.
+        accepted.write_all(&[9]).unwrap();
+        stream.peek(&mut [0]).unwrap();
+        drop(stream);
+    }
+    let (fast, shown) = (fast.of(&overlay), shown.of(&overlay));
+    let most = 4 * CONNECTIONS + CONNECTIONS / 2;
+    let seen = shown[0] + shown[1];
+    assert!((4 * CONNECTIONS..=most).contains(&seen), "{seen} shown, {fast:?} fast");
+    assert!(fast[0] + fast[1] >= 2 * CONNECTIONS, "{seen} shown, {fast:?} fast");
 }
 
 /// What `doctor` says on the receiving host.

@@ -334,7 +334,8 @@ impl super::Scene {
 
     /// The same of one flow, both ways.
     pub(super) fn packets_of(&self, hook: Hook, flow: &Flow) -> Vec<Packet> {
-        let [here, there] = [flow.local, flow.remote].map(|end| Range::between(*end.ip(), *end.ip()));
+        let [here, there] =
+            [flow.local, flow.remote].map(|end| Range::between(*end.ip(), *end.ip()));
         if hook == Hook::Link {
             return self.packets(hook);
         }
