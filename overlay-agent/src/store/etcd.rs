@@ -76,6 +76,8 @@ impl Entry {
 /// All keys below `<prefix>/subnets/` as of one revision, in order.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Listing {
+    /// The number of the cluster that has them.
+    pub cluster: u64,
     /// The revision.
     pub revision: i64,
     /// The keys.
@@ -137,6 +139,24 @@ impl Etcd {
         .await
     }
 
+    /// When a key was last written, as of a revision; `None` if it was not there.
+    ///
+    /// # Errors
+    /// Among others, that the revision is not kept any more.
+    pub async fn written_as_of(
+        &self,
+        key: &[u8],
+        revision: i64,
+    ) -> Result<Option<i64>, StoreError> {
+        let options = GetOptions::new().with_revision(revision).with_keys_only();
+        let name = String::from_utf8_lossy(key);
+        self.request("look at", &name, async |mut connection| {
+            let answer = connection.client.get(key, Some(options.clone())).await?;
+            Ok(answer.kvs().first().map(KeyValue::mod_revision))
+        })
+        .await
+    }
+
     /// Lists all leases, page by page, as of one revision.
     pub async fn list(&self) -> Result<Listing, StoreError> {
         let (dir, end) = self.subnets_range();
@@ -163,8 +183,8 @@ impl Etcd {
                 None if size.halve() => continue,
                 None => return Err(Self::too_large(&dir, &start)),
             };
-            if listing.revision == 0 {
-                listing.revision = page.header().map_or(0, etcd_client::ResponseHeader::revision);
+            if let Some(header) = page.header().filter(|_| listing.revision == 0) {
+                (listing.cluster, listing.revision) = (header.cluster_id(), header.revision());
             }
             let more = page.more();
             let kvs = page.take_kvs();
@@ -444,3 +464,10 @@ impl fmt::Display for StoreError {
 }
 
 impl StdError for StoreError {}
+
+impl StoreError {
+    /// Whether etcd was reached and did not want to.
+    pub(super) const fn is_refusal(&self) -> bool {
+        matches!(self.reason, Reason::Refused { .. })
+    }
+}

@@ -1,12 +1,17 @@
 //! Everybody's leases, as they are and as they change.
 //!
-//! List at a revision, watch from the next one, follow. Whatever casts doubt on the watch
-//! (compaction, an error, the end of the stream) leads to a new listing, which replaces all that
-//! was said before, except for what [`grace`](super::grace) keeps. No event costs a request.
+//! List at a revision, watch from the next one, follow. No event costs a request. A watch that ends (an error, an
+//! election, the end of the stream) is taken up again behind the last change that was seen, which costs the store next to
+//! nothing, however many follow. Where that change is not in the store any more, or the store has forgotten those that came
+//! after it, there is a new listing, which replaces all that was said before, except for what [`grace`](super::grace) keeps.
 
-use std::{fmt, time::Instant};
+use std::{
+    fmt,
+    time::{Duration, Instant},
+};
 
-use etcd_client::EventType;
+use etcd_client::{Event, EventType};
+use rand::Rng as _;
 use tokio::sync::mpsc;
 use tracing::{debug, info, warn};
 
@@ -16,7 +21,7 @@ use super::{
     grace::{Known, Patience},
     outage::Outage,
     reader::Reader,
-    watch::WatchEnded,
+    watch::{Watch, WatchEnded},
 };
 use crate::lease::{claim::Claim, keeper::KeeperHandle, key::SubnetKey, value::asker};
 
@@ -50,7 +55,43 @@ pub struct Follower {
     config: Option<ConfigReporter>,
     reader: Reader,
     known: Known,
+    place: Option<Place>,
 }
+
+/// How far a store's changes are known.
+#[derive(Clone, Debug)]
+struct Place {
+    cluster: u64,
+    /// All changes up to this revision.
+    revision: i64,
+    /// The last of them, if there was one: a key, and when it was written; `None` if it was deleted then. Another history
+    /// has another.
+    last: Option<(Vec<u8>, Option<i64>)>,
+}
+
+impl Place {
+    fn of(listing: &Listing) -> Self {
+        let last = listing.entries.iter().max_by_key(|entry| entry.mod_revision);
+        let last = last.map(|entry| (entry.key.clone(), Some(entry.mod_revision)));
+        Self { cluster: listing.cluster, revision: listing.revision, last }
+    }
+
+    /// Takes note of what a watch of leases has said.
+    fn advance(&mut self, revision: i64, events: &[Event]) {
+        let seen = |event: &&Event| event.kv().is_some_and(|kv| kv.mod_revision() <= revision);
+        if let Some(event) = events.iter().rev().find(seen)
+            && let Some(kv) = event.kv()
+        {
+            let written = event.event_type() == EventType::Put;
+            self.last = Some((kv.key().to_vec(), written.then(|| kv.mod_revision())));
+        }
+        self.revision = self.revision.max(revision);
+    }
+}
+
+/// How long every lease that there is puts off a listing that all who follow may want at once, and at most.
+const LISTING_AFTER: Duration = Duration::from_millis(2);
+const LISTING_WITHIN: Duration = Duration::from_secs(30);
 
 /// Why following stopped for the moment.
 enum Doubt {
@@ -75,7 +116,7 @@ impl Follower {
     pub fn new(store: Etcd) -> Self {
         let reader = Reader::new(store.prefix().clone(), store.troubles().clone());
         let known = Known::default();
-        Self { store, listing: None, keeper: None, config: None, reader, known }
+        Self { store, listing: None, keeper: None, config: None, reader, known, place: None }
     }
 
     /// Starts from a listing that is already there, for example from acquiring our own lease,
@@ -118,7 +159,12 @@ impl Follower {
             };
             match doubt {
                 Doubt::Unwanted => return,
-                doubt => tokio::time::sleep(outage.failed(&doubt)).await,
+                doubt => {
+                    if matches!(doubt, Doubt::Watch(WatchEnded::Compacted(_))) {
+                        self.place = None;
+                    }
+                    tokio::time::sleep(outage.failed(&doubt)).await;
+                }
             }
         }
     }
@@ -135,32 +181,24 @@ impl Follower {
         updates: &mpsc::Sender<LeaseUpdate>,
         outage: &mut Outage,
     ) -> Result<std::convert::Infallible, Doubt> {
-        let listing = match self.listing.take() {
-            Some(listing) => listing,
-            None => self.store.list().await.map_err(Doubt::Store)?,
+        let (mut watch, missed) = match self.resume().await? {
+            Some(resumed) => resumed,
+            None => (self.begin(outage, updates).await?, 0),
         };
-        if let Some(config) = &mut self.config {
-            config.look(&self.store).await.map_err(Doubt::Store)?;
-        }
-        let revision = listing.revision;
-        let listed = self.reader.snapshot(listing);
-        info!("leases in all: {}, as of revision {revision}", listed.len());
-        self.send_snapshot(listed, outage, updates).await?;
-
-        let watch = self.store.watch(revision + 1, self.config.is_some()).await;
-        let mut watch = watch.map_err(Doubt::Store)?;
+        // What was lost meanwhile may be about to come back.
+        let lasted = outage.lasted();
+        outage.over();
         loop {
             let grace = self.known.deadline();
-            let events = tokio::select! {
-                events = watch.next() => events.map_err(Doubt::Watch)?,
+            let news = tokio::select! {
+                news = watch.next() => news.map_err(Doubt::Watch)?,
                 () = sleep_until(grace), if grace.is_some() => {
                     self.end_grace(updates).await?;
                     continue;
                 }
             };
-            // Only now is it certain that the watch works.
-            outage.over();
-            for event in &events {
+            let mut lost = Vec::new();
+            for event in &news.events {
                 if let Some(config) = &mut self.config
                     && config.observe(event).await
                 {
@@ -172,20 +210,129 @@ impl Follower {
                 {
                     continue;
                 }
-                if let Some(update) = self.reader.update(event) {
+                let Some(update) = self.reader.update(event) else { continue };
+                match &update {
                     // A question is to its host alone. It makes nobody else believe that this lease was the last
                     // one to be written.
-                    if let LeaseUpdate::Put(claim) = &update
-                        && self.known.knows(claim)
-                        && written.is_some_and(|kv| asker(kv.value()).is_some())
+                    LeaseUpdate::Put(claim)
+                        if self.known.knows(claim)
+                            && written.is_some_and(|kv| asker(kv.value()).is_some()) =>
                     {
                         continue;
                     }
-                    debug!("{update}");
-                    self.send(updates, update).await?;
+                    LeaseUpdate::Put(claim) => lost.retain(|key| *key != claim.key),
+                    LeaseUpdate::Removed(key)
+                        if event.kv().is_some_and(|kv| kv.mod_revision() <= missed) =>
+                    {
+                        lost.push(*key);
+                        continue;
+                    }
+                    LeaseUpdate::Removed(_) | LeaseUpdate::Snapshot(_) => {}
                 }
+                debug!("{update}");
+                self.send(updates, update).await?;
+            }
+            self.lose(&lost, lasted, updates).await?;
+            if let (Some(place), Some(revision)) = (&mut self.place, news.complete) {
+                place.advance(revision, &news.events);
             }
         }
+    }
+
+    /// Begins with a listing.
+    async fn begin(
+        &mut self,
+        outage: &mut Outage,
+        updates: &mpsc::Sender<LeaseUpdate>,
+    ) -> Result<Watch, Doubt> {
+        let listing = match self.listing.take() {
+            Some(listing) => listing,
+            None => {
+                tokio::time::sleep(self.put_off()).await;
+                self.store.list().await.map_err(Doubt::Store)?
+            }
+        };
+        if let Some(config) = &mut self.config {
+            config.look(&self.store).await.map_err(Doubt::Store)?;
+        }
+        let place = Place::of(&listing);
+        let revision = place.revision;
+        let listed = self.reader.snapshot(listing);
+        info!("leases in all: {}, as of revision {revision}", listed.len());
+        self.send_snapshot(listed, outage, updates).await?;
+        let watch = self.store.watch(revision + 1, self.config.is_some()).await;
+        let mut watch = watch.map_err(Doubt::Store)?;
+        watch.begun().await.map_err(Doubt::Watch)?;
+        self.place = Some(place);
+        Ok(watch)
+    }
+
+    /// How long to wait before a listing, so that not all ask at once for everything.
+    fn put_off(&self) -> Duration {
+        let leases = u32::try_from(self.known.count()).unwrap_or(u32::MAX);
+        let most = LISTING_AFTER.saturating_mul(leases).min(LISTING_WITHIN);
+        most.mul_f64(rand::rng().random_range(0.0..=1.0))
+    }
+
+    /// Goes on where the last watch has ended, and says up to which revision changes were missed; nothing where that is
+    /// not possible.
+    async fn resume(&mut self) -> Result<Option<(Watch, i64)>, Doubt> {
+        let Some(place) = self.place.clone() else { return Ok(None) };
+        let watch = self.store.watch(place.revision + 1, self.config.is_some()).await;
+        let mut watch = watch.map_err(Doubt::Store)?;
+        let beginning = watch.begun().await.map_err(Doubt::Watch)?;
+        if beginning.cluster != place.cluster || beginning.revision < place.revision {
+            warn!("etcd is not the one that it was: reading all leases anew");
+            self.place = None;
+            return Ok(None);
+        }
+        if let Some((key, written)) = &place.last {
+            let found = match self.store.written_as_of(key, place.revision).await {
+                Ok(found) => found,
+                Err(error) => {
+                    if error.is_refusal() {
+                        // Most of all, because it does not go back so far.
+                        self.place = None;
+                    }
+                    return Err(Doubt::Store(error));
+                }
+            };
+            if found != *written {
+                warn!("etcd has another past than it had: reading all leases anew");
+                self.place = None;
+                return Ok(None);
+            }
+        }
+        if let Some(config) = &mut self.config {
+            config.look(&self.store).await.map_err(Doubt::Store)?;
+        }
+        debug!("following leases again from revision {}", place.revision + 1);
+        Ok(Some((watch, beginning.revision)))
+    }
+
+    /// Keeps for a while, or gives up, what etcd has lost in an outage.
+    async fn lose(
+        &mut self,
+        lost: &[SubnetKey],
+        outage: Duration,
+        updates: &mpsc::Sender<LeaseUpdate>,
+    ) -> Result<(), Doubt> {
+        if lost.is_empty() {
+            return Ok(());
+        }
+        for (key, kept) in self.known.lost(lost, outage, Instant::now()) {
+            let gone = LeaseUpdate::Removed(key);
+            if let Some(keeper) = &self.keeper {
+                keeper.observe(&gone);
+            }
+            let update = kept.map_or(gone, LeaseUpdate::Put);
+            updates.send(update).await.or(Err(Doubt::Unwanted))?;
+        }
+        if self.known.missing() > 0 {
+            let missing = self.known.missing();
+            warn!("{missing} leases went during the outage: keeping them for a while");
+        }
+        Ok(())
     }
 
     async fn send_snapshot(

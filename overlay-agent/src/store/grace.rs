@@ -84,12 +84,47 @@ impl Known {
             .collect();
         self.leases = listed;
         for (claim, until) in kept {
-            self.leases.insert(claim.key, claim);
-            self.missing.insert(claim.key, until);
-            self.by_time.insert((until, claim.key));
-            self.by_address.insert((claim.lease.public_ip, claim.key));
+            self.keep(claim, until);
         }
         self.leases.values().copied().collect()
+    }
+
+    /// Takes note of leases that etcd has lost during an outage, as it says afterwards. Returns each as it counts from now on:
+    /// as a claim that is kept for a while, or not at all.
+    pub(super) fn lost(
+        &mut self,
+        keys: &[SubnetKey],
+        outage: Duration,
+        now: Instant,
+    ) -> Vec<(SubnetKey, Option<Claim>)> {
+        let lost: HashSet<_> = keys.iter().collect();
+        let alive = self.leases.iter().filter(|(key, _)| !lost.contains(key));
+        let addresses: HashSet<_> = alive.map(|(_, claim)| claim.lease.public_ip).collect();
+        let mut told = Vec::new();
+        for key in keys {
+            let Some(claim) = self.removed(*key) else { continue };
+            let is_kept =
+                outage >= self.patience.outage && !addresses.contains(&claim.lease.public_ip);
+            let kept = is_kept.then(|| claim.doubtful());
+            if let Some(claim) = kept {
+                self.keep(claim, now + self.patience.grace);
+            }
+            told.push((*key, kept));
+        }
+        told
+    }
+
+    /// Keeps what etcd lacks until then.
+    fn keep(&mut self, claim: Claim, until: Instant) {
+        self.leases.insert(claim.key, claim);
+        self.missing.insert(claim.key, until);
+        self.by_time.insert((until, claim.key));
+        self.by_address.insert((claim.lease.public_ip, claim.key));
+    }
+
+    /// How many there are.
+    pub(super) fn count(&self) -> usize {
+        self.leases.len()
     }
 
     /// Whether this is known, but for revisions.

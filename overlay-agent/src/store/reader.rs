@@ -202,7 +202,7 @@ mod tests {
             entry("10.5.4.0-24", r#"{"PublicIP":"192.0.2.4","BackendType":"host-gw"}"#, 5),
             entry("10.5.6.0-24", &long, 6),
         ];
-        let snapshot = reader.snapshot(Listing { revision: 6, entries });
+        let snapshot = reader.snapshot(Listing { cluster: 1, revision: 6, entries });
         let subnets: Vec<_> = snapshot.iter().map(|claim| claim.lease.subnet.to_string()).collect();
         assert_eq!(subnets, ["10.5.1.0/24", "10.5.2.0/24"]);
         let (ignored, all) = reader.troubles.ignored(2);
@@ -219,7 +219,7 @@ mod tests {
     fn complaints_are_kept_for_as_long_as_their_keys() {
         let mut reader = reader();
         let bad = |name: &str| entry(name, "nonsense", 7);
-        let listing = |entries| Listing { revision: 9, entries };
+        let listing = |entries| Listing { cluster: 1, revision: 9, entries };
         reader.snapshot(listing(vec![bad("10.5.1.0-24"), bad("10.5.2.0-24")]));
         assert_eq!(reader.reported.len(), 2);
         reader.snapshot(listing(vec![bad("10.5.2.0-24")]));

@@ -2,13 +2,15 @@
 
 use std::sync::Arc;
 
-use etcd_client::{Event, WatchStream};
+use etcd_client::{Event, WatchResponse, WatchStream};
 
 use super::connect::{Connection, Connector, explain};
 
 /// The changes of all leases from some revision on.
 pub struct Watch {
     stream: WatchStream,
+    /// The number of the watch of leases, once etcd has said it.
+    of_leases: Option<i64>,
     connector: Arc<Connector>,
     connection: Connection,
 }
@@ -32,17 +34,61 @@ pub enum WatchEnded {
     Cancelled(String),
 }
 
+/// When a watch began.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Beginning {
+    /// The number of the cluster that says so.
+    pub cluster: u64,
+    /// Its latest revision.
+    pub revision: i64,
+}
+
+/// What a watch says.
+#[derive(Debug)]
+pub struct News {
+    /// Changes, in order. There may be none: etcd says so that the watch is alive.
+    pub events: Vec<Event>,
+    /// No change of a lease up to this revision is still to come.
+    pub complete: Option<i64>,
+}
+
+/// etcd parts messages that are larger than a megabyte and a half, and what is of one revision may then be in two.
+const PARTED: usize = 1 << 20;
+
 impl Watch {
     pub(super) const fn new(
         stream: WatchStream,
         connector: Arc<Connector>,
         connection: Connection,
     ) -> Self {
-        Self { stream, connector, connection }
+        Self { stream, of_leases: None, connector, connection }
     }
 
-    /// The next changes, in order. May be empty: etcd says so that the watch is alive.
-    pub async fn next(&mut self) -> Result<Vec<Event>, WatchEnded> {
+    /// Waits until etcd says that the watch has begun.
+    pub async fn begun(&mut self) -> Result<Beginning, WatchEnded> {
+        loop {
+            let message = self.message().await?;
+            // The watch of leases is the first of its stream.
+            if message.created() {
+                self.of_leases = Some(message.watch_id());
+                let (cluster, revision) = message
+                    .header()
+                    .map_or((0, 0), |header| (header.cluster_id(), header.revision()));
+                return Ok(Beginning { cluster, revision });
+            }
+        }
+    }
+
+    /// The next of what it says.
+    pub async fn next(&mut self) -> Result<News, WatchEnded> {
+        let message = self.message().await?;
+        let events = message.events().to_vec();
+        let is_of_leases = self.of_leases == Some(message.watch_id()) && !message.created();
+        let complete = if is_of_leases { complete(&message, &events) } else { None };
+        Ok(News { events, complete })
+    }
+
+    async fn message(&mut self) -> Result<WatchResponse, WatchEnded> {
         let message = match self.stream.message().await {
             Ok(Some(message)) => message,
             Ok(None) => return Err(self.failed("etcd has ended it".to_owned()).await),
@@ -54,11 +100,21 @@ impl Watch {
         if message.canceled() {
             return Err(WatchEnded::Cancelled(message.cancel_reason().to_owned()));
         }
-        Ok(message.events().to_vec())
+        Ok(message)
     }
 
     async fn failed(&self, reason: String) -> WatchEnded {
         self.connector.give_up(&self.connection).await;
         WatchEnded::Failed { endpoint: self.connection.endpoint.clone(), reason }
     }
+}
+
+/// Up to which revision a message about leases completes what is known.
+fn complete(message: &WatchResponse, events: &[Event]) -> Option<i64> {
+    let Some(last) = events.last().and_then(Event::kv) else {
+        return message.header().map(etcd_client::ResponseHeader::revision);
+    };
+    let kvs = events.iter().filter_map(Event::kv);
+    let bytes: usize = kvs.map(|kv| kv.key().len() + kv.value().len()).sum();
+    Some(last.mod_revision() - i64::from(bytes > PARTED))
 }

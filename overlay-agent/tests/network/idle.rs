@@ -2,22 +2,25 @@
 //! survive that survive without us.
 
 use std::{
+    fs::File,
     io::{ErrorKind, Read as _, Write as _},
     net::{SocketAddr, TcpListener, TcpStream},
+    path::PathBuf,
+    sync::mpsc::{Receiver, Sender, channel},
     thread,
     time::{Duration, Instant},
 };
 
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use xtask::lab::Lab;
+use nix::sched::{CloneFlags, setns, unshare};
+use xtask::lab::{Container, Lab, namespace_path};
 
 use crate::overlay::{Overlay, SOON};
 
 /// How many connections there are, half of which talk now and then. `OVERLAY_IDLE_CONNECTIONS` says of others.
 const CONNECTIONS: usize = 1_000;
 
-/// One port of the server's has so many clients: a client has one port for each.
-const BY_PORT: usize = 25_000;
+/// So many have a thread: two files for each are as many as a process may have open where nobody has raised that.
+const CROWD: usize = 8_000;
 
 /// The kernel forgets connections after five days by default, operators of busy hosts after half an hour. So much does half an
 /// hour last here for a thousand connections; whoever talks does so eight times in an hour.
@@ -44,29 +47,84 @@ impl Connection {
     }
 }
 
-/// Everybody in turn, on ports from 7000 on.
-fn connect(overlay: &Overlay, count: usize) -> Vec<Connection> {
-    let [client, server] = overlay.pair();
-    let ports = client.command("sysctl").args(["-qw", "net.ipv4.ip_local_port_range=8192 65535"]);
-    ports.run().unwrap();
-    let mut connections = Vec::with_capacity(count);
-    for (port, first) in (7000..).zip((0..count).step_by(BY_PORT)) {
-        let address = SocketAddr::from((server.address(), port));
-        let listener = server.namespace().within(move || Ok(TcpListener::bind(address)?)).unwrap();
-        let number = BY_PORT.min(count - first);
-        let made = client.namespace().within(move || {
+#[derive(Clone, Copy)]
+enum Task {
+    Talk,
+    /// To say something, and to count who is heard.
+    Hear,
+}
+
+/// Connections to one port, in a thread that has its own files.
+struct Crowd {
+    tasks: Sender<Task>,
+    /// How many are there, and then how many are heard, whenever that is asked.
+    counts: Receiver<usize>,
+}
+
+impl Crowd {
+    fn gather(client: PathBuf, server: PathBuf, address: SocketAddr, count: usize) -> Self {
+        let (tasks, to_do) = channel();
+        let (done, counts) = channel();
+        thread::spawn(move || {
+            unshare(CloneFlags::CLONE_FILES).unwrap();
+            let enter =
+                |place| setns(File::open(place).unwrap(), CloneFlags::CLONE_NEWNET).unwrap();
+            enter(server);
+            let listener = TcpListener::bind(address).unwrap();
+            enter(client);
             let connect = |_| {
-                let client = TcpStream::connect_timeout(&address, SOON)?;
-                let (server, _) = listener.accept()?;
-                client.set_nodelay(true)?;
-                server.set_nonblocking(true)?;
-                Ok(Connection { client, server })
+                let client = TcpStream::connect_timeout(&address, SOON).unwrap();
+                let (server, _) = listener.accept().unwrap();
+                client.set_nodelay(true).unwrap();
+                server.set_nonblocking(true).unwrap();
+                Connection { client, server }
             };
-            (0..number).map(connect).collect::<anyhow::Result<Vec<_>>>()
+            let mut connections: Vec<_> = (0..count).map(connect).collect();
+            done.send(connections.len()).unwrap();
+            while let Ok(task) = to_do.recv() {
+                let count = match task {
+                    Task::Talk => talk(&mut connections),
+                    Task::Hear => heard(&mut connections),
+                };
+                done.send(count).unwrap();
+            }
         });
-        connections.extend(made.unwrap());
+        Self { tasks, counts }
     }
-    connections
+}
+
+/// Has all of them do something at once. Returns the sum of what they count.
+fn all(crowds: &[Crowd], task: Task) -> usize {
+    for crowd in crowds {
+        crowd.tasks.send(task).unwrap();
+    }
+    crowds.iter().map(|crowd| crowd.counts.recv().unwrap()).sum()
+}
+
+/// So many connections, of crowds one after the other, on ports from `port` on.
+fn connect([client, server]: [&Container; 2], port: u16, count: usize) -> Vec<Crowd> {
+    let gather = |(port, first): (u16, usize)| {
+        let [client, server] = [client, server].map(|end| namespace_path(end.namespace().name()));
+        (client, server, port, CROWD.min(count - first))
+    };
+    let crowds = (port..).zip((0..count).step_by(CROWD)).map(gather);
+    crowds
+        .map(|(from, to, port, count)| {
+            let crowd = Crowd::gather(from, to, SocketAddr::from((server.address(), port)), count);
+            assert_eq!(crowd.counts.recv(), Ok(count));
+            crowd
+        })
+        .collect()
+}
+
+/// The first packet after a second of silence is the rules', the next the fast path's.
+fn talk(connections: &mut [Connection]) -> usize {
+    for connection in &mut *connections {
+        connection.say();
+        connection.say();
+        connection.is_heard();
+    }
+    connections.len()
 }
 
 /// Has all of them say something, and counts who is heard within a while.
@@ -111,31 +169,29 @@ fn after_an_hour(
     });
     firewall(&overlay, forgets_after);
     overlay.ping();
-    let mut connections = connect(&overlay, count);
-    let (silent, talking) = connections.split_at_mut(count / 2);
-    assert_eq!([heard(silent), heard(talking)], [silent.len(), talking.len()], "at the beginning");
+    let half = count / 2;
+    let silent = connect(overlay.pair(), 7000, half);
+    let talking = connect(overlay.pair(), 8000, count - half);
+    assert_eq!([all(&silent, Task::Hear), all(&talking, Task::Hear)], [half, count - half]);
     let fast = overlay.rise("from_uplink", "to_endpoint");
     let hour = 2 * half_an_hour;
     let begun = Instant::now();
-    for talk in 1..=TALKS {
-        thread::sleep((begun + hour * talk / TALKS).saturating_duration_since(Instant::now()));
-        if talk < TALKS {
-            for connection in &mut *talking {
-                // The first packet after a second of silence is the rules', the next the fast path's.
-                connection.say();
-                connection.say();
-                connection.is_heard();
-            }
+    for turn in 1..=TALKS {
+        thread::sleep((begun + hour * turn / TALKS).saturating_duration_since(Instant::now()));
+        if turn < TALKS {
+            all(&talking, Task::Talk);
         }
     }
-    let heard = [heard(silent), heard(talking)];
+    // Waiting for those that are not heard takes time, in which others would be forgotten.
+    let talking = all(&talking, Task::Hear);
+    let heard = [all(&silent, Task::Hear), talking];
     let [answers, questions] = fast.of(&overlay);
     let carried = answers + questions;
     assert_eq!(carried > 0, fast_path, "{carried} packets by the fast path");
     println!(
         "fast path {fast_path}, forgotten after {forgets_after:?} of {hour:?}: {heard:?} of {} and {} heard, {carried} packets by the fast path",
-        silent.len(),
-        talking.len(),
+        half,
+        count - half,
     );
     heard
 }
@@ -144,9 +200,6 @@ fn after_an_hour(
 fn idle_connections_survive_an_hour_of_honoured_rules_as_without_us() {
     let count = std::env::var("OVERLAY_IDLE_CONNECTIONS")
         .map_or(CONNECTIONS, |number| number.parse().unwrap());
-    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
-    let files = most.max(3 * count as u64);
-    setrlimit(Resource::RLIMIT_NOFILE, files, files).unwrap();
     let half_an_hour = HALF_AN_HOUR + Duration::from_millis(count as u64 / 5);
     let five_days = half_an_hour * 240;
     let half = count / 2;

@@ -103,6 +103,13 @@ impl TestEtcd {
         self.child.wait().unwrap();
     }
 
+    /// Loses all that it knows; for one that does not run.
+    pub(crate) fn forget(&self) {
+        for entry in std::fs::read_dir(self.dir.path()).unwrap() {
+            std::fs::remove_dir_all(entry.unwrap().path()).unwrap();
+        }
+    }
+
     /// Starts it again, on the same data and ports.
     pub(crate) async fn restart(&mut self) {
         self.child = spawn(self.dir.path(), &self.member);

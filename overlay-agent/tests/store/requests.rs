@@ -17,7 +17,8 @@ use tokio::{
 
 use crate::{
     etcd::TestEtcd,
-    support::{CONFIG, Followed, LeaseUpdate, World, lease, request, subnet, value},
+    support::{CONFIG, Followed, LeaseUpdate, World, key, lease, request, subnet, value},
+    wire::Wire,
 };
 
 /// How many requests of each kind etcd has begun to serve.
@@ -89,4 +90,74 @@ async fn a_start_costs_one_listing_and_one_watch_and_a_change_costs_nothing() {
     let changed = requests(&world.etcd).await;
     let puts = BTreeMap::from([("Put".to_owned(), 100)]);
     assert_eq!(difference(&started, &changed), puts, "they are the test's own");
+}
+
+/// Whatever ends a watch, nobody asks for all leases again: with thousands who follow, that would be gigabytes at once.
+#[tokio::test]
+async fn a_watch_that_ends_costs_no_listing() {
+    const FOLLOWERS: usize = 20;
+    let mut world = World::new(CONFIG).await;
+    for host in 1..=100 {
+        world.put(&format!("10.5.{host}.0-24"), &value(host)).await;
+    }
+    let wire = Wire::to(&world.etcd).await;
+    let mut all: Vec<_> =
+        (0..FOLLOWERS).map(|_| Followed::new(Follower::new(wire.store()))).collect();
+    for followed in &mut all {
+        assert_eq!(followed.snapshot().await.len(), 100);
+    }
+    world.put("10.5.101.0-24", &value(101)).await;
+    for followed in &mut all {
+        followed.until(&LeaseUpdate::Put(lease("10.5.101.0/24", 101))).await;
+    }
+    let before = requests(&world.etcd).await;
+    wire.cut();
+    // What happens meanwhile is not lost.
+    world.delete("10.5.7.0-24").await;
+    world.put("10.5.102.0-24", &value(102)).await;
+    wire.mend();
+    for followed in &mut all {
+        assert_eq!(followed.next().await, LeaseUpdate::Removed(subnet("10.5.7.0/24")));
+        assert_eq!(followed.next().await, LeaseUpdate::Put(lease("10.5.102.0/24", 102)));
+    }
+    let mut asked = difference(&before, &requests(&world.etcd).await);
+    let test_is = BTreeMap::from([("Put".to_owned(), 1), ("DeleteRange".to_owned(), 1)]);
+    for (method, count) in test_is {
+        assert_eq!(asked.remove(&method), Some(count), "{method}");
+    }
+    // Of each: whether the endpoint answers, and whether the last change is the one that it was.
+    let followers = FOLLOWERS as u64;
+    let ranges = asked.remove("Range").unwrap_or_default();
+    assert!((followers..=4 * followers).contains(&ranges), "{ranges} for {followers}");
+    let watches = asked.remove("Watch").unwrap_or_default();
+    assert!((followers..=2 * followers).contains(&watches), "{watches} for {followers}");
+    assert_eq!(asked, BTreeMap::new());
+}
+
+/// Another etcd at the same address has another past, even if it has come farther.
+#[tokio::test]
+async fn another_past_is_noticed() {
+    let mut world = World::new(CONFIG).await;
+    for host in 1..=3 {
+        world.put(&format!("10.5.{host}.0-24"), &value(host)).await;
+    }
+    let wire = Wire::to(&world.etcd).await;
+    let mut followed = Followed::new(Follower::new(wire.store()));
+    assert_eq!(followed.snapshot().await.len(), 3);
+    world.put("10.5.9.0-24", &value(9)).await;
+    followed.until(&LeaseUpdate::Put(lease("10.5.9.0/24", 9))).await;
+    wire.cut();
+    world.etcd.kill();
+    world.etcd.forget();
+    world.etcd.restart().await;
+    let mut client = world.etcd.client().await;
+    for host in 11..=30 {
+        let name = key(&format!("10.5.{host}.0-24"));
+        client.put(name.as_str(), value(host), None).await.unwrap();
+    }
+    wire.mend();
+    let leases = followed.snapshot().await;
+    let expected: Vec<_> =
+        (11..=30).map(|host| lease(&format!("10.5.{host}.0/24"), host)).collect();
+    assert_eq!(leases, expected);
 }
