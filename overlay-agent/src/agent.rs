@@ -138,8 +138,8 @@ impl Agent {
     /// Runs until `stop`. `ready` is called once, when every known lease has been programmed.
     ///
     /// No turn of the loop takes long: of the leases it takes as many as there is time for. Questions come
-    /// first, then what is rare, then the kernel; leases, which can come by the thousands, have a part of every
-    /// turn.
+    /// first, then what is rare, then what is due, which limits itself, then the kernel; leases, which can come by the
+    /// thousands, have a part of every turn.
     pub async fn run(
         mut self,
         stop: CancellationToken,
@@ -166,6 +166,12 @@ impl Agent {
                     self.moving = None;
                     self.move_to(network, joined).await;
                 }
+                () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {
+                    self.reconcile().await;
+                    due = None;
+                    earliest = Instant::now() + PAUSE;
+                }
+                _ = verification.tick() => self.verify().await,
                 change = changes.next() => {
                     let change = change.context("the netlink socket for events was closed")?;
                     self.forget_ports(&change.gone);
@@ -178,12 +184,6 @@ impl Agent {
                     }
                     due.get_or_insert_with(|| (Instant::now() + SETTLE).max(earliest));
                 }
-                () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {
-                    self.reconcile().await;
-                    due = None;
-                    earliest = Instant::now() + PAUSE;
-                }
-                _ = verification.tick() => self.verify().await,
                 () = self.firewall.changed() => self.follow_rules(),
                 Some(update) = self.following.updates.recv() => first = Some(update),
             }
@@ -336,7 +336,7 @@ impl Agent {
             "this host has another address"
         );
         self.uplink = uplink;
-        self.store.disconnect().await;
+        self.store.disconnect();
         self.join_again(self.network.clone(), Some(self.lease.subnet));
     }
 

@@ -1,4 +1,4 @@
-use std::{collections::HashMap, fs};
+use std::{collections::HashMap, fs, path::Path};
 
 use super::PinPath;
 use anyhow::{Context, Result};
@@ -78,16 +78,28 @@ impl Tables {
             }
             // Without a file descriptor to look with, nothing is known, and nothing is removed.
             let map = MapData::from_id(id).with_context(|| format!("opening BPF map {name}"))?;
-            if path.exists() {
-                fs::remove_file(&path).with_context(|| format!("removing {}", path.display()))?;
-            }
-            map.pin(&path)
+            replace_pin(&map, &path)
                 .with_context(|| format!("pinning BPF map {name} at {}", path.display()))?;
             pinned.push(name);
             fail::point(&format!("map {name}"));
         }
         Ok(pinned)
     }
+}
+
+/// Pins a map in place of whatever is pinned there. Whoever opens the pin finds one or the other.
+fn replace_pin(map: &MapData, path: &Path) -> Result<()> {
+    if !path.exists() {
+        return Ok(map.pin(path)?);
+    }
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    // The BPF file system takes no names with dots.
+    let new = path.with_file_name(format!("{name}-new"));
+    if new.exists() {
+        fs::remove_file(&new).with_context(|| format!("removing {}", new.display()))?;
+    }
+    map.pin(&new)?;
+    fs::rename(&new, path).with_context(|| format!("renaming {}", new.display()))
 }
 
 /// A hash map in the kernel.

@@ -72,9 +72,9 @@ impl Store {
     }
 
     /// Connects anew for the next request, where there are connections.
-    pub async fn disconnect(&self) {
+    pub fn disconnect(&self) {
         match self {
-            Self::Etcd(store) => store.disconnect().await,
+            Self::Etcd(store) => store.disconnect(),
             Self::Fixed(_) => {}
         }
     }

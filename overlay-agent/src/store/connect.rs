@@ -7,6 +7,7 @@
 use std::{
     error::Error as StdError,
     fmt::{self, Write as _},
+    sync::atomic::{AtomicU64, Ordering},
     time::Duration,
 };
 
@@ -33,6 +34,9 @@ pub(super) struct Connector {
     tls: Option<TlsOptions>,
     /// A key to ask for, to see whether an endpoint answers.
     probe: String,
+    /// How often our side of connections has gone. Beside the lock, which whoever connects holds for as long as endpoints
+    /// do not answer.
+    disconnections: AtomicU64,
     state: Mutex<State>,
 }
 
@@ -41,6 +45,8 @@ struct State {
     next: usize,
     /// Counts connections, so that nobody gives up one that he does not have.
     generation: u64,
+    /// How often connections had gone when this one was begun.
+    disconnections: u64,
     client: Option<Client>,
 }
 
@@ -67,13 +73,18 @@ impl Connector {
             user: config.user.clone(),
             tls: tls(config)?,
             probe: config.prefix.config_key(),
-            state: Mutex::new(State { next, generation: 0, client: None }),
+            disconnections: AtomicU64::new(0),
+            state: Mutex::new(State { next, generation: 0, disconnections: 0, client: None }),
         })
     }
 
     /// The connection there is, or else a new one to the first endpoint that answers.
     pub(super) async fn connection(&self) -> Result<Connection, NoEndpoint> {
         let mut state = self.state.lock().await;
+        let disconnections = self.disconnections.load(Ordering::Relaxed);
+        if state.disconnections != disconnections {
+            (state.disconnections, state.client) = (disconnections, None);
+        }
         if state.client.is_none() {
             let (client, index) = self.dial(state.next).await?;
             state.client = Some(client);
@@ -98,8 +109,8 @@ impl Connector {
     }
 
     /// Makes the next request connect anew: our side of the connection in use is gone.
-    pub(super) async fn disconnect(&self) {
-        self.state.lock().await.client = None;
+    pub(super) fn disconnect(&self) {
+        self.disconnections.fetch_add(1, Ordering::Relaxed);
     }
 
     async fn dial(&self, first: usize) -> Result<(Client, usize), NoEndpoint> {

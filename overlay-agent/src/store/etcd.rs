@@ -116,8 +116,8 @@ impl Etcd {
 
     /// Connects anew for the next request. A connection from an address that the host has lost hangs until
     /// its time runs out.
-    pub async fn disconnect(&self) {
-        self.connector.disconnect().await;
+    pub fn disconnect(&self) {
+        self.connector.disconnect();
     }
 
     /// What fails at this moment, whoever of us it is that fails.

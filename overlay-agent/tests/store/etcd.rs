@@ -106,7 +106,10 @@ impl TestEtcd {
     /// Loses all that it knows; for one that does not run.
     pub(crate) fn forget(&self) {
         for entry in std::fs::read_dir(self.dir.path()).unwrap() {
-            std::fs::remove_dir_all(entry.unwrap().path()).unwrap();
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                std::fs::remove_dir_all(path).unwrap();
+            }
         }
     }
 

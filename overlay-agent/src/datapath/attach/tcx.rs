@@ -5,7 +5,7 @@ use std::{fs, io::ErrorKind, path::Path};
 use anyhow::{Context, Result};
 use aya::programs::{
     LinkOrder, ProgramError, SchedClassifier,
-    links::{FdLink, PinnedLink},
+    links::{FdLink, LinkError, PinnedLink},
     tc::{SchedClassifierLink, TcAttachOptions, TcError},
 };
 use nix::errno::Errno;
@@ -55,11 +55,12 @@ pub(super) fn attach(
 ) -> Result<()> {
     let pin = pins.link(&name(hook, to.ifindex));
     if pin.exists() {
-        if replace(program, &pin).is_ok() {
-            return Ok(());
+        match replace(program, &pin) {
+            Ok(()) => return Ok(()),
+            Err(error) if is_of_no_use(&error) => unpin(&pin)?,
+            // What is there works on, for all we know.
+            Err(error) => return Err(error),
         }
-        // Its interface is gone, and the link with it.
-        unpin(&pin)?;
     }
     let options = TcAttachOptions::TcxOrder(LinkOrder::default());
     let name = name_now(to.ifindex)?.with_context(|| format!("{} is gone", to.interface))?;
@@ -100,6 +101,17 @@ fn unpin(pin: &Path) -> Result<()> {
     }
 }
 
+/// Whether a pinned link cannot carry a program of ours any more: its interface is gone (`ENOLINK`, `tcx_link_update` in
+/// `kernel/bpf/tcx.c`), or it is of another kind.
+fn is_of_no_use(error: &anyhow::Error) -> bool {
+    if let Some(error) = error.downcast_ref::<LinkError>() {
+        return !matches!(error, LinkError::SyscallError(_));
+    }
+    let Some(ProgramError::SyscallError(error)) = error.downcast_ref() else { return false };
+    let number = error.io_error.raw_os_error().map(Errno::from_raw);
+    number.is_some_and(|number| matches!(number, Errno::ENOLINK | Errno::EINVAL))
+}
+
 /// Puts `program` into the pinned link; fails when the link's interface is gone.
 fn replace(program: &mut SchedClassifier, pin: &Path) -> Result<()> {
     let link = PinnedLink::from_pin(pin).context("opening the pinned link")?;
@@ -115,7 +127,21 @@ fn replace(program: &mut SchedClassifier, pin: &Path) -> Result<()> {
 mod tests {
     use std::io::Error;
 
+    use aya::sys::SyscallError;
+
     use super::*;
+
+    #[test]
+    fn a_link_that_works_is_not_given_up_for_want_of_a_file_descriptor() {
+        let of = |errno: Errno| {
+            let io_error = Error::from_raw_os_error(errno as i32);
+            let error = SyscallError { call: "bpf_link_update", io_error };
+            is_of_no_use(&anyhow::Error::from(ProgramError::from(error)).context("replacing"))
+        };
+        assert!(of(Errno::ENOLINK) && of(Errno::EINVAL));
+        assert!(!of(Errno::EMFILE) && !of(Errno::EPERM) && !of(Errno::ENOMEM));
+        assert!(is_of_no_use(&anyhow::Error::from(LinkError::InvalidLink)));
+    }
 
     #[test]
     fn an_interface_that_is_gone_is_told_from_one_that_cannot_be_looked_at() {
