@@ -22,7 +22,7 @@ use overlay_common::{
     Hook, Prefix,
     tables::{Peer, PeerKey, Vtep, VtepKey},
 };
-use xtask::bench::statistics::Estimate;
+use overlay_lab::statistics::Estimate;
 
 use crate::{
     packets::{Wire, udp, vxlan},

@@ -13,7 +13,6 @@ mod processor;
 mod report;
 mod rounds;
 mod setting;
-pub mod statistics;
 mod survival;
 mod work;
 mod worker;
@@ -47,7 +46,7 @@ const CONGESTION_CONTROL: &str = "cubic";
 /// The command line of `bench`.
 #[derive(Debug, Clone, Args)]
 #[command(args_conflicts_with_subcommands = true, after_help = contenders_help())]
-pub struct Options {
+pub(crate) struct Options {
     #[command(subcommand)]
     only: Option<Only>,
     /// Less work, fewer and shorter runs: under five minutes in all
@@ -117,7 +116,7 @@ fn contenders_help() -> String {
 }
 
 /// Measures, prints the table, and keeps the report.
-pub fn run(options: &Options) -> Result<()> {
+pub(crate) fn run(options: &Options) -> Result<()> {
     match &options.only {
         Some(Only::Packets(options)) => return packets::run(options),
         Some(Only::Cost(options)) => return cost::run(options),

@@ -8,12 +8,9 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 use clap::Args;
+use overlay_lab::{command::Cmd, workspace};
 
-use crate::{
-    command::Cmd,
-    setup::{BPF_LINKER, DEBIAN_CARGO, DEBIAN_RUSTC},
-    workspace,
-};
+use crate::setup::{BPF_LINKER, DEBIAN_CARGO, DEBIAN_RUSTC};
 
 /// What the programs are compiled for.
 const TARGET: &str = "bpfel-unknown-none";
@@ -23,18 +20,18 @@ const PACKAGE: &str = "overlay-ebpf";
 
 /// The command line of `build`.
 #[derive(Debug, Clone, Copy, Args)]
-pub struct Options {
+pub(crate) struct Options {
     /// Build the agent optimised (the BPF programs always are)
     #[arg(long)]
-    pub release: bool,
+    pub(crate) release: bool,
 
     /// Let the BPF programs log every packet's hook and reason, by number; for debugging only
     #[arg(long)]
-    pub bpf_log: bool,
+    pub(crate) bpf_log: bool,
 }
 
 /// Builds both.
-pub fn run(options: Options) -> Result<()> {
+pub(crate) fn run(options: Options) -> Result<()> {
     let object = object_with(options.bpf_log)?;
     let agent = agent(options.release)?;
     println!("BPF object  {}", object.display());
@@ -43,12 +40,12 @@ pub fn run(options: Options) -> Result<()> {
 }
 
 /// The agent that tests, lab and demo run: the one that `cargo xtask build` makes.
-pub fn agent_binary() -> Result<PathBuf> {
+pub(crate) fn agent_binary() -> Result<PathBuf> {
     binary(false)
 }
 
 /// Builds the agent with the BPF object that is there.
-pub fn agent(release: bool) -> Result<PathBuf> {
+pub(crate) fn agent(release: bool) -> Result<PathBuf> {
     let mut command = workspace::cargo().args(["build", "--locked", "--package", "overlay-agent"]);
     if release {
         command = command.arg("--release");
@@ -69,12 +66,12 @@ pub(crate) fn agent_and_another(other: &Path) -> Result<PathBuf> {
 }
 
 /// Where the BPF object is that the agent's build script embeds.
-pub fn object_path() -> Result<PathBuf> {
+pub(crate) fn object_path() -> Result<PathBuf> {
     Ok(workspace::target_dir()?.join("bpf/overlay.bpf.o"))
 }
 
 /// Builds the BPF object as users run it.
-pub fn object() -> Result<PathBuf> {
+pub(crate) fn object() -> Result<PathBuf> {
     object_with(false)
 }
 

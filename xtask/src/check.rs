@@ -3,12 +3,11 @@
 use std::{fmt, fs};
 
 use anyhow::{Context as _, Result, bail};
+use overlay_lab::{command::Cmd, interrupt, workspace};
 
 use crate::{
-    command::Cmd,
-    docs, interrupt,
+    docs,
     setup::{self, OTHER_PROCESSOR},
-    workspace,
 };
 
 /// The crate that only compiles for BPF, or where a panic aborts.
@@ -18,7 +17,7 @@ const BPF_PACKAGE: &str = "overlay-ebpf";
 type Check = fn() -> Result<()>;
 
 /// Runs every check, and fails if one of them does.
-pub fn run() -> Result<()> {
+pub(crate) fn run() -> Result<()> {
     setup::ensure()?;
     let checks: [(&str, Check); 8] = [
         ("every crate inherits the workspace's lints", lints_are_inherited),

@@ -11,20 +11,17 @@ use std::{
 
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::Args;
+use overlay_lab::{
+    Agent, AgentOptions, Docker, ETCD_PREFIX, Etcd, Lab, NETWORK_CONFIG, Process, command::Cmd,
+    dump, eventually, interrupt,
+};
 use serde_json::Value;
 
 use self::{
     paths::{Traffic, Way},
     progress::Steps,
 };
-use crate::{
-    command::Cmd,
-    interrupt,
-    lab::{
-        Agent, AgentOptions, Docker, ETCD_PREFIX, Etcd, Lab, NETWORK_CONFIG, Process, dump,
-        eventually, standing,
-    },
-};
+use crate::lab;
 
 /// What the users of the first hour said.
 const GREETING: &str = "Hello, it works !!";
@@ -49,24 +46,24 @@ const WIDTH: usize = 96;
 
 /// The command line of `demo`.
 #[derive(Debug, Clone, Args)]
-pub struct Options {
+pub(crate) struct Options {
     /// Leave it up to explore; `cargo xtask lab down` takes it down
     #[arg(long)]
-    pub keep: bool,
+    pub(crate) keep: bool,
     /// Length of the throughput measurement, in seconds
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=3600))]
-    pub seconds: u32,
+    pub(crate) seconds: u32,
     /// Run this agent instead of building one
     #[arg(long, value_name = "FILE")]
-    pub agent: Option<PathBuf>,
+    pub(crate) agent: Option<PathBuf>,
 }
 
 /// Tells the story.
-pub fn run(options: &Options) -> Result<()> {
-    let agent_binary = standing::agent_binary(options.agent.as_deref())?;
+pub(crate) fn run(options: &Options) -> Result<()> {
+    let agent_binary = lab::agent_binary(options.agent.as_deref())?;
     let steps = Steps::new();
     let lab = steps.run("Two hosts on a wire, 192.168.33.10 and 192.168.33.11", || {
-        Lab::builder().name(standing::NAME).start()
+        Lab::builder().name(lab::NAME).start()
     })?;
     let told = tell(&steps, &lab, &agent_binary, options);
     if let Err(error) = &told {
@@ -92,7 +89,7 @@ pub fn run(options: &Options) -> Result<()> {
 }
 
 fn tell(steps: &Steps, lab: &Lab, agent_binary: &Path, options: &Options) -> Result<()> {
-    standing::link_tools(lab, agent_binary)?;
+    lab::link_tools(lab, agent_binary)?;
     let etcd = steps.run("etcd on host-one, with the network's configuration", || {
         lab.start_etcd(NETWORK_CONFIG)
     })?;
@@ -106,7 +103,7 @@ fn tell(steps: &Steps, lab: &Lab, agent_binary: &Path, options: &Options) -> Res
     }
 
     let daemons =
-        steps.run("Docker on both hosts", || standing::start_daemons(lab.hosts(), agent_binary))?;
+        steps.run("Docker on both hosts", || lab::start_daemons(lab.hosts(), agent_binary))?;
     for host in lab.hosts() {
         let options = host.docker_options(agent_binary)?.join(" ");
         Steps::show([format!("{}: dockerd {options}", host.name()).as_str()]);

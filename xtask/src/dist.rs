@@ -7,8 +7,9 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use clap::Args;
+use overlay_lab::{command::Cmd, workspace};
 
-use crate::{build, command::Cmd, setup, workspace};
+use crate::{build, setup};
 
 /// The package that users install.
 const PACKAGE: &str = "overlay-agent";
@@ -19,14 +20,22 @@ const DOCUMENTS: [&str; 5] =
 
 /// The command line of `dist`.
 #[derive(Debug, Clone, Copy, Args)]
-pub struct Options {
+pub(crate) struct Options {
     /// Package the agent as `cargo xtask build` makes it, not optimised: for tests of the package
     #[arg(long)]
-    pub debug: bool,
+    pub(crate) debug: bool,
+
+    /// Make the package and nothing else, unchecked, and print where it is: for tests that install it
+    #[arg(long)]
+    pub(crate) only_package: bool,
 }
 
 /// Builds both, and says where they are.
-pub fn run(options: Options) -> Result<()> {
+pub(crate) fn run(options: Options) -> Result<()> {
+    if options.only_package {
+        println!("{}", package(options.debug)?.display());
+        return Ok(());
+    }
     setup::ensure()?;
     let package = package(options.debug)?;
     lint(&package)?;
@@ -36,7 +45,7 @@ pub fn run(options: Options) -> Result<()> {
 }
 
 /// Builds the Debian package.
-pub fn package(debug: bool) -> Result<PathBuf> {
+fn package(debug: bool) -> Result<PathBuf> {
     build::object()?;
     build::agent(!debug)?;
     let profile = if debug { "debug" } else { "release" };

@@ -4,14 +4,15 @@ use std::{fmt::Write as _, fs, path::PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
 use overlay_common::{Feature, Need, feature::parse_version};
+use overlay_lab::workspace;
 
-use crate::{verifier, vm::KERNELS, workspace};
+use crate::{verifier, vm::KERNELS};
 
 /// The kernel that this project is developed on, tested beside those in virtual machines.
 const DEVELOPED_ON: &str = "6.18";
 
 /// Writes every page.
-pub fn run() -> Result<()> {
+pub(crate) fn run() -> Result<()> {
     let path = path();
     fs::write(&path, kernel_support()?).with_context(|| format!("writing {}", path.display()))?;
     println!("{}", path.display());

@@ -1,11 +1,21 @@
-//! The one door: `cargo xtask <verb>`.
+//! The one door to the project: setting a machine up, building, checking, testing, showing, measuring.
+
+mod bench;
+mod build;
+mod check;
+mod demo;
+mod dist;
+mod docs;
+mod lab;
+mod setup;
+mod test;
+mod verifier;
+mod vm;
 
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use xtask::{
-    bench, build, check, demo, dist, docs, interrupt, lab::standing, setup, test, verifier,
-};
+use overlay_lab::interrupt;
 
 /// Setting up, building, checking, testing and showing the overlay.
 #[derive(Debug, Parser)]
@@ -33,7 +43,7 @@ enum Verb {
     Demo(demo::Options),
     /// Hosts left standing to explore
     #[command(subcommand)]
-    Lab(standing::Verb),
+    Lab(lab::Verb),
     /// Make the Debian package and the tarball that users install
     Dist(dist::Options),
     /// Measure us beside flannel, Cilium's way and no overlay at all
@@ -53,7 +63,7 @@ fn main() -> ExitCode {
         Verb::Demo(options) => demo::run(&options),
         Verb::Dist(options) => dist::run(options),
         Verb::Bench(options) => bench::run(&options),
-        Verb::Lab(verb) => standing::run(verb),
+        Verb::Lab(verb) => lab::run(verb),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -10,8 +10,9 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use clap::Args;
 use nix::unistd::Uid;
+use overlay_lab::{command::Cmd, workspace};
 
-use crate::{build, command::Cmd, workspace};
+use crate::build;
 
 /// The linker for BPF objects.
 pub(crate) const BPF_LINKER: &str = "bpf-linker";
@@ -41,10 +42,10 @@ const SERVICE_POLICY: &str = "/usr/sbin/policy-rc.d";
 
 /// The command line of `setup`.
 #[derive(Debug, Clone, Copy, Args)]
-pub struct Options {
+pub(crate) struct Options {
     /// Only report what is missing, with the commands that install it
     #[arg(long)]
-    pub check: bool,
+    pub(crate) check: bool,
 }
 
 /// A package of Debian and Ubuntu.
@@ -196,7 +197,7 @@ impl Missing {
 }
 
 /// Installs what is missing, or only reports it.
-pub fn run(options: Options) -> Result<()> {
+pub(crate) fn run(options: Options) -> Result<()> {
     let missing = Missing::find()?;
     if !missing.is_nothing() {
         missing.report()?;
@@ -234,7 +235,7 @@ pub(crate) fn other_processor_is_there() -> bool {
 }
 
 /// The same for verbs that need a machine that is set up; says nothing when it is.
-pub fn ensure() -> Result<()> {
+pub(crate) fn ensure() -> Result<()> {
     let missing = Missing::find()?;
     if missing.is_nothing() {
         return Ok(());

@@ -11,9 +11,10 @@ use std::{
 use anyhow::{Result, bail, ensure};
 use clap::Args;
 use comfy_table::{CellAlignment, Table, presets};
+use overlay_lab::{command::Cmd, interrupt, release::Release, workspace};
 
 use self::failures::Failures;
-use crate::{build, command::Cmd, interrupt, release::Release, setup, vm, workspace};
+use crate::{build, setup, vm};
 
 /// How long one layer may take: a test that hangs must not hang CI.
 const LAYER_WITHIN: Duration = Duration::from_mins(20);
@@ -72,13 +73,13 @@ const fn layer(name: &'static str, about: &'static str, runs: Runs) -> Layer {
 /// The command line of `test`.
 #[derive(Debug, Clone, Args)]
 #[command(after_help = layers_help())]
-pub struct Options {
+pub(crate) struct Options {
     /// Which layers; all of them otherwise. Layer vm runs on all kernels or on those named here
     #[arg(value_name = "LAYER|KERNEL", value_parser = layer_names())]
-    pub layers: Vec<String>,
+    pub(crate) layers: Vec<String>,
     /// What the test programs get: a part of a test's name, `--nocapture`, …
     #[arg(last = true, value_name = "ARGUMENT")]
-    pub arguments: Vec<String>,
+    pub(crate) arguments: Vec<String>,
 }
 
 fn layer_names() -> Vec<&'static str> {
@@ -157,7 +158,7 @@ struct Outcome {
 
 /// Tests have failed. There is nothing to add: the closing line has said it, and stays the last.
 #[derive(Debug, Clone, Copy)]
-pub struct Failed;
+pub(crate) struct Failed;
 
 impl fmt::Display for Failed {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -168,7 +169,7 @@ impl fmt::Display for Failed {
 impl std::error::Error for Failed {}
 
 /// Runs the layers.
-pub fn run(options: &Options) -> Result<()> {
+pub(crate) fn run(options: &Options) -> Result<()> {
     setup::ensure()?;
     build::object()?;
     build::agent(false)?;
@@ -265,11 +266,13 @@ fn invocations(layer: &Layer, arguments: &[String]) -> Vec<Vec<String>> {
                 "overlay-agent",
                 "--package",
                 "xtask",
+                "--package",
+                "overlay-lab",
                 "--lib",
                 "--bins",
                 "--",
             ]),
-            owned(&["--package", "overlay-common", "--package", "xtask", "--doc", "--"]),
+            owned(&["--package", "overlay-common", "--package", "overlay-lab", "--doc", "--"]),
         ],
         Runs::Machines => Vec::new(),
         // Who names a test waits for that one.

@@ -9,13 +9,11 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::Args;
 use comfy_table::{CellAlignment, Table, presets};
+use overlay_lab::{command::Cmd, workspace};
 
 use crate::{
-    build,
-    command::Cmd,
-    setup,
+    build, setup,
     vm::{self, KERNELS, Step},
-    workspace,
 };
 
 /// The tests that print what `verifier` reads, and fail beyond the budget.
@@ -29,14 +27,14 @@ type Costs = BTreeMap<String, BTreeMap<String, Cost>>;
 
 /// The command line of `verifier`.
 #[derive(Debug, Clone, Copy, Args)]
-pub struct Options {
+pub(crate) struct Options {
     /// Record what was found, for docs/kernel-support.md; budgets are changed by hand
     #[arg(long)]
-    pub write: bool,
+    pub(crate) write: bool,
 }
 
 /// Prints the table for this kernel and the others, and fails where a program costs more than its budget.
-pub fn run(options: Options) -> Result<()> {
+pub(crate) fn run(options: Options) -> Result<()> {
     setup::ensure()?;
     build::object()?;
     build::agent(false)?;

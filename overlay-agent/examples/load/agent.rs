@@ -10,7 +10,7 @@ use aya::maps::{HashMap, Map, MapData};
 use etcd_client::Client;
 use overlay_agent::peers::peer_key;
 use overlay_common::tables::{Peer, PeerKey};
-use xtask::lab::{Agent, AgentOptions, Etcd, Host, eventually};
+use overlay_lab::{Agent, AgentOptions, Etcd, Host, eventually};
 
 use crate::{Row, etcd, row, spread};
 

@@ -24,7 +24,7 @@ const BATCH: usize = 128;
 pub(crate) type Requests = BTreeMap<String, u64>;
 
 pub(crate) fn prefix() -> Prefix {
-    Prefix::new(xtask::lab::ETCD_PREFIX)
+    Prefix::new(overlay_lab::ETCD_PREFIX)
 }
 
 pub(crate) fn store(endpoint: &str, prefix: Prefix) -> Result<Etcd> {

@@ -10,7 +10,7 @@ use std::{path::PathBuf, time::Duration};
 use anyhow::{Context as _, Result};
 use clap::Parser;
 use comfy_table::{Table, presets::NOTHING};
-use xtask::lab::{Etcd, Host, Lab};
+use overlay_lab::{Etcd, Host, Lab};
 
 /// Loads the control plane and prints what it costs.
 #[derive(Clone, Debug, Parser)]

@@ -7,7 +7,7 @@
 
 use std::{collections::BTreeSet, fs, net::Ipv4Addr, path::PathBuf};
 
-use xtask::lab::UPLINK;
+use overlay_lab::UPLINK;
 
 use crate::{
     mutation::generate::number_in,

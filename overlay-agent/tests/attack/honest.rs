@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use xtask::lab::{BRIDGE, Host, Namespace, eventually};
+use overlay_lab::{BRIDGE, Host, Namespace, eventually};
 
 use crate::tools::{
     frame::{IPV4, Ip, UDP, VXLAN_PORT, datagram, ethernet, udp, vxlan},

@@ -3,7 +3,7 @@
 
 use std::{net::Ipv4Addr, time::Duration};
 
-use xtask::lab::{Namespace, eventually};
+use overlay_lab::{Namespace, eventually};
 
 use crate::tools::{
     barrage::Barrage,

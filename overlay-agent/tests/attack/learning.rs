@@ -2,7 +2,7 @@
 
 use std::{env, time::Duration};
 
-use xtask::lab::{BRIDGE, eventually, stream::Stream};
+use overlay_lab::{BRIDGE, eventually, stream::Stream};
 
 use crate::tools::{
     barrage::Barrage,

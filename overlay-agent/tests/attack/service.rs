@@ -3,7 +3,7 @@
 use std::net::{Ipv4Addr, UdpSocket};
 
 use anyhow::ensure;
-use xtask::lab::{Namespace, eventually};
+use overlay_lab::{Namespace, eventually};
 
 use crate::tools::{
     frame::{IPV4, Ip, UDP, ethernet, udp},

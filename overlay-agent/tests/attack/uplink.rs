@@ -2,7 +2,7 @@
 
 use std::{net::Ipv4Addr, time::Duration};
 
-use xtask::lab::{Namespace, UPLINK, eventually};
+use overlay_lab::{Namespace, UPLINK, eventually};
 
 use crate::tools::{
     barrage::Barrage,

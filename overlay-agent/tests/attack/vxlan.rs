@@ -2,7 +2,7 @@
 
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 
-use xtask::lab::{Namespace, UPLINK, eventually};
+use overlay_lab::{Namespace, UPLINK, eventually};
 
 use crate::tools::{
     frame::{IPV4, Ip, PORT, UDP, VXLAN_PORT, checksum, datagram, ethernet, udp, vxlan},

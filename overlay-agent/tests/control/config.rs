@@ -1,6 +1,6 @@
 //! A network config that changes while agents run.
 
-use xtask::lab::{ETCD_PREFIX, Lab, NETWORK_CONFIG, eventually};
+use overlay_lab::{ETCD_PREFIX, Lab, NETWORK_CONFIG, eventually};
 
 use crate::support::{
     SOON, options, problems, wait_for_log, wait_for_no_problem, wait_for_problem,

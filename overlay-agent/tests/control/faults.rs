@@ -5,10 +5,10 @@
 
 use std::{collections::BTreeMap, thread::sleep, time::Duration};
 
-use serde_json::{Value, json};
-use xtask::lab::{
+use overlay_lab::{
     Agent, Container, ETCD_PREFIX, Etcd, Host, Lab, NETWORK_CONFIG, eventually, stream::Stream,
 };
+use serde_json::{Value, json};
 
 use crate::support::{SOON, options, options_for, problems};
 

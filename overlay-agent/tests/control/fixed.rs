@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use xtask::lab::{AgentOptions, Lab, eventually};
+use overlay_lab::{AgentOptions, Lab, eventually};
 
 use crate::support::{SOON, wait_for_no_problem, wait_for_problem};
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use xtask::lab::{ETCD_PREFIX, Etcd, Host, Lab, NETWORK_CONFIG, UPLINK, eventually};
+use overlay_lab::{ETCD_PREFIX, Etcd, Host, Lab, NETWORK_CONFIG, UPLINK, eventually};
 
 use crate::support::{SOON, options, options_for, wait_for_log};
 

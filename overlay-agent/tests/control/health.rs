@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use xtask::lab::{AgentOptions, ETCD_PREFIX, Lab, NETWORK_CONFIG, UPLINK, eventually};
+use overlay_lab::{AgentOptions, ETCD_PREFIX, Lab, NETWORK_CONFIG, UPLINK, eventually};
 
 use crate::support::{PROBES, SOON, options, probe, wait_for_no_problem, wait_for_problem};
 
@@ -14,7 +14,7 @@ use crate::support::{PROBES, SOON, options, probe, wait_for_no_problem, wait_for
 fn an_agent_says_what_it_waits_for_until_it_is_ready() {
     let lab = Lab::builder().hosts(1).start().unwrap();
     let host = lab.host(0);
-    let mut etcd = xtask::lab::Etcd::on_host(host).unwrap();
+    let mut etcd = overlay_lab::Etcd::on_host(host).unwrap();
     etcd.stop().unwrap();
     let mut agent = host.spawn_agent(&options(&etcd)).unwrap();
 

@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use xtask::lab::{ETCD_PREFIX, Lab, NETWORK_CONFIG, eventually};
+use overlay_lab::{ETCD_PREFIX, Lab, NETWORK_CONFIG, eventually};
 
 use crate::support::{SOON, options, problems, wait_for_log, wait_for_problem};
 
@@ -87,7 +87,7 @@ fn a_copied_state_file_is_told_by_name_and_costs_the_host_that_lives_nothing() {
 }
 
 /// The key of the lease of the host with this address.
-fn second_lease(etcd: &xtask::lab::Etcd, address: std::net::Ipv4Addr) -> String {
+fn second_lease(etcd: &overlay_lab::Etcd, address: std::net::Ipv4Addr) -> String {
     let leases = etcd.list(&format!("{ETCD_PREFIX}/subnets")).unwrap();
     let text = address.to_string();
     leases.into_iter().find(|(_, value)| value.contains(&text)).unwrap().0

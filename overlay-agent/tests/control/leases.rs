@@ -12,8 +12,8 @@ use std::{
 };
 
 use etcd_client::{Client, DeleteOptions, Txn, TxnOp};
+use overlay_lab::{Agent, AgentOptions, ETCD_PREFIX, Etcd, Host, Lab, eventually, stream::Stream};
 use serde_json::Value;
-use xtask::lab::{Agent, AgentOptions, ETCD_PREFIX, Etcd, Host, Lab, eventually, stream::Stream};
 
 use overlay_agent::fail::LEASES_VARIABLE;
 

@@ -1,6 +1,6 @@
 //! A lease that is taken away from a host that runs.
 
-use xtask::lab::{ETCD_PREFIX, Lab, NETWORK_CONFIG, eventually};
+use overlay_lab::{ETCD_PREFIX, Lab, NETWORK_CONFIG, eventually};
 
 use crate::support::{SOON, options};
 

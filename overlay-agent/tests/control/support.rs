@@ -6,8 +6,8 @@ use std::{
     time::Duration,
 };
 
+use overlay_lab::{Agent, AgentOptions, Etcd, Host, eventually};
 use serde_json::Value;
-use xtask::lab::{Agent, AgentOptions, Etcd, Host, eventually};
 
 /// For whatever takes seconds at most.
 pub(crate) const SOON: Duration = Duration::from_secs(15);

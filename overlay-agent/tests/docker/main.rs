@@ -7,7 +7,7 @@ mod today;
 use std::time::Duration;
 
 use anyhow::ensure;
-use xtask::lab::{Agent, AgentOptions, Docker, Etcd, Lab, NETWORK_CONFIG, eventually};
+use overlay_lab::{Agent, AgentOptions, Docker, Etcd, Lab, NETWORK_CONFIG, eventually};
 
 const AGENT: &str = env!("CARGO_BIN_EXE_overlay-agent");
 const HELLO: &str = "Hello, it works !!";

@@ -1,8 +1,8 @@
 //! Networks that somebody makes with a host's subnet, in each of the ways in which Docker 28.5 connects one to the world.
 
 use anyhow::ensure;
+use overlay_lab::{AgentOptions, IMAGE, Lab, Machine, NETWORK_CONFIG, eventually};
 use serde_json::json;
-use xtask::lab::{AgentOptions, IMAGE, Lab, Machine, NETWORK_CONFIG, eventually};
 
 use crate::{
     AGENT, start_agents,

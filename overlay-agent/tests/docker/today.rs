@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use anyhow::ensure;
-use xtask::lab::{AgentOptions, Host, IMAGE, Lab, Machine, NETWORK_CONFIG, debian, eventually};
+use overlay_lab::{AgentOptions, Host, IMAGE, Lab, Machine, NETWORK_CONFIG, debian, eventually};
 
 use crate::{AGENT, start_agents};
 

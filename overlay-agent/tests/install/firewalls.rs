@@ -2,8 +2,8 @@
 //! run literally.
 
 use anyhow::{Context as _, Result, ensure};
+use overlay_lab::{Lab, Machine, eventually};
 use serde_json::{Value, json};
-use xtask::lab::{Lab, Machine, eventually};
 
 use crate::support::{
     SOON, address, boot, copy_token, first, install, listen, status, wait_until_fine,

@@ -1,6 +1,6 @@
 //! What somebody else has set up is named, and stays.
 
-use xtask::lab::{Lab, Machine};
+use overlay_lab::{Lab, Machine};
 
 use crate::support::{boot, configuration, install, member, refusal, wait_until_fine};
 

@@ -1,6 +1,6 @@
 //! Undoing it, step by step until nothing is left.
 
-use xtask::lab::{Lab, Machine, eventually};
+use overlay_lab::{Lab, Machine, eventually};
 
 use crate::support::{SOON, boot, first, install, member, refusal, wait_until_fine};
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use xtask::lab::{Lab, Machine};
+use overlay_lab::{Lab, Machine};
 
 use crate::support::{
     SERVICES, TOKEN, boot, check_order, configuration, copy_token, install, listen, member,

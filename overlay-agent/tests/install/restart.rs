@@ -1,7 +1,7 @@
 //! Services that die, machines that are switched off, an etcd that is away.
 
 use anyhow::ensure;
-use xtask::lab::{Lab, Machine, eventually};
+use overlay_lab::{Lab, Machine, eventually};
 
 use crate::support::{
     SERVICES, SOON, check_order, first, listen, member, say_hello, status, wait_for_unit,

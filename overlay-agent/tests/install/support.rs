@@ -6,11 +6,8 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
+use overlay_lab::{IMAGE, Lab, Machine, eventually, workspace};
 use serde_json::Value;
-use xtask::{
-    dist,
-    lab::{IMAGE, Lab, Machine, eventually},
-};
 
 /// For whatever takes seconds at most.
 pub(crate) const SOON: Duration = Duration::from_secs(30);
@@ -26,7 +23,14 @@ const HELLO: &str = "Hello, it works !!";
 /// The package, built once.
 fn package() -> &'static [u8] {
     static PACKAGE: OnceLock<Vec<u8>> = OnceLock::new();
-    PACKAGE.get_or_init(|| std::fs::read(dist::package(true).unwrap()).unwrap())
+    PACKAGE.get_or_init(|| {
+        let printed = workspace::cargo()
+            .args(["run", "--quiet", "--locked", "--package", "xtask", "--"])
+            .args(["dist", "--debug", "--only-package"])
+            .read()
+            .unwrap();
+        std::fs::read(printed.lines().last().unwrap()).unwrap()
+    })
 }
 
 /// A machine that has booted, with Docker and etcd as Debian starts them, and the package on its disk.

@@ -1,7 +1,7 @@
 //! Lines that are no good.
 
 use overlay_agent::provision::token::Token;
-use xtask::lab::Lab;
+use overlay_lab::Lab;
 
 use crate::support::{boot, configuration, first, install, refusal, token, wait_until_fine};
 

@@ -7,13 +7,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use xtask::lab::{
+use overlay_lab::{
     AgentOptions, ETCD_PREFIX, Host, Lab, NETWORK_CONFIG, Process, UPLINK, eventually,
 };
 
 use crate::overlay::{Overlay, SOON};
 
-fn options(etcd: &xtask::lab::Etcd) -> AgentOptions {
+fn options(etcd: &overlay_lab::Etcd) -> AgentOptions {
     AgentOptions::new(env!("CARGO_BIN_EXE_overlay-agent"), etcd)
 }
 
@@ -144,7 +144,7 @@ fn without_root_it_says_so() {
 fn a_missing_etcd_and_a_missing_config_are_waited_for_and_said_once() {
     const SAID: &str = "WARN cannot read the network config";
     let lab = Lab::builder().hosts(1).start().unwrap();
-    let mut etcd = xtask::lab::Etcd::on_host(lab.host(0)).unwrap();
+    let mut etcd = overlay_lab::Etcd::on_host(lab.host(0)).unwrap();
     etcd.stop().unwrap();
     let mut agent = lab.host(0).spawn_agent(&options(&etcd)).unwrap();
     eventually(SOON, "the agent to say that etcd does not answer", || {

@@ -6,7 +6,7 @@
 use std::sync::RwLock;
 
 use anyhow::{Context as _, Result};
-use xtask::lab::{Agent, AgentOptions, Etcd, Lab, eventually, stream::Stream};
+use overlay_lab::{Agent, AgentOptions, Etcd, Lab, eventually, stream::Stream};
 
 use crate::{
     damage::{self, ACTS, MENDED, State, Target},

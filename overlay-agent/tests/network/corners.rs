@@ -6,7 +6,7 @@ use std::{
 };
 
 use nix::sys::socket::{setsockopt, sockopt::UdpGsoSegment};
-use xtask::lab::{BRIDGE, Container, Lab, eventually, stream::Stream};
+use overlay_lab::{BRIDGE, Container, Lab, eventually, stream::Stream};
 
 use crate::overlay::{Overlay, SOON, network_of};
 
@@ -303,7 +303,7 @@ fn a_container_that_forwards_passes_bulk_traffic_on() {
     for imitate_wire in [false, true] {
         let overlay = Overlay::with(Lab::builder().imitate_wire(imitate_wire), |options| options);
         let [client, router] = overlay.pair();
-        let inner = xtask::lab::Namespace::create(overlay.lab.ledger(), "inner").unwrap();
+        let inner = overlay_lab::Namespace::create(overlay.lab.ledger(), "inner").unwrap();
         let outside = router.namespace();
         let commands = [
             format!("link add in0 type veth peer name eth0 netns {}", inner.name()),

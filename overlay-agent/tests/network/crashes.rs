@@ -1,7 +1,7 @@
 //! The agent dies at every step of its start: traffic goes on, and the next start leaves nothing stale.
 #![cfg(debug_assertions)]
 
-use xtask::lab::{ETCD_PREFIX, stream::Stream};
+use overlay_lab::{ETCD_PREFIX, stream::Stream};
 
 use crate::{
     damage::{self, Target},
@@ -50,7 +50,7 @@ fn needs_nothing_there(point: &str) -> bool {
 fn crash(overlay: &mut Overlay, point: &str) {
     let options = overlay.options.clone().environment(overlay_agent::fail::VARIABLE, point);
     let mut agent = overlay.lab.host(0).spawn_agent(&options).unwrap();
-    xtask::lab::eventually(SOON, &format!("the agent to die at {point}"), || {
+    overlay_lab::eventually(SOON, &format!("the agent to die at {point}"), || {
         anyhow::ensure!(agent.process().exit_status()?.is_some(), "{}", agent.log()?);
         Ok(())
     })

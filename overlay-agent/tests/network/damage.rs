@@ -4,8 +4,8 @@ use std::{collections::BTreeMap, fs, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use aya::programs::{SchedClassifier, TcAttachType};
+use overlay_lab::{Agent, BRIDGE, Container, Host, UPLINK, eventually};
 use serde_json::Value;
-use xtask::lab::{Agent, BRIDGE, Container, Host, UPLINK, eventually};
 
 /// What is deleted or changed is right again within this time.
 pub(crate) const MENDED: Duration = Duration::from_secs(1);

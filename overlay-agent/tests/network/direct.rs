@@ -2,7 +2,7 @@
 
 use std::net::Ipv4Addr;
 
-use xtask::lab::{ETCD_PREFIX, Lab, UPLINK, eventually, stream::Stream};
+use overlay_lab::{ETCD_PREFIX, Lab, UPLINK, eventually, stream::Stream};
 
 use crate::overlay::{Overlay, SOON, network_of};
 

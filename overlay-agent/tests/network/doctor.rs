@@ -5,13 +5,11 @@ use std::{collections::BTreeSet, path::Path, thread, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use overlay_agent::provision::pki::Authority;
-use serde_json::Value;
-use xtask::{
-    command::Cmd,
-    lab::{
-        Agent, AgentOptions, BRIDGE, Container, Etcd, Host, Lab, NETWORK_CONFIG, UPLINK, eventually,
-    },
+use overlay_lab::{
+    Agent, AgentOptions, BRIDGE, Container, Etcd, Host, Lab, NETWORK_CONFIG, UPLINK, command::Cmd,
+    eventually,
 };
+use serde_json::Value;
 
 const AGENT: &str = env!("CARGO_BIN_EXE_overlay-agent");
 const SOON: Duration = Duration::from_secs(20);

@@ -6,7 +6,7 @@ use std::{
 };
 
 use nix::sys::signal::Signal;
-use xtask::lab::{AgentOptions, BRIDGE, Container, Lab, NETWORK_CONFIG, eventually};
+use overlay_lab::{AgentOptions, BRIDGE, Container, Lab, NETWORK_CONFIG, eventually};
 
 use crate::overlay::{Overlay, SOON};
 

@@ -3,7 +3,7 @@
 
 use std::{fs, net::Ipv4Addr, time::Duration};
 
-use xtask::lab::{Container, ETCD_PREFIX, Host, Lab, UPLINK, eventually};
+use overlay_lab::{Container, ETCD_PREFIX, Host, Lab, UPLINK, eventually};
 
 use crate::{
     direct,

@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use nix::{libc, net::if_::if_nametoindex};
-use xtask::lab::{Host, UPLINK};
+use overlay_lab::{Host, UPLINK};
 
 use crate::{
     damage::{self, Target},

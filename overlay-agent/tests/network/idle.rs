@@ -12,7 +12,7 @@ use std::{
 };
 
 use nix::sched::{CloneFlags, setns, unshare};
-use xtask::lab::{Container, Lab, namespace_path};
+use overlay_lab::{Container, Lab, namespace_path};
 
 use crate::overlay::{Overlay, SOON};
 

@@ -4,8 +4,8 @@
 use std::time::Duration;
 
 use overlay_agent::{exit::Exit, fail};
+use overlay_lab::{AgentOptions, EVERY_KIND_VARIABLE, Host, Lab, UPLINK, eventually};
 use serde_json::Value;
-use xtask::lab::{AgentOptions, EVERY_KIND_VARIABLE, Host, Lab, UPLINK, eventually};
 
 use crate::{
     overlay::{Overlay, SOON, peers_file},
@@ -171,8 +171,8 @@ fn an_agent_takes_the_place_of_the_filters_of_the_one_before() {
     let host = overlay.lab.host(0);
     let places = [
         (UPLINK, "ingress", "from_uplink"),
-        (xtask::lab::BRIDGE, "ingress", "from_bridge"),
-        (xtask::lab::BRIDGE, "egress", "to_bridge"),
+        (overlay_lab::BRIDGE, "ingress", "from_bridge"),
+        (overlay_lab::BRIDGE, "egress", "to_bridge"),
         ("overlay.1", "ingress", "from_tunnel"),
         ("overlay.1", "egress", "to_tunnel"),
         (overlay.containers[0].veth(), "ingress", "from_container"),

@@ -2,7 +2,7 @@
 
 use std::net::Ipv4Addr;
 
-use xtask::lab::{Capture, Container, Lab, Namespace, eventually};
+use overlay_lab::{Capture, Container, Lab, Namespace, eventually};
 
 use crate::overlay::{Overlay, SOON, network_of};
 

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use xtask::lab::Lab;
+use overlay_lab::Lab;
 
 use crate::{
     overlay::Overlay,

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use xtask::lab::{Capture, eventually};
+use overlay_lab::{Capture, eventually};
 
 use crate::overlay::{Overlay, SOON};
 
@@ -142,6 +142,6 @@ fn refused(overlay: &Overlay) -> u64 {
 
 /// How often the kernel has printed a stack trace or a warning.
 fn kernel_warnings() -> usize {
-    let log = xtask::command::Cmd::new("dmesg").read().unwrap();
+    let log = overlay_lab::command::Cmd::new("dmesg").read().unwrap();
     ["WARNING:", "BUG:", "Call Trace"].iter().map(|word| log.matches(word).count()).sum()
 }

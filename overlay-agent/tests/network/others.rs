@@ -3,7 +3,7 @@
 use std::{fs, time::Duration};
 
 use nix::sys::signal::Signal;
-use xtask::lab::{AgentOptions, ETCD_PREFIX, Host, Lab, NETWORK_CONFIG, UPLINK, eventually};
+use overlay_lab::{AgentOptions, ETCD_PREFIX, Host, Lab, NETWORK_CONFIG, UPLINK, eventually};
 
 use crate::{
     direct,

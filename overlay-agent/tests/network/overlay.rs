@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use xtask::lab::{
+use overlay_lab::{
     Agent, AgentOptions, Builder, Container, Etcd, Lab, NETWORK_CONFIG, Process, eventually,
 };
 

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use xtask::lab::{Lab, Namespace, eventually};
+use overlay_lab::{Lab, Namespace, eventually};
 
 use crate::overlay::{Overlay, SOON};
 
@@ -230,7 +230,7 @@ fn the_overlays_mtu_follows_the_uplinks() {
     let overlay = Overlay::new();
     let host = overlay.lab.host(0);
     assert_eq!(host.subnet().unwrap().mtu, 1450);
-    host.ip(["link", "set", xtask::lab::UPLINK, "mtu", "1400"]).unwrap();
+    host.ip(["link", "set", overlay_lab::UPLINK, "mtu", "1400"]).unwrap();
     eventually(SOON, "device and subnet file to have the new MTU", || {
         let link = host.ip(["link", "show", "overlay.1"])?;
         anyhow::ensure!(link.contains("mtu 1350"), "{link}");

@@ -12,8 +12,8 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
+use overlay_lab::{ETCD_PREFIX, Host, Lab, NETWORK_CONFIG, Namespace, eventually};
 use serde_json::{Value, json};
-use xtask::lab::{ETCD_PREFIX, Host, Lab, NETWORK_CONFIG, Namespace, eventually};
 
 use crate::overlay::{Overlay, SOON};
 

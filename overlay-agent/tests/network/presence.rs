@@ -3,8 +3,8 @@
 use std::{net::Ipv4Addr, time::Duration};
 
 use anyhow::ensure;
+use overlay_lab::{Lab, UPLINK, eventually};
 use serde_json::{Value, json};
-use xtask::lab::{Lab, UPLINK, eventually};
 
 use crate::{flannel::become_flannel, overlay::Overlay};
 

@@ -7,7 +7,7 @@ use std::{
 };
 
 use anyhow::{Context as _, ensure};
-use xtask::lab::{ETCD_PREFIX, Host, Lab, Process, eventually};
+use overlay_lab::{ETCD_PREFIX, Host, Lab, Process, eventually};
 
 use crate::overlay::{Overlay, SOON};
 

@@ -7,7 +7,7 @@ use std::{
 };
 
 use nix::sys::signal::Signal;
-use xtask::lab::{AgentOptions, ETCD_PREFIX, Lab, UPLINK, eventually, stream::Stream};
+use overlay_lab::{AgentOptions, ETCD_PREFIX, Lab, UPLINK, eventually, stream::Stream};
 
 use crate::{
     damage::{self, MENDED, Target},
@@ -314,8 +314,8 @@ fn cleanup_gives_the_lease_back_if_told_so() {
 #[test]
 fn an_agent_that_is_told_so_cleans_up_when_it_stops() {
     let lab = Lab::builder().hosts(1).start().unwrap();
-    let etcd = lab.start_etcd(xtask::lab::NETWORK_CONFIG).unwrap();
-    let options = xtask::lab::AgentOptions::new(env!("CARGO_BIN_EXE_overlay-agent"), &etcd)
+    let etcd = lab.start_etcd(overlay_lab::NETWORK_CONFIG).unwrap();
+    let options = overlay_lab::AgentOptions::new(env!("CARGO_BIN_EXE_overlay-agent"), &etcd)
         .argument("--on-exit=cleanup");
     let host = lab.host(0);
     let mut agent = host.start_agent(&options).unwrap();

@@ -1,6 +1,6 @@
 //! From filters to links and back: what an upgrade of the kernel does, without the reboot in between.
 
-use xtask::lab::{Host, UPLINK};
+use overlay_lab::{Host, UPLINK};
 
 use crate::{
     kernels::{by_filters, filters},

@@ -6,7 +6,7 @@ use std::{
     net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
 };
 
-use xtask::lab::{Container, Lab};
+use overlay_lab::{Container, Lab};
 
 use crate::overlay::Overlay;
 

@@ -3,7 +3,7 @@
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 
 use overlay_common::MacAddr;
-use xtask::lab::{Capture, Lab, UPLINK};
+use overlay_lab::{Capture, Lab, UPLINK};
 
 use crate::overlay::{Overlay, SOON};
 
@@ -98,7 +98,7 @@ fn refuses(overlay: &Overlay, hook: &str, padding: usize) {
     for (reason, forgery) in forgeries {
         let refused = overlay.rise(hook, reason);
         send(overlay, forgery.outer_source, forgery.bytes(padding));
-        xtask::lab::eventually(SOON, &format!("{hook} to count {reason}"), || {
+        overlay_lab::eventually(SOON, &format!("{hook} to count {reason}"), || {
             let refused = refused.of(overlay)[0];
             anyhow::ensure!(refused == 1, "it counts {refused}");
             Ok(())
@@ -106,7 +106,7 @@ fn refuses(overlay: &Overlay, hook: &str, padding: usize) {
         .unwrap();
     }
     send(overlay, honest.outer_source, honest.bytes(padding));
-    xtask::lab::eventually(SOON, "the honest packet to arrive", || {
+    overlay_lab::eventually(SOON, "the honest packet to arrive", || {
         let arrived = capture.fields("udp", &["ip.src"])?;
         anyhow::ensure!(!arrived.is_empty(), "nothing has");
         Ok(())
@@ -151,7 +151,7 @@ fn vxlan_for_another_address_of_the_host_is_refused() {
     let delivered = overlay.rise("from_tunnel", "to_endpoint");
     let honest = Forgery::honest(&overlay);
     send_to(&overlay, honest.outer_source, second, honest.bytes(0));
-    xtask::lab::eventually(SOON, "the packet to be refused", || {
+    overlay_lab::eventually(SOON, "the packet to be refused", || {
         anyhow::ensure!(refused.of(&overlay)[0] == 1, "it is not");
         Ok(())
     })
@@ -183,7 +183,7 @@ fn a_container_cannot_speak_for_its_host() {
             Ok(())
         })
         .unwrap();
-    xtask::lab::eventually(SOON, "the container's packet to be refused", || {
+    overlay_lab::eventually(SOON, "the container's packet to be refused", || {
         anyhow::ensure!(refused.of(&overlay)[1] == 1, "it is not");
         Ok(())
     })

@@ -1,6 +1,6 @@
 //! What an independent eye sees on the wire and in the maps.
 
-use xtask::lab::{Capture, Lab, UPLINK};
+use overlay_lab::{Capture, Lab, UPLINK};
 
 use crate::overlay::Overlay;
 

@@ -2,13 +2,13 @@
 
 use std::collections::BTreeMap;
 
+use overlay_lab::statistics::{self, Estimate};
 use serde::Serialize;
 
 use super::{
     contenders::{CEILING, FLANNEL, HOST, OURS, OURS_BEFORE, OURS_HONOUR, OURS_MANY},
     goals::{Goal, Verdict},
     rounds::{Sample, Wire},
-    statistics::{self, Estimate},
     work::{Quantity, Work},
 };
 

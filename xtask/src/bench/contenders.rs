@@ -17,10 +17,8 @@ mod route;
 use std::{fmt, fs, net::Ipv4Addr, path::PathBuf, time::Duration};
 
 use anyhow::{Context as _, Result, anyhow, bail};
-
-use crate::{
-    command::Cmd,
-    lab::{self, Agent, Container, Etcd, Host, Lab, Namespace, eventually},
+use overlay_lab::{
+    Agent, Container, Etcd, Host, Lab, Namespace, command::Cmd, enter, eventually, namespace_path,
 };
 
 /// How long packets may take to find their way once everything runs.
@@ -112,7 +110,7 @@ pub(super) struct Place {
 impl Place {
     /// A command, run there.
     pub(super) fn enter(&self, command: Cmd) -> Cmd {
-        lab::enter(&lab::namespace_path(&self.namespace), command)
+        enter(&namespace_path(&self.namespace), command)
     }
 }
 

@@ -3,8 +3,9 @@
 
 use anyhow::{Context as _, Result};
 use clap::Args;
+use overlay_lab::{command::Cmd, workspace};
 
-use crate::{build, command::Cmd, workspace};
+use crate::build;
 
 /// The command line of `bench control`.
 #[derive(Debug, Clone, Args)]

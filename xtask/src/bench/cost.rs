@@ -6,6 +6,7 @@ use std::{collections::BTreeMap, fs, path::PathBuf};
 use anyhow::{Context as _, Result};
 use clap::Args;
 use comfy_table::{CellAlignment, Table, presets::NOTHING};
+use overlay_lab::{Etcd, Lab, command::Cmd};
 use serde_json::Value;
 
 use super::{
@@ -15,12 +16,7 @@ use super::{
     setting::{Setting, allow_congestion_control},
     work::Work,
 };
-use crate::{
-    build,
-    command::Cmd,
-    lab::{Etcd, Lab},
-    setup,
-};
+use crate::{build, setup};
 
 /// Small packets both ways, large ones one way, and aggregates with their acknowledgements.
 const WORKS: [Work; 4] = [Work::UdpRr, Work::TcpRr, Work::Udp64, Work::Tcp1];

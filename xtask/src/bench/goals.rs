@@ -2,11 +2,11 @@
 
 use std::fmt;
 
+use overlay_lab::statistics::Estimate;
 use serde::Serialize;
 
 use super::{
     rounds::Wire,
-    statistics::Estimate,
     work::{Quantity, Work},
 };
 

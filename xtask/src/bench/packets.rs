@@ -2,8 +2,9 @@
 
 use anyhow::Result;
 use clap::Args;
+use overlay_lab::workspace;
 
-use crate::{build, setup, workspace};
+use crate::{build, setup};
 
 /// The command line of `bench packets`.
 #[derive(Debug, Clone, Args)]

@@ -11,6 +11,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
+use overlay_lab::{command::Cmd, workspace};
 use serde::Serialize;
 
 pub(super) use self::table::table;
@@ -18,7 +19,6 @@ use super::{
     analysis::{self, Line, Noise},
     rounds::{Cores, Plan, Sample},
 };
-use crate::{command::Cmd, workspace};
 
 /// Everything about a run.
 #[derive(Debug, Serialize)]

@@ -6,6 +6,7 @@ use std::{ops::RangeInclusive, time::Instant};
 use anyhow::{Context as _, Result, ensure};
 use clap::ValueEnum;
 use indicatif::{ProgressBar, ProgressStyle};
+use overlay_lab::{Etcd, Lab, Process, command::Cmd, eventually, interrupt, statistics::as_float};
 use serde::Serialize;
 
 use super::{
@@ -14,11 +15,6 @@ use super::{
     setting::allow_congestion_control,
     work::{IPERF_PORT, Values, Work},
     worker,
-};
-use crate::{
-    command::Cmd,
-    interrupt,
-    lab::{Etcd, Lab, Process, eventually},
 };
 
 /// How long servers may take to listen.
@@ -219,7 +215,7 @@ impl Track {
         })?;
         let own = self.own()? - own_before;
         let after = Core::read(&cores)?;
-        let elapsed = start.elapsed().as_secs_f64() * super::statistics::as_float(cores.len());
+        let elapsed = start.elapsed().as_secs_f64() * as_float(cores.len());
         let foreign = ((after.busy - before.busy - own) / elapsed).max(0.0);
         let stolen = (after.stolen - before.stolen) / elapsed;
         Ok((work.read(&output, own)?, foreign, stolen))

@@ -11,15 +11,13 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use clap::Args;
 use comfy_table::{CellAlignment, Table, presets::NOTHING};
-
-use crate::{
-    build,
-    lab::{
-        Agent, AgentOptions, Container, Etcd, Lab, NETWORK_CONFIG, Process, eventually,
-        stream::{Seen, Stream},
-    },
-    setup, workspace,
+use overlay_lab::{
+    Agent, AgentOptions, Container, Etcd, Lab, NETWORK_CONFIG, Process, eventually,
+    stream::{Seen, Stream},
+    workspace,
 };
+
+use crate::{build, setup};
 
 /// How long a scenario goes on after what happens in it.
 const CALM: Duration = Duration::from_secs(5);

@@ -4,11 +4,11 @@ use std::{collections::BTreeMap, time::Duration};
 
 use anyhow::{Context as _, Result, bail};
 use clap::ValueEnum;
+use overlay_lab::{command::Cmd, statistics::as_float};
 use serde::Serialize;
 use serde_json::Value;
 
-use super::{statistics::as_float, worker};
-use crate::command::Cmd;
+use super::worker;
 
 /// Longer than any run: what does not end has failed.
 const DEADLINE: Duration = Duration::from_secs(30);

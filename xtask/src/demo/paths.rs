@@ -1,8 +1,7 @@
 //! Which way packets took, read off the agents' counters.
 
 use anyhow::{Result, ensure};
-
-use crate::lab::{Agent, Counter};
+use overlay_lab::{Agent, Counter};
 
 /// The two ways out of a host and into it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -87,7 +87,7 @@ impl Archive {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::command::Cmd;
+    use overlay_lab::command::Cmd;
 
     #[test]
     fn cpio_reads_what_was_written() {

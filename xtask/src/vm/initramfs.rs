@@ -8,14 +8,10 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
+use overlay_lab::{EVERY_KIND_VARIABLE, PATIENCE_VARIABLE, command::Cmd, workspace};
 
 use super::{archive::Archive, kernel::Unpacked};
-use crate::{
-    build,
-    command::Cmd,
-    lab::{EVERY_KIND_VARIABLE, PATIENCE_VARIABLE},
-    workspace,
-};
+use crate::build;
 
 /// What the lab and the tests call.
 const TOOLS: [&str; 10] =
@@ -45,15 +41,15 @@ const MODULES: [&str; 14] = [
 
 /// One program to run in a machine.
 #[derive(Debug, Clone)]
-pub struct Step {
+pub(crate) struct Step {
     /// Its name in the result.
-    pub name: &'static str,
+    pub(crate) name: &'static str,
     /// The program.
-    pub program: PathBuf,
+    pub(crate) program: PathBuf,
     /// Its arguments.
-    pub arguments: Vec<String>,
+    pub(crate) arguments: Vec<String>,
     /// Its environment, beside what all have.
-    pub environment: Vec<(&'static str, String)>,
+    pub(crate) environment: Vec<(&'static str, String)>,
 }
 
 /// Makes the archive for a kernel that runs `steps`.

@@ -4,23 +4,22 @@ use std::{collections::BTreeSet, fs, path::PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
 use overlay_common::{Feature, feature::parse_version};
-
-use crate::release::Release;
+use overlay_lab::release::Release;
 
 /// Depends on the newest kernel of its suite.
 const META_PACKAGE: &str = "linux-image-cloud-amd64";
 
 /// A kernel that people run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Kernel {
+pub(crate) struct Kernel {
     /// Major and minor number, by which people choose it.
-    pub series: &'static str,
+    pub(crate) series: &'static str,
     /// The release of Debian that it is the kernel of.
     suite: &'static str,
 }
 
 /// All that are tested, the oldest first.
-pub const KERNELS: [Kernel; 3] = [
+pub(crate) const KERNELS: [Kernel; 3] = [
     Kernel { series: "6.1", suite: "bookworm" },
     Kernel { series: "6.12", suite: "trixie" },
     Kernel { series: "7.2", suite: "forky" },
@@ -28,24 +27,24 @@ pub const KERNELS: [Kernel; 3] = [
 
 /// A kernel on disk.
 #[derive(Debug, Clone)]
-pub struct Unpacked {
+pub(crate) struct Unpacked {
     /// What `uname -r` says.
-    pub release: String,
+    pub(crate) release: String,
     /// The image to boot.
-    pub image: PathBuf,
+    pub(crate) image: PathBuf,
     /// Its modules.
-    pub modules: PathBuf,
+    pub(crate) modules: PathBuf,
 }
 
 impl Kernel {
     /// Whether it has TCX links.
-    pub fn has_tcx(self) -> bool {
+    pub(crate) fn has_tcx(self) -> bool {
         parse_version(self.series)
             .is_some_and(|(major, minor)| Feature::Tcx.expected_in(major, minor))
     }
 
     /// The kernel, fetched unless it has been before.
-    pub fn fetch(self) -> Result<Unpacked> {
+    pub(crate) fn fetch(self) -> Result<Unpacked> {
         let release = Release::new(self.suite)?;
         release.update()?;
         let mut roots = Vec::new();

@@ -15,13 +15,13 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
+use overlay_lab::{command::Cmd, workspace};
 use serde::Deserialize;
 
-pub use self::{
+pub(crate) use self::{
     initramfs::Step,
     kernel::{KERNELS, Kernel, Unpacked},
 };
-use crate::{command::Cmd, workspace};
 
 /// For all that a machine does, from power on to power off.
 const MACHINE_WITHIN: Duration = Duration::from_mins(20);
@@ -34,31 +34,31 @@ const AT_A_TIME: usize = 2;
 
 /// What came of a step.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Ended {
+pub(crate) struct Ended {
     /// Its name.
-    pub name: String,
+    pub(crate) name: String,
     /// What it printed.
-    pub output: String,
+    pub(crate) output: String,
     /// Its exit code; none where the machine stopped first.
-    pub code: Option<i32>,
+    pub(crate) code: Option<i32>,
 }
 
 /// What came of a machine.
 #[derive(Debug)]
-pub struct Run {
+pub(crate) struct Run {
     /// What it ran.
-    pub kernel: Kernel,
+    pub(crate) kernel: Kernel,
     /// What that kernel calls itself.
-    pub release: String,
+    pub(crate) release: String,
     /// What it did, in order.
-    pub steps: Vec<Ended>,
+    pub(crate) steps: Vec<Ended>,
     /// From power on to power off.
-    pub time: Duration,
+    pub(crate) time: Duration,
 }
 
 /// Boots every kernel, two at a time, has each run the steps that are for it, and returns what came of them in
 /// the order of `kernels`.
-pub fn run_all(
+pub(crate) fn run_all(
     kernels: &[Kernel],
     steps: impl Fn(Kernel) -> Vec<Step>,
 ) -> Vec<(Kernel, Result<Run>)> {
@@ -164,7 +164,7 @@ fn parse(console: &str) -> Vec<Ended> {
 }
 
 /// Builds test programs of the agent, and returns where they are, in the order of `names`.
-pub fn test_programs<const N: usize>(names: [&str; N]) -> Result<[PathBuf; N]> {
+pub(crate) fn test_programs<const N: usize>(names: [&str; N]) -> Result<[PathBuf; N]> {
     #[derive(Deserialize)]
     struct Target {
         name: String,

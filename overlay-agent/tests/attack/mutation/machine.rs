@@ -1,6 +1,6 @@
 //! A virtual machine in a container: super-packets, and lies about their checksums and segments.
 
-use xtask::lab::Namespace;
+use overlay_lab::Namespace;
 
 use super::{
     Books, Watch,

@@ -17,7 +17,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use xtask::lab::{Namespace, UPLINK, eventually};
+use overlay_lab::{Namespace, UPLINK, eventually};
 
 use self::{
     generate::{Generator, Origin, hex, sent_number_in},

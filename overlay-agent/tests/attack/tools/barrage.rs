@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use xtask::lab::eventually;
+use overlay_lab::eventually;
 
 use super::{port::Port, site::SOON};
 

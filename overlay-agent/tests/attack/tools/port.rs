@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use nix::{libc, net::if_::if_nametoindex};
-use xtask::lab::Namespace;
+use overlay_lab::Namespace;
 
 /// A device to send frames from.
 #[derive(Debug)]

@@ -10,7 +10,7 @@ use std::{
 };
 
 use nix::libc;
-use xtask::lab::Namespace;
+use overlay_lab::Namespace;
 
 use super::port::{Port, set_option};
 

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use xtask::lab::{
+use overlay_lab::{
     Agent, AgentOptions, BRIDGE, Container, Host, Lab, Namespace, UPLINK, eventually,
 };
 

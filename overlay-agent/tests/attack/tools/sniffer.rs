@@ -13,7 +13,7 @@ use std::{
 };
 
 use nix::libc;
-use xtask::lab::{Namespace, eventually};
+use overlay_lab::{Namespace, eventually};
 
 use super::{
     frame::PORT,

@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::Context as _;
 use nix::libc;
-use xtask::lab::Namespace;
+use overlay_lab::Namespace;
 
 /// A TAP device, which goes away when dropped.
 #[derive(Debug)]

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use xtask::lab::eventually;
+use overlay_lab::eventually;
 
 use super::{
     site::{REMOTE, SOON, Site},

@@ -8,7 +8,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use xtask::lab::Namespace;
+use overlay_lab::Namespace;
 
 /// A lost SYN is sent again after a second.
 const WITHIN: Duration = Duration::from_millis(2500);

@@ -6,9 +6,9 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
+use overlay_lab::{Agent, AgentOptions, Container, Etcd, Host, Lab, NETWORK_CONFIG, eventually};
 use rand::{Rng as _, rngs::StdRng, seq::IndexedRandom as _};
 use serde_json::Value;
-use xtask::lab::{Agent, AgentOptions, Container, Etcd, Host, Lab, NETWORK_CONFIG, eventually};
 
 use super::{
     fault::{Fault, Where},

@@ -9,8 +9,8 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
+use overlay_lab::{AgentOptions, Host, Lab, eventually};
 use serde_json::Value;
-use xtask::lab::{AgentOptions, Host, Lab, eventually};
 
 use super::Mode;
 use crate::shape::{Element, NETWORK, World, subnet};

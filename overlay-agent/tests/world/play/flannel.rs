@@ -1,7 +1,7 @@
 //! What flannel makes of a host: a kernel VXLAN device, a route, a neighbour and a forwarding entry for every lease.
 
 use anyhow::Result;
-use xtask::lab::Host;
+use overlay_lab::Host;
 
 use super::change::Change;
 use crate::shape::{NETWORK, World, subnet};

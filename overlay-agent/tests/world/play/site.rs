@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, fs, path::Path};
 
 use anyhow::{Context as _, Result};
-use xtask::lab::{Agent, AgentOptions, BRIDGE, Host, Lab, Namespace, UPLINK};
+use overlay_lab::{Agent, AgentOptions, BRIDGE, Host, Lab, Namespace, UPLINK};
 
 use super::{
     Mode, agents,

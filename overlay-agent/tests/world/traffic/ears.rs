@@ -22,8 +22,8 @@ use nix::{
         sockopt,
     },
 };
+use overlay_lab::Namespace;
 use socket2::{Domain, Socket, Type};
-use xtask::lab::Namespace;
 
 use super::{
     Arrival, Complaint, Fates, Tag,

@@ -5,11 +5,11 @@
 //! Without what Cilium does besides (policy, connection tracking, identities): a lower bound.
 
 use anyhow::Result;
+use overlay_lab::{Container, Host};
 
 use super::{
     Contender, OVERHEAD, Site, Standing, add_containers, index_of, ip, mac_bytes, program,
 };
-use crate::lab::{Container, Host};
 
 pub(super) const CONTENDER: Contender = Contender {
     name: "collect-metadata",

@@ -2,9 +2,9 @@
 //! for every lease; its forwarding rules, and its masquerading rules for the traffic they return on.
 
 use anyhow::Result;
+use overlay_lab::{Host, UPLINK};
 
 use super::{Contender, OVERHEAD, Site, Standing, add_containers, ip};
-use crate::lab::{Host, UPLINK};
 
 pub(super) const CONTENDER: Contender = Contender {
     name: super::FLANNEL,

@@ -3,10 +3,10 @@
 use std::{path::Path, time::Duration};
 
 use anyhow::{Result, ensure};
+use overlay_lab::{Agent, AgentOptions, eventually};
 use serde_json::{Value, json};
 
 use super::{Contender, Site, Standing};
-use crate::lab::{Agent, AgentOptions, eventually};
 
 pub(super) const CONTENDER: Contender =
     Contender { name: super::OURS, about: "our agent, as users have it", usual: true, set_up };

@@ -3,9 +3,9 @@
 use std::{fmt::Write as _, fs, net::Ipv4Addr};
 
 use anyhow::{Context as _, Result};
+use overlay_lab::AgentOptions;
 
 use super::{Contender, Site, Standing, ours};
-use crate::lab::AgentOptions;
 
 pub(super) const CONTENDER: Contender = Contender {
     name: super::OURS_MANY,

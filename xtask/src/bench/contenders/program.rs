@@ -14,9 +14,9 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use nix::libc;
+use overlay_lab::Host;
 
 use super::index_of;
-use crate::lab::Host;
 
 /// `struct bpf_insn`.
 #[repr(C)]

@@ -3,9 +3,9 @@
 //! packets are as large as ours inside, so that what ours takes beyond it is encapsulation and its checks.
 
 use anyhow::Result;
+use overlay_lab::UPLINK;
 
 use super::{Contender, OVERHEAD, Site, Standing, add_containers, index_of, mac_bytes, program};
-use crate::lab::UPLINK;
 
 pub(super) const CONTENDER: Contender = Contender {
     name: super::CEILING,

@@ -1,9 +1,9 @@
 //! Plain routing between containers: what bridge, veth and forwarding cost without encapsulation.
 
 use anyhow::Result;
+use overlay_lab::UPLINK;
 
 use super::{Contender, Site, Standing, add_containers, ip};
-use crate::lab::UPLINK;
 
 pub(super) const CONTENDER: Contender = Contender {
     name: "route",

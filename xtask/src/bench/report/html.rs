@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 
 use anyhow::Result;
+use overlay_lab::statistics::Estimate;
 
 use super::{Report, plan_sentence, plot, table};
 use crate::bench::{
@@ -10,7 +11,6 @@ use crate::bench::{
     contenders::OURS,
     goals::{Bound, Verdict},
     rounds::Wire,
-    statistics::Estimate,
     work::Quantity,
 };
 

@@ -1,16 +1,14 @@
 //! One plot: a row for each contender, a dot for each round, a bar to the median.
 
 use anyhow::{Result, anyhow};
+use overlay_lab::statistics::as_float;
 use plotters::{
     prelude::*,
     style::text_anchor::{HPos, Pos, VPos},
 };
 
 use super::figure;
-use crate::bench::{
-    analysis::{Column, Line},
-    statistics::as_float,
-};
+use crate::bench::analysis::{Column, Line};
 
 const WIDTH: u32 = 560;
 const ROW: u32 = 34;

@@ -1,6 +1,7 @@
 //! The table in the terminal.
 
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
+use overlay_lab::statistics::Estimate;
 
 use super::{Report, figure};
 use crate::bench::{
@@ -8,7 +9,6 @@ use crate::bench::{
     contenders::OURS,
     goals::{Bound, Verdict, is_too_noisy},
     rounds::Wire,
-    statistics::Estimate,
 };
 
 /// Everything, wire by wire.

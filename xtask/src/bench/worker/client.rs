@@ -15,7 +15,7 @@ use nix::{
 };
 
 use super::{ECHO_PORT, Kind, PATIENCE, REQUEST, Report, SINK_PORT, TCP_PORT, WARM_UP};
-use crate::bench::statistics::quantile;
+use overlay_lab::statistics::quantile;
 
 /// How many datagrams are sent before the receiver gets its turn, where both share a core.
 const BURST: u32 = 32;

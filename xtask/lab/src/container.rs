@@ -4,8 +4,7 @@ use std::{net::Ipv4Addr, path::Path};
 
 use anyhow::{Context as _, Result};
 
-use super::{host::Host, ledger::Ledger, namespace::Namespace, subnet::SubnetEnv};
-use crate::command::Cmd;
+use crate::{command::Cmd, host::Host, ledger::Ledger, namespace::Namespace, subnet::SubnetEnv};
 
 /// The bridge that Docker makes.
 pub const BRIDGE: &str = "docker0";
@@ -20,7 +19,7 @@ pub struct Container {
 }
 
 impl Container {
-    pub(super) fn create(ledger: &Ledger, host: &Host, name: &str, number: u32) -> Result<Self> {
+    pub(crate) fn create(ledger: &Ledger, host: &Host, name: &str, number: u32) -> Result<Self> {
         let subnet = host
             .subnet()
             .with_context(|| format!("container {name} on {} needs a subnet", host.name()))?;

@@ -10,8 +10,9 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::Signal;
 
-use super::{host::Host, ledger::Ledger, namespace, process::Process, wait::eventually};
-use crate::command::Cmd;
+use crate::{
+    command::Cmd, host::Host, ledger::Ledger, namespace, process::Process, wait::eventually,
+};
 
 /// How long etcd may take to elect itself.
 const HEALTHY_WITHIN: Duration = Duration::from_secs(20);

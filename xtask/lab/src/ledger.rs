@@ -16,8 +16,7 @@ use std::{
 use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
 
-use super::{dump, process::ProcessId};
-use crate::{interrupt, workspace};
+use crate::{dump, interrupt, process::ProcessId, workspace};
 
 /// A process that a lab started.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -165,7 +164,7 @@ impl Ledger {
     }
 
     /// Changes the record from a `Drop`, where an error can only be told.
-    pub(super) fn forget(&self, change: impl FnOnce(&mut Record)) {
+    pub(crate) fn forget(&self, change: impl FnOnce(&mut Record)) {
         let mut record = self.lock();
         change(&mut record);
         // After the lab's teardown there is no file any more, and none must come back.
@@ -176,7 +175,7 @@ impl Ledger {
     }
 
     /// Prints the state of the lab if a panic is what drops things, before the first of them goes.
-    pub(super) fn dump_if_panicking(&self) {
+    pub(crate) fn dump_if_panicking(&self) {
         if thread::panicking()
             && !interrupt::received()
             && !self.dumped.swap(true, Ordering::SeqCst)

@@ -35,7 +35,7 @@ impl Estimate {
     }
 
     /// Half the interval's width as a share of the median: how noisy it is.
-    pub(super) fn relative_error(&self) -> f64 {
+    pub fn relative_error(&self) -> f64 {
         if self.median == 0.0 {
             return f64::INFINITY;
         }
@@ -44,12 +44,12 @@ impl Estimate {
 }
 
 /// The median; none of nothing.
-pub(super) fn median(values: &[f64]) -> Option<f64> {
+pub fn median(values: &[f64]) -> Option<f64> {
     median_of_sorted(&sorted(values))
 }
 
 /// The value below which this share of a sorted list lies (nearest rank).
-pub(super) fn quantile<T: Copy>(sorted: &[T], share: f64) -> Option<T> {
+pub fn quantile<T: Copy>(sorted: &[T], share: f64) -> Option<T> {
     let rank = (share * as_float(sorted.len())).ceil();
     // Small and not negative: it is a place in a list.
     #[expect(
@@ -62,7 +62,7 @@ pub(super) fn quantile<T: Copy>(sorted: &[T], share: f64) -> Option<T> {
 }
 
 /// Half the distance between the quartiles as a share of the median: the noise of single measurements.
-pub(super) fn spread(values: &[f64]) -> Option<f64> {
+pub fn spread(values: &[f64]) -> Option<f64> {
     let sorted = sorted(values);
     let median = median_of_sorted(&sorted)?;
     let distance = quantile(&sorted, 0.75)? - quantile(&sorted, 0.25)?;
@@ -110,7 +110,7 @@ fn coverage(count: usize, skipped: usize) -> f64 {
 }
 
 /// A count as a number to calculate with.
-pub(super) fn as_float(count: usize) -> f64 {
+pub fn as_float(count: usize) -> f64 {
     u32::try_from(count).map_or(f64::INFINITY, f64::from)
 }
 

@@ -14,7 +14,8 @@ use nix::{
     sys::signal::Signal,
 };
 
-use super::{
+use crate::{
+    command::Cmd,
     debian::{self, Distribution},
     docker::{self, IMAGE},
     eventually,
@@ -22,7 +23,6 @@ use super::{
     process::{Process, ProcessId},
     wire::UPLINK,
 };
-use crate::command::Cmd;
 
 /// How long a boot may take until systemd takes orders.
 const BOOT_WITHIN: Duration = Duration::from_mins(1);

@@ -1,12 +1,12 @@
-//! Hosts, wires, etcd and Docker in network namespaces: shared by the tests, the lab and the demo.
+//! Hosts, wires, etcd and Docker in network namespaces: shared by the tests, the benches, `cargo xtask lab` and the demo.
 //!
 //! ```no_run
-//! use xtask::lab::{AgentOptions, Lab};
+//! use overlay_lab::{AgentOptions, Lab, workspace};
 //!
 //! # fn main() -> anyhow::Result<()> {
 //! let lab = Lab::builder().hosts(2).start()?;
-//! let etcd = lab.start_etcd(xtask::lab::NETWORK_CONFIG)?;
-//! let options = AgentOptions::new(xtask::build::agent_binary()?, &etcd);
+//! let etcd = lab.start_etcd(overlay_lab::NETWORK_CONFIG)?;
+//! let options = AgentOptions::new(workspace::target_dir()?.join("debug/overlay-agent"), &etcd);
 //! let one = lab.host(0).start_agent(&options)?;
 //! let two = lab.host(1).start_agent(&options)?;
 //! let a = lab.host(0).add_container("a")?;
@@ -20,27 +20,34 @@
 //! Everything a lab makes is written down first ([`ledger`]) and taken down by that record
 //! ([`mod@teardown`]): when it is dropped, also by a panic or Ctrl-C, and by the next lab if its
 //! process was killed. A panic prints what is needed to understand it ([`mod@dump`]).
+//!
+//! What labs are made with is here too, for the task runner as well: [`command`], [`interrupt`],
+//! [`workspace`] and [`release`]. [`statistics`] judges what is measured in them.
 
 mod agent;
 mod bpffs;
 mod capture;
 mod cgroups;
+pub mod command;
 mod container;
 pub mod debian;
 mod docker;
 pub mod dump;
 mod etcd;
 mod host;
+pub mod interrupt;
 pub mod ledger;
 mod machine;
 mod namespace;
 mod process;
-pub mod standing;
+pub mod release;
+pub mod statistics;
 pub mod stream;
 pub mod subnet;
 pub mod teardown;
 mod wait;
 mod wire;
+pub mod workspace;
 
 use std::{
     net::Ipv4Addr,
@@ -53,11 +60,11 @@ use nix::unistd::{Pid, Uid};
 
 use self::ledger::{HostRecord, Record};
 pub use self::{
-    agent::{Agent, AgentOptions, Counter, counters},
+    agent::{Agent, AgentOptions, Counter, counters, status as agent_status},
     bpffs::MOUNT_POINT as BPF_MOUNT_POINT,
     capture::Capture,
     container::{BRIDGE, Container},
-    docker::{Docker, IMAGE},
+    docker::{CLIENT as DOCKER_CLIENT, Docker, IMAGE, client as docker_client},
     etcd::Etcd,
     host::Host,
     ledger::Ledger,
@@ -67,7 +74,6 @@ pub use self::{
     wait::{GiveUp, PATIENCE_VARIABLE, eventually},
     wire::{EVERY_KIND_VARIABLE, PREFIX_LENGTH, UPLINK, Wire},
 };
-use crate::interrupt;
 
 /// The network configuration of our first users, as flannel's documentation has it.
 pub const NETWORK_CONFIG: &str = r#"{"Network":"10.1.0.0/16","Backend":{"Type":"vxlan"}}"#;

@@ -60,7 +60,7 @@ pub fn eventually<T>(
 pub const PATIENCE_VARIABLE: &str = "OVERLAY_PATIENCE";
 
 /// The number in [`PATIENCE_VARIABLE`], or 1.
-pub(super) fn patience() -> u32 {
+pub(crate) fn patience() -> u32 {
     static PATIENCE: OnceLock<u32> = OnceLock::new();
     *PATIENCE.get_or_init(|| {
         env::var(PATIENCE_VARIABLE).ok().and_then(|text| text.parse().ok()).unwrap_or(1)

@@ -4,8 +4,7 @@ use std::{net::Ipv4Addr, sync::Mutex, sync::PoisonError};
 
 use anyhow::{Result, ensure};
 
-use super::{ledger::Ledger, namespace::Namespace};
-use crate::command::Cmd;
+use crate::{command::Cmd, ledger::Ledger, namespace::Namespace};
 
 /// The name of every host's end of its cable.
 pub const UPLINK: &str = "eth0";
@@ -103,9 +102,9 @@ impl Wire {
         ensure!(!plugged.is_empty(), "there is no host on the wire yet");
         let (send, receive) = if real { ("off", "on") } else { ("on", "off") };
         for name in plugged {
-            let namespace = super::namespace::path(&name);
+            let namespace = crate::namespace::path(&name);
             let uplink = Self::offloads(UPLINK, send).args(["gro", receive]);
-            super::namespace::enter(&namespace, uplink).run()?;
+            crate::namespace::enter(&namespace, uplink).run()?;
             // The last one to send decides too: veth aggregates only what came from a device that could
             // not have sent it whole.
             self.switch.wrap(Self::offloads(&self.port_of(&name), send)).run()?;

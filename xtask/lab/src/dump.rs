@@ -6,12 +6,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{
+use crate::{
+    command::Cmd,
     ledger::{HostRecord, Record},
     namespace,
     process::tail,
 };
-use crate::command::Cmd;
 
 /// How much of a log is shown.
 const LOG_LINES: usize = 40;

@@ -13,11 +13,11 @@ use nix::{
     sys::signal::Signal,
 };
 
-use super::{
+use crate::{
+    command::Cmd,
     ledger::Ledger,
     process::{self, ProcessId},
 };
-use crate::command::Cmd;
 
 /// A network namespace that people can find with `ip netns list`.
 #[derive(Debug)]
@@ -131,7 +131,7 @@ pub fn enter(namespace: &Path, command: Cmd) -> Cmd {
 }
 
 /// Ends what runs in a namespace, and deletes it; does nothing when there is none.
-pub(super) fn delete(name: &str) -> Result<()> {
+pub(crate) fn delete(name: &str) -> Result<()> {
     if !path(name).exists() {
         return Ok(());
     }
@@ -141,7 +141,7 @@ pub(super) fn delete(name: &str) -> Result<()> {
 }
 
 /// Kills everything that runs in a namespace.
-pub(super) fn kill_inside(name: &str) -> Result<()> {
+pub(crate) fn kill_inside(name: &str) -> Result<()> {
     // A process may have forked while we were killing: twice is enough, the second finds orphans.
     for _ in 0..2 {
         let inside = Cmd::new("ip").args(["netns", "pids", name]).even_if_interrupted().read()?;

@@ -16,11 +16,11 @@ use nix::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::{
+use crate::{
+    command::Cmd,
     ledger::{Ledger, ProcessRecord},
     wait::GiveUp,
 };
-use crate::command::Cmd;
 
 /// How long a process may take to end after SIGTERM before it gets SIGKILL.
 pub const STOP_WITHIN: Duration = Duration::from_secs(15);
@@ -83,7 +83,7 @@ fn state(pid: i32) -> Option<(char, u64)> {
 }
 
 /// Waits until none of them runs, and says whether that came true.
-pub(super) fn gone(processes: &[ProcessId], within: Duration) -> bool {
+pub(crate) fn gone(processes: &[ProcessId], within: Duration) -> bool {
     let start = Instant::now();
     loop {
         if processes.iter().all(|process| !process.is_running()) {

@@ -11,14 +11,14 @@ use std::{
 use anyhow::{Context as _, Result};
 use serde_json::Value;
 
-use super::{
+use crate::{
     Agent, AgentOptions, Capture, Container, Docker,
+    command::Cmd,
     ledger::{HostRecord, Ledger},
     namespace::Namespace,
     subnet::SubnetEnv,
     wire::{UPLINK, Wire},
 };
-use crate::command::Cmd;
 
 /// How long an agent may take until it is ready; etcd and the network are local.
 const READY_WITHIN: Duration = Duration::from_secs(20);
@@ -38,7 +38,7 @@ pub struct Host {
 
 impl Host {
     /// Makes one, and plugs it in.
-    pub(super) fn create(
+    pub(crate) fn create(
         ledger: &Ledger,
         wire: &Wire,
         name: &str,

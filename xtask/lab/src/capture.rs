@@ -9,8 +9,9 @@ use std::{
 use anyhow::{Result, bail};
 use nix::sys::signal::Signal;
 
-use super::{ledger::Ledger, namespace::Namespace, process::Process, wait::eventually};
-use crate::command::Cmd;
+use crate::{
+    command::Cmd, ledger::Ledger, namespace::Namespace, process::Process, wait::eventually,
+};
 
 /// The port of flannel's VXLAN, which tshark does not know by itself.
 const PORT: u16 = 8472;

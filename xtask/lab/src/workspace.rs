@@ -29,7 +29,7 @@ struct Metadata {
 /// The folder that holds the workspace's `Cargo.toml`.
 pub fn root() -> &'static Path {
     let manifest = Path::new(env!("CARGO_MANIFEST_DIR"));
-    manifest.parent().unwrap_or(manifest)
+    manifest.ancestors().nth(2).unwrap_or(manifest)
 }
 
 /// The cargo that runs us, otherwise whichever is in `PATH`.

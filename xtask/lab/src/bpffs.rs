@@ -24,7 +24,7 @@ const SOURCE: &str = "overlay-lab";
 const UNMOUNT_WITHIN: Duration = Duration::from_secs(2);
 
 /// Makes a lab's folder in the BPF file system, mounting it first if need be.
-pub(super) fn enter(pins: &Path) -> Result<()> {
+pub(crate) fn enter(pins: &Path) -> Result<()> {
     let _lock = lock()?;
     if source()?.is_none() {
         mount(
@@ -40,7 +40,7 @@ pub(super) fn enter(pins: &Path) -> Result<()> {
 }
 
 /// Removes a lab's folder with all pins, and the mount if it is ours and nobody else's lab uses it.
-pub(super) fn leave(pins: &Path) -> Result<()> {
+pub(crate) fn leave(pins: &Path) -> Result<()> {
     let _lock = lock()?;
     match fs::remove_dir_all(pins) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {

@@ -14,7 +14,7 @@ use std::{
 use anyhow::{Context as _, Result, anyhow, ensure};
 use nix::sys::socket::{setsockopt, sockopt::RcvBufForce};
 
-use super::{Container, eventually, wait::patience};
+use crate::{Container, eventually, wait::patience};
 
 const INTERVAL: Duration = Duration::from_millis(1);
 

@@ -11,13 +11,13 @@ use std::{
 use anyhow::{Context as _, Result};
 use nix::sys::signal::Signal;
 
-use super::process::{self, ProcessId};
+use crate::process::{self, ProcessId};
 
 /// How long the kernel may take to let go of the last process.
 const REMOVE_WITHIN: Duration = Duration::from_secs(5);
 
 /// Kills every process below this group, in every hierarchy.
-pub(super) fn kill(group: &str) -> Result<()> {
+pub(crate) fn kill(group: &str) -> Result<()> {
     let mut processes = Vec::new();
     for path in everywhere(group)? {
         members(&path, &mut processes);
@@ -30,7 +30,7 @@ pub(super) fn kill(group: &str) -> Result<()> {
 }
 
 /// Removes this group and those below, in every hierarchy.
-pub(super) fn remove(group: &str) -> Result<()> {
+pub(crate) fn remove(group: &str) -> Result<()> {
     let start = Instant::now();
     for path in everywhere(group)? {
         while let Err(error) = remove_tree(&path) {

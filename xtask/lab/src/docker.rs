@@ -11,14 +11,15 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
-use super::{cgroups, host::Host, ledger::Ledger, process::Process, wait::eventually};
-use crate::command::Cmd;
+use crate::{
+    cgroups, command::Cmd, host::Host, ledger::Ledger, process::Process, wait::eventually,
+};
 
 /// The image in every daemon: Debian's static busybox, because nothing can be pulled here.
 pub const IMAGE: &str = "busybox";
 
 /// Named in full: a machine may carry another client earlier in `PATH`.
-pub(super) const CLIENT: &str = "/usr/bin/docker";
+pub const CLIENT: &str = "/usr/bin/docker";
 
 /// The daemon of the same package: Debian's `docker.io`, otherwise `docker-ce`.
 const DAEMONS: [&str; 2] = ["/usr/sbin/dockerd", "/usr/bin/dockerd"];
@@ -55,7 +56,7 @@ pub struct Docker {
 
 impl Docker {
     /// Starts a daemon on a host with these options, without waiting for it.
-    pub(super) fn spawn(ledger: &Ledger, host: &Host, options: &[String]) -> Result<Self> {
+    pub(crate) fn spawn(ledger: &Ledger, host: &Host, options: &[String]) -> Result<Self> {
         let directory = host.directory().join("docker");
         fs::create_dir_all(&directory)
             .with_context(|| format!("cannot create {}", directory.display()))?;
@@ -183,7 +184,7 @@ impl Docker {
     /// A command of the machine, not of the image, in a container's network.
     pub fn in_network_of(&self, name: &str, command: Cmd) -> Result<Cmd> {
         let namespace = format!("/proc/{}/ns/net", self.pid(name)?);
-        Ok(super::namespace::enter(Path::new(&namespace), command))
+        Ok(crate::namespace::enter(Path::new(&namespace), command))
     }
 
     /// Removes a container, running or not.
@@ -228,7 +229,7 @@ fn installed(programs: [&'static str; 2], package: &str) -> Result<&'static str>
 }
 
 /// `docker` talking to the daemon behind this socket.
-pub(super) fn client(socket: &Path) -> Cmd {
+pub fn client(socket: &Path) -> Cmd {
     Cmd::new(CLIENT)
         .env_remove("DOCKER_CONTEXT")
         .env_remove("DOCKER_TLS_VERIFY")
@@ -237,7 +238,7 @@ pub(super) fn client(socket: &Path) -> Cmd {
 }
 
 /// A file system with nothing but busybox and its names, made once per lab.
-pub(super) fn busybox_archive(ledger: &Ledger) -> Result<PathBuf> {
+pub(crate) fn busybox_archive(ledger: &Ledger) -> Result<PathBuf> {
     let archive = ledger.directory().join("busybox.tar");
     if archive.exists() {
         return Ok(archive);

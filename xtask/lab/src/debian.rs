@@ -1,4 +1,4 @@
-//! A whole Debian, unpacked once and kept: the lowest layer of every [`Machine`](super::Machine).
+//! A whole Debian, unpacked once and kept: the lowest layer of every [`Machine`](crate::Machine).
 
 use std::{
     env, fs,
@@ -57,7 +57,7 @@ const BASE: &str = "systemd,systemd-sysv,dbus,iproute2,ca-certificates";
 const SCRIPT: &str = "/usr/share/debootstrap/scripts/sid";
 
 /// The unpacked root. Whoever needs it first makes it; others wait.
-pub(super) fn root(of: &Distribution) -> Result<PathBuf> {
+pub(crate) fn root(of: &Distribution) -> Result<PathBuf> {
     let Distribution { suite, packages, .. } = of;
     let folder = workspace::target_dir()?.join("debian");
     fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;

@@ -13,7 +13,7 @@ use nix::{
     sys::signal::Signal,
 };
 
-use super::{
+use crate::{
     bpffs, cgroups,
     ledger::Record,
     namespace,

@@ -11,22 +11,25 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::{Args, Subcommand, ValueEnum};
 use comfy_table::{Table, presets};
-
-use super::{
-    AgentOptions, BRIDGE, Docker, Host, Lab, NETWORK_CONFIG, agent, docker, dump, find_host,
+use overlay_lab::{
+    AgentOptions, BRIDGE, DOCKER_CLIENT, Docker, Host, Lab, NETWORK_CONFIG, STOP_WITHIN,
+    agent_status,
+    command::Cmd,
+    docker_client, dump, enter, find_host,
     ledger::{HostRecord, Record},
-    namespace,
+    namespace_path,
     subnet::SubnetEnv,
     teardown,
 };
-use crate::{build, command::Cmd, setup};
+
+use crate::{build, setup};
 
 /// The name of the one lab that stands, and the beginning of its namespaces' names.
-pub const NAME: &str = "overlay";
+pub(crate) const NAME: &str = "overlay";
 
 /// The command line of `lab`.
 #[derive(Debug, Clone, Subcommand)]
-pub enum Verb {
+pub(crate) enum Verb {
     /// Start hosts, etcd, agents and containers, and leave them standing
     Up(UpOptions),
     /// Take everything down, whatever state it is in
@@ -39,7 +42,7 @@ pub enum Verb {
 
 /// What plays the containers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Engine {
+pub(crate) enum Engine {
     /// Real Docker daemons
     Docker,
     /// Plain network namespaces behind a bridge
@@ -48,42 +51,42 @@ pub enum Engine {
 
 /// The command line of `lab up`.
 #[derive(Debug, Clone, Args)]
-pub struct UpOptions {
+pub(crate) struct UpOptions {
     /// How many hosts
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=50))]
-    pub hosts: u16,
+    pub(crate) hosts: u16,
     /// What plays the containers
     #[arg(long, value_enum, default_value_t = Engine::Docker)]
-    pub engine: Engine,
+    pub(crate) engine: Engine,
     /// How many containers on each host
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(0..=200))]
-    pub containers: u16,
+    pub(crate) containers: u16,
     /// The wire's MTU
     #[arg(long, default_value_t = 1500)]
-    pub mtu: u32,
+    pub(crate) mtu: u32,
     /// Make the uplinks behave like network cards on a real wire
     #[arg(long)]
-    pub imitate_wire: bool,
+    pub(crate) imitate_wire: bool,
     /// Start the agents with `--fast-path off`
     #[arg(long)]
-    pub slow_path: bool,
+    pub(crate) slow_path: bool,
     /// Run this agent instead of building one
     #[arg(long, value_name = "FILE")]
-    pub agent: Option<PathBuf>,
+    pub(crate) agent: Option<PathBuf>,
 }
 
 /// The command line of `lab exec`.
 #[derive(Debug, Clone, Args)]
-pub struct ExecOptions {
+pub(crate) struct ExecOptions {
     /// Which host (host-one), or which container on it (host-one/c1)
-    pub host: String,
+    pub(crate) host: String,
     /// What to run; docker and overlay-agent talk to that host's
     #[arg(last = true, required = true)]
-    pub command: Vec<OsString>,
+    pub(crate) command: Vec<OsString>,
 }
 
 /// Does what the command line says.
-pub fn run(verb: Verb) -> Result<()> {
+pub(crate) fn run(verb: Verb) -> Result<()> {
     match verb {
         Verb::Up(options) => up(&options),
         Verb::Down => down(),
@@ -129,7 +132,7 @@ fn suggested_ping(record: &Record) -> Option<String> {
 }
 
 /// The agent to run: the one that was asked for, otherwise the one that is built now.
-pub fn agent_binary(given: Option<&Path>) -> Result<PathBuf> {
+pub(crate) fn agent_binary(given: Option<&Path>) -> Result<PathBuf> {
     if let Some(given) = given {
         return fs::canonicalize(given)
             .with_context(|| format!("there is no agent at {}", given.display()));
@@ -150,7 +153,7 @@ fn start_all(lab: &Lab, options: &UpOptions, agent_binary: &Path) -> Result<()> 
         agents.push(host.spawn_agent(&agent_options)?);
     }
     for agent in &mut agents {
-        agent.wait_ready(super::STOP_WITHIN)?;
+        agent.wait_ready(STOP_WITHIN)?;
     }
     let mut daemons = Vec::new();
     let mut namespaces = Vec::new();
@@ -177,7 +180,7 @@ fn start_all(lab: &Lab, options: &UpOptions, agent_binary: &Path) -> Result<()> 
 }
 
 /// Starts a Docker daemon on every host, all at the same time.
-pub fn start_daemons(hosts: &[Host], agent_binary: &Path) -> Result<Vec<Docker>> {
+pub(crate) fn start_daemons(hosts: &[Host], agent_binary: &Path) -> Result<Vec<Docker>> {
     let mut daemons = hosts
         .iter()
         .map(|host| host.spawn_docker(&host.docker_options(agent_binary)?))
@@ -189,12 +192,11 @@ pub fn start_daemons(hosts: &[Host], agent_binary: &Path) -> Result<Vec<Docker>>
 }
 
 /// The programs that `lab exec` puts first in `PATH`.
-pub fn link_tools(lab: &Lab, agent_binary: &Path) -> Result<()> {
+pub(crate) fn link_tools(lab: &Lab, agent_binary: &Path) -> Result<()> {
     let directory = tools(&lab.directory());
     fs::create_dir_all(&directory)
         .with_context(|| format!("cannot create {}", directory.display()))?;
-    for (name, program) in [("overlay-agent", agent_binary), ("docker", Path::new(docker::CLIENT))]
-    {
+    for (name, program) in [("overlay-agent", agent_binary), ("docker", Path::new(DOCKER_CLIENT))] {
         let link = directory.join(name);
         symlink(program, &link).with_context(|| format!("cannot link {}", link.display()))?;
     }
@@ -260,7 +262,7 @@ fn status() -> Result<()> {
 fn agent_state(record: &Record, host: &HostRecord) -> String {
     let state = process_state(record, &format!("agent on {}", host.name));
     let binary = tools(&record.directory).join("overlay-agent");
-    let answers = agent::status(&binary, &host.directory.join("agent.sock")).is_ok();
+    let answers = agent_status(&binary, &host.directory.join("agent.sock")).is_ok();
     if state == "running" && !answers { "running, does not answer".to_owned() } else { state }
 }
 
@@ -281,8 +283,8 @@ fn containers(record: &Record, host: &HostRecord) -> Vec<String> {
         .iter()
         .filter_map(|namespace| namespace.strip_prefix(&prefix).map(|name| (name, namespace)))
         .map(|(name, namespace)| {
-            let shown = namespace::enter(
-                &namespace::path(namespace),
+            let shown = enter(
+                &namespace_path(namespace),
                 Cmd::new("ip").args(["-brief", "-4", "address", "show", "dev", "eth0"]),
             )
             .read()
@@ -293,7 +295,7 @@ fn containers(record: &Record, host: &HostRecord) -> Vec<String> {
     let socket = docker_socket(host);
     let mut all: Vec<String> = plain.collect();
     if socket.exists() {
-        let names = docker::client(&socket)
+        let names = docker_client(&socket)
             .args(["ps", "--format", "{{.Names}}"])
             .read()
             .unwrap_or_default();
@@ -302,7 +304,7 @@ fn containers(record: &Record, host: &HostRecord) -> Vec<String> {
             .map(|name| {
                 let format = "{{.NetworkSettings.IPAddress}}";
                 let address =
-                    docker::client(&socket).args(["inspect", "--format", format, name]).read();
+                    docker_client(&socket).args(["inspect", "--format", format, name]).read();
                 format!("{name}={}", address.unwrap_or_else(|_gone| "-".to_owned()))
             })
             .collect();
@@ -325,7 +327,7 @@ fn exec(options: &ExecOptions) -> Result<()> {
     };
     let host = find_host(&record, host)?;
     let network = match container {
-        None => namespace::path(&host.namespace),
+        None => namespace_path(&host.namespace),
         Some(container) => container_network(host, container)?,
     };
     let [program, arguments @ ..] = options.command.as_slice() else {
@@ -336,7 +338,7 @@ fn exec(options: &ExecOptions) -> Result<()> {
     {
         path.push::<OsString>(rest);
     }
-    let command = namespace::enter(&network, Cmd::new(program).args(arguments))
+    let command = enter(&network, Cmd::new(program).args(arguments))
         .env("PATH", path)
         .env("DOCKER_HOST", format!("unix://{}", docker_socket(host).display()))
         .env("OVERLAY_SOCKET", host.directory.join("agent.sock"))
@@ -347,11 +349,11 @@ fn exec(options: &ExecOptions) -> Result<()> {
 }
 
 fn container_network(host: &HostRecord, container: &str) -> Result<PathBuf> {
-    let plain = namespace::path(&format!("{}-{container}", host.namespace));
+    let plain = namespace_path(&format!("{}-{container}", host.namespace));
     if plain.exists() {
         return Ok(plain);
     }
-    let pid = docker::client(&docker_socket(host))
+    let pid = docker_client(&docker_socket(host))
         .args(["inspect", "--format", "{{.State.Pid}}", container])
         .read()
         .with_context(|| format!("there is no container {container} on {}", host.name))?;

@@ -8,10 +8,10 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::Value;
 
-use super::{
-    ETCD_PREFIX, Etcd, Host, ledger::Ledger, process::Process, wait::eventually, wire::UPLINK,
+use crate::{
+    ETCD_PREFIX, Etcd, Host, command::Cmd, ledger::Ledger, process::Process, wait::eventually,
+    wire::UPLINK,
 };
-use crate::command::Cmd;
 
 /// How to start an agent.
 #[derive(Debug, Clone)]
@@ -140,7 +140,7 @@ pub struct Agent {
 }
 
 impl Agent {
-    pub(super) fn spawn(ledger: &Ledger, host: &Host, options: &AgentOptions) -> Result<Self> {
+    pub(crate) fn spawn(ledger: &Ledger, host: &Host, options: &AgentOptions) -> Result<Self> {
         ensure!(
             options.binary.is_file(),
             "there is no agent at {}: `cargo xtask build` makes it",
@@ -256,7 +256,7 @@ pub fn counters(status: &Value) -> Result<Vec<Counter>> {
 }
 
 /// What the agent behind this socket says; its exit code tells how things are, not whether it spoke.
-pub(super) fn status(binary: &Path, socket: &Path) -> Result<Value> {
+pub fn status(binary: &Path, socket: &Path) -> Result<Value> {
     let command = Cmd::new(binary)
         .arg("status")
         .arg("--socket")
