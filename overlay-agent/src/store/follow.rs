@@ -170,7 +170,7 @@ impl Follower {
     }
 
     async fn follow(&mut self, updates: &mpsc::Sender<LeaseUpdate>, outage: &mut Outage) -> Doubt {
-        match self.try_follow(updates, outage).await {
+        match Box::pin(self.try_follow(updates, outage)).await {
             Ok(never) => match never {},
             Err(doubt) => doubt,
         }
@@ -245,12 +245,11 @@ impl Follower {
         outage: &mut Outage,
         updates: &mpsc::Sender<LeaseUpdate>,
     ) -> Result<Watch, Doubt> {
-        let listing = match self.listing.take() {
-            Some(listing) => listing,
-            None => {
-                tokio::time::sleep(self.put_off()).await;
-                self.store.list().await.map_err(Doubt::Store)?
-            }
+        let listing = if let Some(listing) = self.listing.take() {
+            listing
+        } else {
+            tokio::time::sleep(self.put_off()).await;
+            self.store.list().await.map_err(Doubt::Store)?
         };
         if let Some(config) = &mut self.config {
             config.look(&self.store).await.map_err(Doubt::Store)?;
