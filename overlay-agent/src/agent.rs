@@ -1,9 +1,11 @@
 //! The running agent: one loop that owns the dataplane and hears about leases, the kernel, questions
 //! and signals.
 
+mod config;
 mod host;
 mod joining;
 mod leases;
+mod specs;
 mod status;
 
 use std::{collections::BTreeMap, time::Duration};
@@ -15,26 +17,22 @@ use rtnetlink::Handle;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use tokio_util::sync::CancellationToken;
 
-use self::joining::{Moving, Recent};
+use self::{
+    joining::{Moving, Recent},
+    specs::{dataplane_spec, firewall_spec, overlay_mtu, rules_mode, scene},
+};
 use crate::{
     admin::{Pulse, Requests},
     datapath::{Attachment, Features, PinPath},
-    dataplane::{Dataplane, DataplaneSpec},
+    dataplane::Dataplane,
     fail,
-    firewall::{self, Firewall, Masquerade, Nat, Rules, RulesMode, Scene, Scrutiny},
+    firewall::{self, Firewall, Rules, RulesMode, Scene},
     lease::Lease,
-    netlink::{self, TunnelSpec},
-    network_config::{
-        NetworkConfig,
-        change::{Change, changes},
-    },
+    netlink,
     peers::Tally,
     presence::{Asker, Presence},
     run_config::RunConfig,
-    store::{
-        Following, Store,
-        config::{ConfigUpdate, StoredConfig},
-    },
+    store::{Following, Store, config::StoredConfig},
     subnet_env::SubnetEnv,
     uplink::{self, Uplink},
 };
@@ -347,103 +345,6 @@ impl Agent {
         Firewall::keep(spec, self.firewall.rules())
     }
 
-    /// Does what can be done about another network config while the agent runs, and says what cannot.
-    async fn config_update(&mut self, update: ConfigUpdate) {
-        self.config_problems.clear();
-        match update {
-            ConfigUpdate::Changed(stored) => self.change_config(&stored).await,
-            ConfigUpdate::Malformed(error) => self.config_problem(&format!(
-                "{error}; this host goes on with the last good one, others cannot start"
-            )),
-            ConfigUpdate::Gone(key) => self.config_problem(&format!(
-                "the network config at {key} has been deleted; this host goes on with the last one, \
-                 others cannot start"
-            )),
-        }
-    }
-
-    async fn change_config(&mut self, stored: &StoredConfig) {
-        let (running, wanted) = (&mut self.network.config, &stored.config);
-        let all = changes(running, wanted);
-        // Subnets are chosen, and written, by the config of now.
-        (running.subnet_len, running.subnet_min, running.subnet_max) =
-            (wanted.subnet_len, wanted.subnet_min, wanted.subnet_max);
-        (running.mtu, running.direct_routing) = (wanted.mtu, wanted.direct_routing);
-        running.rules = wanted.rules;
-        running.policy.clone_from(&wanted.policy);
-        for change in all.iter().filter(|change| change.parts_hosts()) {
-            self.config_problem(&format!(
-                "the network config has changed: {change}; that needs a restart of the agent on every \
-                 host, and until then this one goes on as before"
-            ));
-        }
-        if self.config_problems.is_empty() {
-            // Otherwise, whoever takes a subnet by it must read it first.
-            self.network.mod_revision = stored.mod_revision;
-        }
-        if !stored.config.admits(self.lease.subnet) && self.config.peers.is_none() {
-            self.config_problem(&format!(
-                "the network config does not allow our subnet {} any more: at its next start, this \
-                 host takes another one",
-                self.lease.subnet
-            ));
-        }
-        if let Some(Moving { previous, .. }) = self.moving {
-            // By the config of now there may be room.
-            self.join_again(stored.clone(), previous);
-        }
-        if all.iter().any(|change| matches!(change, Change::Mtu(..))) {
-            let outcome = self.change_mtu().await;
-            self.note("changing the MTU", outcome);
-        }
-        if all.iter().any(|change| matches!(change, Change::Policy(..))) {
-            let policy = stored.config.policy.clone();
-            tracing::warn!(rules = policy.len(), "the network has another policy");
-            let outcome = self.dataplane.set_policy(policy).await;
-            self.note("putting the policy in force", outcome);
-        }
-        if let Some(direct) = all.iter().find_map(Change::direct_routing) {
-            tracing::warn!(direct, "direct routing was switched");
-            let outcome = self.dataplane.set_direct_routing(direct).await;
-            self.note("switching direct routing", outcome);
-            self.firewall = self.keep_firewall();
-        }
-        if all.iter().any(|change| matches!(change, Change::Rules(..)))
-            && self.config.rules.is_none()
-        {
-            self.firewall = self.keep_firewall();
-            self.follow_rules();
-        }
-    }
-
-    /// The overlay's MTU follows the uplink's.
-    async fn follow_uplink_mtu(&mut self) {
-        let Some(mtu) = self.dataplane.uplink_mtu() else { return };
-        let mtu = u16::try_from(mtu).unwrap_or(u16::MAX);
-        if mtu == self.uplink.mtu {
-            return;
-        }
-        let before = overlay_mtu(&self.network.config, &self.uplink);
-        self.uplink.mtu = mtu;
-        if overlay_mtu(&self.network.config, &self.uplink) != before {
-            let outcome = self.change_mtu().await;
-            self.note("changing the MTU", outcome);
-        }
-    }
-
-    async fn change_mtu(&mut self) -> Result<()> {
-        let mtu = overlay_mtu(&self.network.config, &self.uplink);
-        tracing::warn!(mtu, "the overlay has another MTU: restart Docker for containers to use it");
-        self.dataplane.set_mtu(mtu.into()).await?;
-        self.write_subnet_env()
-    }
-
-    /// Says it once, and keeps it for `status`.
-    fn config_problem(&mut self, problem: &str) {
-        tracing::error!("{problem}");
-        self.config_problems.push(problem.to_owned());
-    }
-
     fn write_subnet_env(&self) -> Result<()> {
         SubnetEnv {
             network: self.network.config.network,
@@ -470,71 +371,4 @@ pub(crate) fn report(doing: &str, outcome: Result<()>) -> Option<String> {
     let error = outcome.err()?;
     tracing::error!("{doing}: {error:#}");
     Some(format!("The last attempt at {doing} failed: {error:#}."))
-}
-
-/// What rules of this host's firewall mean for the overlay: as the host was told, else as all hosts are.
-fn rules_mode(config: &RunConfig, network: &NetworkConfig) -> RulesMode {
-    config.rules.or(network.rules).unwrap_or_default()
-}
-
-/// What the overlay looks like to the firewall, as long as nobody has seen its bridge.
-fn scene(config: &RunConfig, network: &NetworkConfig, uplink: &Uplink, lease: Lease) -> Scene {
-    Scene {
-        network: network.network,
-        subnet: lease.subnet,
-        bridge: config.bridge.clone(),
-        tunnel: netlink::tunnel_name(network.vni),
-        uplink: uplink.name.clone(),
-        direct: network.direct_routing,
-        port: network.port,
-        peers: Vec::new(),
-    }
-}
-
-fn firewall_spec(config: &RunConfig, network: &NetworkConfig, scene: Scene) -> firewall::Spec {
-    let nat = Nat {
-        network: scene.network,
-        subnet: scene.subnet,
-        device: (!network.direct_routing).then(|| scene.tunnel.clone()),
-        masquerade: config.ip_masq.then_some(Masquerade { random: config.masquerade_random }),
-    };
-    let mode = rules_mode(config, network);
-    let (forward, period) = (config.forward_rules, config.iptables_resync);
-    firewall::Spec { scene, mode, forward, nat, period }
-}
-
-fn overlay_mtu(network: &NetworkConfig, uplink: &Uplink) -> u16 {
-    network.overlay_mtu(uplink.mtu)
-}
-
-fn dataplane_spec(
-    config: &RunConfig,
-    network: &NetworkConfig,
-    uplink: &Uplink,
-    lease: Lease,
-    scrutiny: Scrutiny,
-) -> DataplaneSpec {
-    DataplaneSpec {
-        tunnel: TunnelSpec {
-            vni: network.vni,
-            port: network.port,
-            mac: lease.vtep_mac,
-            mtu: overlay_mtu(network, uplink).into(),
-            subnet: lease.subnet,
-            network: network.network,
-            replace_flannel: config.replace_flannel,
-            gbp: network.gbp,
-        },
-        uplink: Attachment { ifindex: uplink.ifindex, interface: uplink.name.clone() },
-        uplink_address: uplink.address,
-        uplink_has_address: uplink.has_address,
-        public_address: uplink.public_ip,
-        bridge: config.bridge.clone(),
-        fast_path: config.fast_path,
-        scrutiny,
-        direct_routing: network.direct_routing,
-        source_check: config.source_check.clone(),
-        blackhole: config.blackhole,
-        policy: network.policy.clone(),
-    }
 }

@@ -2,8 +2,9 @@
 
 mod leases;
 mod routes;
+mod view;
 
-use std::{collections::BTreeSet, net::Ipv4Addr, time::Instant};
+use std::{net::Ipv4Addr, time::Instant};
 
 use anyhow::{Context, Result};
 use overlay_common::tables::{ABI_VERSION, HostConfig};
@@ -12,14 +13,14 @@ use rtnetlink::Handle;
 use self::routes::Unrouted;
 use crate::{
     claims::Claims,
-    containers::{self, Containers, Contested, CutOff, Identities},
+    containers::{self, Containers, CutOff, Identities},
     datapath::{Attachment, Attachments, Changes, Features, Mechanism, PinPath, Programs, Tables},
     fail,
     firewall::Scrutiny,
     netlink::{self, Blackhole, LeaseRoutes, Link, Observed, Tunnel, TunnelSpec},
     peers::{Limits, Peers, Scope, Surroundings, Ways},
     places::{self, Newcomers},
-    policy::{Denials, InForce, Policy, Rule},
+    policy::{InForce, Policy},
     repairs,
     source_check::SourceCheck,
 };
@@ -448,92 +449,6 @@ impl Dataplane {
         }
         self.containers.forget(gone);
         Ok(())
-    }
-
-    /// What it should be.
-    pub const fn spec(&self) -> &DataplaneSpec {
-        &self.spec
-    }
-
-    /// Handles to the maps.
-    pub const fn tables(&self) -> &Tables {
-        &self.tables
-    }
-
-    /// Where the programs are attached.
-    pub const fn attachments(&self) -> &Attachments {
-        &self.attachments
-    }
-
-    /// What the kernel gives us.
-    pub const fn features(&self) -> &Features {
-        &self.features
-    }
-
-    /// The containers' bridge, once it has appeared.
-    pub const fn bridge(&self) -> Option<&Link> {
-        self.bridge.as_ref()
-    }
-
-    /// The tunnel device.
-    pub const fn tunnel(&self) -> &Tunnel {
-        &self.tunnel
-    }
-
-    /// The uplink's MTU when it was last looked at; none where it was not there.
-    pub fn uplink_mtu(&self) -> Option<u32> {
-        self.uplink.map(|uplink| uplink.mtu)
-    }
-
-    /// Whether the uplink, if it exists, has the address that outer packets are sent from.
-    pub fn uplink_has_address(&self) -> bool {
-        self.uplink.is_none_or(|uplink| uplink.has_address)
-    }
-
-    /// Containers that their bridge lets nothing pass to.
-    pub const fn cut_off(&self) -> &CutOff {
-        &self.cut_off
-    }
-
-    /// Whether the uplink exists.
-    pub const fn uplink_is_there(&self) -> bool {
-        self.uplink.is_some()
-    }
-
-    /// Whether every lease that the store knows has been programmed.
-    pub const fn synced(&self) -> bool {
-        self.synced
-    }
-
-    /// Everybody else's leases.
-    pub const fn peers(&self) -> &Peers {
-        &self.peers
-    }
-
-    /// How many local containers can be delivered to directly.
-    pub fn endpoints(&self) -> usize {
-        self.containers.identities().containers()
-    }
-
-    /// Which addresses containers claim that are others'.
-    pub const fn claims(&self) -> &Claims {
-        &self.claims
-    }
-
-    /// What each rule of the policy has denied.
-    pub fn denials(&self) -> impl Iterator<Item = (&Rule, Denials)> {
-        let tables = &self.tables.policy;
-        self.spec.policy.iter().map(|rule| (rule, tables.denials(&rule.name)))
-    }
-
-    /// What two containers claim.
-    pub const fn contested(&self) -> &BTreeSet<Contested> {
-        &self.containers.identities().contested
-    }
-
-    /// How often everything was looked at.
-    pub const fn verifications(&self) -> u32 {
-        self.verifications
     }
 }
 

@@ -19,7 +19,8 @@ type Check = fn() -> Result<()>;
 /// Runs every check, and fails if one of them does.
 pub(crate) fn run() -> Result<()> {
     setup::ensure()?;
-    let checks: [(&str, Check); 8] = [
+    let checks: [(&str, Check); 9] = [
+        ("no file is longer than can be read at once", files_are_short),
         ("every crate inherits the workspace's lints", lints_are_inherited),
         ("formatting", formatting),
         ("lints", lints),
@@ -66,6 +67,27 @@ impl fmt::Display for NotMade {
 }
 
 impl std::error::Error for NotMade {}
+
+/// Lines of a source file.
+const LONGEST: usize = 500;
+
+fn files_are_short() -> Result<()> {
+    let listed = Cmd::new("git").args(["ls-files", "*.rs"]).directory(workspace::root()).read()?;
+    let mut long = Vec::new();
+    for name in listed.lines() {
+        let path = workspace::root().join(name);
+        let text =
+            fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        let lines = text.lines().count();
+        if lines > LONGEST {
+            long.push(format!("{name} has {lines} lines"));
+        }
+    }
+    if !long.is_empty() {
+        bail!("{}: {LONGEST} are enough", long.join(", "));
+    }
+    Ok(())
+}
 
 /// A lint table that nobody inherits looks just like one that everybody follows.
 fn lints_are_inherited() -> Result<()> {

@@ -288,7 +288,7 @@ impl Rounds<'_> {
         let first = usize::try_from(round).unwrap_or(0) + turn;
         for step in 0..count {
             // One time forwards, the next backwards: else everybody would always come after the same one.
-            let step = if round % 2 == 0 { count - 1 - step } else { step };
+            let step = if round.is_multiple_of(2) { count - 1 - step } else { step };
             let track = &mut self.tracks[(first + step) % count];
             let contender = track.contender.name;
             self.progress.set_message(format!(
