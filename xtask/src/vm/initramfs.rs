@@ -21,7 +21,7 @@ const TOOLS: [&str; 10] =
 const BUSYBOX: &str = "/bin/busybox";
 
 /// What the datapath and the tests' hosts are made of, as far as it is not part of the kernel's image.
-const MODULES: [&str; 14] = [
+const MODULES: [&str; 15] = [
     "veth",
     "bridge",
     "vxlan",
@@ -37,6 +37,7 @@ const MODULES: [&str; 14] = [
     "8021q",
     "bonding",
     "macvlan",
+    "ipip",
 ];
 
 /// One program to run in a machine.
