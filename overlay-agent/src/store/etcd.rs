@@ -143,14 +143,9 @@ impl Etcd {
     ///
     /// # Errors
     /// Among others, that the revision is not kept any more.
-    pub async fn written_as_of(
-        &self,
-        key: &[u8],
-        revision: i64,
-    ) -> Result<Option<i64>, StoreError> {
+    pub async fn written_as_of(&self, key: &str, revision: i64) -> Result<Option<i64>, StoreError> {
         let options = GetOptions::new().with_revision(revision).with_keys_only();
-        let name = String::from_utf8_lossy(key);
-        self.request("look at", &name, async |mut connection| {
+        self.request("look at", key, async |mut connection| {
             let answer = connection.client.get(key, Some(options.clone())).await?;
             Ok(answer.kvs().first().map(KeyValue::mod_revision))
         })

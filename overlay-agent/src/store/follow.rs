@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use etcd_client::{Event, EventType};
+use etcd_client::EventType;
 use rand::Rng as _;
 use tokio::sync::mpsc;
 use tracing::{debug, info, warn};
@@ -59,34 +59,11 @@ pub struct Follower {
 }
 
 /// How far a store's changes are known.
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 struct Place {
     cluster: u64,
     /// All changes up to this revision.
     revision: i64,
-    /// The last of them, if there was one: a key, and when it was written; `None` if it was deleted then. Another history
-    /// has another.
-    last: Option<(Vec<u8>, Option<i64>)>,
-}
-
-impl Place {
-    fn of(listing: &Listing) -> Self {
-        let last = listing.entries.iter().max_by_key(|entry| entry.mod_revision);
-        let last = last.map(|entry| (entry.key.clone(), Some(entry.mod_revision)));
-        Self { cluster: listing.cluster, revision: listing.revision, last }
-    }
-
-    /// Takes note of what a watch of leases has said.
-    fn advance(&mut self, revision: i64, events: &[Event]) {
-        let seen = |event: &&Event| event.kv().is_some_and(|kv| kv.mod_revision() <= revision);
-        if let Some(event) = events.iter().rev().find(seen)
-            && let Some(kv) = event.kv()
-        {
-            let written = event.event_type() == EventType::Put;
-            self.last = Some((kv.key().to_vec(), written.then(|| kv.mod_revision())));
-        }
-        self.revision = self.revision.max(revision);
-    }
 }
 
 /// How long every lease that there is puts off a listing that all who follow may want at once, and at most.
@@ -234,7 +211,7 @@ impl Follower {
             }
             self.lose(&lost, lasted, updates).await?;
             if let (Some(place), Some(revision)) = (&mut self.place, news.complete) {
-                place.advance(revision, &news.events);
+                place.revision = place.revision.max(revision);
             }
         }
     }
@@ -254,7 +231,7 @@ impl Follower {
         if let Some(config) = &mut self.config {
             config.look(&self.store).await.map_err(Doubt::Store)?;
         }
-        let place = Place::of(&listing);
+        let place = Place { cluster: listing.cluster, revision: listing.revision };
         let revision = place.revision;
         let listed = self.reader.snapshot(listing);
         info!("leases in all: {}, as of revision {revision}", listed.len());
@@ -276,31 +253,28 @@ impl Follower {
     /// Goes on where the last watch has ended, and says up to which revision changes were missed; nothing where that is
     /// not possible.
     async fn resume(&mut self) -> Result<Option<(Watch, i64)>, Doubt> {
-        let Some(place) = self.place.clone() else { return Ok(None) };
+        // Another history has another latest change.
+        let (Some(place), Some(latest)) = (self.place, self.known.latest()) else {
+            self.place = None;
+            return Ok(None);
+        };
+        let (key, written) = (self.store.prefix().key(&latest.key), latest.written);
         let watch = self.store.watch(place.revision + 1, self.config.is_some()).await;
         let mut watch = watch.map_err(Doubt::Store)?;
         let beginning = watch.begun().await.map_err(Doubt::Watch)?;
-        if beginning.cluster != place.cluster || beginning.revision < place.revision {
-            warn!("etcd is not the one that it was: reading all leases anew");
+        let has_come_as_far =
+            beginning.cluster == place.cluster && beginning.revision >= place.revision;
+        let is_known = has_come_as_far
+            && match self.store.written_as_of(&key, place.revision).await {
+                Ok(found) => found == Some(written),
+                // Most of all, because it does not go back so far.
+                Err(error) if error.is_refusal() => false,
+                Err(error) => return Err(Doubt::Store(error)),
+            };
+        if !is_known {
+            warn!("etcd does not have the past that is known of it: reading all leases anew");
             self.place = None;
             return Ok(None);
-        }
-        if let Some((key, written)) = &place.last {
-            let found = match self.store.written_as_of(key, place.revision).await {
-                Ok(found) => found,
-                Err(error) => {
-                    if error.is_refusal() {
-                        // Most of all, because it does not go back so far.
-                        self.place = None;
-                    }
-                    return Err(Doubt::Store(error));
-                }
-            };
-            if found != *written {
-                warn!("etcd has another past than it had: reading all leases anew");
-                self.place = None;
-                return Ok(None);
-            }
         }
         if let Some(config) = &mut self.config {
             config.look(&self.store).await.map_err(Doubt::Store)?;

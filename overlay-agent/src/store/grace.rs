@@ -122,6 +122,12 @@ impl Known {
         self.by_address.insert((claim.lease.public_ip, claim.key));
     }
 
+    /// The one of etcd's that was written last.
+    pub(super) fn latest(&self) -> Option<&Claim> {
+        let there = self.leases.values().filter(|claim| !self.missing.contains_key(&claim.key));
+        there.max_by_key(|claim| claim.written)
+    }
+
     /// How many there are.
     pub(super) fn count(&self) -> usize {
         self.leases.len()

@@ -147,6 +147,9 @@ async fn another_past_is_noticed() {
     assert_eq!(followed.snapshot().await.len(), 3);
     world.put("10.5.9.0-24", &value(9)).await;
     followed.until(&LeaseUpdate::Put(lease("10.5.9.0/24", 9))).await;
+    // What is not there in either past tells nothing.
+    world.delete("10.5.9.0-24").await;
+    assert_eq!(followed.next().await, LeaseUpdate::Removed(subnet("10.5.9.0/24")));
     wire.cut();
     world.etcd.kill();
     world.etcd.forget();
