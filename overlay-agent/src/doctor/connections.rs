@@ -34,8 +34,12 @@ pub(super) fn with_other_hosts(
         let Ok(names) = process.namespaces() else { continue };
         let net =
             names.0.iter().find_map(|(name, space)| (name == "net").then_some(space.identifier));
-        if net.is_some_and(|net| namespaces.insert(net)) {
-            flows.extend(of_namespace(&process).unwrap_or_default());
+        // A process that ends meanwhile speaks for nobody: another may be in its namespace.
+        if let Some(net) = net.filter(|net| !namespaces.contains(net))
+            && let Ok(found) = of_namespace(&process)
+        {
+            namespaces.insert(net);
+            flows.extend(found);
         }
     }
     flows.retain(|flow: &Flow| {
