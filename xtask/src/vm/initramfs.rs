@@ -21,7 +21,7 @@ const TOOLS: [&str; 10] =
 const BUSYBOX: &str = "/bin/busybox";
 
 /// What the datapath and the tests' hosts are made of, as far as it is not part of the kernel's image.
-const MODULES: [&str; 15] = [
+const MODULES: [&str; 14] = [
     "veth",
     "bridge",
     "vxlan",
@@ -37,7 +37,6 @@ const MODULES: [&str; 15] = [
     "8021q",
     "bonding",
     "macvlan",
-    "ipip",
 ];
 
 /// One program to run in a machine.
