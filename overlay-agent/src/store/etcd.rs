@@ -95,6 +95,17 @@ pub struct EtcdLease {
     pub keys: usize,
 }
 
+/// What a cluster says of a key as of a revision.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Past {
+    /// The cluster's number.
+    pub(super) cluster: u64,
+    /// Its latest revision.
+    pub(super) latest: i64,
+    /// When the key was last written; `None` if it was not there.
+    pub(super) written: Option<i64>,
+}
+
 /// How an attempt to create a key ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Created {
@@ -139,15 +150,18 @@ impl Etcd {
         .await
     }
 
-    /// When a key was last written, as of a revision; `None` if it was not there.
+    /// What is to be known of a key as of a revision, and of the cluster that says it, all of whose members agree by then.
     ///
     /// # Errors
-    /// Among others, that the revision is not kept any more.
-    pub async fn written_as_of(&self, key: &str, revision: i64) -> Result<Option<i64>, StoreError> {
+    /// Among others, that the revision is not kept any more, or is none yet.
+    pub(super) async fn past(&self, key: &str, revision: i64) -> Result<Past, StoreError> {
         let options = GetOptions::new().with_revision(revision).with_keys_only();
         self.request("look at", key, async |mut connection| {
             let answer = connection.client.get(key, Some(options.clone())).await?;
-            Ok(answer.kvs().first().map(KeyValue::mod_revision))
+            let (cluster, latest) =
+                answer.header().map_or((0, 0), |header| (header.cluster_id(), header.revision()));
+            let written = answer.kvs().first().map(KeyValue::mod_revision);
+            Ok(Past { cluster, latest, written })
         })
         .await
     }

@@ -2,8 +2,8 @@
 //!
 //! List at a revision, watch from the next one, follow. No event costs a request. A watch that ends (an error, an
 //! election, the end of the stream) is taken up again behind the last change that was seen, which costs the store next to
-//! nothing, however many follow. Where that change is not in the store any more, or the store has forgotten those that came
-//! after it, there is a new listing, which replaces all that was said before, except for what [`grace`](super::grace) keeps.
+//! nothing, however many follow. Where the store is not the one that it was, or has forgotten what came after that change,
+//! there is a new listing, which replaces all that was said before, except for what [`grace`](super::grace) keeps.
 
 use std::{
     fmt,
@@ -164,7 +164,6 @@ impl Follower {
         };
         // What was lost meanwhile may be about to come back.
         let lasted = outage.lasted();
-        outage.over();
         loop {
             let grace = self.known.deadline();
             let news = tokio::select! {
@@ -174,6 +173,8 @@ impl Follower {
                     continue;
                 }
             };
+            // Only now is it certain that the watch works.
+            outage.over();
             let mut lost = Vec::new();
             for event in &news.events {
                 if let Some(config) = &mut self.config
@@ -236,11 +237,8 @@ impl Follower {
         let listed = self.reader.snapshot(listing);
         info!("leases in all: {}, as of revision {revision}", listed.len());
         self.send_snapshot(listed, outage, updates).await?;
-        let watch = self.store.watch(revision + 1, self.config.is_some()).await;
-        let mut watch = watch.map_err(Doubt::Store)?;
-        watch.begun().await.map_err(Doubt::Watch)?;
         self.place = Some(place);
-        Ok(watch)
+        self.store.watch(revision + 1, self.config.is_some()).await.map_err(Doubt::Store)
     }
 
     /// How long to wait before a listing, so that not all ask at once for everything.
@@ -259,28 +257,22 @@ impl Follower {
             return Ok(None);
         };
         let (key, written) = (self.store.prefix().key(&latest.key), latest.written);
-        let watch = self.store.watch(place.revision + 1, self.config.is_some()).await;
-        let mut watch = watch.map_err(Doubt::Store)?;
-        let beginning = watch.begun().await.map_err(Doubt::Watch)?;
-        let has_come_as_far =
-            beginning.cluster == place.cluster && beginning.revision >= place.revision;
-        let is_known = has_come_as_far
-            && match self.store.written_as_of(&key, place.revision).await {
-                Ok(found) => found == Some(written),
-                // Most of all, because it does not go back so far.
-                Err(error) if error.is_refusal() => false,
-                Err(error) => return Err(Doubt::Store(error)),
-            };
-        if !is_known {
-            warn!("etcd does not have the past that is known of it: reading all leases anew");
-            self.place = None;
-            return Ok(None);
-        }
+        let past = match self.store.past(&key, place.revision).await {
+            Ok(past) if past.cluster == place.cluster && past.written == Some(written) => past,
+            Err(error) if !error.is_refusal() => return Err(Doubt::Store(error)),
+            // It is another one, or does not go back so far, or has not come so far.
+            Ok(_) | Err(_) => {
+                warn!("etcd does not have the past that is known of it: reading all leases anew");
+                self.place = None;
+                return Ok(None);
+            }
+        };
         if let Some(config) = &mut self.config {
             config.look(&self.store).await.map_err(Doubt::Store)?;
         }
         debug!("following leases again from revision {}", place.revision + 1);
-        Ok(Some((watch, beginning.revision)))
+        let watch = self.store.watch(place.revision + 1, self.config.is_some()).await;
+        Ok(Some((watch.map_err(Doubt::Store)?, past.latest)))
     }
 
     /// Keeps for a while, or gives up, what etcd has lost in an outage.

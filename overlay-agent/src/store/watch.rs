@@ -34,15 +34,6 @@ pub enum WatchEnded {
     Cancelled(String),
 }
 
-/// When a watch began.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Beginning {
-    /// The number of the cluster that says so.
-    pub cluster: u64,
-    /// Its latest revision.
-    pub revision: i64,
-}
-
 /// What a watch says.
 #[derive(Debug)]
 pub struct News {
@@ -64,26 +55,16 @@ impl Watch {
         Self { stream, of_leases: None, connector, connection }
     }
 
-    /// Waits until etcd says that the watch has begun.
-    pub async fn begun(&mut self) -> Result<Beginning, WatchEnded> {
-        loop {
-            let message = self.message().await?;
-            // The watch of leases is the first of its stream.
-            if message.created() {
-                self.of_leases = Some(message.watch_id());
-                let (cluster, revision) = message
-                    .header()
-                    .map_or((0, 0), |header| (header.cluster_id(), header.revision()));
-                return Ok(Beginning { cluster, revision });
-            }
-        }
-    }
-
     /// The next of what it says.
     pub async fn next(&mut self) -> Result<News, WatchEnded> {
         let message = self.message().await?;
         let events = message.events().to_vec();
-        let is_of_leases = self.of_leases == Some(message.watch_id()) && !message.created();
+        if message.created() {
+            // The watch of leases is the first of its stream.
+            self.of_leases.get_or_insert(message.watch_id());
+            return Ok(News { events, complete: None });
+        }
+        let is_of_leases = self.of_leases == Some(message.watch_id());
         let complete = if is_of_leases { complete(&message, &events) } else { None };
         Ok(News { events, complete })
     }

@@ -84,6 +84,17 @@ async fn after_a_short_gap_whoever_is_absent_is_gone() {
     assert_eq!(followed.next().await, LeaseUpdate::Removed(subnet("10.5.3.0/24")));
 }
 
+#[tokio::test]
+async fn a_host_that_took_another_subnet_during_the_outage_is_not_waited_for_at_the_old_one() {
+    let mut world = World::new(CONFIG).await;
+    let (mut followed, wire) = cut_off(&mut world, patience(Duration::from_hours(1))).await;
+    world.put("10.5.33.0-24", &value(3)).await;
+    wire.mend();
+    assert_eq!(followed.next().await, LeaseUpdate::Put(lease("10.5.33.0/24", 3)));
+    assert_eq!(followed.next().await, LeaseUpdate::Put(lease("10.5.2.0/24", 2)), "is kept");
+    assert_eq!(followed.next().await, LeaseUpdate::Removed(subnet("10.5.3.0/24")));
+}
+
 /// Where etcd has forgotten what happened meanwhile, a listing says who is absent.
 #[tokio::test]
 async fn a_host_that_a_listing_lacks_after_an_outage_stays_as_well() {

@@ -104,11 +104,12 @@ fn unpin(pin: &Path) -> Result<()> {
 /// Whether a pinned link cannot carry a program of ours any more: its interface is gone (`ENOLINK`, `tcx_link_update` in
 /// `kernel/bpf/tcx.c`), or it is of another kind.
 fn is_of_no_use(error: &anyhow::Error) -> bool {
-    if let Some(error) = error.downcast_ref::<LinkError>() {
-        return !matches!(error, LinkError::SyscallError(_));
-    }
-    let Some(ProgramError::SyscallError(error)) = error.downcast_ref() else { return false };
-    let number = error.io_error.raw_os_error().map(Errno::from_raw);
+    let refused = match (error.downcast_ref(), error.downcast_ref()) {
+        (Some(LinkError::SyscallError(error)), _)
+        | (_, Some(ProgramError::SyscallError(error))) => error,
+        (not_one, _) => return not_one.is_some(),
+    };
+    let number = refused.io_error.raw_os_error().map(Errno::from_raw);
     number.is_some_and(|number| matches!(number, Errno::ENOLINK | Errno::EINVAL))
 }
 
@@ -141,6 +142,10 @@ mod tests {
         assert!(of(Errno::ENOLINK) && of(Errno::EINVAL));
         assert!(!of(Errno::EMFILE) && !of(Errno::EPERM) && !of(Errno::ENOMEM));
         assert!(is_of_no_use(&anyhow::Error::from(LinkError::InvalidLink)));
+        // What is pinned there is no link at all.
+        let io_error = Error::from_raw_os_error(Errno::EINVAL as i32);
+        let error = LinkError::from(SyscallError { call: "bpf_obj_get_info_by_fd", io_error });
+        assert!(is_of_no_use(&anyhow::Error::from(error)));
     }
 
     #[test]
