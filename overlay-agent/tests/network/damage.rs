@@ -200,6 +200,7 @@ echo '# bridge'; ip -4 -brief address show {BRIDGE}; ip -brief link show master 
 echo '# uplink'; ip -4 -brief address show {UPLINK}; ip route show dev {UPLINK}
 echo '# pins'; (cd $pins && find . | sed 's/-[0-9]*$//' | sort)
 echo '# forwarding'; cat /proc/sys/net/ipv4/ip_forward; iptables -S FORWARD | sort
+echo '# table'; nft list table ip overlay.1
 for map in peers vteps endpoints config; do echo \"# $map\"; bpftool -j map dump pinned $pins/$map; done",
         pins = host.pins().display()
     );
