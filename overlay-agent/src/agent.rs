@@ -279,6 +279,7 @@ impl Agent {
             vtep_mac: spec.tunnel.mac,
             vni: spec.tunnel.vni,
             port: spec.tunnel.port,
+            vrf: self.dataplane.vrf().map(|vrf| vrf.ifindex),
         };
         self.presence.turn(asker, now)
     }

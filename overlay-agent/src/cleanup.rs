@@ -59,6 +59,9 @@ pub async fn cleanup(places: &Places) -> Result<Vec<String>> {
     if netlink::remove_lease_routes(&handle).await? > 0 {
         removed.push("routes to peers on the same link".to_owned());
     }
+    if netlink::remove_vrf_rules(&handle).await? > 0 {
+        removed.push("routing rule for the VRF".to_owned());
+    }
     for subnet in netlink::remove_blackholes(&handle).await? {
         removed.push(format!("blackhole route for {subnet}"));
     }

@@ -17,7 +17,7 @@ use crate::{
     datapath::{Attachment, Attachments, Changes, Features, Mechanism, PinPath, Programs, Tables},
     fail,
     firewall::Scrutiny,
-    netlink::{self, Blackhole, LeaseRoutes, Link, Observed, Tunnel, TunnelSpec},
+    netlink::{self, Blackhole, LeaseRoutes, Link, Observed, Tunnel, TunnelSpec, Underlay, Vrf},
     peers::{Limits, Peers, Scope, Surroundings, Ways},
     places::{self, Newcomers},
     policy::{InForce, Policy},
@@ -65,6 +65,7 @@ pub struct Dataplane {
     attachments: Attachments,
     features: Features,
     tunnel: Tunnel,
+    underlay: Underlay,
     bridge: Option<Link>,
     containers: Containers,
     newcomers: Newcomers,
@@ -88,6 +89,7 @@ pub struct Dataplane {
 #[derive(Clone, Copy)]
 struct SeenUplink {
     mtu: u32,
+    ethernet: bool,
     has_address: bool,
 }
 
@@ -97,13 +99,15 @@ impl Dataplane {
     /// What an earlier agent left forwards all the while. Its maps, if they are of our version, stay filled
     /// until [`replace_leases`](Self::replace_leases), and our programs take the place of its own at once;
     /// else both serve until then.
-    pub async fn start(spec: DataplaneSpec, pins: PinPath, features: Features) -> Result<Self> {
+    pub async fn start(mut spec: DataplaneSpec, pins: PinPath, features: Features) -> Result<Self> {
         let mut programs = Programs::load(&pins)?;
         programs.forward_logs()?;
         fail::point("programs");
         let tables = programs.take_tables()?;
         let handle = netlink::connect()?;
         let observed = netlink::observe(&handle).await?;
+        let vrf = Vrf::of(&observed, spec.uplink.ifindex);
+        spec.tunnel.lower = vrf.map(|_| spec.uplink.ifindex);
         let tunnel = netlink::ensure_tunnel(&handle, &observed, &spec.tunnel).await?;
         let known = Identities {
             endpoints: tables.endpoints.entries()?,
@@ -127,6 +131,7 @@ impl Dataplane {
             programs,
             tables,
             tunnel,
+            underlay: Underlay::new(vrf),
             bridge: None,
             containers,
             newcomers: Newcomers::default(),
@@ -184,7 +189,12 @@ impl Dataplane {
 
     /// Looks at the kernel and mends what is not as it should be.
     pub async fn reconcile(&mut self) -> Result<()> {
-        let observed = &netlink::observe(&self.handle).await?;
+        let mut observed = netlink::observe(&self.handle).await?;
+        self.follow_uplink(&observed);
+        if self.follow_vrf(&observed).await? {
+            observed = netlink::observe(&self.handle).await?;
+        }
+        let observed = &observed;
         let tunnel = netlink::ensure_tunnel(&self.handle, observed, &self.spec.tunnel).await?;
         if tunnel != self.tunnel {
             tracing::warn!(device = tunnel.name, "the tunnel device was replaced");
@@ -192,7 +202,6 @@ impl Dataplane {
             self.ways_are_stale = true;
         }
         self.follow_blackhole().await?;
-        self.follow_uplink(observed);
         self.follow_bridge(observed);
         self.follow_ways().await?;
         // Where it has changed a moment ago, the next pass does it.
@@ -287,7 +296,10 @@ impl Dataplane {
         let ways = Ways {
             routes,
             uplink: self.spec.uplink.ifindex,
-            direct_routing: self.spec.direct_routing,
+            // What comes by an interface in a VRF is routed by that, and containers are elsewhere.
+            direct_routing: self.spec.direct_routing
+                && self.underlay.vrf().is_none()
+                && !self.has_no_ethernet(),
         };
         if ways != self.ways {
             self.ways = ways;
@@ -319,11 +331,28 @@ impl Dataplane {
         }
         self.uplink = found.map(|link| SeenUplink {
             mtu: link.mtu,
+            ethernet: link.ethernet,
             has_address: observed
                 .addresses
                 .iter()
                 .any(|(index, address, _)| *address == wanted && (!is_own || *index == link.index)),
         });
+    }
+
+    /// Returns whether the tunnel device is gone: it listens where it came up.
+    async fn follow_vrf(&mut self, observed: &Observed) -> Result<bool> {
+        let uplink = self.spec.uplink.ifindex;
+        let vrf = Vrf::of(observed, uplink);
+        self.spec.tunnel.lower = vrf.map(|_| uplink);
+        let (source, port) = (self.spec.uplink_address, self.spec.tunnel.port);
+        let before = self.underlay.vrf();
+        self.underlay.follow(&self.handle, vrf, source, port).await?;
+        let listens_elsewhere = before.is_some() && vrf.is_some() && before != vrf;
+        if listens_elsewhere && observed.links.contains_key(&self.tunnel.ifindex) {
+            let device = self.handle.link().del(self.tunnel.ifindex).execute();
+            device.await.context("removing the tunnel device, which listens in another VRF")?;
+        }
+        Ok(listens_elsewhere)
     }
 
     fn follow_bridge(&mut self, observed: &Observed) {
@@ -356,7 +385,8 @@ impl Dataplane {
                     (false, _) => self.config.flags & HostConfig::LEASES_LISTED,
                 }
                 | if self.policy.exists() { HostConfig::POLICY } else { 0 }
-                | if spec.tunnel.gbp { HostConfig::GROUP_POLICY } else { 0 },
+                | if spec.tunnel.gbp { HostConfig::GROUP_POLICY } else { 0 }
+                | if self.has_no_ethernet() { HostConfig::NO_ETHERNET } else { 0 },
             vni: spec.tunnel.vni.get(),
             uplink_ifindex: spec.uplink.ifindex,
             bridge_ifindex: bridge.map_or(0, |link| link.index),

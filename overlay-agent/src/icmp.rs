@@ -1,6 +1,6 @@
 //! ICMP echoes (RFC 792), for which no program has to be installed.
 
-use std::{io, net::Ipv4Addr};
+use std::{io, net::Ipv4Addr, num::NonZeroU32};
 
 use socket2::{Domain, Protocol, Socket, Type};
 
@@ -15,9 +15,10 @@ const ECHO_REQUEST: u8 = 8;
 const ECHO_REPLY: u8 = 0;
 
 /// A socket that sends packets with the IP header that they have, «do not fragment» in it: what the kernel has learned
-/// about the way does not count then. It receives all ICMP of this host.
-pub(crate) fn socket() -> io::Result<Socket> {
+/// about the way does not count then. It receives all ICMP of this host, or of the VRF whose number it gets.
+pub(crate) fn socket(vrf: Option<NonZeroU32>) -> io::Result<Socket> {
     let socket = Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::ICMPV4))?;
+    socket.bind_device_by_index_v4(vrf)?;
     socket.set_header_included_v4(true)?;
     Ok(socket)
 }

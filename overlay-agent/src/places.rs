@@ -112,7 +112,10 @@ pub fn places(
 /// bridge or bond; both halves of a veth pair are here only until one is moved into its container.
 fn receives(observed: &Observed, link: &Link) -> bool {
     let is_port = link.master.is_some_and(|master| {
-        observed.links.get(&master).is_none_or(|master| master.kind != LinkKind::Vrf)
+        observed
+            .links
+            .get(&master)
+            .is_none_or(|master| !matches!(master.kind, LinkKind::Vrf { .. }))
     });
     !link.loopback && !is_port && link.kind != LinkKind::Veth { peer: None }
 }
@@ -158,12 +161,12 @@ mod tests {
     fn every_interface_that_receives_has_a_program() {
         let mut host = observed();
         let mut add = |index, kind, master| host.links.insert(index, link(index, kind, master));
-        add(TUNNEL, LinkKind::Vxlan { port: 8472, external: true, gbp: false }, None);
+        add(TUNNEL, LinkKind::Vxlan { port: 8472, external: true, gbp: false, lower: None }, None);
         add(20, LinkKind::Other, None);
         add(21, LinkKind::Veth { peer: None }, None);
         add(22, LinkKind::Veth { peer: Some(peer(22)) }, None);
         add(23, LinkKind::Veth { peer: Some(peer(23)) }, Some(OTHER_BRIDGE));
-        add(24, LinkKind::Vrf, None);
+        add(24, LinkKind::Vrf { table: 17 }, None);
         add(25, LinkKind::Other, Some(24));
         add(26, LinkKind::Tun, Some(BRIDGE));
         add(1, LinkKind::Other, None);

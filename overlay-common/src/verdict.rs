@@ -121,7 +121,7 @@ reasons! {
         NotConfigured = "not_configured", "The agent has not written this host's settings yet.";
         FastPathOff = "fast_path_off", "The fast path is switched off.";
         NotIpv4 = "not_ipv4", "Not an IPv4 packet.";
-        Tagged = "tagged", "An IPv4 packet with a priority tag: checked like others, and the kernel takes the tag off.";
+        Tagged = "tagged", "An IPv4 packet with a priority tag, or by an uplink without Ethernet headers: checked like others, and left to the kernel.";
         OtherVlan = "other_vlan", "Tagged for a VLAN, whose own interface checks it.";
         OtherHost = "other_host", "For another MAC than its interface's: the kernel does not take it for itself.";
         NotVxlan = "not_vxlan", "Not a VXLAN packet for this host's address and port.";

@@ -90,6 +90,7 @@ const PACKAGES: &[Package] = &[
     package(&["nftables"], "what these rules are underneath"),
     package(&["ethtool"], "switches offloads, to imitate a wire"),
     package(&["bpftool", "linux-tools-common"], "looks into maps and programs from outside"),
+    package(&["wireguard-tools"], "gives keys to an uplink of that kind, in layer vm"),
     package(&["tcpdump"], "captures the wire"),
     package(&["tshark"], "reads captures as an independent judge of our frames"),
     package(&["iperf3"], "measures throughput"),

@@ -224,7 +224,7 @@ fn run_layer(layer: &Layer, options: &Options) -> Outcome {
         Err(error) => trouble = Some(format!("{error:#}")),
     };
     if matches!(layer.runs, Runs::Machines) {
-        add(vm::layer::test(&vm::layer::chosen(&options.layers)));
+        add(vm::layer::test(&vm::layer::chosen(&options.layers), &options.arguments));
     }
     for arguments in invocations(layer, &options.arguments) {
         add(invoke(layer, &arguments, &[], &mut failures));

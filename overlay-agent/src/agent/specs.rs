@@ -64,6 +64,7 @@ pub(super) fn dataplane_spec(
 ) -> DataplaneSpec {
     DataplaneSpec {
         tunnel: TunnelSpec {
+            lower: None,
             vni: network.vni,
             port: network.port,
             mac: lease.vtep_mac,

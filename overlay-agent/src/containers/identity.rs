@@ -201,6 +201,7 @@ pub(crate) mod test_support {
             mtu: 1450,
             up: true,
             no_arp: false,
+            ethernet: true,
             loopback: false,
             master,
             blocked: false,

@@ -7,7 +7,7 @@ use crate::{
     claims::Claims,
     containers::{Contested, CutOff},
     datapath::{Attachments, Features, Tables},
-    netlink::{Link, Tunnel},
+    netlink::{Link, Tunnel, Vrf},
     peers::Peers,
     policy::{Denials, Rule},
 };
@@ -43,9 +43,19 @@ impl Dataplane {
         &self.tunnel
     }
 
+    /// The VRF that the uplink is in, if it is in one.
+    pub const fn vrf(&self) -> Option<Vrf> {
+        self.underlay.vrf()
+    }
+
     /// The uplink's MTU when it was last looked at; none where it was not there.
     pub fn uplink_mtu(&self) -> Option<u32> {
         self.uplink.map(|uplink| uplink.mtu)
+    }
+
+    /// Whether packets have no Ethernet header on the uplink.
+    pub(super) fn has_no_ethernet(&self) -> bool {
+        self.uplink.is_some_and(|uplink| !uplink.ethernet)
     }
 
     /// Whether the uplink, if it exists, has the address that outer packets are sent from.

@@ -6,12 +6,12 @@ use anyhow::Result;
 use ipnetwork::Ipv4Network;
 use overlay_common::tables::ABI_VERSION;
 
-use super::{Check, Findings, Host, ping};
+use super::{Check, Findings, Host, ping::Probe};
 use crate::{
     admin::{Answered, Way},
     containers::mtu_beyond,
     datapath::pinned_abi_version,
-    netlink::{self, Link, LinkKind},
+    netlink::{self, Link, LinkKind, Vrf},
     network_config::ENCAPSULATION_OVERHEAD,
     provision::DOCKER_BRIDGE,
     subnet_env::bridge_address,
@@ -156,10 +156,14 @@ pub(super) async fn paths(host: &Host, explained: &BTreeSet<Ipv4Addr>, found: &m
     let whole =
         u16::try_from(overlay.mtu).unwrap_or(u16::MAX).saturating_add(ENCAPSULATION_OVERHEAD);
     let own = overlay.lease.subnet.network();
+    let uplink = host.observed.links.values().find(|link| link.name == overlay.uplink.name);
+    let vrf = uplink.and_then(|link| Vrf::of(&host.observed, link.index)).map(|vrf| vrf.ifindex);
     for &(subnet, peer) in peers.iter().take(PEERS) {
         let status = overlay.peers.iter().find(|known| known.public_ip == peer);
         let answered = status.and_then(|known| known.answered);
-        if let Err(error) = path(subnet, peer, whole, own, host.port(), answered, found).await {
+        let past = Probe { vrf, peer, from: ANY };
+        let through = Probe { vrf: None, peer: subnet.network(), from: own };
+        if let Err(error) = path(subnet, past, through, whole, host.port(), answered, found).await {
             found.add(
                 Check::Peer,
                 format!("{peer}, which leases {subnet}, cannot be reached from here: {error:#}"),
@@ -169,20 +173,22 @@ pub(super) async fn paths(host: &Host, explained: &BTreeSet<Ipv4Addr>, found: &m
     }
 }
 
+/// Asks a peer past the overlay and through it.
 async fn path(
     subnet: Ipv4Network,
-    peer: Ipv4Addr,
+    past: Probe,
+    through: Probe,
     whole: u16,
-    own: Ipv4Addr,
     port: u16,
     answered: Option<Answered>,
     found: &mut Findings,
 ) -> Result<()> {
-    let outer = ping::answers(peer, ANY, SMALLEST).await?;
+    let peer = past.peer;
+    let outer = past.answers(SMALLEST).await?;
     // Our own programs answer also where a firewall lets no ICMP in.
     let inner = answered
         .is_some_and(|answered| answered.by == Way::Vxlan && answered.seconds_ago < RECENTLY)
-        || ping::answers(subnet.network(), own, SMALLEST).await?;
+        || through.answers(SMALLEST).await?;
     match (outer, inner) {
         (false, true) => found.unknown(format!(
             "whether packets of {whole} bytes reach {peer}, which answers no ICMP"
@@ -199,8 +205,8 @@ async fn path(
         ),
         _ => {}
     }
-    if outer && !ping::answers(peer, ANY, whole).await? {
-        let largest = largest(peer, whole).await?;
+    if outer && !past.answers(whole).await? {
+        let largest = largest(past, whole).await?;
         let underlay = serde_json::json!({ "Type": "vxlan", "MTU": largest });
         found.add(
             Check::Mtu,
@@ -217,11 +223,11 @@ async fn path(
 }
 
 /// The largest packet that is answered, found by halves.
-async fn largest(peer: Ipv4Addr, whole: u16) -> Result<u16> {
+async fn largest(past: Probe, whole: u16) -> Result<u16> {
     let (mut good, mut bad) = (SMALLEST, whole);
     while bad - good > 1 {
         let middle = good + (bad - good) / 2;
-        if ping::answers(peer, ANY, middle).await? {
+        if past.answers(middle).await? {
             good = middle;
         } else {
             bad = middle;

@@ -3,6 +3,7 @@
 use std::{
     io::{Read as _, Write as _},
     net::{Ipv4Addr, SocketAddr},
+    num::NonZeroU32,
     time::{Duration, Instant},
 };
 
@@ -15,23 +16,35 @@ const WITHIN: Duration = Duration::from_millis(400);
 /// One lost packet says nothing.
 const ATTEMPTS: u16 = 3;
 
-/// Whether `peer` answers a packet of `size` bytes, IP header and all, that must not be cut.
-pub(super) async fn answers(peer: Ipv4Addr, from: Ipv4Addr, size: u16) -> Result<bool> {
-    tokio::task::spawn_blocking(move || {
-        for attempt in 0..ATTEMPTS {
-            if answers_once(peer, from, size, attempt)? {
-                return Ok(true);
-            }
-        }
-        Ok(false)
-    })
-    .await
-    .context("a probe has ended")?
+/// Whom to ask, and from where.
+#[derive(Clone, Copy)]
+pub(super) struct Probe {
+    /// The VRF that the peer is in, if it is in one.
+    pub(super) vrf: Option<NonZeroU32>,
+    pub(super) peer: Ipv4Addr,
+    pub(super) from: Ipv4Addr,
 }
 
-fn answers_once(peer: Ipv4Addr, from: Ipv4Addr, size: u16, sequence: u16) -> Result<bool> {
+impl Probe {
+    /// Whether the peer answers a packet of `size` bytes, IP header and all, that must not be cut.
+    pub(super) async fn answers(self, size: u16) -> Result<bool> {
+        tokio::task::spawn_blocking(move || {
+            for attempt in 0..ATTEMPTS {
+                if answers_once(self, size, attempt)? {
+                    return Ok(true);
+                }
+            }
+            Ok(false)
+        })
+        .await
+        .context("a probe has ended")?
+    }
+}
+
+fn answers_once(probe: Probe, size: u16, sequence: u16) -> Result<bool> {
+    let Probe { vrf, peer, from } = probe;
     let failed = || format!("cannot probe {peer}");
-    let mut socket = icmp::socket().with_context(failed)?;
+    let mut socket = icmp::socket(vrf).with_context(failed)?;
     socket.connect(&SocketAddr::new(peer.into(), 0).into()).with_context(failed)?;
     let identifier: u16 = rand::random();
     if socket.write(&icmp::echo_request(peer, from, size, identifier, sequence)).is_err() {

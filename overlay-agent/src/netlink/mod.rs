@@ -6,6 +6,7 @@ mod observe;
 mod peer_namespace;
 mod routes;
 mod tunnel;
+mod vrf;
 mod watch;
 
 pub use blackhole::{Blackhole, remove_blackholes};
@@ -14,6 +15,7 @@ pub use observe::{Link, LinkKind, Observed, PeerPlace, observe};
 pub use peer_namespace::{Inspector, PeerEnd};
 pub use routes::{Routes, Way, main_table, way_to};
 pub use tunnel::{Tunnel, TunnelSpec, check_port, ensure_tunnel, flannel_name, tunnel_name};
+pub use vrf::{Underlay, Vrf, remove_vrf_rules};
 pub use watch::{Changes, changes};
 
 use anyhow::{Context, Result};

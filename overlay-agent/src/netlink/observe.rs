@@ -5,8 +5,8 @@ use futures::TryStreamExt;
 use netlink_packet_route::{
     address::AddressAttribute,
     link::{
-        BridgePortState, InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoVxlan,
-        LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+        BridgePortState, InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoVrf, InfoVxlan,
+        LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage,
     },
 };
 use overlay_common::MacAddr;
@@ -37,6 +37,8 @@ pub struct Link {
     pub up: bool,
     /// Whether it does without ARP.
     pub no_arp: bool,
+    /// Whether its packets begin with an Ethernet header.
+    pub ethernet: bool,
     /// Whether it is a loopback.
     pub loopback: bool,
     /// The bridge (or bond, …) that it is a port of.
@@ -59,7 +61,10 @@ pub enum LinkKind {
         peer: Option<PeerPlace>,
     },
     /// A VRF: interfaces in it are still interfaces.
-    Vrf,
+    Vrf {
+        /// The routing table by which they go.
+        table: u32,
+    },
     /// A TUN or TAP device: a virtual machine, mostly.
     Tun,
     /// A VXLAN device.
@@ -70,6 +75,8 @@ pub enum LinkKind {
         external: bool,
         /// Whether its packets carry a group.
         gbp: bool,
+        /// The interface in whose VRF it listens, if it has one.
+        lower: Option<u32>,
     },
     /// Anything else.
     Other,
@@ -118,6 +125,7 @@ fn parse_link(message: &LinkMessage) -> Link {
         mtu: 0,
         up: message.header.flags.contains(LinkFlags::Up),
         no_arp: message.header.flags.contains(LinkFlags::Noarp),
+        ethernet: message.header.link_layer_type == LinkLayerType::Ether,
         loopback: message.header.flags.contains(LinkFlags::Loopback),
         master: None,
         blocked: false,
@@ -161,9 +169,12 @@ fn parse_kind(infos: &[LinkInfo]) -> LinkKind {
         match info {
             LinkInfo::Kind(InfoKind::Bridge) => kind = LinkKind::Bridge,
             LinkInfo::Kind(InfoKind::Veth) => kind = LinkKind::Veth { peer: None },
-            LinkInfo::Kind(InfoKind::Vrf) => kind = LinkKind::Vrf,
             LinkInfo::Kind(InfoKind::Tun) => kind = LinkKind::Tun,
+            LinkInfo::Data(InfoData::Vrf(settings)) => {
+                kind = settings.iter().find_map(vrf).unwrap_or(LinkKind::Other);
+            }
             LinkInfo::Data(InfoData::Vxlan(settings)) => {
+                let mut lower = None;
                 let mut port = 0;
                 let mut external = false;
                 let mut gbp = false;
@@ -172,13 +183,21 @@ fn parse_kind(infos: &[LinkInfo]) -> LinkKind {
                         InfoVxlan::Port(number) => port = *number,
                         InfoVxlan::CollectMetadata(on) => external = *on,
                         InfoVxlan::Gbp => gbp = true,
+                        InfoVxlan::Link(ifindex) => lower = Some(*ifindex),
                         _ => {}
                     }
                 }
-                kind = LinkKind::Vxlan { port, external, gbp };
+                kind = LinkKind::Vxlan { port, external, gbp, lower };
             }
             _ => {}
         }
     }
     kind
+}
+
+fn vrf(setting: &InfoVrf) -> Option<LinkKind> {
+    match setting {
+        InfoVrf::TableId(table) => Some(LinkKind::Vrf { table: *table }),
+        _ => None,
+    }
 }

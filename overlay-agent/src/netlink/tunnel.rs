@@ -29,6 +29,8 @@ pub struct TunnelSpec {
     pub network: Ipv4Network,
     /// Whether it carries packets' marks, as VXLAN's group policy extension has it.
     pub gbp: bool,
+    /// The interface in whose VRF it listens, if the uplink is in one. (Linux goes by this when the device comes up.)
+    pub lower: Option<u32>,
     /// Whether a device of flannel's with the same identifier and port makes way.
     pub replace_flannel: bool,
 }
@@ -59,7 +61,8 @@ impl TunnelSpec {
 
     /// Whether `link` can be made this device without replacing it.
     fn is_same_device(&self, link: &Link) -> bool {
-        let kind = LinkKind::Vxlan { port: self.port, external: true, gbp: self.gbp };
+        let Self { port, gbp, lower, .. } = *self;
+        let kind = LinkKind::Vxlan { port, external: true, gbp, lower };
         link.name == self.name() && link.kind == kind
     }
 }
@@ -179,10 +182,14 @@ async fn create(handle: &Handle, spec: &TunnelSpec) -> Result<()> {
         .address(spec.mac.0.to_vec())
         .mtu(spec.mtu)
         .arp(false);
-    let message = if spec.gbp { message.gbp() } else { message }.build();
+    let message = if spec.gbp { message.gbp() } else { message };
+    let message = match spec.lower {
+        Some(lower) => message.dev(lower),
+        None => message,
+    };
     handle
         .link()
-        .add(message)
+        .add(message.build())
         .execute()
         .await
         .with_context(|| format!("creating VXLAN device {} on UDP port {}", spec.name(), spec.port))

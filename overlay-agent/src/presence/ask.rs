@@ -2,11 +2,12 @@ use std::{
     io,
     mem::MaybeUninit,
     net::{Ipv4Addr, SocketAddr, UdpSocket},
+    num::NonZeroU32,
 };
 
 use anyhow::{Context as _, Result};
 use overlay_common::{MacAddr, echo};
-use socket2::{SockAddr, Socket};
+use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
 use super::Asker;
 use crate::icmp;
@@ -19,18 +20,39 @@ const HEARD: usize = 512;
 pub(super) struct Questions {
     asker: Asker,
     vxlan: UdpSocket,
-    /// There once somebody has to be asked like that: it hears every echo of this host.
-    icmp: Option<Socket>,
+    /// There once somebody has to be asked like that: they hear every echo of this host.
+    icmp: Option<Echoes>,
     identifier: u16,
+}
+
+/// Past the overlay, by the uplink's VRF if it is in one, and through it.
+#[derive(Debug)]
+struct Echoes {
+    past: Socket,
+    through: Socket,
+}
+
+impl Echoes {
+    fn open(vrf: Option<NonZeroU32>) -> Result<Self> {
+        let open = |vrf| -> io::Result<Socket> {
+            let socket = icmp::socket(vrf)?;
+            socket.set_nonblocking(true)?;
+            Ok(socket)
+        };
+        let open = |vrf| open(vrf).context("opening a socket for ICMP");
+        Ok(Self { past: open(vrf)?, through: open(None)? })
+    }
 }
 
 impl Questions {
     pub(super) fn new(asker: Asker) -> Result<Self> {
         let from = asker.uplink_address;
         let open = || -> io::Result<UdpSocket> {
-            let socket = UdpSocket::bind((from, 0))?;
+            let socket = Socket::new(Domain::IPV4, Type::DGRAM, Some(Protocol::UDP))?;
+            socket.bind_device_by_index_v4(asker.vrf)?;
+            socket.bind(&SocketAddr::from((from, 0)).into())?;
             socket.set_nonblocking(true)?;
-            Ok(socket)
+            Ok(socket.into())
         };
         let vxlan = open().with_context(|| format!("opening a UDP socket at {from}"))?;
         Ok(Self { asker, vxlan, icmp: None, identifier: rand::random() })
@@ -62,18 +84,16 @@ impl Questions {
         answers
     }
 
-    /// Sends an ICMP echo to each of these, from the address beside it.
-    pub(super) fn ask_by_icmp(&mut self, whom: &[(Ipv4Addr, Ipv4Addr)]) -> Result<()> {
-        let socket = if let Some(socket) = &self.icmp {
-            socket
-        } else {
-            let socket = icmp::socket().context("opening a socket for ICMP")?;
-            socket.set_nonblocking(true).context("preparing a socket for ICMP")?;
-            self.icmp.insert(socket)
+    /// Sends an ICMP echo to a peer past the overlay, and one to its VTEP's address through it.
+    pub(super) fn ask_by_icmp(&mut self, peer: Ipv4Addr, vtep: Ipv4Addr) -> Result<()> {
+        let Asker { uplink_address, vtep_address, vrf, .. } = self.asker;
+        let Echoes { past, through } = match &self.icmp {
+            Some(echoes) => echoes,
+            None => self.icmp.insert(Echoes::open(vrf)?),
         };
-        for (peer, from) in whom {
-            let request = icmp::echo_request(*peer, *from, icmp::SMALLEST, self.identifier, 0);
-            let to = SockAddr::from(SocketAddr::from((*peer, 0)));
+        for (socket, peer, from) in [(past, peer, uplink_address), (through, vtep, vtep_address)] {
+            let request = icmp::echo_request(peer, from, icmp::SMALLEST, self.identifier, 0);
+            let to = SockAddr::from(SocketAddr::from((peer, 0)));
             if let Err(error) = socket.send_to(&request, &to) {
                 tracing::debug!(%peer, "asking a peer by ICMP: {error}");
             }
@@ -84,7 +104,14 @@ impl Questions {
     /// Who has answered an ICMP echo of ours.
     pub(super) fn echoes(&self) -> Result<Vec<Ipv4Addr>> {
         let mut echoes = Vec::new();
-        let Some(socket) = &self.icmp else { return Ok(echoes) };
+        let Some(Echoes { past, through }) = &self.icmp else { return Ok(echoes) };
+        for socket in [past, through] {
+            self.hear_echoes(socket, &mut echoes)?;
+        }
+        Ok(echoes)
+    }
+
+    fn hear_echoes(&self, socket: &Socket, echoes: &mut Vec<Ipv4Addr>) -> Result<()> {
         for _ in 0..HEARD {
             let mut packet = [MaybeUninit::new(0); 64];
             match socket.recv_from(&mut packet) {
@@ -102,6 +129,6 @@ impl Questions {
                 Err(error) => return Err(error).context("hearing ICMP echoes"),
             }
         }
-        Ok(echoes)
+        Ok(())
     }
 }

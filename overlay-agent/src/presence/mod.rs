@@ -7,6 +7,7 @@ mod ask;
 use std::{
     collections::BTreeMap,
     net::Ipv4Addr,
+    num::NonZeroU32,
     time::{Duration, Instant},
 };
 
@@ -40,6 +41,8 @@ pub struct Asker {
     pub vni: Vni,
     /// UDP port of VXLAN.
     pub port: u16,
+    /// The VRF that outer packets go by, if the uplink is in one.
+    pub vrf: Option<NonZeroU32>,
 }
 
 /// What is known of one peer.
@@ -110,7 +113,7 @@ impl Presence {
         };
         let outcome = self
             .hear(&questions, now)
-            .and_then(|()| self.ask(&mut questions, asker, patience / ASKED, now));
+            .and_then(|()| self.ask(&mut questions, patience / ASKED, now));
         self.questions = Some((asker, questions));
         outcome
     }
@@ -133,13 +136,7 @@ impl Presence {
         Ok(())
     }
 
-    fn ask(
-        &mut self,
-        questions: &mut Questions,
-        asker: Asker,
-        pause: Duration,
-        now: Instant,
-    ) -> Result<()> {
+    fn ask(&mut self, questions: &mut Questions, pause: Duration, now: Instant) -> Result<()> {
         for address in self.due(now, pause) {
             let Some(seen) = self.peers.get_mut(&address) else { continue };
             seen.nonce = rand::random();
@@ -148,10 +145,7 @@ impl Presence {
                 way == Way::Vxlan && now.duration_since(when) < 2 * pause
             });
             if seen.asked.is_some() && !has_our_program {
-                questions.ask_by_icmp(&[
-                    (address, asker.uplink_address),
-                    (seen.vtep_address(), asker.vtep_address),
-                ])?;
+                questions.ask_by_icmp(address, seen.vtep_address())?;
             }
             seen.asked = Some(now);
             self.turn = Some(address);

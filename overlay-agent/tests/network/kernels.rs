@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use overlay_agent::{exit::Exit, fail};
-use overlay_lab::{AgentOptions, EVERY_KIND_VARIABLE, Host, Lab, UPLINK, eventually};
+use overlay_lab::{AgentOptions, EVERY_KIND_VARIABLE, Host, Lab, UPLINK, eventually, tun::TunWire};
 use serde_json::Value;
 
 use crate::{
@@ -83,67 +83,176 @@ fn containers_talk_by_the_slow_path_with_offloads_and_without() {
     talk(false);
 }
 
-/// An uplink that is made of the interface on the wire, by its kind.
-const UPLINKS: [(&str, &[&str]); 4] = [
-    ("vlan", &["link add link eth0 name up0 type vlan id 7"]),
-    (
-        "bond",
-        &[
-            "link add up0 type bond mode active-backup miimon 100",
-            "link set eth0 down",
-            "link set eth0 master up0",
-        ],
-    ),
-    ("macvlan", &["link add link eth0 name up0 type macvlan mode bridge"]),
-    ("bridge", &["link add up0 type bridge", "link set eth0 master up0"]),
-];
-
-/// Makes a host's uplink, which takes over the address. Not every kernel has every kind.
-fn make_uplink(host: &Host, made: &[&str]) -> anyhow::Result<()> {
-    // The interface below a macvlan would answer for it, and packets come by that.
-    host.namespace().sysctl("net.ipv4.conf.all.arp_ignore", "1")?;
-    let address = format!("{}/24", host.address());
-    let moved = [
-        format!("address del {address} dev {UPLINK}"),
-        format!("link set {UPLINK} up"),
-        "link set up0 up".to_owned(),
-        format!("address add {address} dev up0"),
-    ];
-    let made = made.iter().map(|&command| command.to_owned());
-    made.chain(moved).try_for_each(|command| host.ip(command.split(' ')).map(drop))
+/// A kind of uplink, made of the interface on the wire.
+struct Kind {
+    name: &'static str,
+    /// Commands, in which `ADDRESS` is the host's, `OUTER` and `OTHER` are the two of a network below, and `PEER` is the
+    /// other host's key. A host's own key is their input.
+    made: &'static [&'static str],
+    /// The program that delivers what comes by it. Where packets have no Ethernet header, that is the kernel's way.
+    delivers: &'static str,
+    /// The largest echo that the overlay carries whole.
+    largest: &'static str,
 }
 
-#[test]
-fn an_uplink_of_any_kind_carries_the_overlay() {
-    let mut tried = Vec::new();
-    for (kind, made) in UPLINKS {
-        let lab = Lab::builder().start().unwrap();
-        let outcome = lab.hosts().iter().try_for_each(|host| make_uplink(host, made));
-        match outcome {
-            Err(error) if format!("{error:#}").contains("Unknown device type") => continue,
-            outcome => outcome.unwrap(),
-        }
-        let options = peers_file(&lab).argument("--iface=up0");
-        let overlay = Overlay::on(lab, None, options);
+/// An uplink takes over the address of the interface on the wire.
+const TAKES_OVER: &[&str] = &[
+    "ip address del ADDRESS dev eth0",
+    "ip link set eth0 up",
+    "ip link set up0 up",
+    "ip address add ADDRESS dev up0",
+];
+
+/// Private and public key of `WireGuard`, of either host: made for this, and good for nothing else.
+const KEYS: [[&str; 2]; 2] = [
+    [
+        "0KGUDh1UKm16/nohsZ6KtLX+3naJ9tbjz2TH9cV+Mno=",
+        "loeOAg0cj5M8LOJefmqmorpakXC/BDNa9UPG+Rn7iFc=",
+    ],
+    [
+        "IOOkCtr4vnVA4zR54JuxdWAXg6gfh91cRBgGKESeQlw=",
+        "OiSJxnbT96gzDP8tWn2YWt1AhPRCMy/j+QCF8dIRKns=",
+    ],
+];
+
+/// Both hosts' ends of it are made at once.
+const TUN: &str = "tun";
+
+const UPLINKS: [Kind; 8] = [
+    Kind::ethernet("vlan", &["ip link add link eth0 name up0 type vlan id 7"]),
+    Kind::ethernet(
+        "bond",
+        &[
+            "ip link add up0 type bond mode active-backup miimon 100",
+            "ip link set eth0 down",
+            "ip link set eth0 master up0",
+        ],
+    ),
+    Kind::ethernet("macvlan", &["ip link add link eth0 name up0 type macvlan mode bridge"]),
+    Kind::ethernet("bridge", &["ip link add up0 type bridge", "ip link set eth0 master up0"]),
+    Kind::ethernet(
+        "vrf",
+        &[
+            "ip link add blue type vrf table 17",
+            "ip link set blue up",
+            "ip link add link eth0 name up0 type macvlan mode bridge",
+            "ip link set up0 master blue",
+        ],
+    ),
+    // What these carry begins with the IP header.
+    Kind { name: TUN, made: &[], delivers: "from_tunnel", largest: "1422" },
+    Kind {
+        name: "ipip",
+        made: &[
+            "ip address add OUTER/24 dev eth0",
+            "ip link add name up0 type ipip local OUTER remote OTHER",
+        ],
+        delivers: "from_tunnel",
+        largest: "1402",
+    },
+    Kind {
+        name: "wireguard",
+        made: &[
+            "ip address add OUTER/24 dev eth0",
+            "ip link add up0 type wireguard",
+            "wg set up0 listen-port 51820 private-key /proc/self/fd/0 \
+             peer PEER allowed-ips 0.0.0.0/0 endpoint OTHER:51820",
+        ],
+        delivers: "from_tunnel",
+        largest: "1342",
+    },
+];
+
+impl Kind {
+    const fn ethernet(name: &'static str, made: &'static [&'static str]) -> Self {
+        Self { name, made, delivers: "from_uplink", largest: "1422" }
+    }
+
+    /// Makes a host's uplink. Not every kernel has every kind.
+    fn make(&self, host: &Host) -> anyhow::Result<()> {
+        // The interface below a macvlan would answer for it, and packets come by that.
+        host.namespace().sysctl("net.ipv4.conf.all.arp_ignore", "1")?;
+        let address = host.address();
+        let number = address.octets()[3];
+        let outer = |number: u8| format!("198.18.0.{number}");
+        // The lab's two hosts are .10 and .11.
+        let other = number ^ 1;
+        let [[key, _], [_, public]] = [number, other].map(|number| KEYS[usize::from(number & 1)]);
+        self.made.iter().chain(TAKES_OVER).try_for_each(|command| {
+            let command = command
+                .replace("ADDRESS", &format!("{address}/24"))
+                .replace("OUTER", &outer(number))
+                .replace("OTHER", &outer(other))
+                .replace("PEER", public);
+            let mut words = command.split_ascii_whitespace();
+            let program = words.next().unwrap_or_default();
+            host.command(program).args(words).input(key).run().map(drop)
+        })
+    }
+
+    /// A ping and a file, and the counters that say which path they took.
+    fn carries(&self, overlay: &Overlay, counted: [(&str, &str); 2]) {
         let [one, two] = overlay.pair();
-        let counted = [("from_container", "encapsulated"), ("from_uplink", "to_endpoint")]
-            .map(|(hook, reason)| overlay.rise(hook, reason));
+        let counters = counted.map(|(hook, reason)| overlay.rise(hook, reason));
         one.command("ping")
-            .args(["-n", "-c", "5", "-i", "0.05", "-W", "5", "-s", "1422"])
+            .args(["-n", "-c", "5", "-i", "0.05", "-W", "5", "-s", self.largest])
             .arg(two.address().to_string())
             .deadline(Duration::from_mins(1))
             .run()
             .unwrap();
         let sent = file();
-        assert!(transfer(one, two, sent.clone()) == sent, "{kind}");
-        for counter in counted {
-            let packets = counter.of(&overlay);
-            assert!(packets.iter().all(|&packets| packets > 5), "{kind}: {packets:?}");
+        assert!(transfer(one, two, sent.clone()) == sent, "{}", self.name);
+        for ((hook, reason), counter) in counted.into_iter().zip(counters) {
+            let packets = counter.of(overlay);
+            let enough = packets.iter().all(|&packets| packets > 5);
+            let agents = overlay.agents.iter();
+            let all = || agents.map(|agent| agent.counters().unwrap()).collect::<Vec<_>>();
+            let name = self.name;
+            assert!(enough, "{name}: {packets:?} of {hook} {reason}, of all:\n{:#?}", all());
         }
-        tried.push(kind);
+    }
+}
+
+#[test]
+fn an_uplink_of_any_kind_carries_the_overlay() {
+    let mut tried = Vec::new();
+    for kind in UPLINKS {
+        let lab = Lab::builder().start().unwrap();
+        let [one, two] = [0, 1].map(|number| lab.host(number).namespace());
+        let _tun = (kind.name == TUN).then(|| TunWire::between(one, two, "up0").unwrap());
+        match lab.hosts().iter().try_for_each(|host| kind.make(host)) {
+            Err(error) if format!("{error:#}").contains("Unknown device type") => continue,
+            outcome => outcome.unwrap(),
+        }
+        println!("{}", kind.name);
+        let options = peers_file(&lab).argument("--iface=up0").argument("--peer-timeout=6");
+        let mut overlay = Overlay::on(lab, None, options);
+        kind.carries(
+            &overlay,
+            [("from_container", "encapsulated"), (kind.delivers, "to_endpoint")],
+        );
+        for number in [0, 1] {
+            overlay.agents[number]
+                .wait_status(SOON, "the peer to answer, and nothing to be wrong", |status| {
+                    let answered = &status["peers"][0]["answered"]["by"];
+                    // Our programs answer where they see an Ethernet header.
+                    let by = if kind.delivers == "from_uplink" { "vxlan" } else { "icmp" };
+                    anyhow::ensure!(answered == by, "{}", status["peers"]);
+                    let problems = status["problems"].as_array().map_or(1, Vec::len);
+                    anyhow::ensure!(problems == 0, "{}", status["problems"]);
+                    Ok(())
+                })
+                .unwrap();
+            overlay.agents[number].stop().unwrap();
+            let slow = overlay.options.clone().fast_path(false);
+            overlay.agents[number] = overlay.lab.host(number).start_agent(&slow).unwrap();
+        }
+        overlay.settle();
+        kind.carries(&overlay, [("to_tunnel", "tunnel_key_set"), ("from_tunnel", "")]);
+        tried.push(kind.name);
     }
     println!("tried {tried:?}");
-    let all = UPLINKS.map(|(kind, _)| kind);
+    let all = UPLINKS.map(|kind| kind.name);
     let has_all = std::env::var_os(EVERY_KIND_VARIABLE).is_some();
     assert!(!tried.is_empty() && (!has_all || tried == all), "{tried:?}");
 }

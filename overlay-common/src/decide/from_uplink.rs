@@ -52,6 +52,10 @@ pub fn from_uplink(
     if packet.is_for_another_host() {
         return Err(Reason::OtherHost);
     }
+    // Read as if they had one, packets without an Ethernet header could be made to look like any other.
+    if host.has_no_ethernet() {
+        return Err(check_other(packet, host, tables, reaches));
+    }
     let Ok((_, outer)) = load_headers(packet) else {
         return Err(check_other(packet, host, tables, reaches));
     };

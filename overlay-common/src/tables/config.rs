@@ -72,6 +72,9 @@ impl HostConfig {
     /// Bit of `flags`: packets' marks are carried to other hosts as their group (`Backend.GBP`).
     pub const GROUP_POLICY: u32 = 128;
 
+    /// Bit of `flags`: what comes by the uplink begins with the IP header (`WireGuard`, TUN, ipip).
+    pub const NO_ETHERNET: u32 = 256;
+
     /// Whether the fast path is on.
     #[inline(always)]
     pub const fn fast_path(&self) -> bool {
@@ -112,6 +115,12 @@ impl HostConfig {
     #[inline(always)]
     pub const fn carries_groups(&self) -> bool {
         self.flags & Self::GROUP_POLICY != 0
+    }
+
+    /// Whether what comes by the uplink has no Ethernet header.
+    #[inline(always)]
+    pub const fn has_no_ethernet(&self) -> bool {
+        self.flags & Self::NO_ETHERNET != 0
     }
 
     /// Whether an address of the network in no lease is known to be nobody's.

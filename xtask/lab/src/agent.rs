@@ -102,11 +102,13 @@ impl AgentOptions {
             &self.etcd_endpoints,
             "--etcd-prefix",
             &self.etcd_prefix,
-            "--iface",
-            UPLINK,
             "--fast-path",
             if self.fast_path { "on" } else { "off" },
         ]);
+        let has = |flag| self.arguments.iter().any(|argument| argument.starts_with(flag));
+        if !has("--iface") {
+            command = command.args(["--iface", UPLINK]);
+        }
         if self.public_ip {
             command = command.args(["--public-ip", &host.address().to_string()]);
         }
@@ -115,7 +117,7 @@ impl AgentOptions {
         command = command.arg("--pin-path").arg(host.pins());
         command = command.arg("--socket").arg(host.agent_socket());
         // Tests count packets and capture frames: whoever wants questions among them says so.
-        if !self.arguments.iter().any(|argument| argument.starts_with("--peer-timeout")) {
+        if !has("--peer-timeout") {
             command = command.arg("--peer-timeout=0");
         }
         if let Some(bridge) = &self.bridge {

@@ -45,6 +45,7 @@ pub mod statistics;
 pub mod stream;
 pub mod subnet;
 pub mod teardown;
+pub mod tun;
 mod wait;
 mod wire;
 pub mod workspace;

@@ -14,14 +14,14 @@ use super::{archive::Archive, kernel::Unpacked};
 use crate::build;
 
 /// What the lab and the tests call.
-const TOOLS: [&str; 10] =
-    ["bridge", "etcd", "etcdctl", "ethtool", "ip", "nft", "nsenter", "ping", "sysctl", "tc"];
+const TOOLS: [&str; 11] =
+    ["bridge", "etcd", "etcdctl", "ethtool", "ip", "nft", "nsenter", "ping", "sysctl", "tc", "wg"];
 
 /// A static shell with everything else.
 const BUSYBOX: &str = "/bin/busybox";
 
 /// What the datapath and the tests' hosts are made of, as far as it is not part of the kernel's image.
-const MODULES: [&str; 14] = [
+const MODULES: [&str; 18] = [
     "veth",
     "bridge",
     "vxlan",
@@ -37,6 +37,10 @@ const MODULES: [&str; 14] = [
     "8021q",
     "bonding",
     "macvlan",
+    "vrf",
+    "tun",
+    "ipip",
+    "wireguard",
 ];
 
 /// One program to run in a machine.

@@ -41,8 +41,13 @@ fn hosts(kernel: Kernel, kernels: &[Kernel]) -> Vec<&'static str> {
 }
 
 /// What to run where: every program and its decisions, packet by packet; then hosts and containers, where there are
-/// tests of them. Who hunts wants nothing else.
-fn steps(hosts: &[&str], hunted: Option<&str>, programs: &[PathBuf; 3]) -> Vec<Step> {
+/// tests of them; of both only what somebody asks for. Who hunts wants nothing else.
+fn steps(
+    hosts: &[&str],
+    asked: &[String],
+    hunted: Option<&str>,
+    programs: &[PathBuf; 3],
+) -> Vec<Step> {
     let [datapath, network, attack] = programs;
     let step = |name, program: &Path, filters: &[&str]| Step {
         name,
@@ -57,9 +62,10 @@ fn steps(hosts: &[&str], hunted: Option<&str>, programs: &[PathBuf; 3]) -> Vec<S
     if hunted.is_some() {
         return vec![step("attack", attack, &["mutation::mutated_frames"])];
     }
-    let mut steps = vec![step("datapath", datapath, &[])];
+    let asked: Vec<_> = asked.iter().map(String::as_str).collect();
+    let mut steps = vec![step("datapath", datapath, &asked)];
     if !hosts.is_empty() {
-        steps.push(step("network", network, hosts));
+        steps.push(step("network", network, if asked.is_empty() { hosts } else { &asked }));
     }
     steps
 }
@@ -71,9 +77,9 @@ pub(crate) fn chosen(names: &[String]) -> Vec<Kernel> {
     KERNELS.into_iter().filter(|kernel| !any || is_named(kernel)).collect()
 }
 
-/// Runs the tests on these kernels, shows what came of each, and returns the counts and what went wrong apart from
+/// Runs the tests on these kernels, or those that `asked` names parts of, shows what came of each, and returns the counts and what went wrong apart from
 /// failed tests.
-pub(crate) fn test(kernels: &[Kernel]) -> Result<(Counts, Option<String>)> {
+pub(crate) fn test(kernels: &[Kernel], asked: &[String]) -> Result<(Counts, Option<String>)> {
     let programs = test_programs(NAMES)?;
     let hunted = hunted();
     let mut table = Table::new();
@@ -81,7 +87,7 @@ pub(crate) fn test(kernels: &[Kernel]) -> Result<(Counts, Option<String>)> {
     table.set_header(["KERNEL", "RELEASE", "DATAPATH", "NETWORK", "ATTACK", "TIME", "RESULT"]);
     let mut total = Counts::default();
     let mut troubles = Vec::new();
-    let steps = |kernel| steps(&hosts(kernel, kernels), hunted.as_deref(), &programs);
+    let steps = |kernel| steps(&hosts(kernel, kernels), asked, hunted.as_deref(), &programs);
     for (kernel, result) in run_all(kernels, steps) {
         match result {
             Ok(run) => {

@@ -121,6 +121,19 @@ fn tags_hide_nothing() {
     assert_eq!(seen(REMOTE, LOCAL, &[[0x81, 0, 0, 5]]), Reason::OtherVlan);
 }
 
+/// Bytes 12 and 13 of an IP header are its source's: 8.0.69.1 makes of it what looks like Ethernet and IPv4.
+#[test]
+fn without_ethernet_headers_nothing_is_taken_for_one() {
+    let mut world = World::new();
+    world.host.flags |= HostConfig::NO_ETHERNET;
+    let packet = vxlan_packet(&world.host, REMOTE, LOCAL);
+    let seen = from_uplink(&packet, &world.host, &world, |_| true);
+    assert_eq!(seen.expect_err("left to the kernel"), Reason::Tagged);
+    let forged = udp_packet(REMOTE, LOCAL, 10);
+    let seen = from_uplink(&forged, &world.host, &world, |_| true);
+    assert_eq!(seen.expect_err("not encapsulated"), Reason::Unencapsulated);
+}
+
 #[test]
 fn an_address_in_no_lease_is_the_hosts_own_business_once_leases_are_known() {
     let mut world = World::new();
