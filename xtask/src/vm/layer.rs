@@ -23,6 +23,9 @@ pub(super) fn hunted() -> Option<String> {
 /// What a machine may run, as the table shows it.
 const NAMES: [&str; 3] = ["datapath", "network", "attack"];
 
+/// Of uplinks, the newest kernel makes those that the oldest has no time for.
+const WITHOUT_ETHERNET: &str = "kernels::an_uplink_without";
+
 /// Which tests with hosts and containers are for this kernel, beside every program. A machine takes minutes for them: of
 /// all kernels the oldest runs them, and the newest those that the oldest cannot and those that no kernel may fail,
 /// unless some are named. Programs can move between links and filters only where there are both.
@@ -30,12 +33,15 @@ fn hosts(kernel: Kernel, kernels: &[Kernel]) -> Vec<&'static str> {
     let mut filters = if kernels.len() < KERNELS.len() || kernels.first() == Some(&kernel) {
         vec!["kernels::"]
     } else if kernels.last() == Some(&kernel) {
-        vec!["kernels::containers_talk"]
+        vec!["kernels::containers_talk", WITHOUT_ETHERNET]
     } else {
         return Vec::new();
     };
     if kernel.has_tcx() {
         filters.push("switching::");
+    }
+    if kernels.len() == KERNELS.len() && kernels.first() == Some(&kernel) {
+        filters.extend(["--skip", WITHOUT_ETHERNET]);
     }
     filters
 }
@@ -158,8 +164,9 @@ mod tests {
         let of = |kernels: &[Kernel]| {
             kernels.iter().map(|kernel| hosts(*kernel, kernels)).collect::<Vec<_>>()
         };
-        let newest = vec!["kernels::containers_talk", "switching::"];
-        assert_eq!(of(&KERNELS), [vec!["kernels::"], vec![], newest]);
+        let newest = vec!["kernels::containers_talk", WITHOUT_ETHERNET, "switching::"];
+        let oldest = vec!["kernels::", "--skip", WITHOUT_ETHERNET];
+        assert_eq!(of(&KERNELS), [oldest, vec![], newest]);
         assert_eq!(of(&KERNELS[1..2]), [vec!["kernels::", "switching::"]]);
     }
 
