@@ -1,6 +1,7 @@
 //! The host's links, addresses and routes, and its containers' ends of cables: what is there, and the few things we add.
 
 mod blackhole;
+pub mod dump;
 mod lease_routes;
 mod observe;
 mod peer_namespace;

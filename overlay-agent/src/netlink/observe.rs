@@ -1,7 +1,6 @@
 use std::{collections::BTreeMap, net::Ipv4Addr};
 
-use anyhow::{Context, Result};
-use futures::TryStreamExt;
+use anyhow::Result;
 use netlink_packet_route::{
     address::AddressAttribute,
     link::{
@@ -11,6 +10,8 @@ use netlink_packet_route::{
 };
 use overlay_common::MacAddr;
 use rtnetlink::Handle;
+
+use super::dump;
 
 /// What the kernel knows, at one moment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -94,13 +95,11 @@ pub struct PeerPlace {
 /// Asks the kernel for everything in [`Observed`].
 pub async fn observe(handle: &Handle) -> Result<Observed> {
     let mut observed = Observed::default();
-    let mut links = handle.link().get().execute();
-    while let Some(message) = links.try_next().await.context("listing interfaces")? {
+    for message in dump::links(handle).await? {
         let link = parse_link(&message);
         observed.links.insert(link.index, link);
     }
-    let mut addresses = handle.address().get().execute();
-    while let Some(message) = addresses.try_next().await.context("listing addresses")? {
+    for message in dump::addresses(handle).await? {
         let local = message.attributes.iter().find_map(|attribute| match attribute {
             AddressAttribute::Local(std::net::IpAddr::V4(address)) => Some(*address),
             _ => None,

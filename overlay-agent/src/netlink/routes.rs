@@ -5,16 +5,16 @@ use std::{
     net::Ipv4Addr,
 };
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use ipnetwork::Ipv4Network;
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteNextHopFlags,
     RouteType,
 };
-use rtnetlink::{Handle, IpVersion, RouteMessageBuilder};
+use rtnetlink::{Handle, RouteMessageBuilder};
 
-use super::lease_routes::PROTOCOL;
+use super::{dump, lease_routes::PROTOCOL};
 
 /// Rules that every host has: local, main, default. With any other, the main table does not tell where a
 /// packet goes, and the kernel is asked about each peer.
@@ -80,13 +80,7 @@ impl Routes {
         port: u16,
         peers: BTreeSet<Ipv4Addr>,
     ) -> Result<Self> {
-        let rules: Vec<_> = handle
-            .rule()
-            .get(IpVersion::V4)
-            .execute()
-            .try_collect()
-            .await
-            .context("listing routing rules")?;
+        let rules = dump::rules(handle).await?;
         let others = || main.iter().filter(|route| route.header.protocol != PROTOCOL);
         if rules.len() <= USUAL_RULES && others().count() <= MANY {
             return Ok(Self::Table(others().filter_map(parse).collect()));
@@ -125,11 +119,7 @@ impl Routes {
 
 /// The main table.
 pub async fn main_table(handle: &Handle) -> Result<Vec<RouteMessage>> {
-    let all = RouteMessageBuilder::<Ipv4Addr>::new().build();
-    let main = |route: &RouteMessage| route.header.table == RouteHeader::RT_TABLE_MAIN;
-    let routes = handle.route().get(all).execute();
-    let routes = routes.try_filter(|route| futures::future::ready(main(route)));
-    routes.try_collect().await.context("listing routes")
+    dump::routes(handle, |route| route.header.table == RouteHeader::RT_TABLE_MAIN).await
 }
 
 /// Which interface, and which next hop if it is not the address itself, the kernel has for what this host sends to

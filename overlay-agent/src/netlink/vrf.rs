@@ -7,15 +7,14 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use futures::TryStreamExt as _;
 use netlink_packet_core::DefaultNla;
 use netlink_packet_route::{
     route::RouteProtocol,
     rule::{RuleAction, RuleAttribute, RuleMessage, RulePortRange},
 };
-use rtnetlink::{Handle, IpVersion};
+use rtnetlink::Handle;
 
-use super::{LinkKind, Observed};
+use super::{LinkKind, Observed, dump};
 use crate::repairs;
 
 /// That of the kernel's own rule for VRFs (`l3mdev`): what comes before that comes before ours.
@@ -172,13 +171,11 @@ pub async fn remove_vrf_rules(handle: &Handle) -> Result<usize> {
 }
 
 async fn ours(handle: &Handle) -> Result<Vec<RuleMessage>> {
-    let rules = handle.rule().get(IpVersion::V4).execute();
     let is_ours = |rule: &RuleMessage| {
         let has = |attribute| rule.attributes.contains(&attribute);
         has(RuleAttribute::Protocol(PROTOCOL)) && has(RuleAttribute::Priority(PRIORITY))
     };
-    let rules = rules.try_filter(|rule| futures::future::ready(is_ours(rule)));
-    rules.try_collect().await.context("listing routing rules")
+    Ok(dump::rules(handle).await?.into_iter().filter(is_ours).collect())
 }
 
 #[cfg(test)]

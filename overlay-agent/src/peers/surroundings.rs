@@ -2,17 +2,17 @@
 
 use std::{collections::BTreeMap, net::Ipv4Addr};
 
-use anyhow::{Context as _, Result};
-use futures::TryStreamExt as _;
+use anyhow::Result;
 use ipnetwork::Ipv4Network;
 use netlink_packet_route::{
     AddressFamily,
     address::AddressAttribute,
     route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage},
 };
-use rtnetlink::{Handle, RouteMessageBuilder};
+use rtnetlink::Handle;
 
 use super::refusal::Special;
+use crate::netlink::dump;
 
 /// The addresses here that no peer can have, each with what it is.
 ///
@@ -49,8 +49,7 @@ impl Surroundings {
     /// Asks the kernel.
     pub async fn observe(handle: &Handle) -> Result<Self> {
         let mut addresses = Vec::new();
-        let mut messages = handle.address().get().execute();
-        while let Some(message) = messages.try_next().await.context("listing addresses")? {
+        for message in dump::addresses(handle).await? {
             if message.header.family != AddressFamily::Inet {
                 continue;
             }
@@ -61,13 +60,8 @@ impl Surroundings {
                 _ => None,
             }));
         }
-        let routes = RouteMessageBuilder::<Ipv4Addr>::new().build();
-        let mut messages = handle.route().get(routes).execute();
-        let mut gateways = Vec::new();
-        while let Some(message) = messages.try_next().await.context("listing routes")? {
-            gateways.extend(default_gateway(&message));
-        }
-        Ok(Self::new(addresses, gateways))
+        let routes = dump::routes(handle, |route| default_gateway(route).is_some()).await?;
+        Ok(Self::new(addresses, routes.iter().filter_map(default_gateway)))
     }
 
     /// What an address is here, if anything.

@@ -3,10 +3,8 @@
 use std::net::{Ipv4Addr, UdpSocket};
 
 use anyhow::{Context as _, Result, anyhow};
-use futures::TryStreamExt as _;
 use ipnetwork::Ipv4Network;
 use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage};
-use rtnetlink::RouteMessageBuilder;
 
 use super::docker;
 use crate::{
@@ -50,9 +48,7 @@ pub(super) async fn kernel_and_network(network: &NetworkConfig) -> Result<()> {
     if !observed.links.values().any(|link| link.name == tunnel) {
         port_is_free(network.port)?;
     }
-    let all = RouteMessageBuilder::<Ipv4Addr>::new().build();
-    let routes: Vec<_> =
-        handle.route().get(all).execute().try_collect().await.context("cannot list the routes")?;
+    let routes = netlink::dump::routes(&handle, |_| true).await?;
     let routes = routes.iter().filter_map(|route| destination(route, &observed));
     match overlapping(network.network, &tunnel, routes) {
         None => Ok(()),

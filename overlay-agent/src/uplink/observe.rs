@@ -16,6 +16,7 @@ use rtnetlink::{Handle, RouteMessageBuilder};
 use super::{Address, Interface, Observed, Uplink, choose};
 use crate::{
     exit::{Exit, WithExit as _},
+    netlink::dump,
     run_config::UplinkConfig,
 };
 
@@ -31,18 +32,9 @@ pub async fn discover(config: &UplinkConfig) -> anyhow::Result<Uplink> {
 
 /// What there is to choose from.
 pub async fn observe(handle: &Handle, can_reach: Option<Ipv4Addr>) -> anyhow::Result<Observed> {
-    let links: Vec<_> =
-        handle.link().get().execute().try_collect().await.context("cannot list the interfaces")?;
-    let addresses: Vec<_> = handle
-        .address()
-        .get()
-        .execute()
-        .try_collect()
-        .await
-        .context("cannot list the addresses")?;
-    let all = RouteMessageBuilder::<Ipv4Addr>::new().build();
-    let routes: Vec<_> =
-        handle.route().get(all).execute().try_collect().await.context("cannot list the routes")?;
+    let links = dump::links(handle).await?;
+    let addresses = dump::addresses(handle).await?;
+    let routes = dump::routes(handle, |route| default_route(route).is_some()).await?;
 
     let mut interfaces: Vec<_> = links.iter().map(interface).collect();
     interfaces.sort_by_key(|interface| interface.ifindex);
