@@ -13,6 +13,14 @@ use std::{collections::BTreeMap, time::Duration};
 use anyhow::{Context, Result, bail};
 use futures::StreamExt;
 use ipnetwork::Ipv4Network;
+use overlay_lease::{
+    config::RulesMode,
+    member::{
+        network::StoredConfig,
+        registry::{Following, Registry},
+    },
+    wire::Lease,
+};
 use rtnetlink::Handle;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use tokio_util::sync::CancellationToken;
@@ -25,14 +33,13 @@ use crate::{
     admin::{Pulse, Requests},
     datapath::{Attachment, Features, PinPath},
     dataplane::Dataplane,
+    exit::OwnExit as _,
     fail,
-    firewall::{self, Firewall, Rules, RulesMode, Scene},
-    lease::Lease,
+    firewall::{self, Firewall, Rules, Scene, Scrutiny},
     netlink,
     peers::Tally,
     presence::{Asker, Presence},
     run_config::RunConfig,
-    store::{Following, Store, config::StoredConfig},
     subnet_env::SubnetEnv,
     uplink::{self, Uplink},
 };
@@ -54,7 +61,7 @@ pub struct Agent {
     config: RunConfig,
     network: StoredConfig,
     uplink: Uplink,
-    store: Store,
+    store: Registry,
     netlink: Handle,
     dataplane: Dataplane,
     lease: Lease,
@@ -86,20 +93,20 @@ impl Agent {
         config: RunConfig,
         pins: PinPath,
         features: Features,
-        store: Store,
+        store: Registry,
         mut network: StoredConfig,
         uplink: Uplink,
     ) -> Result<Self> {
         let netlink = netlink::connect()?;
         let observed = netlink::observe(&netlink).await?;
         let request = joining::request(&config, network.config.vni, &uplink, &observed);
-        let joined = Box::pin(store.join(&mut network, &request)).await?;
+        let joined = Box::pin(store.join(&mut network, &request)).await.own_exit()?;
         let lease = joined.lease;
         let occupied = request.occupied;
         fail::point("lease");
         let mut scene = scene(&config, &network.config, &uplink, lease);
         let rules = Rules::read(&scene).await;
-        let scrutiny = rules_mode(&config, &network.config).scrutiny(&rules.concerns);
+        let scrutiny = Scrutiny::by(rules_mode(&config, &network.config), &rules.concerns);
         let spec = dataplane_spec(&config, &network.config, &uplink, lease, scrutiny);
         let dataplane = Dataplane::start(spec, pins, features).await?;
         fail::point("dataplane");
@@ -223,7 +230,7 @@ impl Agent {
     /// Netfilter decides from now on, or does not any more.
     fn follow_rules(&mut self) {
         let concerns = self.firewall.rules().concerns;
-        let scrutiny = self.rules_mode().scrutiny(&concerns);
+        let scrutiny = Scrutiny::by(self.rules_mode(), &concerns);
         if scrutiny != self.dataplane.spec().scrutiny {
             let because = concerns.first().map(|rule| rule.text.as_str());
             tracing::warn!(

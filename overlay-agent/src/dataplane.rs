@@ -8,6 +8,7 @@ use std::{net::Ipv4Addr, time::Instant};
 
 use anyhow::{Context, Result};
 use overlay_common::tables::{ABI_VERSION, HostConfig};
+use overlay_lease::config::policy::Policy;
 use rtnetlink::Handle;
 
 use self::routes::Unrouted;
@@ -20,7 +21,7 @@ use crate::{
     netlink::{self, Blackhole, LeaseRoutes, Link, Observed, Tunnel, TunnelSpec, Underlay, Vrf},
     peers::{Limits, Peers, Scope, Surroundings, Ways},
     places::{self, Newcomers},
-    policy::{InForce, Policy},
+    policy::InForce,
     repairs,
     source_check::SourceCheck,
 };

@@ -2,6 +2,8 @@
 
 use std::{error::Error as StdError, fmt, process::ExitCode};
 
+use overlay_lease::{member::registry::JoinError, store::operate::OperateError};
+
 /// How the program ends. The numbers are part of the command line's contract; most are those of
 /// `sysexits.h`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -105,6 +107,53 @@ impl<T, E: Into<anyhow::Error>> WithExit<T> for Result<T, E> {
             let error = error.into();
             anyhow::Error::new(Coded { exit, error })
         })
+    }
+}
+
+/// Gives an error the exit code of its kind, without changing what it says.
+pub trait OwnExit<T> {
+    /// Makes the program end with what is the error's own if this error ends it.
+    fn own_exit(self) -> Result<T, anyhow::Error>;
+}
+
+impl<T, E> OwnExit<T> for Result<T, E>
+where
+    E: Into<anyhow::Error>,
+    for<'error> Exit: From<&'error E>,
+{
+    fn own_exit(self) -> anyhow::Result<T> {
+        self.or_else(|error| {
+            let exit = Exit::from(&error);
+            Err(error).exit(exit)
+        })
+    }
+}
+
+impl From<&JoinError> for Exit {
+    fn from(error: &JoinError) -> Self {
+        match error {
+            JoinError::Config(_) | JoinError::Fixed(_) => Self::Config,
+            JoinError::Acquire(_) => Self::Failure,
+        }
+    }
+}
+
+impl From<&OperateError> for Exit {
+    fn from(error: &OperateError) -> Self {
+        match error {
+            OperateError::Store(_) => Self::Unavailable,
+            OperateError::NoLease { .. } | OperateError::NoConfig(_) => Self::NotFound,
+            OperateError::MalformedConfig { .. } => Self::Config,
+            OperateError::Malformed { .. } | OperateError::Restless(_) => Self::Failure,
+            OperateError::Nobody => Self::Usage,
+            OperateError::Harmful { .. }
+            | OperateError::Leased { .. }
+            | OperateError::NotAdmitted { .. }
+            | OperateError::HasOther { .. }
+            | OperateError::Overlaps { .. }
+            | OperateError::AnothersLease(_)
+            | OperateError::Changed(_) => Self::Conflict,
+        }
     }
 }
 

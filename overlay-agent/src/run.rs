@@ -1,6 +1,7 @@
 //! `overlay-agent run`: start in order, run, stop.
 
 use anyhow::{Context, Result};
+use overlay_lease::member::registry::Registry;
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::mpsc,
@@ -12,10 +13,9 @@ use crate::{
     agent::Agent,
     cleanup::{Places, cleanup},
     datapath::{Features, PinPath},
-    exit::{Exit, WithExit},
+    exit::{Exit, OwnExit as _, WithExit as _},
     fail, netlink,
     run_config::RunConfig,
-    store::Store,
     uplink,
 };
 
@@ -53,7 +53,7 @@ async fn start_and_run(config: RunConfig, stop: CancellationToken) -> Result<()>
     let features = check_host()?;
     let pins = PinPath::open(&config.pin_path)?;
     fail::point("pin path");
-    let store = Store::new(&config)?;
+    let store = Registry::new(&config.registry()).exit(Exit::Usage)?;
 
     // From here on, whoever asks is told what the agent waits for.
     let (asker, mut requests) = mpsc::channel(16);
@@ -76,10 +76,10 @@ async fn start(
     config: RunConfig,
     pins: PinPath,
     features: Features,
-    store: Store,
+    store: Registry,
     waiting: &Waiting,
 ) -> Result<Agent> {
-    let network = store.network().await?;
+    let network = store.network().await.own_exit()?;
     fail::point("network config");
     let handle = netlink::connect()?;
     let uplink = uplink::discover(&config.uplink).await.context("cannot choose an uplink")?;

@@ -1,15 +1,17 @@
 //! What `overlay-agent run` was asked for, checked and in the types that the agent works with.
 
 use std::{
-    convert::Infallible,
     ffi::OsString,
-    fmt,
     net::{Ipv4Addr, SocketAddr, ToSocketAddrs as _},
     path::PathBuf,
-    str::FromStr,
     time::Duration,
 };
 
+use overlay_lease::{config::RulesMode, wire::key::Prefix};
+use overlay_lease::{
+    member::registry::RegistryConfig,
+    store::etcd::{EtcdConfig, Identity, Secret},
+};
 use regex::Regex;
 
 use crate::{
@@ -18,8 +20,6 @@ use crate::{
         flanneld::FlanneldArgs,
         run::{OnExit, RunArgs, Switch},
     },
-    firewall::RulesMode,
-    lease::key::Prefix,
     source_check::SourceCheck,
 };
 
@@ -73,64 +73,14 @@ pub struct RunConfig {
     pub without_effect: Vec<String>,
 }
 
-/// How to reach etcd.
-#[derive(Clone, Debug)]
-pub struct EtcdConfig {
-    /// The members' URLs.
-    pub endpoints: Vec<String>,
-    /// The place of this network.
-    pub prefix: Prefix,
-    /// The PEM file of the authority that signed the members' certificates.
-    pub ca_file: Option<PathBuf>,
-    /// The PEM files of our certificate and its key.
-    pub identity: Option<Identity>,
-    /// Name and password.
-    pub user: Option<(String, Secret)>,
-}
-
-impl EtcdConfig {
-    /// Whether any endpoint is to be talked to by TLS. One without a scheme is where there are files for it, as
-    /// for Go's client.
-    pub fn wants_tls(&self) -> bool {
-        let has_files = self.ca_file.is_some() || self.identity.is_some();
-        self.endpoints.iter().any(|endpoint| {
-            endpoint.starts_with("https://") || (has_files && !endpoint.starts_with("http://"))
-        })
+impl RunConfig {
+    /// Where it is agreed who has which subnet.
+    pub fn registry(&self) -> RegistryConfig {
+        match &self.peers {
+            Some(path) => RegistryConfig::Fixed(path.clone()),
+            None => RegistryConfig::Etcd(self.etcd.clone()),
+        }
     }
-}
-
-/// A text that no log shows.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Secret(String);
-
-impl Secret {
-    /// The text, for the one who must know it.
-    pub fn reveal(&self) -> &str {
-        &self.0
-    }
-}
-
-impl FromStr for Secret {
-    type Err = Infallible;
-
-    fn from_str(text: &str) -> Result<Self, Infallible> {
-        Ok(Self(text.to_owned()))
-    }
-}
-
-impl fmt::Debug for Secret {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        out.write_str("…")
-    }
-}
-
-/// Who we are in TLS.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Identity {
-    /// The PEM file of the certificate.
-    pub cert_file: PathBuf,
-    /// The PEM file of its key.
-    pub key_file: PathBuf,
 }
 
 /// How to choose the uplink.
@@ -248,7 +198,7 @@ impl TryFrom<RunArgs> for RunConfig {
             lease_ttl: Duration::from_secs(args.lease_ttl.into()),
             bridge: args.bridge.filter(|name| !name.is_empty()),
             fast_path: args.fast_path == Switch::On,
-            rules: args.rules,
+            rules: args.rules.map(RulesMode::from),
             peer_timeout: (args.peer_timeout > 0)
                 .then(|| Duration::from_secs(args.peer_timeout.into())),
             source_check: SourceCheck {
@@ -290,7 +240,7 @@ impl TryFrom<&EtcdArgs> for EtcdConfig {
         let user = match (args.etcd_username.as_str(), password) {
             ("", None) => None,
             ("", Some((flag, _))) => return Err(UsageError::NoUser(flag)),
-            (name, None) => Some((name.to_owned(), Secret(String::new()))),
+            (name, None) => Some((name.to_owned(), Secret::from(String::new()))),
             (name, Some((_, password))) => Some((name.to_owned(), password)),
         };
         Ok(Self {
@@ -360,7 +310,7 @@ fn password(args: &EtcdArgs) -> Result<Option<(&'static str, Secret)>, UsageErro
             if line.is_empty() {
                 return Err(failed("its first line is empty".to_owned()));
             }
-            Ok(Some(("--etcd-password-file", Secret(line.to_owned()))))
+            Ok(Some(("--etcd-password-file", Secret::from(line.to_owned()))))
         }
         _ => Err(UsageError::TwoPasswords),
     }

@@ -9,12 +9,9 @@ use std::{collections::BTreeMap, fs, io, net::Ipv4Addr, path::Path};
 use anyhow::{Context as _, Result};
 use ipnetwork::Ipv4Network;
 use overlay_common::MacAddr;
+use overlay_lease::wire::{Lease, key::Prefix};
 
-use crate::{
-    dotenv,
-    lease::{Lease, key::Prefix},
-    subnet_env::replace,
-};
+use crate::{dotenv, subnet_env::replace};
 
 /// Where it is, unless the command line says otherwise.
 pub const DEFAULT_PATH: &str = "/var/lib/overlay/state.env";

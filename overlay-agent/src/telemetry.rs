@@ -13,8 +13,8 @@ use crate::exit::Exit;
 pub fn start(verbosity: u8) {
     let level = match verbosity {
         0 => "info",
-        1..=4 => "info,overlay_agent=debug",
-        _ => "debug,overlay_agent=trace",
+        1..=4 => "info,overlay_agent=debug,overlay_lease=debug",
+        _ => "debug,overlay_agent=trace,overlay_lease=trace",
     };
     let filter = EnvFilter::try_from_default_env()
         .unwrap_or_else(|_| EnvFilter::new(format!("{level},{QUIET}")));

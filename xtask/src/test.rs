@@ -265,6 +265,8 @@ fn invocations(layer: &Layer, arguments: &[String]) -> Vec<Vec<String>> {
                 "--package",
                 "overlay-agent",
                 "--package",
+                "overlay-lease",
+                "--package",
                 "xtask",
                 "--package",
                 "overlay-lab",

@@ -4,12 +4,11 @@ use std::{collections::BTreeMap, net::Ipv4Addr, time::Instant};
 
 use anyhow::{Context as _, Result};
 use etcd_client::{Client, Txn, TxnOp};
-use overlay_agent::{
-    lease::{Lease, key::Prefix},
-    run_config::EtcdConfig,
-    store::Etcd,
-};
 use overlay_common::{MacAddr, Vni};
+use overlay_lease::{
+    store::etcd::{Etcd, EtcdConfig},
+    wire::{Lease, key::Prefix},
+};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,

@@ -7,12 +7,13 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use etcd_client::Client;
-use overlay_agent::{
-    lease::{
+use overlay_lease::{
+    member::{
         acquire::{Request, acquire},
-        key::Prefix,
+        follow::{Follower, LeaseUpdate},
+        network::wait_for_config,
     },
-    store::{Follower, LeaseUpdate, config::wait_for_config},
+    wire::key::Prefix,
 };
 use tokio::{sync::mpsc, task::JoinSet};
 

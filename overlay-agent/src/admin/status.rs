@@ -6,12 +6,10 @@ use std::{
 use comfy_table::{Table, presets::NOTHING};
 use ipnetwork::Ipv4Network;
 use overlay_common::{Class, Feature, Reason};
+use overlay_lease::config::policy::Rule;
 use serde::{Deserialize, Serialize};
 
-use crate::{
-    datapath::CounterRow,
-    policy::{Denials, Rule},
-};
+use crate::{datapath::CounterRow, policy::Denials};
 
 /// Everything that `overlay-agent status` shows. The JSON form is stable: fields are added, not renamed.
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]

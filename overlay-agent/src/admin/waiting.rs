@@ -5,8 +5,9 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
+use overlay_lease::trouble::Troubles;
+
 use super::{Requests, Status};
-use crate::store::trouble::Troubles;
 
 /// What an agent on its way waits for.
 #[derive(Debug)]

@@ -1,12 +1,12 @@
 //! Another network config, or another MTU of the uplink, while the agent runs.
 
 use anyhow::Result;
+use overlay_lease::{
+    config::change::{Change, changes},
+    member::network::{ConfigUpdate, StoredConfig},
+};
 
 use super::{Agent, joining::Moving, specs::overlay_mtu};
-use crate::{
-    network_config::change::{Change, changes},
-    store::config::{ConfigUpdate, StoredConfig},
-};
 
 impl Agent {
     /// Does what can be done about another network config while the agent runs, and says what cannot.

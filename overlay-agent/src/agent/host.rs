@@ -2,9 +2,10 @@
 
 use std::time::Instant;
 
+use overlay_lease::wire::allocate::overlap;
+
 use crate::{
     containers::mtu_beyond,
-    lease::allocate::overlap,
     netlink::{self, Link, Observed},
 };
 

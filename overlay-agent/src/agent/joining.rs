@@ -6,15 +6,20 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use ipnetwork::Ipv4Network;
 use overlay_common::Vni;
+use overlay_lease::{
+    member::{
+        acquire::Request, incident::Incident, keeper::LeaseEvent, network::StoredConfig,
+        registry::Joined,
+    },
+    outage::Outage,
+};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::{Agent, dataplane_spec};
 use crate::{
-    lease::{acquire::Request, incident::Incident, keeper::LeaseEvent},
     netlink::{self, LinkKind, Observed},
     run_config::RunConfig,
     state_file::HostState,
-    store::{Joined, config::StoredConfig, outage::Outage},
     subnet_env::read_subnet,
     uplink::Uplink,
 };
@@ -107,7 +112,7 @@ impl Agent {
                 match Box::pin(store.join(&mut network, &request)).await {
                     Ok(joined) => return (network, joined),
                     Err(error) => {
-                        let error = format!("{error:#}");
+                        let error = format!("{:#}", anyhow::Error::from(error));
                         tokio::time::sleep(outage.failed(&error)).await;
                     }
                 }

@@ -3,9 +3,10 @@
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
+use overlay_lease::member::follow::LeaseUpdate;
 
 use super::Agent;
-use crate::{peers::Surroundings, store::LeaseUpdate};
+use crate::peers::Surroundings;
 
 /// For how long leases are taken in before the loop looks at something else.
 const TURN: Duration = Duration::from_millis(10);

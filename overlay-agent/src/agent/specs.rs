@@ -1,12 +1,15 @@
 //! What the command line, the network config, the uplink and the lease make of each part's settings.
 
+use overlay_lease::{
+    config::{NetworkConfig, RulesMode},
+    wire::Lease,
+};
+
 use crate::{
     datapath::Attachment,
     dataplane::DataplaneSpec,
-    firewall::{self, Masquerade, Nat, RulesMode, Scene, Scrutiny},
-    lease::Lease,
+    firewall::{self, Masquerade, Nat, Scene, Scrutiny},
     netlink::{self, TunnelSpec},
-    network_config::NetworkConfig,
     run_config::RunConfig,
     uplink::Uplink,
 };

@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use overlay_common::Feature;
+use overlay_lease::wire::Lease;
 use tokio::sync::oneshot;
 
 use super::Agent;
@@ -13,7 +14,6 @@ use crate::{
     },
     datapath::read_counters,
     firewall::Scrutiny,
-    lease::Lease,
     netlink, repairs,
 };
 

@@ -7,11 +7,12 @@ use std::{
 
 use anyhow::Context as _;
 use clap::Args;
+use overlay_lease::store::operate::give_back;
 
-use super::{config::store, etcd::EtcdArgs, lease::give_back, run::DEFAULT_SOCKET};
+use super::{config::store, etcd::EtcdArgs, run::DEFAULT_SOCKET};
 use crate::{
     cleanup::{Places, cleanup, own_lease},
-    exit::{Exit, WithExit as _},
+    exit::{Exit, OwnExit as _, WithExit as _},
     state_file,
 };
 
@@ -74,7 +75,7 @@ pub async fn run(args: CleanupArgs) -> anyhow::Result<()> {
     };
     let mut removed = cleanup(&places).await?;
     if let Some(((subnet, vtep_mac), store)) = lease {
-        let given = give_back(&store, subnet, vtep_mac).await;
+        let given = give_back(&store, subnet, vtep_mac).await.own_exit();
         given.with_context(|| {
             format!("everything on this host is removed, but lease {subnet} is still in etcd")
         })?;

@@ -5,19 +5,18 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, anyhow};
 use clap::{Args, Subcommand};
-
-use super::{etcd::EtcdArgs, output::print};
-use crate::{
-    exit::{Exit, WithExit as _},
-    network_config::{NetworkConfig, ParsedConfig, change::Harm},
-    run_config::EtcdConfig,
-    store::Etcd,
+use overlay_lease::{
+    config::{NetworkConfig, ParsedConfig},
+    store::{
+        etcd::{Etcd, EtcdConfig},
+        operate::{self, OperateError},
+    },
 };
 
-/// How often to start anew when somebody writes at the same time.
-const RACES: usize = 10;
+use super::{etcd::EtcdArgs, output::print};
+use crate::exit::{Exit, OwnExit as _, WithExit as _};
 
 /// The verbs of `config`.
 #[derive(Debug, Subcommand)]
@@ -65,15 +64,19 @@ pub async fn run(command: ConfigCommand) -> anyhow::Result<Exit> {
             let store = store(&args)?;
             let key = store.prefix().config_key();
             let Some(entry) = store.get(&key).await.exit(Exit::Unavailable)? else {
-                return Err(anyhow::anyhow!("there is no network config at {key}"))
-                    .exit(Exit::NotFound);
+                return Err(anyhow!("there is no network config at {key}")).exit(Exit::NotFound);
             };
             print(format_args!("{}\n", String::from_utf8_lossy(&entry.value).trim_end()))?;
         }
         ConfigCommand::Set(args) => {
             let (text, parsed) = read(&args.file)?;
             let store = store(&args.etcd)?;
-            set(&store, &text, &parsed.config, args.force).await?;
+            match operate::set_config(&store, &text, &parsed.config, args.force).await {
+                Err(error @ OperateError::Harmful { .. }) => {
+                    return Err(anyhow!("{error}; --force writes it")).exit(Exit::Conflict);
+                }
+                outcome => outcome.own_exit()?,
+            }
             print(format_args!(
                 "{} is set: {}",
                 store.prefix().config_key(),
@@ -88,41 +91,6 @@ pub async fn run(command: ConfigCommand) -> anyhow::Result<Exit> {
 pub(super) fn store(args: &EtcdArgs) -> anyhow::Result<Etcd> {
     let config = EtcdConfig::try_from(args).exit(Exit::Usage)?;
     Etcd::new(&config).exit(Exit::Usage)
-}
-
-/// Writes a config that has been checked, under the condition that what the decision rests on has
-/// not changed.
-pub async fn set(
-    store: &Etcd,
-    text: &[u8],
-    config: &NetworkConfig,
-    force: bool,
-) -> anyhow::Result<()> {
-    let key = store.prefix().config_key();
-    for _ in 0..RACES {
-        let old = store.get(&key).await.exit(Exit::Unavailable)?;
-        let leases = store.list().await.exit(Exit::Unavailable)?;
-        let subnets = leases
-            .entries
-            .iter()
-            .filter_map(|entry| store.prefix().parse_subnet_key(&entry.key).ok())
-            .map(|key| key.subnet);
-        // What is malformed now stands for nothing that could be harmed.
-        let before = old.as_ref().and_then(|entry| NetworkConfig::parse(&entry.value).ok());
-        let harm = Harm::of(before.as_ref().map(|parsed| &parsed.config), config, subnets);
-        if !harm.is_none() {
-            if !force {
-                return Err(anyhow::anyhow!("not written to {key}: {harm}; --force writes it"))
-                    .exit(Exit::Conflict);
-            }
-            tracing::warn!("{harm}");
-        }
-        let revision = old.map_or(0, |entry| entry.mod_revision);
-        if store.put_config(text, revision, leases.revision).await.exit(Exit::Unavailable)? {
-            return Ok(());
-        }
-    }
-    bail!("{key} or the leases change all the time: not written after {RACES} attempts")
 }
 
 fn read(file: &Path) -> anyhow::Result<(Vec<u8>, ParsedConfig)> {

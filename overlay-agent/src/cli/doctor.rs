@@ -2,12 +2,12 @@
 
 use anyhow::Result;
 use clap::Args;
+use overlay_lease::store::etcd::EtcdConfig;
 
 use super::{cleanup::PlacesArgs, etcd::EtcdArgs, output::Output};
 use crate::{
     doctor::examine,
     exit::{Exit, WithExit as _},
-    run_config::EtcdConfig,
 };
 
 /// Arguments of `doctor`.

@@ -1,8 +1,7 @@
 //! The flags that say how to reach etcd: the same for every verb that does.
 
 use clap::Args;
-
-use crate::run_config::Secret;
+use overlay_lease::store::etcd::Secret;
 
 const ETCD: &str = "etcd";
 

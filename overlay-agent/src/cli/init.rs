@@ -4,12 +4,14 @@ use std::{path::PathBuf, time::Duration};
 
 use clap::Args;
 use ipnetwork::Ipv4Network;
+use overlay_lease::{
+    store::etcd::{EtcdConfig, Identity},
+    wire::key::Prefix,
+};
 
 use crate::{
     exit::{Exit, WithExit as _},
-    lease::key::Prefix,
     provision::{self, DEFAULT_NETWORK, Init},
-    run_config::{EtcdConfig, Identity},
 };
 
 const ETCD: &str = "etcd";

@@ -9,11 +9,11 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use clap::Args;
+use overlay_lease::store::etcd::Secret;
 
 use crate::{
     exit::{Exit, WithExit as _},
     provision::{self, Join, token::Token},
-    run_config::Secret,
 };
 
 /// Arguments of `join`.

@@ -4,10 +4,10 @@ mod report;
 
 use std::net::Ipv4Addr;
 
-use anyhow::{Context as _, anyhow, bail};
+use anyhow::anyhow;
 use clap::{Args, Subcommand};
 use ipnetwork::Ipv4Network;
-use overlay_common::MacAddr;
+use overlay_lease::store::operate::{self, OperateError, Released, Reserved};
 
 use self::report::LeaseReport;
 use super::{
@@ -15,12 +15,7 @@ use super::{
     etcd::EtcdArgs,
     output::{Output, print},
 };
-use crate::{
-    exit::{Exit, WithExit as _},
-    lease::Lease,
-    network_config::NetworkConfig,
-    store::{Entry, Etcd, etcd::Created},
-};
+use crate::exit::{Exit, OwnExit as _, WithExit as _};
 
 /// The verbs of `lease`.
 #[derive(Debug, Subcommand)]
@@ -114,14 +109,8 @@ pub async fn run(command: LeaseCommand) -> anyhow::Result<Exit> {
     match command {
         LeaseCommand::List(args) => list(&args).await?,
         LeaseCommand::Show(args) => show(&args).await?,
-        LeaseCommand::Reserve(args) => {
-            let store = store(&args.one.etcd)?;
-            print(reserve(&store, args.one.subnet, args.public_ip).await?)?;
-        }
-        LeaseCommand::Release(args) => {
-            let store = store(&args.etcd)?;
-            print(release(&store, args.subnet).await?)?;
-        }
+        LeaseCommand::Reserve(args) => print(reserve(&args).await?)?,
+        LeaseCommand::Release(args) => print(release(&args).await?)?,
     }
     Ok(Exit::Ok)
 }
@@ -136,7 +125,7 @@ async fn list(args: &ListArgs) -> anyhow::Result<()> {
 
 async fn show(args: &ShowArgs) -> anyhow::Result<()> {
     let store = store(&args.one.etcd)?;
-    let entry = find(&store, args.one.subnet).await?;
+    let entry = operate::find(&store, args.one.subnet).await.own_exit()?;
     let mut report = LeaseReport::new(store.prefix(), &entry);
     if let Some(id) = entry.etcd_lease
         && let Some(lease) = store.etcd_lease(id).await.exit(Exit::Unavailable)?
@@ -147,145 +136,33 @@ async fn show(args: &ShowArgs) -> anyhow::Result<()> {
     args.output.print(&report, || report.to_text())
 }
 
-/// Makes a reservation, and returns what was done in a sentence.
-pub async fn reserve(
-    store: &Etcd,
-    subnet: Ipv4Network,
-    public_ip: Option<Ipv4Addr>,
-) -> anyhow::Result<String> {
-    if let Some(entry) = look(store, subnet).await? {
-        return make_permanent(store, subnet, &entry, public_ip).await;
-    }
-    let public_ip = public_ip
-        .context("nobody has this subnet: say by --public-ip whom it is reserved for")
-        .exit(Exit::Usage)?;
-    create(store, subnet, public_ip).await
-}
-
-async fn make_permanent(
-    store: &Etcd,
-    subnet: Ipv4Network,
-    entry: &Entry,
-    public_ip: Option<Ipv4Addr>,
-) -> anyhow::Result<String> {
-    let report = LeaseReport::new(store.prefix(), entry);
-    let Some(owner) = report.public_ip else {
-        bail!("{} is no lease: {}", report.key, report.problem.unwrap_or_default());
+async fn reserve(args: &ReserveArgs) -> anyhow::Result<String> {
+    let OneArgs { subnet, etcd } = &args.one;
+    let reserved = match operate::reserve(&store(etcd)?, *subnet, args.public_ip).await {
+        Err(OperateError::Nobody) => {
+            Err(anyhow!("nobody has this subnet: say by --public-ip whom it is reserved for"))
+                .exit(Exit::Usage)
+        }
+        outcome => outcome.own_exit(),
     };
-    if public_ip.is_some_and(|wanted| wanted != owner) {
-        return Err(anyhow!("{subnet} is leased to {owner}")).exit(Exit::Conflict);
-    }
-    if entry.etcd_lease.is_none() {
-        return Ok(format!("{subnet} was reserved for {owner} already.\n"));
-    }
-    // The same bytes: whatever another implementation wrote there stays.
-    store
-        .replace(&entry.key, entry.mod_revision, &entry.value, None)
-        .await
-        .exit(Exit::Unavailable)?
-        .with_context(|| format!("{} was changed by somebody else just now", report.key))
-        .exit(Exit::Conflict)?;
-    Ok(format!("{subnet} is reserved for {owner}: the lease does not expire any more.\n"))
-}
-
-async fn create(store: &Etcd, subnet: Ipv4Network, public_ip: Ipv4Addr) -> anyhow::Result<String> {
-    let key = store.prefix().config_key();
-    let stored = store.get(&key).await.exit(Exit::Unavailable)?;
-    let stored = stored
-        .with_context(|| format!("there is no network config at {key}"))
-        .exit(Exit::NotFound)?;
-    let config = NetworkConfig::parse(&stored.value)
-        .with_context(|| format!("the network config at {key} is malformed"))
-        .exit(Exit::Config)?
-        .config;
-    if !config.admits(subnet) {
-        let NetworkConfig { subnet_len, subnet_min, subnet_max, .. } = config;
-        return Err(anyhow!(
-            "the network config does not allow {subnet}: its subnets are /{subnet_len} from \
-             {subnet_min} to {subnet_max}"
-        ))
-        .exit(Exit::Conflict);
-    }
-    let listing = store.list().await.exit(Exit::Unavailable)?;
-    let reports = listing.entries.iter().map(|entry| LeaseReport::new(store.prefix(), entry));
-    if let Some(other) = reports.into_iter().find(|report| report.public_ip == Some(public_ip)) {
-        return Err(anyhow!(
-            "{public_ip} has a lease already, {}: a host has one",
-            other.subnet_text()
-        ))
-        .exit(Exit::Conflict);
-    }
-    let vtep_mac = MacAddr::local(rand::random());
-    let lease = Lease { subnet, public_ip, vtep_mac, vni: Some(config.vni) };
-    let value = lease.value().encode();
-    let created = store
-        .create(subnet, &value, None, Some(stored.mod_revision))
-        .await
-        .exit(Exit::Unavailable)?;
-    match created {
-        Created::At(_) => Ok(format!("{subnet} is reserved for {public_ip}.\n")),
-        Created::Refused(obstacles) => Err(match obstacles.first() {
-            Some(entry) => {
-                anyhow!("{subnet} overlaps {}", LeaseReport::new(store.prefix(), entry).key)
-            }
-            None => anyhow!("the network config was changed by somebody else just now"),
-        })
-        .exit(Exit::Conflict),
-    }
-}
-
-/// Deletes a lease, and returns what was done in a sentence.
-pub async fn release(store: &Etcd, subnet: Ipv4Network) -> anyhow::Result<String> {
-    let entry = find(store, subnet).await?;
-    let report = LeaseReport::new(store.prefix(), &entry);
-    delete(store, &entry, &report).await?;
-    Ok(match report.public_ip {
-        Some(owner) => format!(
-            "{subnet} of {owner} is released; if the agent there runs, it takes the subnet again.\n"
-        ),
-        None => format!("{} is deleted.\n", report.key),
+    Ok(match reserved? {
+        Reserved::Already(owner) => format!("{subnet} was reserved for {owner} already.\n"),
+        Reserved::Kept(owner) => {
+            format!("{subnet} is reserved for {owner}: the lease does not expire any more.\n")
+        }
+        Reserved::Free(owner) => format!("{subnet} is reserved for {owner}.\n"),
     })
 }
 
-/// Deletes the lease of `subnet` if it is that of the host with this VTEP, else fails.
-pub async fn give_back(store: &Etcd, subnet: Ipv4Network, vtep_mac: MacAddr) -> anyhow::Result<()> {
-    let entry = find(store, subnet).await?;
-    let report = LeaseReport::new(store.prefix(), &entry);
-    if report.vtep_mac.as_deref() != Some(vtep_mac.to_string().as_str()) {
-        return Err(anyhow!("{} is another host's", report.key)).exit(Exit::Conflict);
-    }
-    delete(store, &entry, &report).await
-}
-
-async fn delete(store: &Etcd, entry: &Entry, report: &LeaseReport) -> anyhow::Result<()> {
-    store
-        .delete(&entry.key, entry.mod_revision)
-        .await
-        .exit(Exit::Unavailable)?
-        .with_context(|| format!("{} was changed by somebody else just now", report.key))
-        .exit(Exit::Conflict)?;
-    if let Some(id) = entry.etcd_lease {
-        // What is left of it expires by itself.
-        store.retire(id).await.ok();
-    }
-    Ok(())
-}
-
-/// The lease of exactly this subnet, whether its host has one address family or two.
-async fn look(store: &Etcd, subnet: Ipv4Network) -> anyhow::Result<Option<Entry>> {
-    let listing = store.list().await.exit(Exit::Unavailable)?;
-    let ours = |entry: &Entry| {
-        store.prefix().parse_subnet_key(&entry.key).is_ok_and(|key| key.subnet == subnet)
-    };
-    Ok(listing.entries.into_iter().find(ours))
-}
-
-async fn find(store: &Etcd, subnet: Ipv4Network) -> anyhow::Result<Entry> {
-    let dir = store.prefix().subnets_dir();
-    look(store, subnet)
-        .await?
-        .with_context(|| format!("there is no lease of {subnet} below {dir}"))
-        .exit(Exit::NotFound)
+async fn release(args: &OneArgs) -> anyhow::Result<String> {
+    let released = operate::release(&store(&args.etcd)?, args.subnet).await.own_exit()?;
+    Ok(match released {
+        Released { owner: Some(owner), .. } => format!(
+            "{} of {owner} is released; if the agent there runs, it takes the subnet again.\n",
+            args.subnet
+        ),
+        Released { owner: None, key } => format!("{key} is deleted.\n"),
+    })
 }
 
 #[cfg(test)]
@@ -312,7 +189,7 @@ mod tests {
         #[test]
         fn whatever_is_accepted_makes_a_key_that_reads_back(text in "\\PC*|[0-9]{1,3}(\\.[0-9]{1,3}){3}[/-][0-9]{1,2}") {
             if let Ok(subnet) = parse_subnet(&text) {
-                let prefix = crate::lease::key::Prefix::new("/n");
+                let prefix = overlay_lease::wire::key::Prefix::new("/n");
                 let key = prefix.subnet_key(subnet);
                 prop_assert_eq!(prefix.parse_subnet_key(key.as_bytes()).unwrap().subnet, subnet);
             }

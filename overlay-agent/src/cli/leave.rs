@@ -4,12 +4,12 @@ use std::io::BufRead as _;
 
 use anyhow::{Context as _, Result};
 use clap::Args;
+use overlay_lease::store::etcd::EtcdConfig;
 
 use super::{cleanup::PlacesArgs, etcd::EtcdArgs, output::print};
 use crate::{
     exit::{Exit, WithExit as _},
     provision::{self, Leaving},
-    run_config::EtcdConfig,
 };
 
 /// Arguments of `leave`.

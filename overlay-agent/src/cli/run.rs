@@ -5,12 +5,11 @@
 use std::path::PathBuf;
 
 use clap::{ArgAction, Args, ValueEnum};
+use overlay_lease::config::RulesMode;
 
 use super::{etcd::EtcdArgs, flanneld::FlanneldArgs, go_bool, go_style::go_int};
 pub use crate::run_config::RunConfig;
-use crate::{
-    firewall::RulesMode, source_check::Strictness, state_file::DEFAULT_PATH as DEFAULT_STATE_FILE,
-};
+use crate::{source_check::Strictness, state_file::DEFAULT_PATH as DEFAULT_STATE_FILE};
 
 pub(crate) const DEFAULT_SOCKET: &str = "/run/overlay/agent.sock";
 
@@ -125,7 +124,7 @@ pub struct RunArgs {
     /// takes the stack until netfilter has let it through both ways, and shows itself again more than once a second.
     /// Without this flag, `Rules` in the network config says it, also while agents run; without either, it is auto
     #[arg(long, value_enum, value_name = "MODE", help_heading = OURS)]
-    pub rules: Option<RulesMode>,
+    pub rules: Option<Rules>,
 
     /// After how long without an answer a peer is named in `status`; each is asked three times meanwhile. 0: nobody is asked
     #[arg(long, value_name = "SECONDS", default_value_t = 30, help_heading = OURS)]
@@ -176,6 +175,27 @@ pub enum OnExit {
     Keep,
     /// It is removed, as by `overlay-agent cleanup`
     Cleanup,
+}
+
+/// What others' rules mean for the overlay's packets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Rules {
+    /// Rules hold if there are any that may concern what containers send each other
+    Auto,
+    /// Rules hold
+    Honour,
+    /// The fast path carries everything from its first packet on, whatever the rules say
+    Bypass,
+}
+
+impl From<Rules> for RulesMode {
+    fn from(typed: Rules) -> Self {
+        match typed {
+            Rules::Auto => Self::Auto,
+            Rules::Honour => Self::Honour,
+            Rules::Bypass => Self::Bypass,
+        }
+    }
 }
 
 /// A switch of two positions.

@@ -1,12 +1,12 @@
 //! Everybody's leases in the maps.
 
 use anyhow::{Error, Result};
+use overlay_lease::{member::claim::Claim, wire::key::SubnetKey};
 
 use super::{Dataplane, routes::Unrouted};
 use crate::{
     datapath::Changes,
     fail,
-    lease::{claim::Claim, key::SubnetKey},
     peers::{Stale, Surroundings, peer_key, vtep_key},
     repairs,
 };

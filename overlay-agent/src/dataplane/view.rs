@@ -2,6 +2,8 @@
 
 use std::collections::BTreeSet;
 
+use overlay_lease::config::policy::Rule;
+
 use super::{Dataplane, DataplaneSpec};
 use crate::{
     claims::Claims,
@@ -9,7 +11,7 @@ use crate::{
     datapath::{Attachments, Features, Tables},
     netlink::{Link, Tunnel, Vrf},
     peers::Peers,
-    policy::{Denials, Rule},
+    policy::Denials,
 };
 
 impl Dataplane {

@@ -6,6 +6,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
+use overlay_lease::store::etcd::EtcdConfig;
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
     net::TcpStream,
@@ -20,7 +21,6 @@ use tokio_rustls::{
 };
 
 use super::{Check, Findings};
-use crate::run_config::EtcdConfig;
 
 /// More than an answer takes, less than matters to a certificate.
 const ALLOWED: Duration = Duration::from_secs(30);

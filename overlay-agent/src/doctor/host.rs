@@ -5,13 +5,13 @@ use std::{collections::BTreeSet, fs, net::Ipv4Addr, path::Path};
 use anyhow::{Context as _, Result};
 use futures::TryStreamExt as _;
 use netlink_packet_route::route::RouteAttribute;
+use overlay_lease::config::RulesMode;
 use rtnetlink::RouteMessageBuilder;
 use tokio::process::Command;
 
 use super::{Check, Findings, Host};
 use crate::{
     datapath::{Features, Programs},
-    firewall::RulesMode,
     netlink,
 };
 

@@ -15,15 +15,16 @@ use std::{collections::BTreeSet, fmt::Write as _, net::Ipv4Addr};
 
 use anyhow::Result;
 use ipnetwork::Ipv4Network;
+use overlay_lease::{
+    config::{DEFAULT_PORT, NetworkConfig},
+    store::etcd::{Etcd, EtcdConfig},
+};
 use serde::Serialize;
 
 use crate::{
     admin::{OverlayStatus, Status, fetch_status},
     cleanup::Places,
     netlink::{self, Observed},
-    network_config::{DEFAULT_PORT, NetworkConfig},
-    run_config::EtcdConfig,
-    store::Etcd,
     subnet_env::read_subnet,
 };
 

@@ -5,6 +5,7 @@ use std::{collections::BTreeSet, net::Ipv4Addr};
 use anyhow::Result;
 use ipnetwork::Ipv4Network;
 use overlay_common::tables::ABI_VERSION;
+use overlay_lease::config::ENCAPSULATION_OVERHEAD;
 
 use super::{Check, Findings, Host, ping::Probe};
 use crate::{
@@ -12,7 +13,6 @@ use crate::{
     containers::mtu_beyond,
     datapath::pinned_abi_version,
     netlink::{self, Link, LinkKind, Vrf},
-    network_config::ENCAPSULATION_OVERHEAD,
     provision::DOCKER_BRIDGE,
     subnet_env::bridge_address,
 };

@@ -5,12 +5,10 @@ use std::{
     time::{Duration, Instant},
 };
 
+use overlay_lease::{config::NetworkConfig, store::etcd::Etcd};
+
 use super::{Check, Findings, Host};
-use crate::{
-    network_config::NetworkConfig,
-    provision::pki::{self, RENEWAL},
-    store::Etcd,
-};
+use crate::provision::pki::{self, RENEWAL};
 
 /// Leases live for a day; but whoever starts, waits for this.
 const SLOW: Duration = Duration::from_secs(1);

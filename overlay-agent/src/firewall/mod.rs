@@ -12,9 +12,9 @@ mod rules;
 use std::{net::Ipv4Addr, time::Duration};
 
 use anyhow::Result;
-use clap::ValueEnum;
 use ipnetwork::Ipv4Network;
 use overlay_common::tables::HostConfig;
+use overlay_lease::config::RulesMode;
 use tokio::{
     sync::watch,
     time::{Instant, MissedTickBehavior, interval, sleep},
@@ -25,39 +25,6 @@ use changes::Changes;
 
 pub use nat::{Masquerade, Nat};
 pub use rules::{Concern, Flow, Rules, Scene};
-
-/// What others' rules mean for the overlay's packets.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-pub enum RulesMode {
-    /// Rules hold if there are any that may concern what containers send each other
-    #[default]
-    Auto,
-    /// Rules hold
-    Honour,
-    /// The fast path carries everything from its first packet on, whatever the rules say
-    Bypass,
-}
-
-impl RulesMode {
-    /// What it is called on the command line, in the network config and in `status`.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Auto => "auto",
-            Self::Honour => "honour",
-            Self::Bypass => "bypass",
-        }
-    }
-
-    /// What netfilter is to see, where there are these rules that may concern the overlay.
-    pub fn scrutiny(self, concerns: &[Concern]) -> Scrutiny {
-        match self {
-            Self::Bypass => Scrutiny::None,
-            Self::Auto if concerns.is_empty() => Scrutiny::None,
-            _ if concerns.iter().any(|rule| rule.each_packet) => Scrutiny::EachPacket,
-            _ => Scrutiny::EachFlow,
-        }
-    }
-}
 
 /// What netfilter sees of what containers of two hosts send each other.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -72,6 +39,16 @@ pub enum Scrutiny {
 }
 
 impl Scrutiny {
+    /// What netfilter is to see by this mode, where there are these rules that may concern the overlay.
+    pub fn by(mode: RulesMode, concerns: &[Concern]) -> Self {
+        match mode {
+            RulesMode::Bypass => Self::None,
+            RulesMode::Auto if concerns.is_empty() => Self::None,
+            _ if concerns.iter().any(|rule| rule.each_packet) => Self::EachPacket,
+            _ => Self::EachFlow,
+        }
+    }
+
     /// The bits of [`HostConfig::flags`] that say so.
     pub const fn flags(self) -> u32 {
         match self {
@@ -165,7 +142,7 @@ impl Firewall {
         let scene = self.scene.borrow_and_update().clone();
         let kept = self.ensure(&scene).await;
         let rules = Rules::read(&scene).await;
-        let is_for_flows = self.mode.scrutiny(&rules.concerns) == Scrutiny::EachFlow;
+        let is_for_flows = Scrutiny::by(self.mode, &rules.concerns) == Scrutiny::EachFlow;
         let tracked = if is_for_flows { conntrack::be_liberal() } else { Ok(()) };
         find.send_if_modified(|found| {
             let is_news = *found != rules;

@@ -20,16 +20,18 @@ use std::{
 
 use ipnetwork::Ipv4Network;
 use overlay_common::MacAddr;
+use overlay_lease::{
+    member::claim::{Claim, Rank},
+    wire::{
+        allocate::{overlap, overlapping},
+        key::SubnetKey,
+    },
+};
 
 use super::{
     limits::Limits,
     refusal::{Refusal, Special, special},
     surroundings::Surroundings,
-};
-use crate::lease::{
-    allocate::{overlap, overlapping},
-    claim::{Claim, Rank},
-    key::SubnetKey,
 };
 
 /// Whose view it is.

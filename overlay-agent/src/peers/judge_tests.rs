@@ -1,7 +1,7 @@
+use overlay_lease::wire::Lease;
 use proptest::prelude::*;
 
 use super::*;
-use crate::lease::Lease;
 
 fn net(text: &str) -> Ipv4Network {
     text.parse().expect("a subnet")

@@ -3,8 +3,7 @@
 use std::collections::BTreeSet;
 
 use overlay_common::tables::{PEER_PREFIX_LENGTHS, PEERS_CAPACITY};
-
-use crate::lease::{claim::Rank, key::SubnetKey};
+use overlay_lease::{member::claim::Rank, wire::key::SubnetKey};
 
 /// How many leases are believed, and programmed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

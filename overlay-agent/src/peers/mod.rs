@@ -20,6 +20,10 @@ use overlay_common::{
     Prefix,
     tables::{PEER_PREFIX_LENGTHS, Peer, PeerKey, Vtep, VtepKey},
 };
+use overlay_lease::{
+    member::claim::Claim,
+    wire::{Lease, key::SubnetKey},
+};
 
 use self::{
     judge::Judge,
@@ -32,10 +36,7 @@ pub use self::{
     report::Tally,
     surroundings::Surroundings,
 };
-use crate::{
-    lease::{Lease, claim::Claim, key::SubnetKey},
-    netlink::{Routes, Way},
-};
+use crate::netlink::{Routes, Way};
 
 /// Other hosts' leases, as far as they are believed. A lease of ours is no peer.
 #[derive(Debug)]
@@ -242,7 +243,7 @@ impl Peers {
 }
 
 /// Of the leases with one address, the one for which this is the most speaks.
-const fn voice(claim: &Claim) -> (bool, i64, crate::lease::claim::Rank) {
+const fn voice(claim: &Claim) -> (bool, i64, overlay_lease::member::claim::Rank) {
     (claim.kept, claim.written, claim.rank())
 }
 

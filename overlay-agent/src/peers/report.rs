@@ -1,7 +1,8 @@
 //! What there is to say about leases: to `status` in sentences, to the log in a line now and then.
 
+use overlay_lease::wire::key::SubnetKey;
+
 use super::{Limits, Peers};
-use crate::lease::key::SubnetKey;
 
 /// So many leases are named, and the rest counted.
 const NAMED: usize = 10;

@@ -5,8 +5,7 @@
 use std::collections::BTreeMap;
 
 use overlay_common::tables::{POLICY_CAPACITY, POLICY_RULES, PolicyField, PolicyRule, RuleSet};
-
-use super::{Action, Policy, Rule, Service};
+use overlay_lease::config::policy::{Action, Policy, Rule, Service};
 
 /// A prefix of one of a packet's fields: its length in bits, behind which the value is zero.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -15,8 +15,9 @@ use overlay_common::tables::{
     Counter, HostConfig, POLICY_DENIED_MAP, POLICY_MAP, POLICY_RULES_MAP, PolicyField, PolicyRule,
     RuleSet,
 };
+use overlay_lease::config::policy::Policy;
 
-use super::{Compiled, Policy, Prefix, compile::name_key};
+use super::{Compiled, Prefix, compile::name_key};
 
 /// Programs that began before the last change may still read the bank that was in force then. None runs for so long.
 const PAUSE: Duration = Duration::from_millis(100);

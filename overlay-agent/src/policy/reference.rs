@@ -2,7 +2,7 @@
 
 use std::net::Ipv4Addr;
 
-use super::{Policy, Rule, Service};
+use overlay_lease::config::policy::{Policy, Rule, Service};
 
 /// The beginning of a flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

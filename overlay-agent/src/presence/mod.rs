@@ -14,12 +14,10 @@ use std::{
 use anyhow::Result;
 use ipnetwork::Ipv4Network;
 use overlay_common::{MacAddr, Vni};
+use overlay_lease::wire::Lease;
 
 use self::ask::Questions;
-use crate::{
-    admin::{Answered, Way},
-    lease::Lease,
-};
+use crate::admin::{Answered, Way};
 
 /// How often each is asked in the time after which silence is a fault.
 const ASKED: u32 = 3;

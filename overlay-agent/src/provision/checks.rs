@@ -5,13 +5,13 @@ use std::net::{Ipv4Addr, UdpSocket};
 use anyhow::{Context as _, Result, anyhow};
 use ipnetwork::Ipv4Network;
 use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage};
+use overlay_lease::config::NetworkConfig;
 
 use super::docker;
 use crate::{
     datapath::{Features, Programs},
     exit::{Exit, WithExit as _},
     netlink::{self, Observed},
-    network_config::NetworkConfig,
     run_config::UplinkConfig,
     uplink::{self, Uplink},
 };

@@ -2,13 +2,11 @@
 //! the hosts' is.
 
 use anyhow::{Context as _, Result, bail};
+use overlay_lease::store::etcd::Etcd;
 use serde::{Deserialize, Serialize};
 
 use super::pki::Credential;
-use crate::{
-    exit::{Exit, WithExit as _},
-    store::Etcd,
-};
+use crate::exit::{Exit, WithExit as _};
 
 #[derive(Serialize, Deserialize)]
 struct Stored {

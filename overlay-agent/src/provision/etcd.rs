@@ -9,6 +9,14 @@ use std::{
 
 use anyhow::{Context as _, Result, anyhow};
 use etcd_client::{Client, GetOptions};
+use overlay_lease::{
+    config::NetworkConfig,
+    store::{
+        etcd::{Etcd, EtcdConfig, Identity},
+        operate::set_config,
+    },
+    wire::key::Prefix,
+};
 
 use super::{
     DEFAULT_NETWORK, ETCD_DATA, ETCD_DROP_IN, ETCD_ENV, ETCD_UNIT, Init, TOKEN_FILE, ca_file,
@@ -22,13 +30,9 @@ use super::{
     token::{self, Token},
 };
 use crate::{
-    cli::{config::set, output::print},
+    cli::output::print,
     dotenv,
-    exit::{Exit, WithExit as _},
-    lease::key::Prefix,
-    network_config::NetworkConfig,
-    run_config::{EtcdConfig, Identity},
-    store::Etcd,
+    exit::{Exit, OwnExit as _, WithExit as _},
 };
 
 const DROP_IN: &str = include_str!("../../../packaging/systemd/etcd.conf");
@@ -99,7 +103,7 @@ async fn write_network(
     let existing = stored_config(etcd, false).await?;
     let (text, network) = choose_network(wanted, existing.as_deref())?;
     if existing.is_none() {
-        set(store, text.as_bytes(), &network, false).await?;
+        set_config(store, text.as_bytes(), &network, false).await.own_exit()?;
     }
     let key = store.prefix().config_key();
     report.step(existing.is_none(), "network", &format!("{} ({key})", network.network))

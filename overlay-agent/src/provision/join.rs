@@ -3,6 +3,11 @@
 use std::time::SystemTime;
 
 use anyhow::{Context as _, Result};
+use overlay_lease::{
+    config::NetworkConfig,
+    store::etcd::{Etcd, EtcdConfig, Identity},
+    wire::key::Prefix,
+};
 
 use super::{
     Join, ca_file, checks, docker, enrol,
@@ -15,10 +20,6 @@ use super::{
 use crate::{
     cli::output::print,
     exit::{Exit, WithExit as _},
-    lease::key::Prefix,
-    network_config::NetworkConfig,
-    run_config::{EtcdConfig, Identity},
-    store::Etcd,
 };
 
 /// Makes this host a member of the token's network.

@@ -3,6 +3,7 @@
 use std::{path::Path, time::Instant};
 
 use anyhow::{Result, anyhow};
+use overlay_lease::store::etcd::EtcdConfig;
 
 use super::{
     AGENT_ENV, AGENT_UNIT, READY_WITHIN, agent_env, ca_file,
@@ -15,7 +16,6 @@ use crate::{
     admin::{OverlayStatus, Status, fetch_status},
     cli::run::DEFAULT_SOCKET,
     exit::{Exit, WithExit as _},
-    run_config::EtcdConfig,
 };
 
 /// How often to ask the agent.

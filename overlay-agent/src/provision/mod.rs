@@ -20,6 +20,7 @@ mod undo;
 use std::{fmt::Write as _, net::Ipv4Addr, path::PathBuf, time::Duration};
 
 use ipnetwork::Ipv4Network;
+use overlay_lease::store::etcd::{EtcdConfig, Identity};
 
 pub use self::{
     docker::BRIDGE as DOCKER_BRIDGE,
@@ -27,7 +28,6 @@ pub use self::{
     join::join,
     undo::{Leaving, leave},
 };
-use crate::run_config::{EtcdConfig, Identity};
 
 /// Where everything is that makes this host a member.
 pub const CONFIG_DIR: &str = "/etc/overlay";
@@ -124,7 +124,7 @@ fn endpoint(address: Ipv4Addr, tls: bool) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::lease::key::Prefix;
+    use overlay_lease::wire::key::Prefix;
 
     #[test]
     fn the_agent_is_told_what_it_needs_and_nothing_else() {

@@ -5,6 +5,10 @@ use std::path::{Path, PathBuf};
 use anyhow::{Result, anyhow};
 use ipnetwork::Ipv4Network;
 use overlay_common::MacAddr;
+use overlay_lease::store::{
+    etcd::{Etcd, EtcdConfig},
+    operate::give_back,
+};
 
 use super::{
     AGENT_UNIT, CONFIG_DIR, ETCD_DATA, ETCD_DROP_IN, ETCD_UNIT, checks, docker, files,
@@ -12,11 +16,8 @@ use super::{
 };
 use crate::{
     cleanup::{Places, cleanup, own_lease},
-    cli::lease::give_back,
-    exit::{Exit, WithExit as _},
-    run_config::EtcdConfig,
+    exit::{Exit, OwnExit as _, WithExit as _},
     state_file,
-    store::Etcd,
     subnet_env::read_subnet,
 };
 
@@ -108,7 +109,7 @@ async fn release(
     report: &mut Report,
 ) -> Result<()> {
     let given = match Etcd::new(etcd) {
-        Ok(store) => give_back(&store, subnet, vtep_mac).await,
+        Ok(store) => give_back(&store, subnet, vtep_mac).await.own_exit(),
         Err(error) => Err(error),
     };
     match given {

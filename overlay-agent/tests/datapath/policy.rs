@@ -13,13 +13,14 @@ use aya::programs::{TestRun as _, TestRunOptions};
 use etherparse::PacketBuilder;
 use ipnetwork::Ipv4Network;
 use overlay_agent::policy::{
-    Action, InForce, Policy, Rule, Service,
+    InForce,
     reference::{Flow, verdict},
 };
 use overlay_common::{
     Hook, Reason,
     tables::{HostConfig, POLICY_RULES},
 };
+use overlay_lease::config::policy::{Action, Policy, Rule, Service};
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 
 use crate::{

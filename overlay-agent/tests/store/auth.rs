@@ -3,10 +3,9 @@
 use std::{path::Path, process::Command};
 
 use etcd_client::{Client, Permission, PermissionType};
-use overlay_agent::{
-    lease::acquire::acquire,
-    run_config::{EtcdConfig, Identity},
-    store::{Etcd, Follower, config::wait_for_config},
+use overlay_lease::{
+    member::{acquire::acquire, follow::Follower, network::wait_for_config},
+    store::etcd::{Etcd, EtcdConfig, Identity},
 };
 
 use crate::{

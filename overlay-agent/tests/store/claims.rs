@@ -1,9 +1,9 @@
 //! What etcd knows about leases beside their values, by which they are judged.
 
 use etcd_client::PutOptions;
-use overlay_agent::{
-    lease::claim::Claim,
-    store::{Follower, LeaseUpdate as Update},
+use overlay_lease::member::{
+    claim::Claim,
+    follow::{Follower, LeaseUpdate as Update},
 };
 
 use crate::support::{

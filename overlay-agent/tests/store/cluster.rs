@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use overlay_agent::{
-    lease::{acquire::acquire, keeper::Keeper},
-    store::{Etcd, Follower, config::wait_for_config},
+use overlay_lease::{
+    member::{acquire::acquire, follow::Follower, keeper::Keeper, network::wait_for_config},
+    store::etcd::Etcd,
 };
 use tokio::sync::mpsc;
 

@@ -1,8 +1,8 @@
 //! Several endpoints, of which some do not answer.
 
-use overlay_agent::{
-    run_config::Identity,
-    store::{Etcd, config::wait_for_config},
+use overlay_lease::{
+    member::network::wait_for_config,
+    store::etcd::{Etcd, Identity},
 };
 
 use crate::{

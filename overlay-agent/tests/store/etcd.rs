@@ -9,7 +9,10 @@ use std::{
 };
 
 use etcd_client::{Client, ConnectOptions};
-use overlay_agent::{lease::key::Prefix, run_config::EtcdConfig, store::Etcd};
+use overlay_lease::{
+    store::etcd::{Etcd, EtcdConfig},
+    wire::key::Prefix,
+};
 use tempfile::TempDir;
 
 /// How long etcd may take to answer after it was started.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use overlay_agent::store::{Follower, config::ConfigUpdate, grace::Patience};
+use overlay_lease::member::{follow::Follower, grace::Patience, network::ConfigUpdate};
 use tokio::sync::mpsc;
 
 use crate::{
@@ -33,7 +33,7 @@ async fn cut_off(world: &mut World, patience: Patience) -> (Followed, Wire) {
 }
 
 /// The two that etcd has lost, as they are told of.
-async fn kept(followed: &mut Followed) -> Vec<overlay_agent::lease::Lease> {
+async fn kept(followed: &mut Followed) -> Vec<overlay_lease::wire::Lease> {
     let mut kept = Vec::new();
     for _ in 0..2 {
         let LeaseUpdate::Put(lease) = followed.next().await else { panic!("another update") };
@@ -43,7 +43,7 @@ async fn kept(followed: &mut Followed) -> Vec<overlay_agent::lease::Lease> {
 }
 
 /// Leases are compared as of this many.
-fn hosts(hosts: &[u8]) -> Vec<overlay_agent::lease::Lease> {
+fn hosts(hosts: &[u8]) -> Vec<overlay_lease::wire::Lease> {
     hosts.iter().map(|host| lease(&format!("10.5.{host}.0/24"), *host)).collect()
 }
 

@@ -2,14 +2,15 @@
 
 use std::{net::Ipv4Addr, time::Duration};
 
-use overlay_agent::{
-    lease::{
+use overlay_lease::{
+    member::{
         acquire::{Acquired, Origin, Request},
+        follow::Follower,
         incident::Incident,
         keeper::{Keeper, LeaseEvent},
-        value::LeaseValue,
     },
-    store::{Etcd, Follower},
+    store::etcd::Etcd,
+    wire::value::LeaseValue,
 };
 use tokio::sync::mpsc;
 
@@ -153,7 +154,7 @@ async fn a_host_that_is_asked_whether_it_lives_is_not_taken_for_the_last_to_writ
     let mut followed = Followed::new(Follower::new(world.store.clone()));
     followed.snapshot().await;
     world.acquire(&rebooted(1, "10.5.7.0/24", 2)).await;
-    let moved = overlay_agent::lease::Lease { public_ip: address(2), ..lease("10.5.7.0/24", 1) };
+    let moved = overlay_lease::wire::Lease { public_ip: address(2), ..lease("10.5.7.0/24", 1) };
     assert_eq!(followed.next().await, LeaseUpdate::Put(moved), "the first that is heard");
 }
 
@@ -163,7 +164,7 @@ async fn a_host_whose_address_changes_while_it_is_off_keeps_subnet_and_mac() {
     let old = world.put_with_ttl("10.5.7.0-24", &value(1), DAY).await;
     let acquired = world.acquire(&rebooted(1, "10.5.7.0/24", 101)).await;
     let expected =
-        overlay_agent::lease::Lease { public_ip: address(101), ..lease("10.5.7.0/24", 1) };
+        overlay_lease::wire::Lease { public_ip: address(101), ..lease("10.5.7.0/24", 1) };
     assert_eq!((acquired.lease, acquired.origin), (expected, Origin::Mac));
     assert_eq!(acquired.displaced, Some(address(1)));
     assert_eq!(world.etcd_leases().await.len(), 1);

@@ -5,7 +5,7 @@ use std::{
     process::{Output, Stdio},
 };
 
-use overlay_agent::lease::{acquire::Origin, value::LeaseValue};
+use overlay_lease::{member::acquire::Origin, wire::value::LeaseValue};
 use serde_json::Value;
 use tokio::{io::AsyncWriteExt as _, process::Command};
 
@@ -188,7 +188,7 @@ async fn a_reservation_that_cannot_be_is_refused_and_nothing_is_written() {
 
 #[tokio::test]
 async fn a_released_lease_is_gone_for_everybody_at_once() {
-    use overlay_agent::store::Follower;
+    use overlay_lease::member::follow::Follower;
     let mut world = World::new(CONFIG).await;
     let id = world.put_with_ttl("10.5.1.0-24", &value(1), 1000).await;
     let mut followed = Followed::new(Follower::new(world.store.clone()));

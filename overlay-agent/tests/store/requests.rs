@@ -2,12 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use overlay_agent::{
-    lease::{
-        acquire::{Request, acquire},
-        keeper::Keeper,
-    },
-    store::{Follower, config::wait_for_config},
+use overlay_lease::member::{
+    acquire::{Request, acquire},
+    follow::Follower,
+    keeper::Keeper,
+    network::wait_for_config,
 };
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use etcd_client::{Client, Txn, TxnOp};
-use overlay_agent::store::Follower;
+use overlay_lease::member::follow::Follower;
 
 use crate::support::{
     Followed, LeaseUpdate, World, key, lease, request, subnet, take_at_once, value,

@@ -4,17 +4,16 @@ use std::{collections::HashSet, future::Future, net::Ipv4Addr, time::Duration};
 
 use etcd_client::{Client, PutOptions};
 use ipnetwork::Ipv4Network;
-use overlay_agent::{
-    lease::{
-        Lease,
-        acquire::{Acquired, Request, acquire},
-    },
-    store::{
-        Etcd, Follower, LeaseUpdate as Update,
-        config::{StoredConfig, wait_for_config},
-    },
-};
 use overlay_common::MacAddr;
+use overlay_lease::{
+    member::{
+        acquire::{Acquired, Request, acquire},
+        follow::{Follower, LeaseUpdate as Update},
+        network::{StoredConfig, wait_for_config},
+    },
+    store::etcd::Etcd,
+    wire::Lease,
+};
 use tokio::{sync::mpsc, task::JoinSet, time::timeout};
 
 use crate::etcd::TestEtcd;

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex};
 
-use overlay_agent::{run_config::EtcdConfig, store::Etcd};
+use overlay_lease::store::etcd::{Etcd, EtcdConfig};
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::watch,

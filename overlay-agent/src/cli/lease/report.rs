@@ -5,15 +5,14 @@ use std::{fmt::Write as _, net::Ipv4Addr};
 use comfy_table::{Table, presets::NOTHING};
 use ipnetwork::Ipv4Network;
 use overlay_common::Vni;
-use serde::Serialize;
-
-use crate::{
-    lease::{
+use overlay_lease::{
+    store::Entry,
+    wire::{
         key::Prefix,
         value::{Backend, LeaseValue},
     },
-    store::Entry,
 };
+use serde::Serialize;
 
 /// A key, its value, and what they amount to. The JSON form is stable: fields are added, not renamed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]

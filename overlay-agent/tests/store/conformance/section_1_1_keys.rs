@@ -1,6 +1,6 @@
 //! `reference/flannel.md`, 1.1: the keys.
 
-use overlay_agent::{lease::acquire::Request, store::Follower};
+use overlay_lease::member::{acquire::Request, follow::Follower};
 
 use crate::support::{CONFIG, Followed, LeaseUpdate, World, lease, request, subnet, value};
 

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use overlay_agent::lease::{
-    acquire::{Origin, Request, acquire},
-    value::{Backend, LeaseValue},
+use overlay_lease::{
+    member::acquire::{Origin, Request, acquire},
+    wire::value::{Backend, LeaseValue},
 };
 
 use crate::support::{CONFIG, World, lease, request, subnet, value, within};

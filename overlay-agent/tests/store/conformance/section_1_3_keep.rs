@@ -3,12 +3,13 @@
 use std::time::{Duration, Instant};
 
 use etcd_client::{Txn, TxnOp};
-use overlay_agent::{
-    lease::{
+use overlay_lease::{
+    member::{
         acquire::{Acquired, Request},
+        follow::Follower,
         keeper::{Keeper, LeaseEvent},
     },
-    store::{Etcd, Follower},
+    store::etcd::Etcd,
 };
 use tokio::sync::mpsc;
 

@@ -1,6 +1,6 @@
 //! `reference/flannel.md`, 1.4: following everybody's leases, and 1.5.5: seeing every change.
 
-use overlay_agent::store::Follower;
+use overlay_lease::member::follow::Follower;
 
 use crate::{
     support::{CONFIG, Followed, LeaseUpdate, World, lease, subnet, until, value, value_with_mac},

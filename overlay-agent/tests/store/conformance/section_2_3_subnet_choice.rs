@@ -1,8 +1,8 @@
 //! `reference/flannel.md`, 2.3: which subnet a host takes, and 1.5.1: when two want the same.
 
-use overlay_agent::{
-    lease::acquire::{AcquireError, acquire},
-    store::etcd::Created,
+use overlay_lease::{
+    member::acquire::{AcquireError, acquire},
+    store::Created,
 };
 
 use crate::support::{

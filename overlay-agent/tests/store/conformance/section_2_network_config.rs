@@ -1,6 +1,6 @@
 //! `reference/flannel.md`, 2: the network config.
 
-use overlay_agent::store::config::wait_for_config;
+use overlay_lease::member::network::wait_for_config;
 
 use crate::{
     etcd::TestEtcd,

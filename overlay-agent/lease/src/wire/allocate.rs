@@ -10,7 +10,7 @@ use ipnetwork::Ipv4Network;
 use rand::{Rng, seq::IndexedRandom};
 
 use super::key::SubnetKey;
-use crate::network_config::NetworkConfig;
+use crate::config::NetworkConfig;
 
 /// How many free subnets flannel considers.
 pub const CANDIDATES: usize = 100;

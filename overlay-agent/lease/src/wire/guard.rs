@@ -85,7 +85,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::lease::allocate::overlap;
+    use crate::wire::allocate::overlap;
 
     fn network(bits: u32, len: u8) -> Ipv4Network {
         let host = Ipv4Network::new(bits.into(), len).unwrap();

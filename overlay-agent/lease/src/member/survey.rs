@@ -10,16 +10,16 @@ use ipnetwork::Ipv4Network;
 use overlay_common::MacAddr;
 use tracing::warn;
 
-use super::{
-    acquire::{Origin, Request},
-    allocate::overlap,
-    guard::guards,
-    key::{Prefix, SubnetKey},
-    value::{LeaseValue, public_ip_of},
-};
+use super::acquire::{Origin, Request};
 use crate::{
-    network_config::NetworkConfig,
+    config::NetworkConfig,
     store::{Entry, Listing},
+    wire::{
+        allocate::overlap,
+        guard::guards,
+        key::{Prefix, SubnetKey},
+        value::{LeaseValue, public_ip_of},
+    },
 };
 
 /// All leases, seen from one host.

@@ -19,17 +19,18 @@ use rand::Rng;
 use tracing::{debug, info, warn};
 
 use super::{
-    Lease,
-    allocate::{CANDIDATES, choose},
     incident::Incident,
+    network::StoredConfig,
     survey::{Own, Survey, Tie},
-    value::{LeaseValue, ValueError, with_question},
 };
-use crate::store::{
-    Entry, Etcd, Listing, StoreError,
-    config::StoredConfig,
-    etcd::Created,
+use crate::{
     outage::{Outage, pause},
+    store::{Created, Entry, Listing, StoreError, etcd::Etcd},
+    wire::{
+        Lease,
+        allocate::{CANDIDATES, choose},
+        value::{LeaseValue, ValueError, with_question},
+    },
 };
 
 /// How long a living host may take to answer. It takes milliseconds, unless etcd elects a leader just then.

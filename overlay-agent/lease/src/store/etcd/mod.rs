@@ -1,5 +1,10 @@
 //! The requests that the lease protocol is made of. Every write is conditional on what was read.
 
+mod config;
+mod connect;
+mod page;
+mod watch;
+
 use std::{error::Error as StdError, fmt, sync::Arc, time::Duration};
 
 use etcd_client::{
@@ -9,15 +14,17 @@ use etcd_client::{
 use ipnetwork::Ipv4Network;
 use tokio::time::timeout;
 
-use super::{
+pub use self::{
+    config::{EtcdConfig, Identity, Secret},
+    watch::{Watch, WatchEnded},
+};
+use self::{
     connect::{Connection, Connector, NoEndpoint, explain, is_connection_trouble},
     page::{PageSize, is_too_large},
-    trouble::Troubles,
-    watch::Watch,
 };
 use crate::{
-    lease::{guard, key::Prefix},
-    run_config::EtcdConfig,
+    trouble::Troubles,
+    wire::{guard, key::Prefix},
 };
 
 /// How long an answer may take. etcd itself gives up on a request after about 7 s.
@@ -62,8 +69,13 @@ impl From<KeyValue> for Entry {
 }
 
 impl Entry {
+    /// Its key as text.
+    pub fn name(&self) -> String {
+        String::from_utf8_lossy(&self.key).into_owned()
+    }
+
     /// One of many. A value that no lease can have keeps just enough bytes to be told from one.
-    pub(super) fn listed(kv: KeyValue) -> Self {
+    pub(crate) fn listed(kv: KeyValue) -> Self {
         let mut entry = Self::from(kv);
         if entry.value.len() > LARGEST_VALUE {
             entry.value.truncate(LARGEST_VALUE + 1);
@@ -97,13 +109,13 @@ pub struct EtcdLease {
 
 /// What a cluster says of a key as of a revision.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Past {
+pub(crate) struct Past {
     /// The cluster's number.
-    pub(super) cluster: u64,
+    pub(crate) cluster: u64,
     /// Its latest revision.
-    pub(super) latest: i64,
+    pub(crate) latest: i64,
     /// When the key was last written; `None` if it was not there.
-    pub(super) written: Option<i64>,
+    pub(crate) written: Option<i64>,
 }
 
 /// How an attempt to create a key ended.
@@ -154,7 +166,7 @@ impl Etcd {
     ///
     /// # Errors
     /// Among others, that the revision is not kept any more, or is none yet.
-    pub(super) async fn past(&self, key: &str, revision: i64) -> Result<Past, StoreError> {
+    pub(crate) async fn past(&self, key: &str, revision: i64) -> Result<Past, StoreError> {
         let options = GetOptions::new().with_revision(revision).with_keys_only();
         self.request("look at", key, async |mut connection| {
             let answer = connection.client.get(key, Some(options.clone())).await?;
@@ -476,7 +488,7 @@ impl StdError for StoreError {}
 
 impl StoreError {
     /// Whether etcd was reached and did not want to.
-    pub(super) const fn is_refusal(&self) -> bool {
+    pub(crate) const fn is_refusal(&self) -> bool {
         matches!(self.reason, Reason::Refused { .. })
     }
 }

@@ -7,8 +7,11 @@ use rand::Rng;
 use tokio::sync::mpsc;
 use tracing::{info, warn};
 
-use super::{Entry, Etcd, StoreError, outage::Outage};
-use crate::network_config::{ConfigError, NetworkConfig};
+use crate::{
+    config::{ConfigError, NetworkConfig},
+    outage::Outage,
+    store::{Entry, StoreError, etcd::Etcd},
+};
 
 /// How often to look for a config that is not there yet, or is no good, give or take a half.
 const LOOK: Duration = Duration::from_secs(1);

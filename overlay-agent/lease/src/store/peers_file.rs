@@ -8,8 +8,8 @@ use serde::Deserialize;
 use serde_json::json;
 
 use crate::{
-    lease::{Lease, allocate::overlap},
-    network_config::{ConfigError, NetworkConfig},
+    config::{ConfigError, NetworkConfig},
+    wire::{Lease, allocate::overlap},
 };
 
 /// A file in which every rule holds.
@@ -182,7 +182,7 @@ mod tests {
 
     use super::*;
 
-    const SAMPLE: &str = include_str!("../../../docs/peers.toml");
+    const SAMPLE: &str = include_str!("../../../../docs/peers.toml");
 
     #[test]
     fn the_documented_sample_is_understood() {

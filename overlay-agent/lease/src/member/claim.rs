@@ -1,10 +1,10 @@
 //! What a store says about one lease, and since when.
 //!
-//! Whether it is believed is for [`peers`](crate::peers) to judge, by what is carried here beside the lease.
+//! Whether it is believed is for the agent to judge, by what is carried here beside the lease.
 
 use std::fmt;
 
-use super::{Lease, key::SubnetKey};
+use crate::wire::{Lease, key::SubnetKey};
 
 /// A lease as a store has it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

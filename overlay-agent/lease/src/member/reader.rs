@@ -9,12 +9,15 @@ use std::{
 use etcd_client::{Event, EventType};
 use tracing::warn;
 
-use super::{Entry, LeaseUpdate, Listing, etcd::LARGEST_VALUE, trouble::Troubles};
-use crate::lease::{
-    Lease,
-    claim::Claim,
-    key::{Prefix, SubnetKey},
-    value::{Backend, LeaseValue},
+use super::{claim::Claim, follow::LeaseUpdate};
+use crate::{
+    store::{Entry, Listing, etcd::LARGEST_VALUE},
+    trouble::Troubles,
+    wire::{
+        Lease,
+        key::{Prefix, SubnetKey},
+        value::{Backend, LeaseValue},
+    },
 };
 
 /// So many lines about keys that are no leases, and then none for as long as [`QUIET`].

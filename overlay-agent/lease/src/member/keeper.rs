@@ -13,15 +13,21 @@ use tokio::{
 use tracing::{debug, error, warn};
 
 use super::{
-    Lease,
     acquire::{Acquired, describe, retire},
-    allocate::overlap,
     claim::Claim,
+    follow::LeaseUpdate,
     incident::Incident,
     survey::is_copy,
-    value::{LeaseValue, asker},
 };
-use crate::store::{Entry, Etcd, LeaseUpdate, StoreError, etcd::Created, outage::Outage};
+use crate::{
+    outage::Outage,
+    store::{Created, Entry, StoreError, etcd::Etcd},
+    wire::{
+        Lease,
+        allocate::overlap,
+        value::{LeaseValue, asker},
+    },
+};
 
 /// The least time between two looks at our key, so that no quarrel with another writer becomes a
 /// storm.

@@ -1,19 +1,13 @@
-//! Leases: who has which subnet, and how to reach its containers.
+//! A lease as it is written, and what follows from that alone.
 //!
-//! A lease is one key in etcd. The key names the subnet, the value says how to reach the host that
-//! has it, and the etcd lease that the key hangs on (a different thing, unluckily of the same name)
-//! says for how long. [`key`] and [`value`] own the bytes, which are flannel's; [`claim`] is a lease
-//! with what etcd knows about it; [`allocate`] owns the choice of a free subnet, [`guard`] what must not
-//! exist when it is taken; `survey` says which lease is ours, [`incident`] what befell it. All of that is pure; [`acquire`](mod@acquire) and [`keeper`] do it against a store.
+//! A lease is one key in a store. The key names the subnet, the value says how to reach the host that
+//! has it, and, in etcd, the lease that the key hangs on (a different thing, unluckily of the same name)
+//! says for how long. [`key`] and [`value`] own the bytes, which are flannel's; [`allocate`] owns the choice of a free subnet,
+//! [`guard`] what must not exist when it is taken.
 
-pub mod acquire;
 pub mod allocate;
-pub mod claim;
 pub mod guard;
-pub mod incident;
-pub mod keeper;
 pub mod key;
-mod survey;
 pub mod value;
 
 use std::{fmt, net::Ipv4Addr};

@@ -16,14 +16,20 @@ use tokio::sync::mpsc;
 use tracing::{debug, info, warn};
 
 use super::{
-    Etcd, Listing, StoreError,
-    config::{ConfigReporter, ConfigUpdate},
+    claim::Claim,
     grace::{Known, Patience},
-    outage::Outage,
+    keeper::KeeperHandle,
+    network::{ConfigReporter, ConfigUpdate},
     reader::Reader,
-    watch::{Watch, WatchEnded},
 };
-use crate::lease::{claim::Claim, keeper::KeeperHandle, key::SubnetKey, value::asker};
+use crate::{
+    outage::Outage,
+    store::{
+        Listing, StoreError,
+        etcd::{Etcd, Watch, WatchEnded},
+    },
+    wire::{key::SubnetKey, value::asker},
+};
 
 /// A change to the set of leases.
 #[derive(Clone, Debug, PartialEq, Eq)]

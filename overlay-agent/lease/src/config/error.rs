@@ -3,8 +3,7 @@ use std::net::Ipv4Addr;
 use ipnetwork::Ipv4Network;
 use overlay_common::InvalidVni;
 
-use super::{ENCAPSULATION_OVERHEAD, MIN_IPV4_MTU};
-use crate::policy::PolicyError;
+use super::{ENCAPSULATION_OVERHEAD, MIN_IPV4_MTU, policy::PolicyError};
 
 /// The first rule that a network config violates: which field, which rule.
 ///

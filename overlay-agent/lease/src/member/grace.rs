@@ -18,7 +18,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::lease::{claim::Claim, key::SubnetKey};
+use super::claim::Claim;
+use crate::wire::key::SubnetKey;
 
 /// How long an outage must have lasted for absence to be in doubt, and for how long the doubt lasts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -195,7 +196,7 @@ mod tests {
     use overlay_common::MacAddr;
 
     use super::*;
-    use crate::lease::Lease;
+    use crate::wire::Lease;
 
     const LONG: Duration = Duration::from_hours(1);
 

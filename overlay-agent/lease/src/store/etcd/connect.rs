@@ -17,7 +17,7 @@ use rand::Rng;
 use tokio::{sync::Mutex, time::timeout};
 use tracing::info;
 
-use crate::run_config::{EtcdConfig, Secret};
+use super::config::{EtcdConfig, Secret};
 
 /// How long an endpoint has to accept a connection and answer a first request.
 const CONNECT: Duration = Duration::from_secs(5);

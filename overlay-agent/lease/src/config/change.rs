@@ -4,8 +4,7 @@ use std::{fmt, net::Ipv4Addr};
 
 use ipnetwork::Ipv4Network;
 
-use super::NetworkConfig;
-use crate::firewall::RulesMode;
+use super::{NetworkConfig, RulesMode};
 
 /// A field that is different in the new config.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

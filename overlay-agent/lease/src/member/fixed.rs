@@ -14,12 +14,12 @@ use tokio::{
 use tracing::{info, warn};
 
 use super::{
-    config::{ConfigUpdate, StoredConfig},
+    claim::Claim,
     follow::LeaseUpdate,
-    peers_file::PeersFile,
-    trouble::Troubles,
+    keeper::LeaseEvent,
+    network::{ConfigUpdate, StoredConfig},
 };
-use crate::lease::{Lease, claim::Claim, keeper::LeaseEvent};
+use crate::{store::peers_file::PeersFile, trouble::Troubles, wire::Lease};
 
 /// How often to look at the file. Looking is reliable where waiting for events is not: whatever way the
 /// file is replaced, and whatever file system it is on.

@@ -1,31 +1,51 @@
-use std::net::Ipv4Addr;
+//! Whichever store it is, seen from a host that takes part.
 
-use anyhow::{Context as _, Result};
+use std::{net::Ipv4Addr, path::PathBuf};
+
 use tokio::sync::mpsc;
 use tokio_util::task::AbortOnDropHandle;
 use tracing::info;
 
 use super::{
-    Etcd, Follower, LeaseUpdate,
-    config::{ConfigUpdate, StoredConfig, wait_for_good_config},
+    acquire::{AcquireError, Request, acquire},
     fixed::FixedStore,
-    trouble::Troubles,
+    follow::{Follower, LeaseUpdate},
+    incident::Incident,
+    keeper::{Keeper, LeaseEvent},
+    network::{ConfigUpdate, MalformedConfig, StoredConfig, wait_for_good_config},
 };
 use crate::{
-    exit::{Exit, WithExit as _},
-    lease::{
-        Lease,
-        acquire::{AcquireError, Request, acquire},
-        incident::Incident,
-        keeper::{Keeper, LeaseEvent},
-        key::SubnetKey,
-    },
-    run_config::RunConfig,
+    store::etcd::{Etcd, EtcdConfig},
+    trouble::Troubles,
+    wire::{Lease, key::SubnetKey},
 };
+
+/// Which registry, and how to reach it.
+#[derive(Clone, Debug)]
+pub enum RegistryConfig {
+    /// In etcd.
+    Etcd(EtcdConfig),
+    /// In the file of this name.
+    Fixed(PathBuf),
+}
+
+/// There is no subnet to be had.
+#[derive(Debug, thiserror::Error)]
+pub enum JoinError {
+    /// The network config in etcd is malformed, or asks for what we do not do.
+    #[error(transparent)]
+    Config(#[from] MalformedConfig),
+    /// The peers file is.
+    #[error(transparent)]
+    Fixed(anyhow::Error),
+    /// There is none free.
+    #[error("cannot take a subnet")]
+    Acquire(#[source] AcquireError),
+}
 
 /// Where it is agreed who has which subnet.
 #[derive(Clone, Debug)]
-pub enum Store {
+pub enum Registry {
     /// In etcd, as flannel does.
     Etcd(Etcd),
     /// In a file on every host.
@@ -62,12 +82,12 @@ impl Following {
     }
 }
 
-impl Store {
-    /// The store that the command line asks for. Reads the files that it names, connects to nothing yet.
-    pub fn new(config: &RunConfig) -> Result<Self> {
-        match &config.peers {
-            Some(path) => Ok(Self::Fixed(FixedStore::new(path))),
-            None => Ok(Self::Etcd(Etcd::new(&config.etcd).exit(Exit::Usage)?)),
+impl Registry {
+    /// Reads the files that name how etcd is to be reached. Connects to nothing yet.
+    pub fn new(config: &RegistryConfig) -> anyhow::Result<Self> {
+        match config {
+            RegistryConfig::Fixed(path) => Ok(Self::Fixed(FixedStore::new(path))),
+            RegistryConfig::Etcd(etcd) => Ok(Self::Etcd(Etcd::new(etcd)?)),
         }
     }
 
@@ -96,16 +116,23 @@ impl Store {
     }
 
     /// The network config. Waits for etcd to have one that can be read.
-    pub async fn network(&self) -> Result<StoredConfig> {
+    ///
+    /// # Errors
+    /// None but those of the config.
+    pub async fn network(&self) -> Result<StoredConfig, JoinError> {
         match self {
-            Self::Etcd(store) => wait_for_good_config(store).await.exit(Exit::Config),
-            Self::Fixed(store) => store.network().exit(Exit::Config),
+            Self::Etcd(store) => Ok(wait_for_good_config(store).await?),
+            Self::Fixed(store) => store.network().map_err(JoinError::Fixed),
         }
     }
 
     /// Gets this host a subnet, and follows everybody else from then on. Where the network config changes
     /// meanwhile, `network` is the new one afterwards.
-    pub async fn join(&self, network: &mut StoredConfig, request: &Request) -> Result<Joined> {
+    pub async fn join(
+        &self,
+        network: &mut StoredConfig,
+        request: &Request,
+    ) -> Result<Joined, JoinError> {
         match self {
             Self::Etcd(store) => self.join_etcd(store, network, request).await,
             Self::Fixed(store) => join_fixed(store, network, request.public_ip),
@@ -117,7 +144,7 @@ impl Store {
         store: &Etcd,
         network: &mut StoredConfig,
         request: &Request,
-    ) -> Result<Joined> {
+    ) -> Result<Joined, JoinError> {
         let acquired = loop {
             match acquire(store, network, request).await {
                 Ok(acquired) => break acquired,
@@ -125,7 +152,7 @@ impl Store {
                     info!("the network config has changed: reading it again");
                     *network = self.network().await?;
                 }
-                Err(error) => return Err(error).context("cannot take a subnet"),
+                Err(error) => return Err(JoinError::Acquire(error)),
             }
         };
         let lease = acquired.lease;
@@ -149,8 +176,8 @@ fn join_fixed(
     store: &FixedStore,
     network: &mut StoredConfig,
     public_ip: Ipv4Addr,
-) -> Result<Joined> {
-    let (lease, stored, follower) = store.join(public_ip).exit(Exit::Config)?;
+) -> Result<Joined, JoinError> {
+    let (lease, stored, follower) = store.join(public_ip).map_err(JoinError::Fixed)?;
     *network = stored;
     info!("lease: {lease}, as the peers file says");
     let (updates_sender, updates) = mpsc::channel(1024);

@@ -6,20 +6,21 @@
 pub mod change;
 mod error;
 mod fields;
+pub mod policy;
+mod rules;
 
 use std::{fmt, net::Ipv4Addr};
 
-use clap::ValueEnum as _;
 use ipnetwork::Ipv4Network;
 use overlay_common::Vni;
 use serde_json::{Map, Value};
 
-pub use self::error::ConfigError;
-use crate::{
-    firewall::RulesMode,
-    json,
-    policy::{self, Policy},
+use self::policy::Policy;
+pub use self::{
+    error::ConfigError,
+    rules::{RulesMode, UnknownMode},
 };
+use crate::json;
 
 /// The UDP port that Linux gives a VXLAN device when none is asked for, and that flannel therefore
 /// uses (not IANA's 4789).
@@ -158,9 +159,9 @@ impl NetworkConfig {
 fn rules(fields: &Map<String, Value>) -> Result<Option<RulesMode>, ConfigError> {
     match json::member(fields, "Rules") {
         None => Ok(None),
-        Some(Value::String(mode)) => RulesMode::from_str(mode, true)
-            .map(Some)
-            .map_err(|_unknown| ConfigError::Rules { found: mode.clone() }),
+        Some(Value::String(mode)) => {
+            mode.parse().map(Some).map_err(|UnknownMode| ConfigError::Rules { found: mode.clone() })
+        }
         Some(other) => Err(fields::wrong_kind("Rules", "a string", other)),
     }
 }
