@@ -10,6 +10,7 @@ use clap::{Args, Subcommand};
 use overlay_lease::{
     config::{NetworkConfig, ParsedConfig},
     store::{
+        Store as _,
         etcd::{Etcd, EtcdConfig},
         operate::{self, OperateError},
     },

@@ -7,7 +7,10 @@ use std::net::Ipv4Addr;
 use anyhow::anyhow;
 use clap::{Args, Subcommand};
 use ipnetwork::Ipv4Network;
-use overlay_lease::store::operate::{self, OperateError, Released, Reserved};
+use overlay_lease::store::{
+    Store as _,
+    operate::{self, OperateError, Released, Reserved},
+};
 
 use self::report::LeaseReport;
 use super::{

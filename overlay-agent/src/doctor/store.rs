@@ -5,7 +5,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use overlay_lease::{config::NetworkConfig, store::etcd::Etcd};
+use overlay_lease::{
+    config::NetworkConfig,
+    store::{Store as _, etcd::Etcd},
+};
 
 use super::{Check, Findings, Host};
 use crate::provision::pki::{self, RENEWAL};

@@ -162,7 +162,7 @@ impl Judge {
     /// believed before.
     pub(super) fn settle(&mut self) -> Changed {
         while let Some(rank) = self.pending.pop_first() {
-            let Some(claim) = self.cases.get(&rank.1).map(|case| case.claim) else { continue };
+            let Some(claim) = self.cases.get(&rank.key).map(|case| case.claim) else { continue };
             let verdict = self.judge(&claim);
             self.set_verdict(&claim, verdict);
         }
@@ -196,7 +196,7 @@ impl Judge {
 
     /// All believed leases with this address, the oldest first.
     pub(super) fn of_address(&self, address: Ipv4Addr) -> impl Iterator<Item = &Claim> {
-        of_writer(&self.believed, address).filter_map(|(_, rank)| self.believed(rank.1))
+        of_writer(&self.believed, address).filter_map(|(_, rank)| self.believed(rank.key))
     }
 
     /// How many leases are refused.
@@ -273,7 +273,7 @@ impl Judge {
         }
         let public_ip = claim.lease.public_ip;
         let most = self.limits.of_writer;
-        let older = self.believed.range((public_ip, FIRST)..(public_ip, rank)).count();
+        let older = self.believed.range((public_ip, Rank::FIRST)..(public_ip, rank)).count();
         (older >= most).then_some(Refusal::TooMany { public_ip, most })
     }
 
@@ -329,14 +329,8 @@ impl Judge {
     }
 }
 
-/// Before all others.
-const FIRST: Rank = (i64::MIN, SubnetKey::FIRST);
-
-/// After all others.
-const LAST: Rank = (i64::MAX, SubnetKey::LAST);
-
 fn of_writer(all: &ByWriter, address: Ipv4Addr) -> impl Iterator<Item = &(Ipv4Addr, Rank)> {
-    all.range((address, FIRST)..=(address, LAST))
+    all.range((address, Rank::FIRST)..=(address, Rank::LAST))
 }
 
 fn set<T: Ord>(set: &mut BTreeSet<T>, member: T, is_in: bool) {

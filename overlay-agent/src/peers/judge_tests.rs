@@ -1,4 +1,4 @@
-use overlay_lease::wire::Lease;
+use overlay_lease::{store::Revision, wire::Lease};
 use proptest::prelude::*;
 
 use super::*;
@@ -18,7 +18,8 @@ fn claim(of: &str, host: u8, created: i64) -> Claim {
         vtep_mac: MacAddr([2, 0, 0, 0, 0, host]),
         vni: None,
     };
-    Claim { created, written: created, ..Claim::listed(lease) }
+    let [created, written] = [Revision::new(created); 2];
+    Claim { created, written, ..Claim::listed(lease) }
 }
 
 fn scope() -> Scope {
@@ -114,14 +115,14 @@ fn the_older_of_two_that_overlap_counts_and_the_younger_follows_at_once() {
                 "it overlaps 10.1.20.0/24, which 192.168.33.20 has had for longer"
             );
             // A renewal makes nobody younger.
-            judge.put(Claim { written: 9, ..old });
+            judge.put(Claim { written: Revision::new(9), ..old });
             judge.settle();
             assert_eq!(verdict(&judge, &old), Verdict::Believed);
             judge.remove(old.key);
             assert_eq!(judge.settle().len(), 2);
             assert_eq!(verdict(&judge, &young), Verdict::Believed);
             // It comes back as somebody new.
-            judge.put(Claim { created: 10, ..old });
+            judge.put(Claim { created: Revision::new(10), ..old });
             judge.settle();
             assert_eq!(verdict(&judge, &young), Verdict::Believed);
             assert_eq!(judge.refused(), 1);

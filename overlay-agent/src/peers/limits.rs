@@ -48,7 +48,7 @@ impl Seats {
         }
         let last = self.taken.pop_last()?;
         self.without.insert(last);
-        (last != rank).then_some(last.1)
+        (last != rank).then_some(last.key)
     }
 
     /// Takes a lease's place away, or its hope for one.
@@ -65,7 +65,7 @@ impl Seats {
         }
         let next = self.without.pop_first()?;
         self.taken.insert(next);
-        Some(next.1)
+        Some(next.key)
     }
 
     /// Whether a lease has a place.
@@ -120,12 +120,15 @@ impl Lengths {
 
 #[cfg(test)]
 mod tests {
+    use overlay_lease::store::Revision;
+
     use super::*;
 
     fn rank(created: i64) -> Rank {
         let third = u8::try_from(created).unwrap();
         let subnet = ipnetwork::Ipv4Network::new([10, 1, third, 0].into(), 24).unwrap();
-        (created, SubnetKey { subnet, ipv6: None })
+        let (created, key) = (Revision::new(created), SubnetKey { subnet, ipv6: None });
+        Rank { doubtful: false, created, key }
     }
 
     #[test]
@@ -137,7 +140,7 @@ mod tests {
         );
         assert_eq!(
             seats.add(rank(2)),
-            Some(rank(3).1),
+            Some(rank(3).key),
             "an older one takes the place of the youngest"
         );
         assert_eq!((seats.taken(), seats.without()), (2, 2));
@@ -145,7 +148,7 @@ mod tests {
         seats.remove(rank(4));
         assert_eq!(seats.next(), None);
         seats.remove(rank(1));
-        assert_eq!((seats.next(), seats.next()), (Some(rank(3).1), None));
+        assert_eq!((seats.next(), seats.next()), (Some(rank(3).key), None));
         assert_eq!((seats.taken(), seats.without()), (2, 0));
     }
 

@@ -21,7 +21,8 @@ use overlay_common::{
     tables::{PEER_PREFIX_LENGTHS, Peer, PeerKey, Vtep, VtepKey},
 };
 use overlay_lease::{
-    member::claim::Claim,
+    member::claim::{Claim, Rank},
+    store::Revision,
     wire::{Lease, key::SubnetKey},
 };
 
@@ -243,7 +244,7 @@ impl Peers {
 }
 
 /// Of the leases with one address, the one for which this is the most speaks.
-const fn voice(claim: &Claim) -> (bool, i64, overlay_lease::member::claim::Rank) {
+const fn voice(claim: &Claim) -> (bool, Revision, Rank) {
     (claim.kept, claim.written, claim.rank())
 }
 

@@ -18,7 +18,8 @@ fn claim(of: &str, host: u8, revision: i64) -> Claim {
         vtep_mac: MacAddr([2, 0, 0, 0, 0, host]),
         vni: None,
     };
-    Claim { created: revision, written: revision, ..Claim::listed(lease) }
+    let [created, written] = [Revision::new(revision); 2];
+    Claim { created, written, ..Claim::listed(lease) }
 }
 
 fn peers_up_to(limits: Limits) -> Peers {
@@ -61,7 +62,7 @@ fn a_changed_address_moves_the_right_to_speak() {
     let mut peers = peers();
     peers.put(claim("10.1.20.0/24", 11, 1));
     peers.take_stale();
-    peers.put(Claim { written: 2, ..claim("10.1.20.0/24", 12, 1) });
+    peers.put(Claim { written: Revision::new(2), ..claim("10.1.20.0/24", 12, 1) });
     let stale = peers.take_stale();
     assert_eq!(stale.addresses, BTreeSet::from([address(11), address(12)]));
     assert_eq!(stale.subnets, BTreeSet::from([subnet("10.1.20.0/24")]));
@@ -86,7 +87,7 @@ fn the_newer_of_two_leases_speaks_wherever_it_sorts() {
     assert_eq!(found.len(), 1, "{found:?}");
     assert!(found[0].contains("192.168.33.11 has 2 more lease(s) than /n/subnets/10.1.20.0-24"));
     // Its old lease is renewed once more.
-    peers.put(Claim { written: 4, ..claim("10.1.30.0/24", 11, 1) });
+    peers.put(Claim { written: Revision::new(4), ..claim("10.1.30.0/24", 11, 1) });
     assert!(speaks_for(&peers, 11, "10.1.30.0/24"));
 }
 

@@ -2,7 +2,7 @@
 //! the hosts' is.
 
 use anyhow::{Context as _, Result, bail};
-use overlay_lease::store::etcd::Etcd;
+use overlay_lease::store::{Revision, Store as _, etcd::Etcd};
 use serde::{Deserialize, Serialize};
 
 use super::pki::Credential;
@@ -29,8 +29,8 @@ pub(super) async fn publish(store: &Etcd, credential: &Credential) -> Result<()>
     if old.as_ref().is_some_and(|old| old.value == value) {
         return Ok(());
     }
-    let revision = old.map_or(0, |old| old.mod_revision);
-    let written = store.replace(key.as_bytes(), revision, &value, None).await;
+    let revision = old.map_or(Revision::NONE, |old| old.mod_revision);
+    let written = store.replace_if_unchanged(key.as_bytes(), revision, &value, None).await;
     if written.exit(Exit::Unavailable)?.is_none() {
         bail!("{key} was changed by somebody else just now: run this again");
     }

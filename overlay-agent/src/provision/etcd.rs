@@ -12,6 +12,7 @@ use etcd_client::{Client, GetOptions};
 use overlay_lease::{
     config::NetworkConfig,
     store::{
+        Store as _,
         etcd::{Etcd, EtcdConfig, Identity},
         operate::set_config,
     },

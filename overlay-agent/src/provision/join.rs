@@ -5,7 +5,10 @@ use std::time::SystemTime;
 use anyhow::{Context as _, Result};
 use overlay_lease::{
     config::NetworkConfig,
-    store::etcd::{Etcd, EtcdConfig, Identity},
+    store::{
+        Store as _,
+        etcd::{Etcd, EtcdConfig, Identity},
+    },
     wire::key::Prefix,
 };
 

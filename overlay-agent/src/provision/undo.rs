@@ -6,6 +6,7 @@ use anyhow::{Result, anyhow};
 use ipnetwork::Ipv4Network;
 use overlay_common::MacAddr;
 use overlay_lease::store::{
+    Store as _,
     etcd::{Etcd, EtcdConfig},
     operate::give_back,
 };

@@ -5,7 +5,10 @@ use std::{path::Path, process::Command};
 use etcd_client::{Client, Permission, PermissionType};
 use overlay_lease::{
     member::{acquire::acquire, follow::Follower, network::wait_for_config},
-    store::etcd::{Etcd, EtcdConfig, Identity},
+    store::{
+        Store as _,
+        etcd::{Etcd, EtcdConfig, Identity},
+    },
 };
 
 use crate::{
@@ -51,7 +54,7 @@ async fn the_authoritys_certificate_alone_is_enough_for_tls() {
     config.ca_file = Some(tls.ca);
     let store = Etcd::new(&config).unwrap();
     assert_eq!(store.get(CONFIG_KEY).await.unwrap(), None);
-    let created = store.create("10.5.1.0/24".parse().unwrap(), b"{}", None, None).await;
+    let created = store.create_if_free("10.5.1.0/24".parse().unwrap(), b"{}", None, None).await;
     created.unwrap();
 
     // Without it, etcd's certificate is nobody's that this host trusts.
@@ -71,10 +74,10 @@ async fn a_user_who_may_only_touch_the_prefix_can_do_everything() {
     let acquired = within(acquire(&store, &stored, &request(1))).await.unwrap();
     let mut followed = Followed::new(Follower::new(store.clone()));
     assert_eq!(followed.snapshot().await, [acquired.lease]);
-    assert!(store.keep_alive(acquired.etcd_lease.unwrap()).await.unwrap());
+    assert!(store.keep(acquired.etcd_lease.unwrap()).await.unwrap());
     let key = store.prefix().subnet_key(acquired.lease.subnet);
     let entry = store.get(&key).await.unwrap().unwrap();
-    store.delete(&entry.key, entry.mod_revision).await.unwrap().unwrap();
+    store.delete_if_unchanged(&entry.key, entry.mod_revision).await.unwrap().unwrap();
     assert_eq!(followed.next().await, LeaseUpdate::Removed(acquired.lease.subnet));
 
     let error = world.store.get(CONFIG_KEY).await.unwrap_err().to_string();
@@ -156,7 +159,7 @@ async fn a_user_goes_without_a_password_where_authentication_is_off_and_logs_in_
 
     enable_auth(&mut world.client).await;
     until("the store has logged in", async || store.get(CONFIG_KEY).await.is_ok()).await;
-    assert!(store.keep_alive(acquired.etcd_lease.unwrap()).await.unwrap());
+    assert!(store.keep(acquired.etcd_lease.unwrap()).await.unwrap());
     let line = refusal(&world.etcd.config()).await;
     assert!(line.contains("etcd refuses us") && line.contains("user name is empty"), "{line}");
 }

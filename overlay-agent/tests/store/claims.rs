@@ -1,9 +1,12 @@
 //! What etcd knows about leases beside their values, by which they are judged.
 
 use etcd_client::PutOptions;
-use overlay_lease::member::{
-    claim::Claim,
-    follow::{Follower, LeaseUpdate as Update},
+use overlay_lease::{
+    member::{
+        claim::Claim,
+        follow::{Follower, LeaseUpdate as Update},
+    },
+    store::Store as _,
 };
 
 use crate::support::{
@@ -49,7 +52,8 @@ async fn a_lease_is_as_old_as_its_key_whatever_becomes_of_its_value() {
     let Update::Snapshot(claims) = followed.next_update().await else { panic!("no snapshot") };
     let ours = claims.iter().find(|claim| claim.lease == acquired.lease).unwrap();
     let stored = world.get(&ours.key.to_string()).await.unwrap();
-    assert_eq!((ours.created, ours.written), (stored.create_revision(), stored.mod_revision()));
+    let of_ours = (ours.created.number(), ours.written.number());
+    assert_eq!(of_ours, (stored.create_revision(), stored.mod_revision()));
     assert!(ours.kept);
 }
 

@@ -2,7 +2,10 @@
 
 use overlay_lease::{
     member::network::wait_for_config,
-    store::etcd::{Etcd, Identity},
+    store::{
+        Store as _,
+        etcd::{Etcd, Identity},
+    },
 };
 
 use crate::{

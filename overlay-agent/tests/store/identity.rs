@@ -9,7 +9,7 @@ use overlay_lease::{
         incident::Incident,
         keeper::{Keeper, LeaseEvent},
     },
-    store::etcd::Etcd,
+    store::{Store as _, etcd::Etcd},
     wire::value::LeaseValue,
 };
 use tokio::sync::mpsc;

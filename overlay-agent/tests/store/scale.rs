@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use etcd_client::{Client, Txn, TxnOp};
-use overlay_lease::member::follow::Follower;
+use overlay_lease::{member::follow::Follower, store::Store as _};
 
 use crate::support::{
     Followed, LeaseUpdate, World, key, lease, request, subnet, take_at_once, value,

@@ -160,7 +160,7 @@ impl From<Update> for LeaseUpdate {
 pub(crate) struct Followed(mpsc::Receiver<Update>);
 
 impl Followed {
-    pub(crate) fn new(follower: Follower) -> Self {
+    pub(crate) fn new(follower: Follower<Etcd>) -> Self {
         let (sender, receiver) = mpsc::channel(16);
         tokio::spawn(follower.run(sender));
         Self(receiver)

@@ -25,7 +25,7 @@ use super::{
 };
 use crate::{
     outage::{Outage, pause},
-    store::{Created, Entry, Listing, StoreError, etcd::Etcd},
+    store::{Created, Entry, Listing, Revision, Store, StoreError},
     wire::{
         Lease,
         allocate::{CANDIDATES, choose},
@@ -126,7 +126,7 @@ pub enum AcquireError {
 
 /// Takes a lease for this host. Waits for etcd when it is away.
 pub async fn acquire(
-    store: &Etcd,
+    store: &impl Store,
     config: &StoredConfig,
     request: &Request,
 ) -> Result<Acquired, AcquireError> {
@@ -171,7 +171,7 @@ enum Step {
 /// What has become of a question whether a host lives.
 enum Answer {
     /// Nobody has answered. The question is the key's state of this revision.
-    None(i64),
+    None(Revision),
     /// The host has put its key right.
     Alive,
     /// The key has changed otherwise.
@@ -189,8 +189,8 @@ impl From<StoreError> for Stop {
     }
 }
 
-struct Attempt<'a> {
-    store: &'a Etcd,
+struct Attempt<'a, S> {
+    store: &'a S,
     config: &'a StoredConfig,
     request: Request,
     /// The etcd lease that we were granted for this, used or not.
@@ -201,7 +201,7 @@ struct Attempt<'a> {
     incidents: Vec<Incident>,
 }
 
-impl Attempt<'_> {
+impl<S: Store> Attempt<'_, S> {
     async fn make(&mut self) -> Result<Step, Stop> {
         let listing = self.store.list().await?;
         let mut survey =
@@ -262,7 +262,8 @@ impl Attempt<'_> {
         };
         if !unchanged || etcd_lease != old {
             let (key, revision) = (&own.entry.key, own.entry.mod_revision);
-            let written = self.store.replace(key, revision, &value, etcd_lease).await?;
+            let written =
+                self.store.replace_if_unchanged(key, revision, &value, etcd_lease).await?;
             let Some(mod_revision) = written else {
                 return Ok(Step::Again);
             };
@@ -290,7 +291,8 @@ impl Attempt<'_> {
         let Some(question) = with_question(value, self.request.public_ip) else {
             return Ok(Answer::Changed);
         };
-        let asked = self.store.replace(key, *mod_revision, &question, *etcd_lease).await?;
+        let asked =
+            self.store.replace_if_unchanged(key, *mod_revision, &question, *etcd_lease).await?;
         let Some(asked) = asked else { return Ok(Answer::Changed) };
         info!("asking whether another host has {}, which our address does not fit", own.subnet);
         let name = String::from_utf8_lossy(key);
@@ -310,7 +312,7 @@ impl Attempt<'_> {
     async fn is_good(&self, id: i64) -> Result<bool, StoreError> {
         let wanted = i64::try_from(self.request.ttl.as_secs()).unwrap_or(i64::MAX);
         match self.store.etcd_lease(id).await? {
-            Some(lease) if lease.granted == wanted => self.store.keep_alive(id).await,
+            Some(lease) if lease.granted == wanted => self.store.keep(id).await,
             _ => Ok(false),
         }
     }
@@ -319,7 +321,7 @@ impl Attempt<'_> {
     async fn discard(&self, stale: &Entry) -> Result<Step, Stop> {
         let key = String::from_utf8_lossy(&stale.key);
         warn!("deleting our own lease {key}: the network config does not allow it any more");
-        if self.store.delete(&stale.key, stale.mod_revision).await?.is_some()
+        if self.store.delete_if_unchanged(&stale.key, stale.mod_revision).await?.is_some()
             && let Some(id) = stale.etcd_lease
         {
             retire(self.store, id).await;
@@ -386,7 +388,7 @@ impl Attempt<'_> {
         let value = lease.value().encode();
         let etcd_lease = Some(self.grant().await?);
         let condition = Some(self.config.mod_revision);
-        match self.store.create(subnet, &value, etcd_lease, condition).await? {
+        match self.store.create_if_free(subnet, &value, etcd_lease, condition).await? {
             Created::At(mod_revision) => {
                 let key = self.store.prefix().subnet_key(subnet).into_bytes();
                 let create_revision = mod_revision;
@@ -423,7 +425,7 @@ impl Attempt<'_> {
     async fn grant(&mut self) -> Result<i64, StoreError> {
         // A wait between attempts may have outlasted it.
         if let Some(id) = self.granted
-            && self.store.keep_alive(id).await?
+            && self.store.keep(id).await?
         {
             return Ok(id);
         }
@@ -471,7 +473,7 @@ fn upsert(listing: &mut Listing, entry: Entry) {
 }
 
 /// A failure leaves an etcd lease behind that expires by itself, so it is nobody's failure.
-pub(super) async fn retire(store: &Etcd, id: i64) {
+pub(super) async fn retire(store: &impl Store, id: i64) {
     if let Err(error) = store.retire(id).await {
         debug!("an unused lease remains in etcd until it expires: {error}");
     }

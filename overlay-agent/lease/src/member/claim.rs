@@ -4,7 +4,10 @@
 
 use std::fmt;
 
-use crate::wire::{Lease, key::SubnetKey};
+use crate::{
+    store::Revision,
+    wire::{Lease, key::SubnetKey},
+};
 
 /// A lease as a store has it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,40 +17,55 @@ pub struct Claim {
     /// What key and value say.
     pub lease: Lease,
     /// The revision at which the key came to be. Renewals and other values of the same key leave it.
-    pub created: i64,
+    pub created: Revision,
     /// The revision at which it was last written.
-    pub written: i64,
+    pub written: Revision,
     /// Whether somebody keeps it alive. A key that hangs on no etcd lease stays until it is deleted, with or
     /// without a host.
     pub kept: bool,
+    /// Whether the store has it no more for the moment.
+    pub doubtful: bool,
 }
 
-/// Later than any revision that a store will ever have.
-const DOUBT: i64 = 1 << 62;
+/// Who came first, what is in doubt after everything; among those of one revision, the order of keys.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Rank {
+    /// Whether the store has it no more for the moment.
+    pub doubtful: bool,
+    /// When the key came to be.
+    pub created: Revision,
+    /// The key.
+    pub key: SubnetKey,
+}
 
-/// Who came first; among those of one revision, the order of keys.
-pub type Rank = (i64, SubnetKey);
+impl Rank {
+    /// Before all others.
+    pub const FIRST: Self =
+        Self { doubtful: false, created: Revision::NONE, key: SubnetKey::FIRST };
+
+    /// After all others.
+    pub const LAST: Self = Self { doubtful: true, created: Revision::LAST, key: SubnetKey::LAST };
+}
 
 impl Claim {
     /// One of a store that has no revisions, and vouches for all of them alike.
     pub const fn listed(lease: Lease) -> Self {
         let key = SubnetKey { subnet: lease.subnet, ipv6: None };
-        Self { key, lease, created: 0, written: 0, kept: true }
+        let [created, written] = [Revision::NONE; 2];
+        Self { key, lease, created, written, kept: true, doubtful: false }
     }
 
     /// The same, of a store that has it no more for the moment: younger than whatever the store has, and as old as
     /// before among its likes.
     #[must_use]
-    pub const fn doubtful(self) -> Self {
-        if self.created >= DOUBT {
-            return self;
-        }
-        Self { created: self.created + DOUBT, kept: false, ..self }
+    pub const fn in_doubt(self) -> Self {
+        Self { doubtful: true, kept: false, ..self }
     }
 
     /// Its place among all claims, the oldest first.
     pub const fn rank(&self) -> Rank {
-        (self.created, self.key)
+        let Self { doubtful, created, key, .. } = *self;
+        Rank { doubtful, created, key }
     }
 }
 

@@ -10,7 +10,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use etcd_client::EventType;
 use rand::Rng as _;
 use tokio::sync::mpsc;
 use tracing::{debug, info, warn};
@@ -24,10 +23,7 @@ use super::{
 };
 use crate::{
     outage::Outage,
-    store::{
-        Listing, StoreError,
-        etcd::{Etcd, Watch, WatchEnded},
-    },
+    store::{Change, Listing, Revision, Store, StoreError, Watch as _, WatchEnded},
     wire::{key::SubnetKey, value::asker},
 };
 
@@ -54,8 +50,8 @@ impl fmt::Display for LeaseUpdate {
 
 /// Follows the leases of one network, our own included.
 #[derive(Debug)]
-pub struct Follower {
-    store: Etcd,
+pub struct Follower<S> {
+    store: S,
     listing: Option<Listing>,
     keeper: Option<KeeperHandle>,
     config: Option<ConfigReporter>,
@@ -69,7 +65,7 @@ pub struct Follower {
 struct Place {
     cluster: u64,
     /// All changes up to this revision.
-    revision: i64,
+    revision: Revision,
 }
 
 /// How long every lease that there is puts off a listing that all who follow may want at once, and at most.
@@ -94,9 +90,9 @@ impl fmt::Display for Doubt {
     }
 }
 
-impl Follower {
+impl<S: Store> Follower<S> {
     /// Follows the leases in `store`.
-    pub fn new(store: Etcd) -> Self {
+    pub fn new(store: S) -> Self {
         let reader = Reader::new(store.prefix().clone(), store.troubles().clone());
         let known = Known::default();
         Self { store, listing: None, keeper: None, config: None, reader, known, place: None }
@@ -119,7 +115,11 @@ impl Follower {
 
     /// Tells `updates` whenever the network config is another one than that of revision `known`.
     #[must_use]
-    pub fn reporting_config(mut self, known: i64, updates: mpsc::Sender<ConfigUpdate>) -> Self {
+    pub fn reporting_config(
+        mut self,
+        known: Revision,
+        updates: mpsc::Sender<ConfigUpdate>,
+    ) -> Self {
         let key = self.store.prefix().config_key();
         self.config = Some(ConfigReporter::new(key, known, updates));
         self
@@ -166,7 +166,7 @@ impl Follower {
     ) -> Result<std::convert::Infallible, Doubt> {
         let (mut watch, missed) = match self.resume().await? {
             Some(resumed) => resumed,
-            None => (self.begin(outage, updates).await?, 0),
+            None => (self.begin(outage, updates).await?, Revision::NONE),
         };
         // What was lost meanwhile may be about to come back.
         let lasted = outage.lasted();
@@ -182,32 +182,33 @@ impl Follower {
             // Only now is it certain that the watch works.
             outage.over();
             let mut lost = Vec::new();
-            for event in &news.events {
+            for change in &news.changes {
                 if let Some(config) = &mut self.config
-                    && config.observe(event).await
+                    && config.observe(change).await
                 {
                     continue;
                 }
-                let written = event.kv().filter(|_| event.event_type() == EventType::Put);
-                if let (Some(keeper), Some(kv)) = (&self.keeper, written)
-                    && keeper.observe_write(kv.key(), kv.value())
+                let written = match change {
+                    Change::Put(entry) => Some(entry),
+                    Change::Deleted { .. } => None,
+                };
+                if let (Some(keeper), Some(entry)) = (&self.keeper, written)
+                    && keeper.observe_write(&entry.key, &entry.value)
                 {
                     continue;
                 }
-                let Some(update) = self.reader.update(event) else { continue };
+                let Some(update) = self.reader.update(change) else { continue };
                 match &update {
                     // A question is to its host alone. It makes nobody else believe that this lease was the last
                     // one to be written.
                     LeaseUpdate::Put(claim)
                         if self.known.knows(claim)
-                            && written.is_some_and(|kv| asker(kv.value()).is_some()) =>
+                            && written.is_some_and(|entry| asker(&entry.value).is_some()) =>
                     {
                         continue;
                     }
                     LeaseUpdate::Put(claim) => lost.retain(|key| *key != claim.key),
-                    LeaseUpdate::Removed(key)
-                        if event.kv().is_some_and(|kv| kv.mod_revision() <= missed) =>
-                    {
+                    LeaseUpdate::Removed(key) if change.revision() <= missed => {
                         lost.push(*key);
                         continue;
                     }
@@ -228,7 +229,7 @@ impl Follower {
         &mut self,
         outage: &mut Outage,
         updates: &mpsc::Sender<LeaseUpdate>,
-    ) -> Result<Watch, Doubt> {
+    ) -> Result<S::Watch, Doubt> {
         let listing = if let Some(listing) = self.listing.take() {
             listing
         } else {
@@ -244,7 +245,7 @@ impl Follower {
         info!("leases in all: {}, as of revision {revision}", listed.len());
         self.send_snapshot(listed, outage, updates).await?;
         self.place = Some(place);
-        self.store.watch(revision + 1, self.config.is_some()).await.map_err(Doubt::Store)
+        self.store.watch(revision, self.config.is_some()).await.map_err(Doubt::Store)
     }
 
     /// How long to wait before a listing, so that not all ask at once for everything.
@@ -256,7 +257,7 @@ impl Follower {
 
     /// Goes on where the last watch has ended, and says up to which revision changes were missed; nothing where that is
     /// not possible.
-    async fn resume(&mut self) -> Result<Option<(Watch, i64)>, Doubt> {
+    async fn resume(&mut self) -> Result<Option<(S::Watch, Revision)>, Doubt> {
         // Another history has another latest change.
         let (Some(place), Some(latest)) = (self.place, self.known.latest()) else {
             self.place = None;
@@ -276,8 +277,8 @@ impl Follower {
         if let Some(config) = &mut self.config {
             config.look(&self.store).await.map_err(Doubt::Store)?;
         }
-        debug!("following leases again from revision {}", place.revision + 1);
-        let watch = self.store.watch(place.revision + 1, self.config.is_some()).await;
+        debug!("following leases again after revision {}", place.revision);
+        let watch = self.store.watch(place.revision, self.config.is_some()).await;
         Ok(Some((watch.map_err(Doubt::Store)?, past.latest)))
     }
 

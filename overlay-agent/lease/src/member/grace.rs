@@ -81,7 +81,7 @@ impl Known {
             .filter(|(key, claim)| {
                 !listed.contains_key(key) && !elsewhere.contains(&claim.lease.public_ip)
             })
-            .filter_map(|(key, claim)| Some((claim.doubtful(), until(key)?)))
+            .filter_map(|(key, claim)| Some((claim.in_doubt(), until(key)?)))
             .collect();
         self.leases = listed;
         for (claim, until) in kept {
@@ -106,7 +106,7 @@ impl Known {
             let Some(claim) = self.removed(*key) else { continue };
             let is_kept =
                 outage >= self.patience.outage && !addresses.contains(&claim.lease.public_ip);
-            let kept = is_kept.then(|| claim.doubtful());
+            let kept = is_kept.then(|| claim.in_doubt());
             if let Some(claim) = kept {
                 self.keep(claim, now + self.patience.grace);
             }
@@ -196,7 +196,7 @@ mod tests {
     use overlay_common::MacAddr;
 
     use super::*;
-    use crate::wire::Lease;
+    use crate::{store::Revision, wire::Lease};
 
     const LONG: Duration = Duration::from_hours(1);
 
@@ -220,7 +220,7 @@ mod tests {
         let all = [lease("10.5.1.0/24", 1), lease("10.5.2.0/24", 2)];
         let mut known = known(&all);
         let now = Instant::now();
-        assert_eq!(known.listed(vec![all[0]], LONG, now), [all[0], all[1].doubtful()]);
+        assert_eq!(known.listed(vec![all[0]], LONG, now), [all[0], all[1].in_doubt()]);
         assert_eq!(known.missing(), 1);
         assert!(known.expired(now + Duration::from_secs(59)).is_empty());
         assert_eq!(known.deadline(), Some(now + Duration::from_mins(1)));
@@ -243,7 +243,7 @@ mod tests {
         let now = Instant::now();
         known.listed(vec![], LONG, now);
         let listed = known.listed(vec![all[0]], Duration::ZERO, now + Duration::from_secs(30));
-        assert_eq!(listed, [all[0], all[1].doubtful()]);
+        assert_eq!(listed, [all[0], all[1].in_doubt()]);
         assert_eq!(known.deadline(), Some(now + Duration::from_mins(1)));
     }
 
@@ -267,7 +267,7 @@ mod tests {
         let reserved = lease("10.5.8.0/24", 3);
         let mut after = known(&[&all[..], &[reserved]].concat());
         let kept = after.listed(vec![moved, wide, reserved], LONG, Instant::now());
-        assert_eq!(kept, [wide, all[1].doubtful(), all[2].doubtful(), reserved, moved]);
+        assert_eq!(kept, [wide, all[1].in_doubt(), all[2].in_doubt(), reserved, moved]);
         // The same as events.
         let mut after = known(&[&all[..], &[reserved]].concat());
         after.listed(vec![reserved], LONG, Instant::now());
@@ -280,9 +280,10 @@ mod tests {
 
     #[test]
     fn in_doubt_a_lease_is_younger_than_all_and_as_old_as_before_among_its_likes() {
-        let [old, young] = [1, 2].map(|created| Claim { created, ..lease("10.5.1.0/24", 1) });
-        assert!(young.doubtful().rank() > old.doubtful().rank());
-        assert!(old.doubtful().rank() > Claim { created: i64::MAX / 2, ..young }.rank());
-        assert_eq!(old.doubtful().doubtful(), old.doubtful());
+        let [old, young] =
+            [1, 2].map(Revision::new).map(|created| Claim { created, ..lease("10.5.1.0/24", 1) });
+        assert!(young.in_doubt().rank() > old.in_doubt().rank());
+        assert!(old.in_doubt().rank() > Claim { created: Revision::LAST, ..young }.rank());
+        assert_eq!(old.in_doubt().in_doubt(), old.in_doubt());
     }
 }

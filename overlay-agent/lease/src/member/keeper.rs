@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     outage::Outage,
-    store::{Created, Entry, StoreError, etcd::Etcd},
+    store::{Created, Entry, Store, StoreError},
     wire::{
         Lease,
         allocate::overlap,
@@ -65,8 +65,8 @@ pub enum LeaseEvent {
 
 /// Keeps one lease.
 #[derive(Debug)]
-pub struct Keeper {
-    store: Etcd,
+pub struct Keeper<S> {
+    store: S,
     lease: Lease,
     etcd_lease: Option<i64>,
     ttl: Duration,
@@ -128,9 +128,9 @@ enum Look {
     Taken(Entry),
 }
 
-impl Keeper {
+impl<S: Store> Keeper<S> {
     /// Keeps what was acquired, with the TTL that was asked for.
-    pub fn new(store: Etcd, acquired: &Acquired, ttl: Duration) -> Self {
+    pub fn new(store: S, acquired: &Acquired, ttl: Duration) -> Self {
         Self {
             store,
             lease: acquired.lease,
@@ -198,7 +198,7 @@ impl Keeper {
     ) -> Option<Entry> {
         loop {
             let id = self.etcd_lease?;
-            match self.store.keep_alive(id).await {
+            match self.store.keep(id).await {
                 Ok(true) => {
                     debug!("renewed the lease of {}", self.lease.subnet);
                     return None;
@@ -272,8 +272,10 @@ impl Keeper {
         };
         debug!("putting {key} right");
         let etcd_lease = if self.is_reservation { None } else { Some(self.etcd_lease().await?) };
-        let written =
-            self.store.replace(&entry.key, entry.mod_revision, &value, etcd_lease).await?;
+        let written = self
+            .store
+            .replace_if_unchanged(&entry.key, entry.mod_revision, &value, etcd_lease)
+            .await?;
         Ok(match (written, incident) {
             (None, _) => Look::Again,
             (Some(_), Some(incident)) => Look::Repaired(incident),
@@ -312,7 +314,7 @@ impl Keeper {
     async fn retake(&mut self, value: &[u8]) -> Result<Look, StoreError> {
         let subnet = self.lease.subnet;
         let etcd_lease = self.etcd_lease().await?;
-        match self.store.create(subnet, value, Some(etcd_lease), None).await? {
+        match self.store.create_if_free(subnet, value, Some(etcd_lease), None).await? {
             Created::At(_) => Ok(Look::Retaken),
             Created::Refused(obstacles) => {
                 let prefix = self.store.prefix();
@@ -331,7 +333,7 @@ impl Keeper {
     /// The etcd lease to hang our key on: the one we have, if it still exists, else a new one.
     async fn etcd_lease(&mut self) -> Result<i64, StoreError> {
         if let Some(id) = self.etcd_lease
-            && self.store.keep_alive(id).await?
+            && self.store.keep(id).await?
         {
             return Ok(id);
         }

@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use etcd_client::{Event, EventType};
 use rand::Rng;
 use tokio::sync::mpsc;
 use tracing::{info, warn};
@@ -10,7 +9,7 @@ use tracing::{info, warn};
 use crate::{
     config::{ConfigError, NetworkConfig},
     outage::Outage,
-    store::{Entry, StoreError, etcd::Etcd},
+    store::{Change, Entry, Revision, Store, StoreError},
 };
 
 /// How often to look for a config that is not there yet, or is no good, give or take a half.
@@ -22,7 +21,7 @@ pub struct StoredConfig {
     /// The config.
     pub config: NetworkConfig,
     /// The revision at which it was written.
-    pub mod_revision: i64,
+    pub mod_revision: Revision,
 }
 
 /// A config that is there but malformed.
@@ -36,7 +35,7 @@ pub struct MalformedConfig {
 }
 
 /// Reads the network config; waits for etcd to answer and for the config to be there.
-pub async fn wait_for_config(store: &Etcd) -> Result<StoredConfig, MalformedConfig> {
+pub async fn wait_for_config(store: &impl Store) -> Result<StoredConfig, MalformedConfig> {
     let key = store.prefix().config_key();
     let mut unreachable = Outage::on("cannot read the network config", store.troubles());
     let mut absent = Outage::on("there is no network config yet", store.troubles());
@@ -60,7 +59,7 @@ pub async fn wait_for_config(store: &Etcd) -> Result<StoredConfig, MalformedConf
 
 /// As [`wait_for_config`], and waits for a text that says nothing to be mended, as flanneld does. Fails where the
 /// config asks for what this agent does not do.
-pub async fn wait_for_good_config(store: &Etcd) -> Result<StoredConfig, MalformedConfig> {
+pub async fn wait_for_good_config(store: &impl Store) -> Result<StoredConfig, MalformedConfig> {
     let mut malformed = Outage::on("cannot join the network", store.troubles());
     loop {
         match wait_for_config(store).await {
@@ -106,18 +105,22 @@ pub enum ConfigUpdate {
 pub(super) struct ConfigReporter {
     key: String,
     /// The revision at which it was last written or deleted, as far as we know.
-    seen: i64,
+    seen: Revision,
     present: bool,
     updates: mpsc::Sender<ConfigUpdate>,
 }
 
 impl ConfigReporter {
-    pub(super) const fn new(key: String, seen: i64, updates: mpsc::Sender<ConfigUpdate>) -> Self {
+    pub(super) const fn new(
+        key: String,
+        seen: Revision,
+        updates: mpsc::Sender<ConfigUpdate>,
+    ) -> Self {
         Self { key, seen, present: true, updates }
     }
 
     /// Reads it anew: changes may have been missed.
-    pub(super) async fn look(&mut self, store: &Etcd) -> Result<(), StoreError> {
+    pub(super) async fn look(&mut self, store: &impl Store) -> Result<(), StoreError> {
         match store.get(&self.key).await? {
             Some(entry) => self.found(&entry).await,
             None => self.gone(self.seen).await,
@@ -125,18 +128,15 @@ impl ConfigReporter {
         Ok(())
     }
 
-    /// Takes note of an event, if it is about the config. Returns whether it was.
-    pub(super) async fn observe(&mut self, event: &Event) -> bool {
-        let Some(kv) = event.kv().filter(|kv| kv.key() == self.key.as_bytes()) else {
+    /// Takes note of a change, if it is of the config. Returns whether it was.
+    pub(super) async fn observe(&mut self, change: &Change) -> bool {
+        if change.key() != self.key.as_bytes() {
             return false;
-        };
-        if kv.mod_revision() <= self.seen {
-            return true;
         }
-        if event.event_type() == EventType::Delete {
-            self.gone(kv.mod_revision()).await;
-        } else {
-            self.found(&Entry::from(kv.clone())).await;
+        match change {
+            _ if change.revision() <= self.seen => {}
+            Change::Put(entry) => self.found(entry).await,
+            Change::Deleted { revision, .. } => self.gone(*revision).await,
         }
         true
     }
@@ -155,7 +155,7 @@ impl ConfigReporter {
         .await;
     }
 
-    async fn gone(&mut self, revision: i64) {
+    async fn gone(&mut self, revision: Revision) {
         self.seen = revision;
         if std::mem::take(&mut self.present) {
             self.send(ConfigUpdate::Gone(self.key.clone())).await;

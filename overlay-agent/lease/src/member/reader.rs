@@ -6,17 +6,16 @@ use std::{
     time::{Duration, Instant},
 };
 
-use etcd_client::{Event, EventType};
 use tracing::warn;
 
 use super::{claim::Claim, follow::LeaseUpdate};
 use crate::{
-    store::{Entry, Listing, etcd::LARGEST_VALUE},
+    store::{Change, Entry, Listing, Revision},
     trouble::Troubles,
     wire::{
         Lease,
         key::{Prefix, SubnetKey},
-        value::{Backend, LeaseValue},
+        value::{Backend, LARGEST_VALUE, LeaseValue},
     },
 };
 
@@ -30,7 +29,7 @@ pub(super) struct Reader {
     prefix: Prefix,
     troubles: Troubles,
     /// The revision of each key that is no lease of ours, as of when that was said.
-    reported: HashMap<Vec<u8>, i64>,
+    reported: HashMap<Vec<u8>, Revision>,
     lines: Lines,
 }
 
@@ -65,15 +64,17 @@ impl Reader {
         claims.into_values().collect()
     }
 
-    /// What an event means, if anything.
-    pub(super) fn update(&mut self, event: &Event) -> Option<LeaseUpdate> {
-        let kv = event.kv()?;
-        if event.event_type() == EventType::Delete {
-            self.forget(kv.key());
-            let key = self.prefix.parse_subnet_key(kv.key()).ok()?;
-            return Some(LeaseUpdate::Removed(key));
-        }
-        match self.read(&Entry::listed(kv.clone())) {
+    /// What a change means, if anything.
+    pub(super) fn update(&mut self, change: &Change) -> Option<LeaseUpdate> {
+        let entry = match change {
+            Change::Put(entry) => entry,
+            Change::Deleted { key, .. } => {
+                self.forget(key);
+                let key = self.prefix.parse_subnet_key(key).ok()?;
+                return Some(LeaseUpdate::Removed(key));
+            }
+        };
+        match self.read(entry) {
             Read::Claim(claim) => Some(LeaseUpdate::Put(claim)),
             Read::Foreign(key) => Some(LeaseUpdate::Removed(key)),
             // It says nothing about where the subnet's host is, so what we knew stays.
@@ -108,6 +109,7 @@ impl Reader {
                 created: entry.create_revision,
                 written: entry.mod_revision,
                 kept: entry.etcd_lease.is_some(),
+                doubtful: false,
             });
         }
         if let Backend::Other(name) = &value.backend {
@@ -181,8 +183,8 @@ mod tests {
         Entry {
             key: format!("/n/subnets/{name}").into_bytes(),
             value: value.as_bytes().to_vec(),
-            create_revision: revision,
-            mod_revision: revision,
+            create_revision: Revision::new(revision),
+            mod_revision: Revision::new(revision),
             etcd_lease: None,
         }
     }
@@ -205,7 +207,7 @@ mod tests {
             entry("10.5.4.0-24", r#"{"PublicIP":"192.0.2.4","BackendType":"host-gw"}"#, 5),
             entry("10.5.6.0-24", &long, 6),
         ];
-        let snapshot = reader.snapshot(Listing { cluster: 1, revision: 6, entries });
+        let snapshot = reader.snapshot(Listing { cluster: 1, revision: Revision::new(6), entries });
         let subnets: Vec<_> = snapshot.iter().map(|claim| claim.lease.subnet.to_string()).collect();
         assert_eq!(subnets, ["10.5.1.0/24", "10.5.2.0/24"]);
         let (ignored, all) = reader.troubles.ignored(2);
@@ -222,7 +224,7 @@ mod tests {
     fn complaints_are_kept_for_as_long_as_their_keys() {
         let mut reader = reader();
         let bad = |name: &str| entry(name, "nonsense", 7);
-        let listing = |entries| Listing { cluster: 1, revision: 9, entries };
+        let listing = |entries| Listing { cluster: 1, revision: Revision::new(9), entries };
         reader.snapshot(listing(vec![bad("10.5.1.0-24"), bad("10.5.2.0-24")]));
         assert_eq!(reader.reported.len(), 2);
         reader.snapshot(listing(vec![bad("10.5.2.0-24")]));

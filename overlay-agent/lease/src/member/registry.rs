@@ -8,14 +8,18 @@ use tracing::info;
 
 use super::{
     acquire::{AcquireError, Request, acquire},
-    fixed::FixedStore,
+    fixed,
     follow::{Follower, LeaseUpdate},
     incident::Incident,
     keeper::{Keeper, LeaseEvent},
     network::{ConfigUpdate, MalformedConfig, StoredConfig, wait_for_good_config},
 };
 use crate::{
-    store::etcd::{Etcd, EtcdConfig},
+    store::{
+        Store as _,
+        etcd::{Etcd, EtcdConfig},
+        peers::Peers,
+    },
     trouble::Troubles,
     wire::{Lease, key::SubnetKey},
 };
@@ -49,7 +53,7 @@ pub enum Registry {
     /// In etcd, as flannel does.
     Etcd(Etcd),
     /// In a file on every host.
-    Fixed(FixedStore),
+    Fixed(Peers),
 }
 
 /// A host that has its subnet and hears about everybody else's.
@@ -86,7 +90,7 @@ impl Registry {
     /// Reads the files that name how etcd is to be reached. Connects to nothing yet.
     pub fn new(config: &RegistryConfig) -> anyhow::Result<Self> {
         match config {
-            RegistryConfig::Fixed(path) => Ok(Self::Fixed(FixedStore::new(path))),
+            RegistryConfig::Fixed(path) => Ok(Self::Fixed(Peers::new(path))),
             RegistryConfig::Etcd(etcd) => Ok(Self::Etcd(Etcd::new(etcd)?)),
         }
     }
@@ -100,7 +104,7 @@ impl Registry {
     }
 
     /// What fails at this moment.
-    pub const fn troubles(&self) -> &Troubles {
+    pub fn troubles(&self) -> &Troubles {
         match self {
             Self::Etcd(store) => store.troubles(),
             Self::Fixed(store) => store.troubles(),
@@ -122,7 +126,7 @@ impl Registry {
     pub async fn network(&self) -> Result<StoredConfig, JoinError> {
         match self {
             Self::Etcd(store) => Ok(wait_for_good_config(store).await?),
-            Self::Fixed(store) => store.network().map_err(JoinError::Fixed),
+            Self::Fixed(store) => fixed::network(store).map_err(JoinError::Fixed),
         }
     }
 
@@ -135,7 +139,7 @@ impl Registry {
     ) -> Result<Joined, JoinError> {
         match self {
             Self::Etcd(store) => self.join_etcd(store, network, request).await,
-            Self::Fixed(store) => join_fixed(store, network, request.public_ip),
+            Self::Fixed(store) => join_fixed(store, network, request.public_ip).await,
         }
     }
 
@@ -172,12 +176,13 @@ impl Registry {
     }
 }
 
-fn join_fixed(
-    store: &FixedStore,
+async fn join_fixed(
+    store: &Peers,
     network: &mut StoredConfig,
     public_ip: Ipv4Addr,
 ) -> Result<Joined, JoinError> {
-    let (lease, stored, follower) = store.join(public_ip).map_err(JoinError::Fixed)?;
+    let (lease, stored, follower) =
+        fixed::join(store, public_ip).await.map_err(JoinError::Fixed)?;
     *network = stored;
     info!("lease: {lease}, as the peers file says");
     let (updates_sender, updates) = mpsc::channel(1024);

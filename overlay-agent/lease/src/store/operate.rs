@@ -7,7 +7,7 @@ use ipnetwork::Ipv4Network;
 use overlay_common::MacAddr;
 use tracing::warn;
 
-use super::{Created, Entry, StoreError, etcd::Etcd};
+use super::{Created, Entry, Revision, Store, StoreError};
 use crate::{
     config::{ConfigError, NetworkConfig, change::Harm},
     wire::{
@@ -136,7 +136,7 @@ pub struct Released {
 /// Writes a config that has been checked, under the condition that what the decision rests on has
 /// not changed; what it would harm is only written with `force`.
 pub async fn set_config(
-    store: &Etcd,
+    store: &impl Store,
     text: &[u8],
     config: &NetworkConfig,
     force: bool,
@@ -159,7 +159,7 @@ pub async fn set_config(
             }
             warn!("{harm}");
         }
-        let revision = old.map_or(0, |entry| entry.mod_revision);
+        let revision = old.map_or(Revision::NONE, |entry| entry.mod_revision);
         if store.put_config(text, revision, leases.revision).await? {
             return Ok(());
         }
@@ -169,7 +169,7 @@ pub async fn set_config(
 
 /// Makes the lease of `subnet` one that does not expire, or one for the host at `public_ip` where there is none.
 pub async fn reserve(
-    store: &Etcd,
+    store: &impl Store,
     subnet: Ipv4Network,
     public_ip: Option<Ipv4Addr>,
 ) -> Result<Reserved, OperateError> {
@@ -180,7 +180,7 @@ pub async fn reserve(
 }
 
 async fn make_permanent(
-    store: &Etcd,
+    store: &impl Store,
     subnet: Ipv4Network,
     entry: &Entry,
     public_ip: Option<Ipv4Addr>,
@@ -197,14 +197,14 @@ async fn make_permanent(
     }
     // The same bytes: whatever another implementation wrote there stays.
     store
-        .replace(&entry.key, entry.mod_revision, &entry.value, None)
+        .replace_if_unchanged(&entry.key, entry.mod_revision, &entry.value, None)
         .await?
         .ok_or_else(|| OperateError::Changed(entry.name()))?;
     Ok(Reserved::Kept(owner))
 }
 
 async fn create(
-    store: &Etcd,
+    store: &impl Store,
     subnet: Ipv4Network,
     public_ip: Ipv4Addr,
 ) -> Result<Reserved, OperateError> {
@@ -233,7 +233,7 @@ async fn create(
     let vtep_mac = MacAddr::local(rand::random());
     let lease = Lease { subnet, public_ip, vtep_mac, vni: Some(config.vni) };
     let value = lease.value().encode();
-    match store.create(subnet, &value, None, Some(stored.mod_revision)).await? {
+    match store.create_if_free(subnet, &value, None, Some(stored.mod_revision)).await? {
         Created::At(_) => Ok(Reserved::Free(public_ip)),
         Created::Refused(obstacles) => Err(match obstacles.first() {
             Some(entry) => OperateError::Overlaps { subnet, key: entry.name() },
@@ -243,7 +243,7 @@ async fn create(
 }
 
 /// Deletes the lease of `subnet`, whatever it is.
-pub async fn release(store: &Etcd, subnet: Ipv4Network) -> Result<Released, OperateError> {
+pub async fn release(store: &impl Store, subnet: Ipv4Network) -> Result<Released, OperateError> {
     let entry = find(store, subnet).await?;
     delete(store, &entry).await?;
     let owner = LeaseValue::decode(&entry.value).ok().map(|value| value.public_ip);
@@ -252,7 +252,7 @@ pub async fn release(store: &Etcd, subnet: Ipv4Network) -> Result<Released, Oper
 
 /// Deletes the lease of `subnet` if it is that of the host with this VTEP, else fails.
 pub async fn give_back(
-    store: &Etcd,
+    store: &impl Store,
     subnet: Ipv4Network,
     vtep_mac: MacAddr,
 ) -> Result<(), OperateError> {
@@ -264,9 +264,9 @@ pub async fn give_back(
     delete(store, &entry).await
 }
 
-async fn delete(store: &Etcd, entry: &Entry) -> Result<(), OperateError> {
+async fn delete(store: &impl Store, entry: &Entry) -> Result<(), OperateError> {
     store
-        .delete(&entry.key, entry.mod_revision)
+        .delete_if_unchanged(&entry.key, entry.mod_revision)
         .await?
         .ok_or_else(|| OperateError::Changed(entry.name()))?;
     if let Some(id) = entry.etcd_lease {
@@ -277,7 +277,7 @@ async fn delete(store: &Etcd, entry: &Entry) -> Result<(), OperateError> {
 }
 
 /// The lease of exactly this subnet, whether its host has one address family or two.
-async fn look(store: &Etcd, subnet: Ipv4Network) -> Result<Option<Entry>, StoreError> {
+async fn look(store: &impl Store, subnet: Ipv4Network) -> Result<Option<Entry>, StoreError> {
     let listing = store.list().await?;
     let ours = |entry: &Entry| {
         store.prefix().parse_subnet_key(&entry.key).is_ok_and(|key| key.subnet == subnet)
@@ -286,7 +286,7 @@ async fn look(store: &Etcd, subnet: Ipv4Network) -> Result<Option<Entry>, StoreE
 }
 
 /// The lease of exactly this subnet, whether its host has one address family or two, or a failure.
-pub async fn find(store: &Etcd, subnet: Ipv4Network) -> Result<Entry, OperateError> {
+pub async fn find(store: &impl Store, subnet: Ipv4Network) -> Result<Entry, OperateError> {
     let dir = store.prefix().subnets_dir();
     look(store, subnet).await?.ok_or(OperateError::NoLease { subnet, dir })
 }

@@ -11,6 +11,9 @@ use serde_json::{Map, Value};
 
 use crate::json;
 
+/// The largest value that is looked at, in bytes: some twenty times that of a lease.
+pub const LARGEST_VALUE: usize = 4096;
+
 /// What a lease's value says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LeaseValue {

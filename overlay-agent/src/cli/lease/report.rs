@@ -57,7 +57,7 @@ impl LeaseReport {
             etcd_lease: entry.etcd_lease.map(|id| format!("{id:x}")),
             expires_in: None,
             ttl: None,
-            revision: entry.mod_revision,
+            revision: entry.mod_revision.number(),
             problem: None,
         };
         match prefix.parse_subnet_key(&entry.key) {

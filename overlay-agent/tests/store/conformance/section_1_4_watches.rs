@@ -1,6 +1,6 @@
 //! `reference/flannel.md`, 1.4: following everybody's leases, and 1.5.5: seeing every change.
 
-use overlay_lease::member::follow::Follower;
+use overlay_lease::{member::follow::Follower, store::Store as _};
 
 use crate::{
     support::{CONFIG, Followed, LeaseUpdate, World, lease, subnet, until, value, value_with_mac},
@@ -46,7 +46,7 @@ async fn after_a_compacted_gap_everything_is_listed_again() {
     world.delete("10.5.2.0-24").await;
     world.put("10.5.4.0-24", &value(4)).await;
     let revision = world.store.list().await.unwrap().revision;
-    world.client.compact(revision, None).await.unwrap();
+    world.client.compact(revision.number(), None).await.unwrap();
 
     let mut followed = Followed::new(Follower::new(world.store.clone()).starting_from(before));
     assert_eq!(followed.snapshot().await.len(), 3);
@@ -109,7 +109,7 @@ async fn a_host_that_is_cut_off_while_history_is_dropped_sees_everything_afterwa
     world.delete("10.5.2.0-24").await;
     world.put("10.5.4.0-24", &value(4)).await;
     let revision = world.store.list().await.unwrap().revision;
-    world.client.compact(revision, None).await.unwrap();
+    world.client.compact(revision.number(), None).await.unwrap();
     wire.mend();
 
     let mut changed = lease("10.5.1.0/24", 1);

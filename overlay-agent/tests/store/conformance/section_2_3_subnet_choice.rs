@@ -2,7 +2,7 @@
 
 use overlay_lease::{
     member::acquire::{AcquireError, acquire},
-    store::Created,
+    store::{Created, Store as _},
 };
 
 use crate::support::{
@@ -64,8 +64,11 @@ async fn etcd_itself_refuses_what_overlaps() {
         ("10.5.0.0/16", Some("10.5.16.0-20")),
         ("10.5.33.0/24", None),
     ] {
-        let created =
-            world.store.create(subnet(wanted), value(1).as_bytes(), None, None).await.unwrap();
+        let created = world
+            .store
+            .create_if_free(subnet(wanted), value(1).as_bytes(), None, None)
+            .await
+            .unwrap();
         match (created, obstacle) {
             (Created::At(_), None) => {}
             (Created::Refused(entries), Some(name)) => {

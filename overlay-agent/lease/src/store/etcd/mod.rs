@@ -5,34 +5,33 @@ mod connect;
 mod page;
 mod watch;
 
-use std::{error::Error as StdError, fmt, sync::Arc, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
 use etcd_client::{
-    Compare, CompareOp, Error, GetOptions, KeyValue, LeaseTimeToLiveOptions, PutOptions, Txn,
-    TxnOp, TxnOpResponse, WatchOptions,
+    Compare, CompareOp, Error, GetOptions, KeyValue, LeaseTimeToLiveOptions, PutOptions,
+    ResponseHeader, Txn, TxnOp, TxnOpResponse, TxnResponse, WatchOptions,
 };
 use ipnetwork::Ipv4Network;
 use tokio::time::timeout;
 
 pub use self::{
     config::{EtcdConfig, Identity, Secret},
-    watch::{Watch, WatchEnded},
+    watch::EtcdWatch,
 };
 use self::{
-    connect::{Connection, Connector, NoEndpoint, explain, is_connection_trouble},
+    connect::{Connection, Connector, explain, is_connection_trouble},
     page::{PageSize, is_too_large},
 };
+use super::{Created, Entry, EtcdLease, Listing, Past, Revision, Store, StoreError};
 use crate::{
     trouble::Troubles,
-    wire::{guard, key::Prefix},
+    wire::{guard, key::Prefix, value::LARGEST_VALUE},
 };
 
 /// How long an answer may take. etcd itself gives up on a request after about 7 s.
 const ANSWER: Duration = Duration::from_secs(10);
 /// The largest message to accept, for when somebody puts more than leases under our prefix.
 const LARGEST_MESSAGE: usize = 64 << 20;
-/// The largest value that is looked at: some twenty times that of a lease.
-pub const LARGEST_VALUE: usize = 4096;
 /// The largest answer that names the obstacles to taking a subnet.
 const OBSTACLES: i64 = 1;
 
@@ -44,87 +43,23 @@ pub struct Etcd {
     troubles: Troubles,
 }
 
-/// A key and what etcd knows about it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Entry {
-    /// The whole key.
-    pub key: Vec<u8>,
-    /// Its value.
-    pub value: Vec<u8>,
-    /// When it came to be.
-    pub create_revision: i64,
-    /// When it was last written.
-    pub mod_revision: i64,
-    /// The etcd lease it hangs on; `None` for a key that stays until it is deleted.
-    pub etcd_lease: Option<i64>,
+/// A key as etcd has it.
+fn entry(kv: KeyValue) -> Entry {
+    let [create_revision, mod_revision] =
+        [kv.create_revision(), kv.mod_revision()].map(Revision::new);
+    let etcd_lease = Some(kv.lease()).filter(|id| *id != 0);
+    let (key, value) = kv.into_key_value();
+    Entry { key, value, create_revision, mod_revision, etcd_lease }
 }
 
-impl From<KeyValue> for Entry {
-    fn from(kv: KeyValue) -> Self {
-        let (create_revision, mod_revision) = (kv.create_revision(), kv.mod_revision());
-        let etcd_lease = Some(kv.lease()).filter(|id| *id != 0);
-        let (key, value) = kv.into_key_value();
-        Self { key, value, create_revision, mod_revision, etcd_lease }
+/// One of many. A value that no lease can have keeps just enough bytes to be told from one.
+fn listed(kv: KeyValue) -> Entry {
+    let mut entry = entry(kv);
+    if entry.value.len() > LARGEST_VALUE {
+        entry.value.truncate(LARGEST_VALUE + 1);
+        entry.value.shrink_to_fit();
     }
-}
-
-impl Entry {
-    /// Its key as text.
-    pub fn name(&self) -> String {
-        String::from_utf8_lossy(&self.key).into_owned()
-    }
-
-    /// One of many. A value that no lease can have keeps just enough bytes to be told from one.
-    pub(crate) fn listed(kv: KeyValue) -> Self {
-        let mut entry = Self::from(kv);
-        if entry.value.len() > LARGEST_VALUE {
-            entry.value.truncate(LARGEST_VALUE + 1);
-            entry.value.shrink_to_fit();
-        }
-        entry
-    }
-}
-
-/// All keys below `<prefix>/subnets/` as of one revision, in order.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Listing {
-    /// The number of the cluster that has them.
-    pub cluster: u64,
-    /// The revision.
-    pub revision: i64,
-    /// The keys.
-    pub entries: Vec<Entry>,
-}
-
-/// What etcd knows about an etcd lease.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct EtcdLease {
-    /// The TTL it was granted for, in seconds.
-    pub granted: i64,
-    /// What is left of it.
-    pub left: i64,
-    /// How many keys hang on it.
-    pub keys: usize,
-}
-
-/// What a cluster says of a key as of a revision.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Past {
-    /// The cluster's number.
-    pub(crate) cluster: u64,
-    /// Its latest revision.
-    pub(crate) latest: i64,
-    /// When the key was last written; `None` if it was not there.
-    pub(crate) written: Option<i64>,
-}
-
-/// How an attempt to create a key ended.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Created {
-    /// The key is there, since this revision.
-    At(i64),
-    /// It is not: these overlap it. Empty if only the network config was another.
-    Refused(Vec<Entry>),
+    entry
 }
 
 impl Etcd {
@@ -143,43 +78,94 @@ impl Etcd {
         self.connector.disconnect();
     }
 
-    /// What fails at this moment, whoever of us it is that fails.
-    pub const fn troubles(&self) -> &Troubles {
-        &self.troubles
+    fn too_large(dir: &str, start: &[u8]) -> StoreError {
+        let reason = format!(
+            "the value of the first key from {} on is larger than {LARGEST_MESSAGE} bytes: delete it",
+            String::from_utf8_lossy(start)
+        );
+        let endpoint = "any endpoint".to_owned();
+        StoreError::Refused { doing: "list", what: dir.to_owned(), endpoint, reason }
     }
 
-    /// Where in etcd this network is.
-    pub const fn prefix(&self) -> &Prefix {
-        &self.prefix
+    /// All keys of leases: from the first one up to the second one, exclusive.
+    fn subnets_range(&self) -> (String, String) {
+        let dir = self.prefix.subnets_dir();
+        // '/' is followed by '0'.
+        let end = format!("{}0", dir.trim_end_matches('/'));
+        (dir, end)
     }
 
-    /// Reads one key.
-    pub async fn get(&self, key: &str) -> Result<Option<Entry>, StoreError> {
-        self.request("read", key, async |mut connection| {
-            let mut answer = connection.client.get(key, None).await?;
-            Ok(answer.take_kvs().pop().map(Entry::from))
+    async fn conditional(
+        &self,
+        doing: &'static str,
+        key: &str,
+        txn: Txn,
+    ) -> Result<Option<Revision>, StoreError> {
+        self.request(doing, key, async |mut connection| {
+            let answer = connection.client.txn(txn).await?;
+            Ok(answer.succeeded().then(|| revision(&answer)))
         })
         .await
     }
 
-    /// What is to be known of a key as of a revision, and of the cluster that says it, all of whose members agree by then.
-    ///
-    /// # Errors
-    /// Among others, that the revision is not kept any more, or is none yet.
-    pub(crate) async fn past(&self, key: &str, revision: i64) -> Result<Past, StoreError> {
-        let options = GetOptions::new().with_revision(revision).with_keys_only();
+    /// Sends one request over the connection there is, in the time there is, and drops the
+    /// connection if it is at fault.
+    async fn request<T>(
+        &self,
+        doing: &'static str,
+        what: &str,
+        send: impl AsyncFnOnce(Connection) -> Result<T, Error>,
+    ) -> Result<T, StoreError> {
+        let connection = self.connector.connection().await.map_err(|error| {
+            StoreError::Unreachable { doing, what: what.to_owned(), reason: error.to_string() }
+        })?;
+        // The library's futures are large, and would make all of ours as large.
+        let answer = Box::pin(send(connection.clone()));
+        let (reason, trouble) = match timeout(ANSWER, answer).await {
+            Ok(Ok(answer)) => return Ok(answer),
+            Ok(Err(error)) => (explain(&error), is_connection_trouble(&error)),
+            Err(_) => (format!("no answer within {} s", ANSWER.as_secs()), true),
+        };
+        if trouble {
+            self.connector.give_up(&connection).await;
+        }
+        let Connection { endpoint, .. } = connection;
+        Err(StoreError::Refused { doing, what: what.to_owned(), endpoint, reason })
+    }
+}
+
+impl Store for Etcd {
+    type Watch = EtcdWatch;
+
+    fn troubles(&self) -> &Troubles {
+        &self.troubles
+    }
+
+    fn prefix(&self) -> &Prefix {
+        &self.prefix
+    }
+
+    async fn get(&self, key: &str) -> Result<Option<Entry>, StoreError> {
+        self.request("read", key, async |mut connection| {
+            let mut answer = connection.client.get(key, None).await?;
+            Ok(answer.take_kvs().pop().map(entry))
+        })
+        .await
+    }
+
+    async fn past(&self, key: &str, revision: Revision) -> Result<Past, StoreError> {
+        let options = GetOptions::new().with_revision(revision.number()).with_keys_only();
         self.request("look at", key, async |mut connection| {
             let answer = connection.client.get(key, Some(options.clone())).await?;
             let (cluster, latest) =
                 answer.header().map_or((0, 0), |header| (header.cluster_id(), header.revision()));
-            let written = answer.kvs().first().map(KeyValue::mod_revision);
-            Ok(Past { cluster, latest, written })
+            let written = answer.kvs().first().map(|kv| Revision::new(kv.mod_revision()));
+            Ok(Past { cluster, latest: Revision::new(latest), written })
         })
         .await
     }
 
-    /// Lists all leases, page by page, as of one revision.
-    pub async fn list(&self) -> Result<Listing, StoreError> {
+    async fn list(&self) -> Result<Listing, StoreError> {
         let (dir, end) = self.subnets_range();
         let mut listing = Listing::default();
         let mut start = dir.clone().into_bytes();
@@ -187,7 +173,7 @@ impl Etcd {
         loop {
             let options = GetOptions::new()
                 .with_range(end.clone())
-                .with_revision(listing.revision)
+                .with_revision(listing.revision.number())
                 .with_limit(size.keys());
             let mut page = match self
                 .request("list", &dir, async |connection| {
@@ -204,13 +190,14 @@ impl Etcd {
                 None if size.halve() => continue,
                 None => return Err(Self::too_large(&dir, &start)),
             };
-            if let Some(header) = page.header().filter(|_| listing.revision == 0) {
-                (listing.cluster, listing.revision) = (header.cluster_id(), header.revision());
+            if let Some(header) = page.header().filter(|_| listing.revision == Revision::NONE) {
+                listing.cluster = header.cluster_id();
+                listing.revision = Revision::new(header.revision());
             }
             let more = page.more();
             let kvs = page.take_kvs();
             size.fits(kvs.iter().map(|kv| kv.key().len() + kv.value().len()).sum());
-            listing.entries.extend(kvs.into_iter().map(Entry::listed));
+            listing.entries.extend(kvs.into_iter().map(listed));
             match listing.entries.last() {
                 Some(last) if more => {
                     start.clone_from(&last.key);
@@ -221,23 +208,9 @@ impl Etcd {
         }
     }
 
-    fn too_large(dir: &str, start: &[u8]) -> StoreError {
-        let error = format!(
-            "the value of the first key from {} on is larger than {LARGEST_MESSAGE} bytes: delete it",
-            String::from_utf8_lossy(start)
-        );
-        let endpoint = "any endpoint".to_owned();
-        StoreError {
-            doing: "list",
-            what: dir.to_owned(),
-            reason: Reason::Refused { endpoint, error },
-        }
-    }
-
-    /// Watches all leases from `revision` on, and the network config if that is wanted, in one stream.
-    pub async fn watch(&self, revision: i64, config: bool) -> Result<Watch, StoreError> {
+    async fn watch(&self, revision: Revision, config: bool) -> Result<EtcdWatch, StoreError> {
         let dir = self.prefix.subnets_dir();
-        let options = WatchOptions::new().with_start_revision(revision);
+        let options = WatchOptions::new().with_start_revision(revision.next().number());
         let config = config.then(|| (self.prefix.config_key(), options.clone()));
         let options = options.with_prefix().with_fragment().with_progress_notify();
         self.request("watch", &dir, async |connection| {
@@ -247,13 +220,12 @@ impl Etcd {
             if let Some((key, options)) = config {
                 stream.watch(key, Some(options)).await?;
             }
-            Ok(Watch::new(stream, Arc::clone(&self.connector), connection))
+            Ok(EtcdWatch::new(stream, Arc::clone(&self.connector), connection))
         })
         .await
     }
 
-    /// Asks for a new etcd lease.
-    pub async fn grant(&self, ttl: Duration) -> Result<i64, StoreError> {
+    async fn grant(&self, ttl: Duration) -> Result<i64, StoreError> {
         let seconds = i64::try_from(ttl.as_secs()).unwrap_or(i64::MAX);
         self.request(
             "ask for a lease in",
@@ -263,8 +235,7 @@ impl Etcd {
         .await
     }
 
-    /// Renews an etcd lease once. `false` if there is none any more.
-    pub async fn keep_alive(&self, id: i64) -> Result<bool, StoreError> {
+    async fn keep(&self, id: i64) -> Result<bool, StoreError> {
         self.request(
             "keep alive lease",
             &format!("{id:x}"),
@@ -277,8 +248,7 @@ impl Etcd {
         .await
     }
 
-    /// What is left of an etcd lease; `None` if it is gone.
-    pub async fn etcd_lease(&self, id: i64) -> Result<Option<EtcdLease>, StoreError> {
+    async fn etcd_lease(&self, id: i64) -> Result<Option<EtcdLease>, StoreError> {
         let options = LeaseTimeToLiveOptions::new().with_keys();
         self.request("look at lease", &format!("{id:x}"), async |mut connection| {
             let answer = connection.client.lease_time_to_live(id, Some(options)).await?;
@@ -291,9 +261,7 @@ impl Etcd {
         .await
     }
 
-    /// Gives back an etcd lease that no key hangs on, so that it does not linger. Keys that hang on
-    /// it keep it.
-    pub async fn retire(&self, id: i64) -> Result<(), StoreError> {
+    async fn retire(&self, id: i64) -> Result<(), StoreError> {
         match self.etcd_lease(id).await? {
             Some(EtcdLease { keys: 0, .. }) => {
                 self.request("give back lease", &format!("{id:x}"), async |mut connection| {
@@ -305,14 +273,12 @@ impl Etcd {
         }
     }
 
-    /// Creates the lease of `subnet`, if no lease overlaps it and, where given, the network config
-    /// is still that of `config_revision`.
-    pub async fn create(
+    async fn create_if_free(
         &self,
         subnet: Ipv4Network,
         value: &[u8],
         etcd_lease: Option<i64>,
-        config_revision: Option<i64>,
+        config: Option<Revision>,
     ) -> Result<Created, StoreError> {
         let key = self.prefix.subnet_key(subnet);
         let guards = guard::guards(&self.prefix, subnet);
@@ -323,9 +289,7 @@ impl Etcd {
                     .with_range(range.end.as_str())
             })
             .collect();
-        conditions.extend(config_revision.map(|revision| {
-            Compare::mod_revision(self.prefix.config_key(), CompareOp::Equal, revision)
-        }));
+        conditions.extend(config.map(|revision| written_at(self.prefix.config_key(), revision)));
         let obstacles: Vec<_> = guards
             .iter()
             .map(|range| {
@@ -342,7 +306,7 @@ impl Etcd {
                 return Ok(Created::At(revision(&answer)));
             }
             let obstacles = answer.op_responses().into_iter().filter_map(|answer| match answer {
-                TxnOpResponse::Get(mut found) => found.take_kvs().pop().map(Entry::from),
+                TxnOpResponse::Get(mut found) => found.take_kvs().pop().map(entry),
                 _ => None,
             });
             Ok(Created::Refused(obstacles.collect()))
@@ -350,96 +314,44 @@ impl Etcd {
         .await
     }
 
-    /// Replaces a key, if it is still as it was at `mod_revision`. Returns the new revision, or
-    /// `None` if it is not.
-    pub async fn replace(
+    async fn replace_if_unchanged(
         &self,
         key: &[u8],
-        mod_revision: i64,
+        revision: Revision,
         value: &[u8],
         etcd_lease: Option<i64>,
-    ) -> Result<Option<i64>, StoreError> {
+    ) -> Result<Option<Revision>, StoreError> {
         let name = String::from_utf8_lossy(key);
-        let txn = Txn::new()
-            .when([Compare::mod_revision(key, CompareOp::Equal, mod_revision)])
-            .and_then([put(&name, value, etcd_lease)]);
+        let txn =
+            Txn::new().when([written_at(key, revision)]).and_then([put(&name, value, etcd_lease)]);
         self.conditional("replace", &name, txn).await
     }
 
-    /// Deletes a key, if it is still as it was at `mod_revision`. Returns the new revision, or
-    /// `None` if it is not.
-    pub async fn delete(&self, key: &[u8], mod_revision: i64) -> Result<Option<i64>, StoreError> {
-        let txn = Txn::new()
-            .when([Compare::mod_revision(key, CompareOp::Equal, mod_revision)])
-            .and_then([TxnOp::delete(key, None)]);
+    async fn delete_if_unchanged(
+        &self,
+        key: &[u8],
+        revision: Revision,
+    ) -> Result<Option<Revision>, StoreError> {
+        let txn = Txn::new().when([written_at(key, revision)]).and_then([TxnOp::delete(key, None)]);
         self.conditional("delete", &String::from_utf8_lossy(key), txn).await
     }
 
-    /// Writes the network config, if it is still as it was at `config_revision` (zero: not there) and
-    /// no lease has been written since `leases_revision`. Returns whether it did.
-    pub async fn put_config(
+    async fn put_config(
         &self,
         value: &[u8],
-        config_revision: i64,
-        leases_revision: i64,
+        config: Revision,
+        leases: Revision,
     ) -> Result<bool, StoreError> {
         let key = self.prefix.config_key();
         let (start, end) = self.subnets_range();
         let txn = Txn::new()
             .when([
-                Compare::mod_revision(key.as_str(), CompareOp::Equal, config_revision),
-                Compare::mod_revision(start, CompareOp::Less, leases_revision + 1).with_range(end),
+                written_at(key.as_str(), config),
+                Compare::mod_revision(start, CompareOp::Less, leases.next().number())
+                    .with_range(end),
             ])
             .and_then([put(&key, value, None)]);
         Ok(self.conditional("write", &key, txn).await?.is_some())
-    }
-
-    /// All keys of leases: from the first one up to the second one, exclusive.
-    fn subnets_range(&self) -> (String, String) {
-        let dir = self.prefix.subnets_dir();
-        // '/' is followed by '0'.
-        let end = format!("{}0", dir.trim_end_matches('/'));
-        (dir, end)
-    }
-
-    async fn conditional(
-        &self,
-        doing: &'static str,
-        key: &str,
-        txn: Txn,
-    ) -> Result<Option<i64>, StoreError> {
-        self.request(doing, key, async |mut connection| {
-            let answer = connection.client.txn(txn).await?;
-            Ok(answer.succeeded().then(|| revision(&answer)))
-        })
-        .await
-    }
-
-    /// Sends one request over the connection there is, in the time there is, and drops the
-    /// connection if it is at fault.
-    async fn request<T>(
-        &self,
-        doing: &'static str,
-        what: &str,
-        send: impl AsyncFnOnce(Connection) -> Result<T, Error>,
-    ) -> Result<T, StoreError> {
-        let failed = |reason| StoreError { doing, what: what.to_owned(), reason };
-        let connection = self
-            .connector
-            .connection()
-            .await
-            .map_err(|error| failed(Reason::Unreachable(error)))?;
-        // The library's futures are large, and would make all of ours as large.
-        let answer = Box::pin(send(connection.clone()));
-        let (error, trouble) = match timeout(ANSWER, answer).await {
-            Ok(Ok(answer)) => return Ok(answer),
-            Ok(Err(error)) => (explain(&error), is_connection_trouble(&error)),
-            Err(_) => (format!("no answer within {} s", ANSWER.as_secs()), true),
-        };
-        if trouble {
-            self.connector.give_up(&connection).await;
-        }
-        Err(failed(Reason::Refused { endpoint: connection.endpoint, error }))
     }
 }
 
@@ -449,46 +361,15 @@ impl fmt::Debug for Etcd {
     }
 }
 
+fn written_at(key: impl Into<Vec<u8>>, revision: Revision) -> Compare {
+    Compare::mod_revision(key, CompareOp::Equal, revision.number())
+}
+
 fn put(key: &str, value: &[u8], etcd_lease: Option<i64>) -> TxnOp {
     let options = etcd_lease.map(|id| PutOptions::new().with_lease(id));
     TxnOp::put(key, value, options)
 }
 
-fn revision(answer: &etcd_client::TxnResponse) -> i64 {
-    answer.header().map_or(0, etcd_client::ResponseHeader::revision)
-}
-
-/// A request that etcd did not answer, or refused.
-#[derive(Debug)]
-pub struct StoreError {
-    doing: &'static str,
-    what: String,
-    reason: Reason,
-}
-
-#[derive(Debug)]
-enum Reason {
-    Unreachable(NoEndpoint),
-    Refused { endpoint: String, error: String },
-}
-
-impl fmt::Display for StoreError {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { doing, what, reason } = self;
-        match reason {
-            Reason::Unreachable(error) => write!(out, "cannot {doing} {what}: {error}"),
-            Reason::Refused { endpoint, error } => {
-                write!(out, "cannot {doing} {what} at {endpoint}: {error}")
-            }
-        }
-    }
-}
-
-impl StdError for StoreError {}
-
-impl StoreError {
-    /// Whether etcd was reached and did not want to.
-    pub(crate) const fn is_refusal(&self) -> bool {
-        matches!(self.reason, Reason::Refused { .. })
-    }
+fn revision(answer: &TxnResponse) -> Revision {
+    Revision::new(answer.header().map_or(0, ResponseHeader::revision))
 }

@@ -18,6 +18,8 @@ pub struct PeersFile {
     /// The network; its subnets may be of any length, and of those that the config would hand out on its
     /// own nothing is meant.
     pub network: NetworkConfig,
+    /// The same in the words of one in etcd.
+    pub config: String,
     /// Every host's lease, in order of subnets.
     pub leases: Vec<Lease>,
 }
@@ -92,12 +94,14 @@ impl PeersFile {
     pub fn parse(text: &str) -> Result<Self, PeersError> {
         let raw: Raw = toml::from_str(text)
             .map_err(|error| PeersError::Syntax(error.to_string().trim_end().replace('\n', " ")))?;
-        let network = network(&raw).map_err(PeersError::Network)?;
+        let config = config(&raw);
+        let parsed = NetworkConfig::parse(config.as_bytes()).map_err(PeersError::Network)?;
+        let network = parsed.config;
         let mut leases =
             raw.host.iter().map(|host| lease(host, &network)).collect::<Result<Vec<_>, _>>()?;
         leases.sort_unstable_by_key(|lease| lease.subnet);
         check_unique(&leases)?;
-        Ok(Self { network, leases })
+        Ok(Self { network, config, leases })
     }
 
     /// The lease of the host with this address.
@@ -107,18 +111,18 @@ impl PeersFile {
 }
 
 /// The rules for a network are those for one in etcd.
-fn network(raw: &Raw) -> Result<NetworkConfig, ConfigError> {
+fn config(raw: &Raw) -> String {
     let mut backend = json!({ "Type": "vxlan" });
     backend["VNI"] = json!(raw.vni);
     backend["Port"] = json!(raw.port);
     backend["MTU"] = json!(raw.mtu);
-    let config = json!({
+    json!({
         "Network": raw.network,
         "Backend": backend,
         "Policy": raw.policy,
         "Rules": raw.rules,
-    });
-    NetworkConfig::parse(config.to_string().as_bytes()).map(|parsed| parsed.config)
+    })
+    .to_string()
 }
 
 fn lease(host: &RawHost, network: &NetworkConfig) -> Result<Lease, PeersError> {
@@ -182,7 +186,7 @@ mod tests {
 
     use super::*;
 
-    const SAMPLE: &str = include_str!("../../../../docs/peers.toml");
+    const SAMPLE: &str = include_str!("../../../../../docs/peers.toml");
 
     #[test]
     fn the_documented_sample_is_understood() {
