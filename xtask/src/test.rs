@@ -30,8 +30,8 @@ enum Runs {
     /// The same, of which only those under these names need the time for themselves: of all others, which wait more than
     /// they work, two run at a time.
     MostlyWaiting(&'static [&'static str]),
-    /// The integration tests of that name, as many at a time as there are processors, with this machine's
-    /// etcd and with a newer one.
+    /// The integration tests of that name, of the agent and of the library of leases, as many at a time as there are
+    /// processors, with this machine's etcd and with a newer one.
     Store,
     /// Some of the others' tests, on other kernels.
     Machines,
@@ -287,7 +287,15 @@ fn invocations(layer: &Layer, arguments: &[String]) -> Vec<Vec<String>> {
             alone.into_iter().chain([others]).collect()
         }
         Runs::Integration => vec![of_agent(layer, &[ONE])],
-        Runs::Store => vec![of_agent(layer, &[])],
+        Runs::Store => vec![owned(&[
+            "--package",
+            "overlay-agent",
+            "--package",
+            "overlay-lease",
+            "--test",
+            layer.name,
+            "--",
+        ])],
     };
     for invocation in &mut invocations {
         invocation.extend_from_slice(arguments);
