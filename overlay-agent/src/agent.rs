@@ -373,10 +373,3 @@ fn tell_watchdog() {
         tracing::debug!(%error, "systemd's watchdog was not told");
     }
 }
-
-/// Logs a failure and turns it into a sentence for `status`.
-pub(crate) fn report(doing: &str, outcome: Result<()>) -> Option<String> {
-    let error = outcome.err()?;
-    tracing::error!("{doing}: {error:#}");
-    Some(format!("The last attempt at {doing} failed: {error:#}."))
-}

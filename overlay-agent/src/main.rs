@@ -4,11 +4,11 @@ use std::{io, process::ExitCode};
 
 use overlay_agent::{
     cli::{
-        Cli, Command, cleanup, config, docker_opts, doctor, env::HostEnvironment, init, join,
-        lease, leave, status,
+        Cli, Command, checked::visible_password, cleanup, config, docker_opts, doctor,
+        env::HostEnvironment, init, join, lease, leave, status,
     },
     exit::{Exit, WithExit as _},
-    run_config::{RunConfig, visible_password},
+    run_config::RunConfig,
     telemetry,
 };
 

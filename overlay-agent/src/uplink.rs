@@ -7,9 +7,22 @@ mod observe;
 use std::{fmt, net::Ipv4Addr};
 
 use overlay_common::MacAddr;
+use regex::Regex;
 
 pub use self::observe::{discover, observe};
-use crate::run_config::UplinkConfig;
+
+/// How to choose the uplink.
+#[derive(Clone, Debug, Default)]
+pub struct UplinkConfig {
+    /// Names or addresses, in order.
+    pub ifaces: Vec<String>,
+    /// Expressions for addresses or names, in order.
+    pub regexes: Vec<Regex>,
+    /// A host to be reached.
+    pub can_reach: Option<Ipv4Addr>,
+    /// The address to publish, if it is not the uplink's.
+    pub public_ip: Option<Ipv4Addr>,
+}
 
 /// The chosen interface.
 #[derive(Clone, Debug, PartialEq, Eq)]

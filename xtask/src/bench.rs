@@ -31,7 +31,7 @@ use self::{
     rounds::{Cores, Plan, Wire},
     work::Work,
 };
-use crate::{build, setup};
+use crate::{build, setup, toolchain::in_path};
 
 /// Rounds of a full run, and of a quick one: from six on, an interval of 95 % exists.
 const ROUNDS: [u32; 2] = [10, 6];
@@ -190,7 +190,7 @@ impl Options {
             [("iperf3", "iperf3"), ("taskset", "util-linux"), ("tc", "iproute2")]
         {
             ensure!(
-                build::in_path(program).is_some(),
+                in_path(program).is_some(),
                 "there is no {program}, which the benchmark needs: `apt-get install {package}`"
             );
         }

@@ -1,7 +1,7 @@
 //! `build`: the BPF object first, then the agent that carries it.
 
 use std::{
-    env, fs,
+    fs,
     io::ErrorKind,
     path::{Path, PathBuf},
 };
@@ -10,10 +10,7 @@ use anyhow::{Context as _, Result, bail};
 use clap::Args;
 use overlay_lab::{command::Cmd, workspace};
 
-use crate::setup::{BPF_LINKER, DEBIAN_CARGO, DEBIAN_RUSTC};
-
-/// What the programs are compiled for.
-const TARGET: &str = "bpfel-unknown-none";
+use crate::toolchain::{DEBIAN_CARGO, DEBIAN_RUSTC, TARGET, linker, nightly_source, prebuilt_core};
 
 /// The crate, and its binary.
 const PACKAGE: &str = "overlay-ebpf";
@@ -192,65 +189,6 @@ impl Toolchain {
             Self::Nightly { linker } => format!("rustup's nightly and {}", linker.display()),
         }
     }
-}
-
-/// The linker that `setup` built, otherwise the user's.
-fn linker() -> Result<PathBuf> {
-    let ours = workspace::target_dir()?.join("tools/bin").join(BPF_LINKER);
-    if ours.is_file() {
-        return Ok(ours);
-    }
-    in_path(BPF_LINKER)
-        .with_context(|| format!("no {BPF_LINKER}, neither {} nor in PATH", ours.display()))
-}
-
-/// Whether Debian's compiler is there with its `core` for BPF.
-fn prebuilt_core() -> Result<()> {
-    for program in [DEBIAN_CARGO, DEBIAN_RUSTC] {
-        if !Path::new(program).is_file() {
-            bail!("there is no {program}");
-        }
-    }
-    let sysroot =
-        Cmd::new(DEBIAN_RUSTC).env_remove("LD_LIBRARY_PATH").args(["--print", "sysroot"]).read()?;
-    let libraries = Path::new(&sysroot).join("lib/rustlib").join(TARGET).join("lib");
-    let found = fs::read_dir(&libraries)
-        .with_context(|| format!("no core for BPF in {}", libraries.display()))?
-        .filter_map(Result::ok)
-        .any(|entry| entry.file_name().to_string_lossy().starts_with("libcore-"));
-    if !found {
-        bail!("no core for BPF in {}", libraries.display());
-    }
-    Ok(())
-}
-
-/// Whether rustup's nightly is there with the source of `core`.
-fn nightly_source() -> Result<()> {
-    if in_path("rustup").is_none() {
-        bail!("there is no rustup");
-    }
-    let sysroot = Cmd::new("rustup")
-        .args(["run", "nightly", "rustc", "--print", "sysroot"])
-        .env_remove("RUSTUP_TOOLCHAIN")
-        .read()
-        .context("there is no nightly toolchain")?;
-    let source = Path::new(&sysroot).join("lib/rustlib/src/rust/library/core");
-    if !source.is_dir() {
-        bail!("nightly has no rust-src");
-    }
-    Ok(())
-}
-
-/// Whether rustup's nightly builds the BPF programs here, with nothing from a distribution.
-pub(crate) fn nightly_is_complete() -> bool {
-    in_path(BPF_LINKER).is_some() && nightly_source().is_ok() && prebuilt_core().is_err()
-}
-
-/// The first program of this name in `PATH`.
-pub(crate) fn in_path(name: &str) -> Option<PathBuf> {
-    env::split_paths(&env::var_os("PATH")?)
-        .map(|directory| directory.join(name))
-        .find(|candidate| candidate.is_file())
 }
 
 fn binary(release: bool) -> Result<PathBuf> {

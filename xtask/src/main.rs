@@ -3,12 +3,14 @@
 mod bench;
 mod build;
 mod check;
+mod counts;
 mod demo;
 mod dist;
 mod docs;
 mod lab;
 mod setup;
 mod test;
+mod toolchain;
 mod verifier;
 mod vm;
 

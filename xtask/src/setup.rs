@@ -12,10 +12,7 @@ use clap::Args;
 use nix::unistd::Uid;
 use overlay_lab::{command::Cmd, workspace};
 
-use crate::build;
-
-/// The linker for BPF objects.
-pub(crate) const BPF_LINKER: &str = "bpf-linker";
+use crate::toolchain::{BPF_LINKER, in_path, nightly_is_complete};
 
 /// The version that goes with the compiler's LLVM.
 const BPF_LINKER_VERSION: &str = "0.13.0";
@@ -28,11 +25,6 @@ const CARGO_DEB_VERSION: &str = "3.8.0";
 
 /// The LLVM that Debian's compiler for BPF is built with.
 const LLVM_PREFIX: &str = "/usr/lib/llvm-22";
-
-/// Debian's cargo and compiler, named in full: rustup's come first in `PATH`.
-pub(crate) const DEBIAN_CARGO: &str = "/usr/bin/cargo";
-/// See [`DEBIAN_CARGO`].
-pub(crate) const DEBIAN_RUSTC: &str = "/usr/bin/rustc";
 
 /// Users have it in clouds, and in small boxes.
 pub(crate) const OTHER_PROCESSOR: &str = "aarch64-unknown-linux-gnu";
@@ -123,7 +115,7 @@ struct Missing {
 impl Missing {
     fn find() -> Result<Self> {
         let mut missing = Self::default();
-        let nightly = build::nightly_is_complete();
+        let nightly = nightly_is_complete();
         if is_debian_like() {
             let installed = installed_packages()?;
             missing.packages = PACKAGES
@@ -217,7 +209,7 @@ pub(crate) fn run(options: Options) -> Result<()> {
 /// The standard library of the processor that `check` type-checks for. Without rustup or its server, that check says
 /// that it was not made: nothing else needs it.
 fn add_other_processor() {
-    if build::in_path("rustup").is_none() || other_processor_is_there() {
+    if in_path("rustup").is_none() || other_processor_is_there() {
         return;
     }
     println!("adding {OTHER_PROCESSOR}: `cargo xtask check` type-checks for it");
@@ -405,7 +397,7 @@ fn install_components(components: &[&str]) -> Cmd {
 }
 
 fn is_debian_like() -> bool {
-    build::in_path("apt-get").is_some() && build::in_path("dpkg-query").is_some()
+    in_path("apt-get").is_some() && in_path("dpkg-query").is_some()
 }
 
 fn installed_packages() -> Result<BTreeSet<String>> {
@@ -451,7 +443,7 @@ fn programs_missing(nightly: bool) -> Vec<String> {
     let mut sentences: Vec<String> = PROGRAMS
         .iter()
         .filter(|(program, _)| {
-            build::in_path(program).is_none()
+            in_path(program).is_none()
                 && !["/usr/sbin", "/sbin"]
                     .iter()
                     .any(|directory| Path::new(directory).join(program).exists())

@@ -9,9 +9,8 @@ use anyhow::{Context as _, Result, ensure};
 use etcd_client::Client;
 use overlay_lease::{
     member::{
-        acquire::{Request, acquire},
-        follow::{Follower, LeaseUpdate},
-        network::wait_for_config,
+        acquire::acquire, follow::Follower, network::wait_for_config, request::Request,
+        update::LeaseUpdate,
     },
     wire::key::Prefix,
 };

@@ -8,8 +8,8 @@ use ipnetwork::Ipv4Network;
 use overlay_common::Vni;
 use overlay_lease::{
     member::{
-        acquire::Request, incident::Incident, keeper::LeaseEvent, network::StoredConfig,
-        registry::Joined,
+        incident::Incident, keeper::LeaseEvent, network::StoredConfig, registry::Joined,
+        request::Request,
     },
     outage::Outage,
 };

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use overlay_lease::member::follow::LeaseUpdate;
+use overlay_lease::member::update::LeaseUpdate;
 
 use super::Agent;
 use crate::peers::Surroundings;

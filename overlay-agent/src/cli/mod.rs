@@ -1,5 +1,6 @@
 //! The command line: one file per verb, arguments as they are typed.
 
+pub mod checked;
 pub mod cleanup;
 pub mod config;
 pub mod docker_opts;

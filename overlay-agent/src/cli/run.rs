@@ -1,4 +1,4 @@
-//! `overlay-agent run`: the flags as they are typed. [`RunConfig`] is what becomes of them.
+//! `overlay-agent run`: the flags as they are typed. [`RunConfig`](crate::run_config::RunConfig) is what becomes of them.
 //!
 //! Names, defaults and meanings are flannel's, except for those under «Overlay».
 
@@ -8,7 +8,6 @@ use clap::{ArgAction, Args, ValueEnum};
 use overlay_lease::config::RulesMode;
 
 use super::{etcd::EtcdArgs, flanneld::FlanneldArgs, go_bool, go_style::go_int};
-pub use crate::run_config::RunConfig;
 use crate::{source_check::Strictness, state_file::DEFAULT_PATH as DEFAULT_STATE_FILE};
 
 pub(crate) const DEFAULT_SOCKET: &str = "/run/overlay/agent.sock";

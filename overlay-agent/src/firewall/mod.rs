@@ -116,7 +116,7 @@ impl Firewall {
         let Spec { scene, mode, forward, nat, period } = spec;
         let (scenes, scene) = watch::channel(scene);
         let mut this = Self { scene, mode, forward, nat, listing: None };
-        let (report, fault) = watch::channel(None);
+        let (tell, fault) = watch::channel(None);
         let (find, found) = watch::channel(seen);
         let task = async move {
             let mut changes = Changes::subscribe();
@@ -131,7 +131,7 @@ impl Firewall {
                 }
                 let begun = Instant::now();
                 let outcome = this.turn(&find).await;
-                report.send_replace(crate::agent::report("bringing the firewall in step", outcome));
+                tell.send_replace(report("bringing the firewall in step", outcome));
                 sleep(begun.elapsed() * REST).await;
             }
         };
@@ -232,4 +232,11 @@ impl Kept {
     pub fn is_dead(&self) -> bool {
         self.task.is_finished()
     }
+}
+
+/// Logs a failure and turns it into a sentence for `status`.
+fn report(doing: &str, outcome: Result<()>) -> Option<String> {
+    let error = outcome.err()?;
+    tracing::error!("{doing}: {error:#}");
+    Some(format!("The last attempt at {doing} failed: {error:#}."))
 }

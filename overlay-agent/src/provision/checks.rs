@@ -12,8 +12,7 @@ use crate::{
     datapath::{Features, Programs},
     exit::{Exit, WithExit as _},
     netlink::{self, Observed},
-    run_config::UplinkConfig,
-    uplink::{self, Uplink},
+    uplink::{self, Uplink, UplinkConfig},
 };
 
 /// Fails for anybody but root.

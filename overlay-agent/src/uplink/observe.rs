@@ -13,11 +13,10 @@ use netlink_packet_route::{
 use overlay_common::MacAddr;
 use rtnetlink::{Handle, RouteMessageBuilder};
 
-use super::{Address, Interface, Observed, Uplink, choose};
+use super::{Address, Interface, Observed, Uplink, UplinkConfig, choose};
 use crate::{
     exit::{Exit, WithExit as _},
     netlink::dump,
-    run_config::UplinkConfig,
 };
 
 /// Chooses the uplink from what this host has now.

@@ -2,10 +2,7 @@
 
 use etcd_client::PutOptions;
 use overlay_lease::{
-    member::{
-        claim::Claim,
-        follow::{Follower, LeaseUpdate as Update},
-    },
+    member::{claim::Claim, follow::Follower, update::LeaseUpdate as Update},
     store::Store as _,
 };
 

@@ -4,10 +4,11 @@ use std::{net::Ipv4Addr, time::Duration};
 
 use overlay_lease::{
     member::{
-        acquire::{Acquired, Origin, Request},
+        acquire::Acquired,
         follow::Follower,
         incident::Incident,
         keeper::{Keeper, LeaseEvent},
+        request::{Origin, Request},
     },
     store::{Store as _, etcd::Etcd},
     wire::value::LeaseValue,

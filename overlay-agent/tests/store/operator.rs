@@ -5,7 +5,7 @@ use std::{
     process::{Output, Stdio},
 };
 
-use overlay_lease::{member::acquire::Origin, store::Store as _, wire::value::LeaseValue};
+use overlay_lease::{member::request::Origin, store::Store as _, wire::value::LeaseValue};
 use serde_json::Value;
 use tokio::{io::AsyncWriteExt as _, process::Command};
 

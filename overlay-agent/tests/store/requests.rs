@@ -3,10 +3,7 @@
 use std::collections::BTreeMap;
 
 use overlay_lease::member::{
-    acquire::{Request, acquire},
-    follow::Follower,
-    keeper::Keeper,
-    network::wait_for_config,
+    acquire::acquire, follow::Follower, keeper::Keeper, network::wait_for_config, request::Request,
 };
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},

@@ -7,9 +7,11 @@ use ipnetwork::Ipv4Network;
 use overlay_common::MacAddr;
 use overlay_lease::{
     member::{
-        acquire::{Acquired, Request, acquire},
-        follow::{Follower, LeaseUpdate as Update},
+        acquire::{Acquired, acquire},
+        follow::Follower,
         network::{StoredConfig, wait_for_config},
+        request::Request,
+        update::LeaseUpdate as Update,
     },
     store::etcd::Etcd,
     wire::Lease,

@@ -3,6 +3,7 @@
 
 mod contents;
 mod echo;
+mod flow;
 mod from_container;
 mod from_interface;
 mod from_tunnel;

@@ -5,8 +5,8 @@ use network_types::ip::Ipv4Hdr;
 
 use super::{
     Tables,
+    flow::{Ports, TransportStart, shows_ports},
     sender::is_first,
-    stack_flow::{Ports, TransportStart, shows_ports},
 };
 use crate::{
     Reason,

@@ -5,8 +5,9 @@
 use network_types::ip::Ipv4Hdr;
 
 use super::{
-    Tables, is_fragment,
-    stack_flow::{shows_ports, with_flow},
+    Tables,
+    flow::{shows_ports, with_flow},
+    is_fragment,
 };
 use crate::{
     packet::{

@@ -11,7 +11,7 @@ use std::{
 use anyhow::{Context as _, Result};
 use nix::sys::signal::Signal;
 
-use crate::process::{self, ProcessId};
+use crate::process_id::{self, ProcessId};
 
 /// How long the kernel may take to let go of the last process.
 const REMOVE_WITHIN: Duration = Duration::from_secs(5);
@@ -25,7 +25,7 @@ pub(crate) fn kill(group: &str) -> Result<()> {
     for process in &processes {
         process.signal(Signal::SIGKILL)?;
     }
-    process::gone(&processes, REMOVE_WITHIN);
+    process_id::gone(&processes, REMOVE_WITHIN);
     Ok(())
 }
 

@@ -359,6 +359,12 @@ fn said(stderr: &str, stdout: &str) -> String {
     if text.is_empty() { String::new() } else { format!(": {text}") }
 }
 
+/// The last lines of a text.
+pub fn tail(text: &str, lines: usize) -> String {
+    let all: Vec<&str> = text.lines().collect();
+    all[all.len().saturating_sub(lines)..].join("\n")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -396,5 +402,11 @@ mod tests {
     fn a_wrapper_goes_in_front() {
         let wrapped = Cmd::new("ip").args(["link", "show"]).behind("nsenter", ["--net=x"]);
         assert_eq!(wrapped.to_string(), "nsenter --net=x ip link show");
+    }
+
+    #[test]
+    fn the_tail_is_the_end() {
+        assert_eq!(tail("a\nb\nc\n", 2), "b\nc");
+        assert_eq!(tail("a", 2), "a");
     }
 }

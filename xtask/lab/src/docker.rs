@@ -211,7 +211,7 @@ impl Docker {
 
 impl Drop for Docker {
     fn drop(&mut self) {
-        self.ledger.dump_if_panicking();
+        self.ledger.explain_if_panicking();
         if self.ledger.record().owner.is_none() {
             return;
         }

@@ -7,10 +7,9 @@ use std::{
 };
 
 use crate::{
-    command::Cmd,
+    command::{Cmd, tail},
     ledger::{HostRecord, Record},
     namespace,
-    process::tail,
 };
 
 /// How much of a log is shown.

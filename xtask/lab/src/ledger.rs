@@ -16,7 +16,7 @@ use std::{
 use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
 
-use crate::{dump, interrupt, process::ProcessId, workspace};
+use crate::{interrupt, process_id::ProcessId, workspace};
 
 /// A process that a lab started.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -131,14 +131,15 @@ fn directory() -> Result<PathBuf> {
 #[derive(Debug, Clone)]
 pub struct Ledger {
     record: Arc<Mutex<Record>>,
-    dumped: Arc<AtomicBool>,
+    explain: fn(&Record),
+    explained: Arc<AtomicBool>,
 }
 
 impl Ledger {
-    /// Starts the record, and saves it.
-    pub fn open(record: Record) -> Result<Self> {
+    /// Starts the record, and saves it. What explains a failure is called when a panic drops what is recorded.
+    pub fn open(record: Record, explain: fn(&Record)) -> Result<Self> {
         record.write()?;
-        Ok(Self { record: Arc::new(Mutex::new(record)), dumped: Arc::default() })
+        Ok(Self { record: Arc::new(Mutex::new(record)), explain, explained: Arc::default() })
     }
 
     /// A copy of what it says now.
@@ -175,12 +176,12 @@ impl Ledger {
     }
 
     /// Prints the state of the lab if a panic is what drops things, before the first of them goes.
-    pub(crate) fn dump_if_panicking(&self) {
+    pub(crate) fn explain_if_panicking(&self) {
         if thread::panicking()
             && !interrupt::received()
-            && !self.dumped.swap(true, Ordering::SeqCst)
+            && !self.explained.swap(true, Ordering::SeqCst)
         {
-            dump::dump(&self.record());
+            (self.explain)(&self.record());
         }
     }
 

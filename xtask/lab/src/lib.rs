@@ -40,6 +40,7 @@ pub mod ledger;
 mod machine;
 mod namespace;
 mod process;
+mod process_id;
 pub mod release;
 pub mod statistics;
 pub mod stream;
@@ -64,6 +65,7 @@ pub use self::{
     agent::{Agent, AgentOptions, Counter, counters, status as agent_status},
     bpffs::MOUNT_POINT as BPF_MOUNT_POINT,
     capture::Capture,
+    command::tail,
     container::{BRIDGE, Container},
     docker::{CLIENT as DOCKER_CLIENT, Docker, IMAGE, client as docker_client},
     etcd::Etcd,
@@ -71,7 +73,8 @@ pub use self::{
     ledger::Ledger,
     machine::Machine,
     namespace::{Namespace, enter, path as namespace_path},
-    process::{Process, ProcessId, STOP_WITHIN, tail},
+    process::{Process, STOP_WITHIN},
+    process_id::ProcessId,
     wait::{GiveUp, PATIENCE_VARIABLE, eventually},
     wire::{EVERY_KIND_VARIABLE, PREFIX_LENGTH, UPLINK, Wire},
 };
@@ -154,16 +157,19 @@ impl Builder {
         // A name may be used by two checkouts; what is ours on this machine must still be only ours.
         let unique = format!("overlay-lab-{name}-{}", Pid::this());
         let pins = Path::new(bpffs::MOUNT_POINT).join(&unique);
-        let ledger = Ledger::open(Record {
-            owner: Some(ProcessId::own()?),
-            cgroup: format!("/{unique}"),
-            name,
-            directory,
-            pins: pins.clone(),
-            namespaces: Vec::new(),
-            processes: Vec::new(),
-            hosts: Vec::new(),
-        })?;
+        let ledger = Ledger::open(
+            Record {
+                owner: Some(ProcessId::own()?),
+                cgroup: format!("/{unique}"),
+                name,
+                directory,
+                pins: pins.clone(),
+                namespaces: Vec::new(),
+                processes: Vec::new(),
+                hosts: Vec::new(),
+            },
+            dump::dump,
+        )?;
         // From here on, whatever fails takes down what was made.
         let guard = Guard(ledger.clone());
         bpffs::enter(&pins)?;
@@ -258,7 +264,7 @@ impl Drop for Guard {
         if standing || down {
             return;
         }
-        self.0.dump_if_panicking();
+        self.0.explain_if_panicking();
         if let Err(error) = teardown::teardown(&record) {
             eprintln!("{error:#}");
         }

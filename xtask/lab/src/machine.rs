@@ -20,7 +20,8 @@ use crate::{
     docker::{self, IMAGE},
     eventually,
     host::Host,
-    process::{Process, ProcessId},
+    process::Process,
+    process_id::ProcessId,
     wire::UPLINK,
 };
 

@@ -16,7 +16,7 @@ use nix::{
 use crate::{
     command::Cmd,
     ledger::Ledger,
-    process::{self, ProcessId},
+    process_id::{self, ProcessId},
 };
 
 /// A network namespace that people can find with `ip netns list`.
@@ -109,7 +109,7 @@ impl Namespace {
 
 impl Drop for Namespace {
     fn drop(&mut self) {
-        self.ledger.dump_if_panicking();
+        self.ledger.explain_if_panicking();
         if self.ledger.record().owner.is_none() {
             return;
         }
@@ -152,7 +152,7 @@ pub(crate) fn kill_inside(name: &str) -> Result<()> {
         for process in &processes {
             process.signal(Signal::SIGKILL)?;
         }
-        process::gone(&processes, Duration::from_secs(5));
+        process_id::gone(&processes, Duration::from_secs(5));
         if processes.is_empty() {
             break;
         }

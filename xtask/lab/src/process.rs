@@ -9,92 +9,17 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, anyhow};
-use nix::{
-    errno::Errno,
-    sys::signal::{Signal, kill},
-    unistd::Pid,
-};
-use serde::{Deserialize, Serialize};
+use nix::sys::signal::Signal;
 
 use crate::{
-    command::Cmd,
+    command::{Cmd, tail},
     ledger::{Ledger, ProcessRecord},
+    process_id::ProcessId,
     wait::GiveUp,
 };
 
 /// How long a process may take to end after SIGTERM before it gets SIGKILL.
 pub const STOP_WITHIN: Duration = Duration::from_secs(15);
-
-/// A process, safe against its number being used again: it started at that moment.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ProcessId {
-    /// Its number.
-    pub pid: i32,
-    /// When it started, in clock ticks since boot.
-    pub started: u64,
-}
-
-impl ProcessId {
-    /// The process that has this number now.
-    pub fn of(pid: i32) -> Result<Self> {
-        let (_, started) = state(pid).with_context(|| format!("there is no process {pid}"))?;
-        Ok(Self { pid, started })
-    }
-
-    /// The calling process.
-    pub fn own() -> Result<Self> {
-        Self::of(Pid::this().as_raw())
-    }
-
-    /// Whether it still runs; a zombie does not.
-    pub fn is_running(self) -> bool {
-        state(self.pid)
-            .is_some_and(|(state, started)| started == self.started && state != 'Z' && state != 'X')
-    }
-
-    /// Sends it a signal, unless it has ended.
-    pub fn signal(self, signal: Signal) -> Result<()> {
-        if !self.is_running() {
-            return Ok(());
-        }
-        let pid = Pid::from_raw(self.pid);
-        let sent = kill(pid, signal).and_then(|()| match signal {
-            // A stopped process would not hear it.
-            Signal::SIGTERM => kill(pid, Signal::SIGCONT),
-            _ => Ok(()),
-        });
-        match sent {
-            Ok(()) | Err(Errno::ESRCH) => Ok(()),
-            Err(error) => {
-                Err(error).with_context(|| format!("cannot send {signal} to {}", self.pid))
-            }
-        }
-    }
-}
-
-/// State letter and start time from `/proc/<pid>/stat`.
-fn state(pid: i32) -> Option<(char, u64)> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The name, in parentheses, may hold spaces and parentheses: the fields start after the last.
-    let mut fields = stat.rsplit_once(") ")?.1.split(' ');
-    let state = fields.next()?.chars().next()?;
-    let started = fields.nth(18)?.parse().ok()?;
-    Some((state, started))
-}
-
-/// Waits until none of them runs, and says whether that came true.
-pub(crate) fn gone(processes: &[ProcessId], within: Duration) -> bool {
-    let start = Instant::now();
-    loop {
-        if processes.iter().all(|process| !process.is_running()) {
-            return true;
-        }
-        if start.elapsed() >= within {
-            return false;
-        }
-        thread::sleep(Duration::from_millis(5));
-    }
-}
 
 /// A process of a lab: stopped when dropped.
 #[derive(Debug)]
@@ -211,7 +136,7 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        self.ledger.dump_if_panicking();
+        self.ledger.explain_if_panicking();
         if self.ledger.record().owner.is_none() {
             // The lab is left standing.
             return;
@@ -221,36 +146,5 @@ impl Drop for Process {
         }
         let id = self.id;
         self.ledger.forget(|record| record.processes.retain(|process| process.id != id));
-    }
-}
-
-/// The last lines of a text.
-pub fn tail(text: &str, lines: usize) -> String {
-    let all: Vec<&str> = text.lines().collect();
-    all[all.len().saturating_sub(lines)..].join("\n")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn we_are_running() {
-        assert!(ProcessId::own().unwrap().is_running());
-    }
-
-    #[test]
-    fn a_number_used_again_is_another_process() {
-        let own = ProcessId::own().unwrap();
-        let other = ProcessId { started: own.started + 1, ..own };
-        assert!(!other.is_running());
-        // It must not hit us.
-        other.signal(Signal::SIGKILL).unwrap();
-    }
-
-    #[test]
-    fn the_tail_is_the_end() {
-        assert_eq!(tail("a\nb\nc\n", 2), "b\nc");
-        assert_eq!(tail("a", 2), "a");
     }
 }

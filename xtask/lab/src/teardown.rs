@@ -17,7 +17,8 @@ use crate::{
     bpffs, cgroups,
     ledger::Record,
     namespace,
-    process::{self, ProcessId, STOP_WITHIN},
+    process::STOP_WITHIN,
+    process_id::{self, ProcessId},
 };
 
 /// Takes down everything in the record, and then the record itself.
@@ -75,7 +76,7 @@ fn stop(record: &Record) -> Result<()> {
         for process in &processes {
             process.signal(signal)?;
         }
-        if process::gone(&processes, within) {
+        if process_id::gone(&processes, within) {
             return Ok(());
         }
     }

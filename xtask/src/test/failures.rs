@@ -1,6 +1,6 @@
 //! What failed tests said, told once more at the end: between a failure and the end of a run are thousands of lines.
 
-use super::without_colours;
+use crate::counts::without_colours;
 
 /// Lines of one failure that are worth repeating.
 const LINES: usize = 12;

@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result};
 use overlay_lab::{EVERY_KIND_VARIABLE, PATIENCE_VARIABLE, command::Cmd, workspace};
 
 use super::{archive::Archive, kernel::Unpacked};
-use crate::build;
+use crate::{build, toolchain::in_path};
 
 /// What the lab and the tests call.
 const TOOLS: [&str; 11] =
@@ -143,7 +143,7 @@ fn find_tool(name: &str) -> Result<PathBuf> {
         .iter()
         .map(|directory| Path::new(directory).join(name))
         .find(|path| path.is_file())
-        .or_else(|| build::in_path(name))
+        .or_else(|| in_path(name))
         .with_context(|| format!("{name} is not installed: `cargo xtask setup` does that"))
 }
 

@@ -9,7 +9,7 @@ use anyhow::Result;
 use comfy_table::{Table, presets};
 
 use super::{KERNELS, Kernel, Run, Step, run_all, test_programs};
-use crate::test::Counts;
+use crate::counts::Counts;
 
 /// How many mutated frames of each kind the machines get: where that is set, they get nothing else. A hunt is for hours
 /// of leisure.

@@ -8,9 +8,9 @@ use tracing::{info, warn};
 
 use super::{
     claim::Claim,
-    follow::LeaseUpdate,
     keeper::LeaseEvent,
     network::{ConfigUpdate, StoredConfig},
+    update::LeaseUpdate,
 };
 use crate::{
     store::{

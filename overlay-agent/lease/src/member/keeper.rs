@@ -15,9 +15,9 @@ use tracing::{debug, error, warn};
 use super::{
     acquire::{Acquired, describe, retire},
     claim::Claim,
-    follow::LeaseUpdate,
     incident::Incident,
     survey::is_copy,
+    update::LeaseUpdate,
 };
 use crate::{
     outage::Outage,

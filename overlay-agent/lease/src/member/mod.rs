@@ -2,7 +2,7 @@
 //!
 //! [`network`] waits for the network config and reports its changes; [`acquire`](mod@acquire) takes a lease, of which `survey` says
 //! whether it was ours before; [`keeper`] keeps it, and [`incident`] is what befell it. [`follow`] turns a listing and a
-//! watch into [`LeaseUpdate`](follow::LeaseUpdate)s, whose [`claim`]s are leases with what the store knows about them.
+//! watch into [`LeaseUpdate`](update::LeaseUpdate)s, whose [`claim`]s are leases with what the store knows about them.
 //! The store being away is no error for any of these: they say so and go on trying. What hosts that are absent afterwards
 //! mean, [`grace`] decides. [`fixed`] follows a file instead, and [`registry`] is whichever of the two it is.
 
@@ -16,4 +16,6 @@ pub mod keeper;
 pub mod network;
 mod reader;
 pub mod registry;
+pub mod request;
 mod survey;
+pub mod update;

@@ -8,7 +8,7 @@ use std::{
 
 use tracing::warn;
 
-use super::{claim::Claim, follow::LeaseUpdate};
+use super::{claim::Claim, update::LeaseUpdate};
 use crate::{
     store::{Change, Entry, Listing, Revision},
     trouble::Troubles,

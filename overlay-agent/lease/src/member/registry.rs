@@ -7,12 +7,14 @@ use tokio_util::task::AbortOnDropHandle;
 use tracing::info;
 
 use super::{
-    acquire::{AcquireError, Request, acquire},
+    acquire::{AcquireError, acquire},
     fixed,
-    follow::{Follower, LeaseUpdate},
+    follow::Follower,
     incident::Incident,
     keeper::{Keeper, LeaseEvent},
     network::{ConfigUpdate, MalformedConfig, StoredConfig, wait_for_good_config},
+    request::Request,
+    update::LeaseUpdate,
 };
 use crate::{
     store::{

@@ -10,7 +10,7 @@ use ipnetwork::Ipv4Network;
 use overlay_common::MacAddr;
 use tracing::warn;
 
-use super::acquire::{Origin, Request};
+use super::request::{Origin, Request};
 use crate::{
     config::NetworkConfig,
     store::{Entry, Listing},

@@ -4,11 +4,13 @@ use std::{collections::HashSet, time::Duration};
 
 use overlay_lease::{
     member::{
-        acquire::{Origin, Request, acquire},
+        acquire::acquire,
         claim::Claim,
-        follow::{Follower, LeaseUpdate},
+        follow::Follower,
         keeper::{Keeper, LeaseEvent},
         network::{ConfigUpdate, wait_for_config},
+        request::{Origin, Request},
+        update::LeaseUpdate,
     },
     store::Store,
 };

@@ -5,7 +5,7 @@ use super::{
     Scene,
     packet::{Fit, Packet, all},
     plumbing,
-    walk::{Action, Base, DEPTH, Table},
+    table::{Action, Base, DEPTH, Table},
 };
 
 /// So many rules are looked at. Chains can be nested so that there are more ways through them than anybody can walk.

@@ -4,7 +4,7 @@ use ipnetwork::Ipv4Network;
 
 use super::{
     packet::{ESTABLISHED, Fit, Hook, Pattern, Range, Test},
-    walk::{Action, Base, Rule, Table},
+    table::{Action, Base, Rule, Table},
 };
 
 /// Matches that ask what is the same for every packet of a flow, as far as their options do.

@@ -27,6 +27,7 @@ mod nft_match;
 mod nft_text;
 mod packet;
 mod plumbing;
+mod table;
 mod walk;
 
 #[cfg(test)]
@@ -42,7 +43,7 @@ use std::{
 use ipnetwork::Ipv4Network;
 use tokio::process::Command;
 
-use self::walk::Table;
+use self::table::Table;
 
 /// What rules are called that no `iptables` has made.
 const NFTABLES: &str = "nftables";

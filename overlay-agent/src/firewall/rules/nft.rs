@@ -6,10 +6,10 @@ use serde_json::Value;
 use super::{
     NFTABLES, iptables,
     nft_iptables::Census,
-    nft_match::{self, Sets, equal, is_about_ipv6, is_volatile, matching},
+    nft_match::{self, Sets, equal, is_about_ipv6, is_volatile, matching, only_member},
     nft_text::{self, Devices},
     packet::{Hook, Test},
-    walk::{Action, Base, Chain, Rule, Table},
+    table::{Action, Base, Chain, Rule, Table},
 };
 
 /// Families whose chains packets of ours may come by.
@@ -59,12 +59,6 @@ pub(super) fn parse(text: &str, devices: &Devices<'_>) -> Result<Vec<Native>> {
     }
     let tables = tables.into_iter().filter(|((family, _), _)| FAMILIES.contains(family));
     Ok(tables.map(|(_, native)| native).collect())
-}
-
-/// Everything in the listing, and every statement, is an object with one member that says what it is.
-pub(super) fn only_member(object: &Value) -> Option<(&str, &Value)> {
-    let object = object.as_object()?;
-    object.iter().next().filter(|_| object.len() == 1).map(|(kind, body)| (kind.as_str(), body))
 }
 
 fn member<'a>(object: &'a Value, name: &str) -> Result<&'a str> {

@@ -1,6 +1,6 @@
 use serde_json::Value;
 
-use super::{nft::only_member, walk::Table};
+use super::{nft_match::only_member, table::Table};
 
 /// Whether `iptables-save` shows the rules of a table as they are. What nobody but `nft` makes it shows as if it asked
 /// less than it does, or did nothing; and what one version makes an older does not know.

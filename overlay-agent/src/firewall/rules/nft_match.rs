@@ -5,9 +5,14 @@ use serde_json::Value;
 
 use super::{
     iptables::{OF_ENDS, are_flags_of_flow, flag, protocol},
-    nft::only_member,
     packet::{ESTABLISHED, Fit, Pattern, Range, Test},
 };
+
+/// Everything in the listing, and every statement, is an object with one member that says what it is.
+pub(super) fn only_member(object: &Value) -> Option<(&str, &Value)> {
+    let object = object.as_object()?;
+    object.iter().next().filter(|_| object.len() == 1).map(|(kind, body)| (kind.as_str(), body))
+}
 
 /// What is the same for every packet of a flow, by `meta`.
 const META: [&str; 27] = [

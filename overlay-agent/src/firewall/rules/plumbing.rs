@@ -3,7 +3,7 @@
 use super::{
     Scene,
     packet::Test,
-    walk::{Rule, Table},
+    table::{Rule, Table},
 };
 use crate::firewall::docker_nftables::TABLE as DOCKER_BRIDGES;
 

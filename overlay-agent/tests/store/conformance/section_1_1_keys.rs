@@ -1,6 +1,6 @@
 //! `reference/flannel.md`, 1.1: the keys.
 
-use overlay_lease::member::{acquire::Request, follow::Follower};
+use overlay_lease::member::{follow::Follower, request::Request};
 
 use crate::support::{CONFIG, Followed, LeaseUpdate, World, lease, request, subnet, value};
 

@@ -1,8 +1,8 @@
 //! `reference/flannel.md`, 1.2: the values, and 3.4: what we must publish.
 
 use overlay_lease::member::{
-    acquire::{Origin, Request},
     follow::Follower,
+    request::{Origin, Request},
 };
 
 use crate::support::{

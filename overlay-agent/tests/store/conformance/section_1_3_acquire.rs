@@ -3,7 +3,10 @@
 use std::time::Duration;
 
 use overlay_lease::{
-    member::acquire::{Origin, Request, acquire},
+    member::{
+        acquire::acquire,
+        request::{Origin, Request},
+    },
     wire::value::{Backend, LeaseValue},
 };
 

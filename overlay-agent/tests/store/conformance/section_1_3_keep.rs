@@ -5,9 +5,10 @@ use std::time::{Duration, Instant};
 use etcd_client::{Txn, TxnOp};
 use overlay_lease::{
     member::{
-        acquire::{Acquired, Request},
+        acquire::Acquired,
         follow::Follower,
         keeper::{Keeper, LeaseEvent},
+        request::Request,
     },
     store::etcd::Etcd,
 };
