@@ -1,5 +1,7 @@
 //! `check`: formatting, lints and documentation, exactly as CI has them.
 
+mod circles;
+
 use std::{fmt, fs};
 
 use anyhow::{Context as _, Result, bail};
@@ -19,8 +21,9 @@ type Check = fn() -> Result<()>;
 /// Runs every check, and fails if one of them does.
 pub(crate) fn run() -> Result<()> {
     setup::ensure()?;
-    let checks: [(&str, Check); 9] = [
+    let checks: [(&str, Check); 10] = [
         ("no file is longer than can be read at once", files_are_short),
+        ("no file uses another in a circle", circles::check),
         ("every crate inherits the workspace's lints", lints_are_inherited),
         ("formatting", formatting),
         ("lints", lints),

@@ -9,8 +9,11 @@ use netlink_packet_core::{
     NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
 };
 use netlink_packet_route::{
-    AddressFamily, RouteNetlinkMessage, address::AddressMessage, link::LinkMessage,
-    route::RouteMessage, rule::RuleMessage,
+    AddressFamily, RouteNetlinkMessage,
+    address::AddressMessage,
+    link::LinkMessage,
+    route::{RouteHeader, RouteMessage},
+    rule::RuleMessage,
 };
 use rtnetlink::{Error, Handle, RouteMessageBuilder};
 
@@ -49,6 +52,11 @@ pub async fn routes(
         _ => None,
     };
     dump(handle, RouteNetlinkMessage::GetRoute(all), pick).await.context("listing routes")
+}
+
+/// The main table's IPv4 routes.
+pub async fn main_table(handle: &Handle) -> Result<Vec<RouteMessage>> {
+    routes(handle, |route| route.header.table == RouteHeader::RT_TABLE_MAIN).await
 }
 
 /// Every IPv4 routing rule.

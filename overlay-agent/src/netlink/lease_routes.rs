@@ -250,7 +250,7 @@ fn parse(message: &RouteMessage) -> Option<(Ipv4Network, LeaseRoute)> {
 
 /// Removes every route of ours. Returns how many there were.
 pub async fn remove(handle: &Handle) -> Result<usize> {
-    let main = super::routes::main_table(handle).await?;
+    let main = super::main_table(handle).await?;
     let ours = main.into_iter().filter(|route| route.header.protocol == PROTOCOL);
     let mut removed = 0;
     for route in ours {

@@ -9,8 +9,7 @@ use anyhow::Result;
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use ipnetwork::Ipv4Network;
 use netlink_packet_route::route::{
-    RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteNextHopFlags,
-    RouteType,
+    RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteNextHopFlags, RouteType,
 };
 use rtnetlink::{Handle, RouteMessageBuilder};
 
@@ -115,11 +114,6 @@ impl Routes {
             _ => Way::Uplink,
         }
     }
-}
-
-/// The main table.
-pub async fn main_table(handle: &Handle) -> Result<Vec<RouteMessage>> {
-    dump::routes(handle, |route| route.header.table == RouteHeader::RT_TABLE_MAIN).await
 }
 
 /// Which interface, and which next hop if it is not the address itself, the kernel has for what this host sends to

@@ -1,0 +1,219 @@
+//! Files that use each other in a circle cannot be understood one after the other, nor taken apart.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context as _, Result, bail};
+use overlay_lab::workspace;
+use petgraph::{algo::tarjan_scc, graphmap::DiGraphMap};
+use syn::{
+    Attribute, ItemMod, UseTree,
+    visit::{self, Visit},
+};
+
+/// A module's path below its crate's root.
+type Module = Vec<String>;
+
+/// Fails where files of one crate use each other in a circle. A module and those that it is made of are one.
+pub(super) fn check() -> Result<()> {
+    let mut found = Vec::new();
+    for package in workspace::packages()? {
+        let manifest = PathBuf::from(&package.manifest_path);
+        let root = manifest.with_file_name("src");
+        let mut files = BTreeMap::new();
+        read(&root, &mut Vec::new(), &mut files)?;
+        for circle in circles(&files)? {
+            found.push(format!("in {}: {}", package.name, circle.join(", ")));
+        }
+    }
+    if !found.is_empty() {
+        bail!("these files use each other: {}", found.join("; "));
+    }
+    Ok(())
+}
+
+/// Reads the files of a crate that are not for tests alone.
+fn read(directory: &Path, at: &mut Module, files: &mut BTreeMap<Module, String>) -> Result<()> {
+    let listing = || format!("cannot list {}", directory.display());
+    for entry in fs::read_dir(directory).with_context(listing)? {
+        let path = entry.with_context(listing)?.path();
+        let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        if is_for_tests(&name) {
+            continue;
+        }
+        at.push(name);
+        if path.is_dir() {
+            read(&path, at, files)?;
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            let text = fs::read_to_string(&path)
+                .with_context(|| format!("cannot read {}", path.display()))?;
+            files.insert(module(at), text);
+        }
+        at.pop();
+    }
+    Ok(())
+}
+
+fn is_for_tests(name: &str) -> bool {
+    name == "tests" || name.ends_with("_tests") || name == "test_support"
+}
+
+/// Of which module a file is the text.
+fn module(file: &[String]) -> Module {
+    match file {
+        [root] if root == "lib" || root == "main" => Vec::new(),
+        [above @ .., last] if last == "mod" => above.to_vec(),
+        file => file.to_vec(),
+    }
+}
+
+/// The circles among these files, each as the names of its modules.
+fn circles(files: &BTreeMap<Module, String>) -> Result<Vec<Vec<String>>> {
+    let modules: Vec<_> = files.keys().collect();
+    let mut graph = DiGraphMap::<usize, ()>::new();
+    for (number, (module, text)) in files.iter().enumerate() {
+        let syntax = syn::parse_file(text)
+            .with_context(|| format!("cannot read the syntax of {}", module.join("::")))?;
+        let mut paths = Paths { inside: module.clone(), found: Vec::new() };
+        paths.visit_file(&syntax);
+        for path in paths.found {
+            let used =
+                (0..=path.len()).rev().find_map(|length| files.get_key_value(&path[..length]));
+            // The root is made of all others.
+            let Some((used, _)) = used.filter(|(used, _)| !used.is_empty()) else { continue };
+            if !module.starts_with(used)
+                && let Ok(used) = modules.binary_search(&used)
+            {
+                graph.add_edge(number, used, ());
+            }
+        }
+    }
+    let name = |number: usize| modules[number].join("::");
+    let circles = tarjan_scc(&graph).into_iter().filter(|circle| circle.len() > 1);
+    Ok(circles.map(|circle| circle.into_iter().map(name).collect()).collect())
+}
+
+/// Every path of a file that names something of its own crate.
+struct Paths {
+    /// The module that is being read.
+    inside: Module,
+    found: Vec<Module>,
+}
+
+impl Paths {
+    fn add(&mut self, path: &[String]) {
+        let Some((first, rest)) = path.split_first() else { return };
+        let base = match first.as_str() {
+            "crate" => &[][..],
+            "self" => &self.inside,
+            "super" => {
+                let above = path.iter().take_while(|word| *word == "super").count();
+                let base = &self.inside[..self.inside.len().saturating_sub(above)];
+                self.found.push([base, &path[above..]].concat());
+                return;
+            }
+            _ => return,
+        };
+        self.found.push([base, rest].concat());
+    }
+
+    fn add_tree(&mut self, tree: &UseTree, before: &mut Module) {
+        match tree {
+            UseTree::Path(path) => {
+                before.push(path.ident.to_string());
+                self.add_tree(&path.tree, before);
+                before.pop();
+            }
+            UseTree::Name(name) => {
+                before.push(name.ident.to_string());
+                self.add(before);
+                before.pop();
+            }
+            UseTree::Rename(name) => {
+                before.push(name.ident.to_string());
+                self.add(before);
+                before.pop();
+            }
+            UseTree::Glob(_) => self.add(before),
+            UseTree::Group(group) => {
+                for tree in &group.items {
+                    self.add_tree(tree, before);
+                }
+            }
+        }
+    }
+}
+
+impl Visit<'_> for Paths {
+    fn visit_item_mod(&mut self, item: &ItemMod) {
+        if item.content.is_none() || item.attrs.iter().any(is_cfg_test) {
+            return;
+        }
+        self.inside.push(item.ident.to_string());
+        visit::visit_item_mod(self, item);
+        self.inside.pop();
+    }
+
+    fn visit_item_use(&mut self, item: &syn::ItemUse) {
+        if !item.attrs.iter().any(is_cfg_test) {
+            self.add_tree(&item.tree, &mut Vec::new());
+        }
+    }
+
+    fn visit_path(&mut self, path: &syn::Path) {
+        let words: Vec<_> = path.segments.iter().map(|segment| segment.ident.to_string()).collect();
+        self.add(&words);
+        visit::visit_path(self, path);
+    }
+}
+
+fn is_cfg_test(attribute: &Attribute) -> bool {
+    attribute.path().is_ident("cfg")
+        && attribute.parse_args::<syn::Ident>().is_ok_and(|what| what == "test")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn found(files: &[(&str, &str)]) -> Vec<Vec<String>> {
+        let path = |name: &str| name.split("::").map(str::to_owned).collect::<Module>();
+        let files = files.iter().map(|(name, text)| (path(name), (*text).to_owned())).collect();
+        let mut found = circles(&files).unwrap();
+        for circle in &mut found {
+            circle.sort();
+        }
+        found
+    }
+
+    #[test]
+    fn a_circle_is_found_by_whatever_way_it_goes() {
+        let direct = [("a", "use crate::b::B;"), ("b", "use super::a::{self as other};")];
+        assert_eq!(found(&direct), [["a", "b"]]);
+        let by_three = [
+            ("a", "use crate::{b::B, c::C};"),
+            ("b", "fn b() -> crate::c::C { todo!() }"),
+            ("c", "mod inner { use super::super::a::A; }"),
+        ];
+        assert_eq!(found(&by_three), [["a", "b", "c"]]);
+        let by_a_part = [
+            ("a", "use self::part::P;"),
+            ("a::part", "use crate::b::B;"),
+            ("b", "use crate::a::A;"),
+        ];
+        assert_eq!(found(&by_a_part), [["a", "a::part", "b"]]);
+    }
+
+    #[test]
+    fn a_module_and_its_parts_are_one_and_tests_use_what_they_like() {
+        let fine = [
+            ("a", "pub use self::part::P; use crate::b::B;"),
+            ("a::part", "use super::A;"),
+            ("b", "#[cfg(test)] mod tests { use crate::a::A; } #[cfg(test)] use crate::a::A;"),
+        ];
+        assert_eq!(found(&fine), Vec::<Vec<String>>::new());
+    }
+}
