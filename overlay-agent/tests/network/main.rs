@@ -27,4 +27,5 @@ mod survival;
 mod switching;
 mod throughput;
 mod trust;
+mod vrf;
 mod wire;

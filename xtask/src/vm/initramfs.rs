@@ -101,7 +101,9 @@ mount -t devtmpfs dev /dev
 mount -t cgroup2 cgroup /sys/fs/cgroup
 mkdir -p /run/netns $CARGO_TARGET_DIR/lab
 ip link set lo up
-{loads}# A reader that waits for its processor loses nothing.
+{loads}# Else every namespace has a tunl0.
+sysctl -q -w net.core.fb_tunnels_only_for_init_net=1
+# A reader that waits for its processor loses nothing.
 sysctl -q -w net.core.rmem_default=8388608 net.core.netdev_max_backlog=10000
 cd {directory}
 ",
