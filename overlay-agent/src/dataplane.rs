@@ -346,13 +346,13 @@ impl Dataplane {
         let vrf = Vrf::of(observed, uplink);
         self.spec.tunnel.lower = vrf.map(|_| uplink);
         let (source, port) = (self.spec.uplink_address, self.spec.tunnel.port);
-        let before = self.underlay.vrf();
-        self.underlay.follow(&self.handle, vrf, source, port).await?;
-        let listens_elsewhere = before.is_some() && vrf.is_some() && before != vrf;
+        let listens_elsewhere = self.underlay.was_another(&self.handle, vrf, port).await?;
         if listens_elsewhere && observed.links.contains_key(&self.tunnel.ifindex) {
             let device = self.handle.link().del(self.tunnel.ifindex).execute();
             device.await.context("removing the tunnel device, which listens in another VRF")?;
         }
+        // After that: it is by the rule that an agent knows where the device listens.
+        self.underlay.follow(&self.handle, vrf, source, port).await?;
         Ok(listens_elsewhere)
     }
 

@@ -67,6 +67,15 @@ impl Underlay {
         self.vrf
     }
 
+    /// Whether packets have gone by another VRF until now, as our rule says: also where that was before this agent's
+    /// time.
+    pub async fn was_another(&self, handle: &Handle, vrf: Option<Vrf>, port: u16) -> Result<bool> {
+        let Some(vrf) = vrf.filter(|_| !self.has_looked || vrf != self.vrf) else {
+            return Ok(false);
+        };
+        Ok(Rule::made(handle, port).await?.iter().any(|(_, rule)| rule.table != vrf.table))
+    }
+
     /// Has VXLAN from `source` to UDP port `port` go by the VRF's table, and changes nothing where it does so already.
     pub async fn follow(
         &mut self,
@@ -96,31 +105,26 @@ struct Rule {
 impl Rule {
     /// Makes `wanted` the only rule of ours for this UDP port, which no other agent of this host has.
     async fn ensure(handle: &Handle, port: u16, wanted: Option<Self>) -> Result<()> {
-        let (mut there, mut others) = (false, Vec::new());
-        for message in ours(handle).await? {
-            let found = Self::parse(&message);
-            if found.is_none_or(|found| found.port != port) {
+        let mut there = false;
+        for (message, rule) in Self::made(handle, port).await? {
+            if !there && Some(rule) == wanted {
+                there = true;
                 continue;
             }
-            if !there && found == wanted {
-                there = true;
-            } else {
-                others.push(message);
-            }
-        }
-        for message in others {
-            handle
-                .rule()
-                .del(message)
-                .execute()
-                .await
-                .context("removing a routing rule of ours")?;
+            remove(handle, message).await?;
             repairs::made("rule that is no more ours");
         }
         let Some(wanted) = wanted.filter(|_| !there) else { return Ok(()) };
         wanted.add(handle).await?;
         repairs::made("rule");
         Ok(())
+    }
+
+    /// Those of ours for a UDP port, as they are.
+    async fn made(handle: &Handle, port: u16) -> Result<Vec<(RuleMessage, Self)>> {
+        let all = ours(handle).await?.into_iter();
+        let parsed = all.filter_map(|message| Self::parse(&message).map(|rule| (message, rule)));
+        Ok(parsed.filter(|(_, rule)| rule.port == port).collect())
     }
 
     async fn add(self, handle: &Handle) -> Result<()> {
@@ -165,9 +169,13 @@ pub async fn remove_vrf_rules(handle: &Handle) -> Result<usize> {
     let rules = ours(handle).await?;
     let count = rules.len();
     for rule in rules {
-        handle.rule().del(rule).execute().await.context("removing a routing rule of ours")?;
+        remove(handle, rule).await?;
     }
     Ok(count)
+}
+
+async fn remove(handle: &Handle, rule: RuleMessage) -> Result<()> {
+    handle.rule().del(rule).execute().await.context("removing a routing rule of ours")
 }
 
 async fn ours(handle: &Handle) -> Result<Vec<RuleMessage>> {

@@ -25,11 +25,11 @@ pub(super) struct Questions {
     identifier: u16,
 }
 
-/// Past the overlay, by the uplink's VRF if it is in one, and through it.
+/// Where echoes are sent and heard: in the uplink's VRF, if it is in one, those past the overlay.
 #[derive(Debug)]
 struct Echoes {
-    past: Socket,
-    through: Socket,
+    in_vrf: Option<Socket>,
+    of_host: Socket,
 }
 
 impl Echoes {
@@ -40,7 +40,7 @@ impl Echoes {
             Ok(socket)
         };
         let open = |vrf| open(vrf).context("opening a socket for ICMP");
-        Ok(Self { past: open(vrf)?, through: open(None)? })
+        Ok(Self { in_vrf: vrf.map(|vrf| open(Some(vrf))).transpose()?, of_host: open(None)? })
     }
 }
 
@@ -87,11 +87,12 @@ impl Questions {
     /// Sends an ICMP echo to a peer past the overlay, and one to its VTEP's address through it.
     pub(super) fn ask_by_icmp(&mut self, peer: Ipv4Addr, vtep: Ipv4Addr) -> Result<()> {
         let Asker { uplink_address, vtep_address, vrf, .. } = self.asker;
-        let Echoes { past, through } = match &self.icmp {
+        let Echoes { in_vrf, of_host } = match &self.icmp {
             Some(echoes) => echoes,
             None => self.icmp.insert(Echoes::open(vrf)?),
         };
-        for (socket, peer, from) in [(past, peer, uplink_address), (through, vtep, vtep_address)] {
+        let past = in_vrf.as_ref().unwrap_or(of_host);
+        for (socket, peer, from) in [(past, peer, uplink_address), (of_host, vtep, vtep_address)] {
             let request = icmp::echo_request(peer, from, icmp::SMALLEST, self.identifier, 0);
             let to = SockAddr::from(SocketAddr::from((peer, 0)));
             if let Err(error) = socket.send_to(&request, &to) {
@@ -104,8 +105,8 @@ impl Questions {
     /// Who has answered an ICMP echo of ours.
     pub(super) fn echoes(&self) -> Result<Vec<Ipv4Addr>> {
         let mut echoes = Vec::new();
-        let Some(Echoes { past, through }) = &self.icmp else { return Ok(echoes) };
-        for socket in [past, through] {
+        let Some(Echoes { in_vrf, of_host }) = &self.icmp else { return Ok(echoes) };
+        for socket in in_vrf.iter().chain([of_host]) {
             self.hear_echoes(socket, &mut echoes)?;
         }
         Ok(echoes)

@@ -222,6 +222,15 @@ impl Kind {
     }
 }
 
+/// Has both hosts' uplinks be TUN devices, as long as what is returned lives.
+pub(crate) fn tun_uplinks(lab: &Lab) -> TunWire {
+    let [one, two] = [0, 1].map(|number| lab.host(number).namespace());
+    let wire = TunWire::between(one, two, "up0").unwrap();
+    let [tun, ..] = WITHOUT_ETHERNET;
+    lab.hosts().iter().try_for_each(|host| tun.make(host)).unwrap();
+    wire
+}
+
 fn carried_by(kinds: &[Kind]) {
     let mut tried = Vec::new();
     for kind in kinds {

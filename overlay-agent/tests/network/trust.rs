@@ -2,10 +2,15 @@
 
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 
+use socket2::{Domain, Socket, Type};
+
 use overlay_common::MacAddr;
 use overlay_lab::{Capture, Lab, UPLINK};
 
-use crate::overlay::{Overlay, SOON};
+use crate::{
+    kernels::tun_uplinks,
+    overlay::{Overlay, SOON, peers_file},
+};
 
 /// Marks our packets in captures.
 const PAYLOAD: &[u8] = b"forged by the trust test";
@@ -189,4 +194,40 @@ fn a_container_cannot_speak_for_its_host() {
     })
     .unwrap();
     assert_eq!(arrived.of(&overlay)[0], 0);
+}
+
+/// Bytes 12 and 13 of an IP packet are its source's: one from 8.0.69.0 is, byte for byte, a frame with another IP packet
+/// in it.
+#[test]
+fn without_ethernet_headers_no_packet_passes_for_a_frame() {
+    let lab = Lab::builder().start().unwrap();
+    let _wire = tun_uplinks(&lab);
+    let options = peers_file(&lab).argument("--iface=up0");
+    let overlay = Overlay::on(lab, None, options);
+    let [to, peer] = [0, 1].map(|number| overlay.lab.host(number).address());
+
+    // The packet's own header, of which the kernel fills in the rest.
+    let mut bytes = vec![0x45, 0, 0, 0, 0, 0, 0, 0, 64, 17, 0, 0];
+    bytes.extend([Ipv4Addr::new(8, 0, 69, 0), to].map(|address| address.octets()).concat());
+    // From its fifteenth byte on a second one, from the peer: what is left of that, UDP, VXLAN of another network.
+    bytes.extend([0, 0, 64, 17, 0, 0]);
+    bytes.extend([peer, to].map(|address| address.octets()).concat());
+    bytes.extend([[0x12, 0x34], 8472_u16.to_be_bytes(), [0, 100], [0, 0]].concat());
+    bytes.extend([8, 0, 0, 0, 0, 0, 99, 0]);
+    bytes.resize(200, 0);
+
+    let [left, refused] = ["tagged", "wrong_vni"].map(|reason| overlay.rise("from_uplink", reason));
+    let sent = move || {
+        // 255: nobody's protocol, which receives nothing.
+        let socket = Socket::new(Domain::IPV4, Type::RAW, Some(255.into()))?;
+        socket.set_header_included_v4(true)?;
+        Ok(socket.send_to(&bytes, &SocketAddr::from((to, 0)).into())?)
+    };
+    overlay.lab.host(1).namespace().within(sent).unwrap();
+    overlay_lab::eventually(SOON, "the packet to be left to the kernel", || {
+        let seen = [&left, &refused].map(|counter| counter.of(&overlay)[0]);
+        anyhow::ensure!(seen == [1, 0], "left to the kernel, read as a frame: {seen:?}");
+        Ok(())
+    })
+    .unwrap();
 }
