@@ -120,6 +120,8 @@ const KEYS: [[&str; 2]; 2] = [
 /// Both hosts' ends of it are made at once.
 const TUN: &str = "tun";
 
+const VRF: &str = "vrf";
+
 const WITH_ETHERNET: [Kind; 5] = [
     Kind::ethernet("vlan", &["ip link add link eth0 name up0 type vlan id 7"]),
     Kind::ethernet(
@@ -135,7 +137,7 @@ const WITH_ETHERNET: [Kind; 5] = [
     Kind {
         slowly_too: true,
         ..Kind::ethernet(
-            "vrf",
+            VRF,
             &[
                 "ip link add blue type vrf table 17",
                 "ip link set blue up",
@@ -202,6 +204,7 @@ impl Kind {
     /// A ping and a file, and the counters that say which path they took.
     fn carries(&self, overlay: &Overlay, counted: [(&str, &str); 2]) {
         let [one, two] = overlay.pair();
+        eventually(SOON, "a ping to go through", || one.ping(two.address())).unwrap();
         let counters = counted.map(|(hook, reason)| overlay.rise(hook, reason));
         one.command("ping")
             .args(["-n", "-c", "5", "-i", "0.05", "-W", "5", "-s", self.largest])
@@ -229,6 +232,22 @@ pub(crate) fn tun_uplinks(lab: &Lab) -> TunWire {
     let [tun, ..] = WITHOUT_ETHERNET;
     lab.hosts().iter().try_for_each(|host| tun.make(host)).unwrap();
     wire
+}
+
+fn everywhere(lab: &Lab, command: &str) {
+    for host in lab.hosts() {
+        host.ip(command.split(' ')).unwrap();
+    }
+}
+
+/// Stops both agents and starts others, with something done between.
+fn start_anew(overlay: &mut Overlay, options: &AgentOptions, between: impl FnOnce(&Lab)) {
+    overlay.agents.iter_mut().for_each(|agent| agent.stop().unwrap());
+    between(&overlay.lab);
+    for number in [0, 1] {
+        overlay.agents[number] = overlay.lab.host(number).start_agent(options).unwrap();
+    }
+    overlay.settle();
 }
 
 fn carried_by(kinds: &[Kind]) {
@@ -266,12 +285,18 @@ fn carried_by(kinds: &[Kind]) {
             continue;
         }
         let slow = overlay.options.clone().fast_path(false);
-        for number in [0, 1] {
-            overlay.agents[number].stop().unwrap();
-            overlay.agents[number] = overlay.lab.host(number).start_agent(&slow).unwrap();
+        let by_stack = [("to_tunnel", "tunnel_key_set"), ("from_tunnel", "")];
+        start_anew(&mut overlay, &slow, |_| ());
+        kind.carries(&overlay, by_stack);
+        if kind.name == VRF {
+            everywhere(&overlay.lab, "link add red type vrf table 18");
+            everywhere(&overlay.lab, "link set red up");
+            everywhere(&overlay.lab, "link set up0 master red");
+            kind.carries(&overlay, by_stack);
+            // What the agents before have left listens in the other one.
+            start_anew(&mut overlay, &slow, |lab| everywhere(lab, "link set up0 master blue"));
+            kind.carries(&overlay, by_stack);
         }
-        overlay.settle();
-        kind.carries(&overlay, [("to_tunnel", "tunnel_key_set"), ("from_tunnel", "")]);
     }
     println!("tried {tried:?}");
     let all: Vec<_> = kinds.iter().map(|kind| kind.name).collect();
