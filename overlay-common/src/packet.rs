@@ -136,6 +136,9 @@ pub trait Packet {
     /// Whether the network card, or the kernel, has found the outermost checksum right.
     fn checksum_verified(&self) -> bool;
 
+    /// The kernel's mark of it, which netfilter's rules and routing go by; 0 for none.
+    fn mark(&self) -> u32;
+
     /// `EtherType` of what is behind the Ethernet header and that tag, in network order.
     fn protocol(&self) -> [u8; 2];
 
@@ -157,6 +160,7 @@ pub(crate) mod test_support {
         /// What the kernel has taken off.
         pub(crate) vlan: Option<u16>,
         pub(crate) for_another_host: bool,
+        pub(crate) mark: u32,
     }
 
     impl Packet for Bytes {
@@ -188,6 +192,10 @@ pub(crate) mod test_support {
 
         fn checksum_verified(&self) -> bool {
             false
+        }
+
+        fn mark(&self) -> u32 {
+            self.mark
         }
 
         fn protocol(&self) -> [u8; 2] {

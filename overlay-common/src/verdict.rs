@@ -106,6 +106,7 @@ reasons! {
         Routed = "routed", "Sent to a peer on the same link as it is, without encapsulation.";
         ToEndpoint = "to_endpoint", "Delivered into the container through its veth, past the bridge.";
         ToBridge = "to_bridge", "Delivered to the containers' bridge, past the host's netfilter.";
+        ToNetfilter = "to_netfilter", "Decapsulated in BPF and handed to the stack by the tunnel device, for netfilter to decide about its flow.";
         Echoed = "echoed", "A peer's agent asks whether this host is there: sent back.";
     }
     Passed {

@@ -146,6 +146,12 @@ impl Packet for Skb<'_> {
     }
 
     #[inline(always)]
+    fn mark(&self) -> u32 {
+        // SAFETY: as above.
+        unsafe { (*self.ctx.skb.skb).mark }
+    }
+
+    #[inline(always)]
     fn protocol(&self) -> [u8; 2] {
         // SAFETY: as above.
         (unsafe { (*self.ctx.skb.skb).protocol } as u16).to_ne_bytes()
@@ -174,6 +180,8 @@ pub(crate) enum Mark {
     Sent = 0x4f57,
     /// From an overlay address and not encapsulated, and let in all the same.
     Admitted = 0x4f58,
+    /// One of our programs has judged it on the uplink, and decapsulated it.
+    Decapsulated = 0x4f59,
 }
 
 impl Mark {

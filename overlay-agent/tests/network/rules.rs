@@ -3,7 +3,7 @@
 use std::{
     io::{Read as _, Write as _},
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, ensure};
@@ -296,6 +296,44 @@ fn of_a_short_connection_netfilter_sees_four_packets() {
     let seen = shown[0] + shown[1];
     assert!((4 * CONNECTIONS..=most).contains(&seen), "{seen} shown, {fast:?} fast");
     assert!(fast[0] + fast[1] >= 2 * CONNECTIONS, "{seen} shown, {fast:?} fast");
+}
+
+/// So much of short connections is netfilter's that it should look at one packet each time, not at the one around it, too.
+/// The kernel's device has enough of them for rules about those to hold.
+#[test]
+fn what_netfilter_is_shown_has_no_packet_around_it() {
+    let overlay = with_rules("honour");
+    let [client, server] = overlay.pair();
+    let address = std::net::SocketAddr::from((server.address(), 7311));
+    let listener =
+        server.namespace().within(move || Ok(std::net::TcpListener::bind(address)?)).unwrap();
+    let paths = [
+        ("from_container", "awaits_rules"),
+        ("to_tunnel", "encapsulated"),
+        ("to_tunnel", "tunnel_key_set"),
+        ("from_uplink", "to_netfilter"),
+        ("from_uplink", "awaits_rules"),
+        ("from_tunnel", "to_stack"),
+    ];
+    let rises = paths.map(|(hook, reason)| overlay.rise(hook, reason));
+    let until = Instant::now() + Duration::from_secs(1);
+    while Instant::now() < until {
+        let connect = move || Ok(std::net::TcpStream::connect_timeout(&address, SOON)?);
+        let stream = client.namespace().within(connect).unwrap();
+        drop((stream, listener.accept().unwrap()));
+    }
+    let [shown, short_out, long_out, short_in, long_in, to_stack] = rises.map(|rise| {
+        let [one, two] = rise.of(&overlay);
+        one + two
+    });
+    let counts =
+        format!("{shown} shown; out {short_out}, {long_out}; in {short_in}, {long_in}; {to_stack}");
+    assert!(shown > 1000, "{counts}");
+    assert_eq!((short_out + long_out, short_in + long_in), (shown, to_stack), "{counts}");
+    // More than six times a second each way, on two hosts.
+    for long in [long_out, long_in] {
+        assert!((12..shown / 20).contains(&long), "{counts}");
+    }
 }
 
 /// What `doctor` says on the receiving host.

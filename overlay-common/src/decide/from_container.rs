@@ -1,32 +1,19 @@
 use network_types::ip::Ipv4Hdr;
 
 use super::{
-    Tables, has_options, is_fragment, lookup_peer, plain_ipv4,
+    Tables,
+    encapsulation::{Encapsulation, fitting_length},
+    has_options, is_fragment, lookup_peer, plain_ipv4,
     policy::{check_arriving, note_leaving},
     rules::may_pass,
-    segment_length,
     sender::{UNKNOWN_PORT, check_no_vxlan, check_other, check_source},
     stack_flow::answers_a_stack_flow,
 };
 use crate::{
-    Reason,
-    encap::OVERHEAD,
-    packet::{ETHERNET_LENGTH, Ethernet, IPV4_LENGTH, Packet},
-    tables::{Direction, HostConfig, Peer},
+    Reason, checksum,
+    packet::{ETHERNET_LENGTH, Ethernet, Packet},
+    tables::{Direction, HostConfig},
 };
-
-/// A packet that can be encapsulated: to whom, and what of it the outer header depends on.
-#[derive(Clone, Copy, Debug)]
-pub struct Encapsulation {
-    /// Where it goes.
-    pub peer: Peer,
-    /// Its IPv4 header, as the container sent it.
-    pub ipv4: Ipv4Hdr,
-    /// Its length from the IPv4 header on, in bytes.
-    pub inner_length: u16,
-    /// Its ports, or whatever its protocol has in their place; zero where the packet is too short.
-    pub ports: [u8; 4],
-}
 
 /// Decides about a packet that a container sent into its veth `ifindex`: encapsulate it, leave it to the
 /// stack, or, where it forges VXLAN, another's address or another's MAC, drop it. Whatever it is, it has been
@@ -72,8 +59,7 @@ pub fn from_container(
         return Err(Reason::OtherWay);
     }
     note_leaving(packet, 0, host, tables);
-    let ports = packet.load(ETHERNET_LENGTH + IPV4_LENGTH).unwrap_or_default();
-    Ok(Encapsulation { peer, ipv4, inner_length, ports })
+    Ok(Encapsulation::new(packet, peer, checksum::one_hop_on(&ipv4), inner_length))
 }
 
 /// Whose business a packet is that no peer is to get; VXLAN is nobody's.
@@ -147,18 +133,6 @@ fn check_sender(
         check_neighbour(packet, offset, host, tables)?;
     }
     Err(Reason::Tagged)
-}
-
-/// The packet's length from its IPv4 header on, if every segment of it fits the overlay's MTU and the
-/// whole, encapsulated, still has a length that an IPv4 header can state.
-#[inline(always)]
-fn fitting_length(packet: &impl Packet, host: &HostConfig, ipv4: &Ipv4Hdr) -> Result<u16, Reason> {
-    let length = packet.length() - ETHERNET_LENGTH as u32;
-    let segment = segment_length(packet, ETHERNET_LENGTH, ipv4)?;
-    if segment > u32::from(host.mtu) || length + OVERHEAD as u32 > u32::from(u16::MAX) {
-        return Err(Reason::TooBig);
-    }
-    Ok(length as u16)
 }
 
 #[cfg(test)]

@@ -1,8 +1,11 @@
 use network_types::ip::Ipv4Hdr;
 
 use super::{
-    Recipient, Tables, check_inner, fits_bridge, policy::check_arriving, recipient,
-    rules::may_pass, stack_flow::answers_a_stack_flow,
+    Recipient, Tables, check_inner, fits_bridge,
+    policy::check_arriving,
+    recipient,
+    rules::{accept_underlay, may_pass},
+    stack_flow::answers_a_stack_flow,
 };
 use crate::{
     Reason,
@@ -50,6 +53,7 @@ pub fn from_tunnel(
     }
     let vtep =
         tables.vtep(&VtepKey { public_address: source.remote }).ok_or(Reason::UnknownVtep)?;
+    accept_underlay(source.remote, Direction::Arrived, host, tables);
     let ipv4 = check_inner(packet, 0, host, source.remote, vtep)?;
     check_arriving(packet, 0, host, tables)?;
     if !host.fast_path() || source.group != 0 || !vtep.subnet().contains(ipv4.src_addr) {
@@ -64,6 +68,16 @@ pub fn from_tunnel(
         Recipient::Host => Err(Reason::ToStack),
         _ if !fits_bridge(packet, ETHERNET_LENGTH, &ipv4, host) => Err(Reason::ToStack),
         recipient => Ok(Delivery { recipient, ipv4 }),
+    }
+}
+
+/// Decides about a packet that `from_uplink` has judged, and decapsulated for netfilter to decide about: what is left are
+/// the policy's rules.
+#[inline(always)]
+pub fn awaiting_rules(packet: &impl Packet, host: &HostConfig, tables: &impl Tables) -> Reason {
+    match check_arriving(packet, 0, host, tables) {
+        Ok(()) => Reason::ToStack,
+        Err(reason) => reason,
     }
 }
 

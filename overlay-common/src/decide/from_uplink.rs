@@ -1,9 +1,15 @@
 use network_types::{ip::Ipv4Hdr, udp::UdpHdr, vxlan::VxlanHdr};
 
 use super::{
-    Recipient, Tables, check_inner, contents::Contents, fits_bridge, from_interface::unmasqueraded,
-    has_options, is_fragment, is_nobodys, load_headers, lookup_peer, policy::check_arriving,
-    recipient, rules::may_pass, stack_flow::answers_a_stack_flow,
+    Recipient, Tables, check_inner,
+    contents::Contents,
+    fits_bridge,
+    from_interface::unmasqueraded,
+    has_options, is_fragment, is_nobodys, load_headers, lookup_peer,
+    policy::check_arriving,
+    recipient,
+    rules::{may_pass, underlay_may_pass},
+    stack_flow::answers_a_stack_flow,
 };
 use crate::{
     Reason, checksum, ecn,
@@ -29,6 +35,9 @@ impl Arrival {
     /// Checks that the bridge carries it: what it does not is the stack's to fragment, or to answer.
     #[inline(always)]
     pub fn check_fits_bridge(&self, packet: &impl Packet, host: &HostConfig) -> Result<(), Reason> {
+        if self.recipient == Recipient::Netfilter {
+            return Ok(());
+        }
         let offset = if self.encapsulated { INNER_IPV4_OFFSET } else { ETHERNET_LENGTH };
         fits_bridge(packet, offset, &self.ipv4, host).then_some(()).ok_or(Reason::TooBig)
     }
@@ -104,10 +113,13 @@ pub fn from_uplink(
     if answers_a_stack_flow(packet, INNER_IPV4_OFFSET, &ipv4, Direction::Arrived, tables) {
         return Err(Reason::StackFlow);
     }
-    if !may_pass(packet, INNER_IPV4_OFFSET, &ipv4, Direction::Arrived, host, tables) {
-        return Err(Reason::AwaitsRules);
-    }
     let is_aggregate = packet.segment_size() != 0;
+    if !may_pass(packet, INNER_IPV4_OFFSET, &ipv4, Direction::Arrived, host, tables) {
+        if is_aggregate || !underlay_may_pass(outer.src_addr, Direction::Arrived, host, tables) {
+            return Err(Reason::AwaitsRules);
+        }
+        return Ok(Arrival { encapsulated: true, recipient: Recipient::Netfilter, ipv4, tos });
+    }
     match recipient {
         Recipient::Host => return Err(Reason::HostDestination),
         Recipient::Subnet if is_aggregate => return Err(Reason::Aggregate),
@@ -115,7 +127,7 @@ pub fn from_uplink(
         Recipient::Endpoint(_) if is_aggregate && ipv4.proto != PROTOCOL_TCP => {
             return Err(Reason::Aggregate);
         }
-        Recipient::Subnet | Recipient::Endpoint(_) => {}
+        Recipient::Subnet | Recipient::Endpoint(_) | Recipient::Netfilter => {}
     }
     // What is left to the kernel, from_tunnel asks about.
     check_arriving(packet, INNER_IPV4_OFFSET - ETHERNET_LENGTH, host, tables)?;

@@ -3,6 +3,7 @@
 
 mod contents;
 mod echo;
+mod encapsulation;
 mod flow;
 mod from_container;
 mod from_interface;
@@ -19,14 +20,15 @@ mod to_wire;
 use network_types::ip::Ipv4Hdr;
 
 pub use echo::is_question;
-pub use from_container::{Encapsulation, from_bridge, from_container};
+pub use encapsulation::Encapsulation;
+pub use from_container::{from_bridge, from_container};
 pub use from_interface::from_interface;
-pub use from_tunnel::{Delivery, TunnelSource, from_tunnel};
+pub use from_tunnel::{Delivery, TunnelSource, awaiting_rules, from_tunnel};
 pub use from_uplink::{Arrival, from_uplink};
 pub use stack_flow::{hand_over, remember, remember_leaving};
 pub use to_bridge::{Origin, to_bridge};
-pub use to_tunnel::{TunnelTarget, to_tunnel};
-pub use to_wire::to_wire;
+pub use to_tunnel::{TunnelTarget, encapsulate, to_tunnel};
+pub use to_wire::{Sender, to_wire};
 
 use crate::{
     Reason,
@@ -102,6 +104,8 @@ pub enum Recipient {
     Host,
     /// An address of our subnet that the kernel has to look up.
     Subnet,
+    /// Whom it is for is netfilter's to decide.
+    Netfilter,
 }
 
 /// The peer whose lease covers `destination`.
@@ -258,7 +262,7 @@ mod tests {
                 0 => vxlan_packet(&world.host, REMOTE, LOCAL),
                 1 => inner_packet(&world.host, REMOTE, LOCAL),
                 2 => udp_packet(LOCAL, REMOTE, 40),
-                _ => Bytes { bytes, segment_size: 0, vlan: None, for_another_host: false },
+                _ => Bytes { bytes, segment_size: 0, vlan: None, for_another_host: false, mark: 0 },
             };
             packet.segment_size = segment_size;
             for (place, byte) in noise {
@@ -281,17 +285,21 @@ mod tests {
                 prop_assert!(host.subnet().contains(delivery.ipv4.dst_addr));
             }
             if let Ok(plan) = from_container(&packet, ENDPOINT.ifindex, host, &world) {
-                prop_assert!(host.subnet().contains(plan.ipv4.src_addr) && plan.ipv4.ttl > 1);
+                prop_assert!(host.subnet().contains(plan.ipv4.src_addr) && plan.ipv4.ttl > 0);
             }
             if let Ok(target) = to_tunnel(&packet, 9, host, &world) {
                 prop_assert_eq!(target.peer, world.peer);
+                encapsulate(&packet, &target, host, &world).ok();
             }
             from_bridge(&packet, host, &world).ok();
             let origin = Origin { ifindex: 9, delivered: false, admitted: false };
             to_bridge(&packet, origin, host, &world, |_, _| true, |_| ()).ok();
             hand_over(&packet, Direction::Left, |_| ());
             from_interface(&packet, 9, host, &world, |_| true, |_| true).ok();
-            to_wire(&packet, true, host, &world, |_| ()).ok();
+            awaiting_rules(&packet, host, &world);
+            for sender in [Sender::Program, Sender::Host, Sender::Forwarded] {
+                to_wire(&packet, sender, host, &world, |_| ()).ok();
+            }
             remember_leaving(&packet, host, &world, |_| ());
         }
     }

@@ -1,6 +1,10 @@
 //! Rules that hold: where somebody's rules may concern the overlay, netfilter decides about the beginning of every flow,
 //! and again more than once a second; the fast path carries what it has let through as it came. What begins or ends a
 //! connection, and what shows no flow, is always netfilter's.
+//!
+//! What is netfilter's is encapsulated and decapsulated by our programs all the same: netfilter then has to look at one
+//! packet, not at two. The kernel's own way is taken by enough packets to and from each peer for rules about the packets
+//! that carry the overlay's to hold as well.
 
 use network_types::ip::Ipv4Hdr;
 
@@ -11,7 +15,8 @@ use super::{
 };
 use crate::{
     packet::{
-        ETHERNET_LENGTH, PROTOCOL_TCP, Packet, TCP_ACK, TCP_DATA_OFFSET, TCP_FIN, TCP_RST, TCP_SYN,
+        ETHERNET_LENGTH, PROTOCOL_TCP, PROTOCOL_UDP, Packet, TCP_ACK, TCP_DATA_OFFSET, TCP_FIN,
+        TCP_RST, TCP_SYN,
     },
     tables::{Direction, HostConfig, StackFlowKey},
 };
@@ -64,6 +69,51 @@ pub(super) fn accept(
     let mut accepted = tables.accepted(flow);
     accepted.note(this, tables.now(), begins);
     tables.accept(flow, accepted);
+}
+
+/// Whether netfilter need not see the packet around one that goes `this` way between this host and the one at `remote`:
+/// it has just let such a one through.
+#[inline(always)]
+pub(super) fn underlay_may_pass(
+    remote: [u8; 4],
+    this: Direction,
+    host: &HostConfig,
+    tables: &impl Tables,
+) -> bool {
+    host.honours_rules()
+        && !host.every_packet()
+        && tables.accepted(&underlay_flow(remote, host)).underlay_holds(this, tables.now())
+}
+
+/// Notes that netfilter has let such a packet through.
+#[inline(always)]
+pub(super) fn accept_underlay(
+    remote: [u8; 4],
+    this: Direction,
+    host: &HostConfig,
+    tables: &impl Tables,
+) {
+    if !host.honours_rules() {
+        return;
+    }
+    let flow = underlay_flow(remote, host);
+    let mut accepted = tables.accepted(&flow);
+    if !accepted.underlay_holds(this, tables.now()) {
+        accepted.note(this, tables.now(), false);
+        tables.accept(&flow, accepted);
+    }
+}
+
+/// Everything that two hosts send each other, whatever ports it comes from, which are the flows' within.
+#[inline(always)]
+const fn underlay_flow(remote: [u8; 4], host: &HostConfig) -> StackFlowKey {
+    StackFlowKey {
+        local: host.uplink_address,
+        remote,
+        local_port: [0; 2],
+        remote_port: host.port.to_be_bytes(),
+        protocol: PROTOCOL_UDP as u32,
+    }
 }
 
 /// The flags of a TCP packet, all of them where it does not show any; none of other protocols'.

@@ -15,31 +15,34 @@ use crate::{
 /// Has the flow of a packet remembered that the stack sends for a local container, if it was rewritten; else notes that
 /// netfilter has let it through. Not so for the host's
 /// own packets, for those that show no ports, and where the fast path is off, because then everything
-/// takes the stack.
+/// takes the stack. Returns whether netfilter has let it through as it came.
 #[inline(always)]
 pub fn remember_leaving(
     packet: &impl Packet,
     host: &HostConfig,
     tables: &impl Tables,
     remember: impl FnOnce(&StackFlowKey),
-) {
+) -> bool {
     if !host.fast_path() {
-        return;
+        return false;
     }
     let Some(ipv4) = packet.load::<Ipv4Hdr>(ETHERNET_LENGTH) else {
-        return;
+        return false;
     };
     let owner = tables.endpoint(&EndpointKey { address: ipv4.src_addr });
     if !host.subnet().contains(ipv4.src_addr) || owner.is_some_and(|owner| owner.is_host()) {
-        return;
+        return false;
     }
+    let mut as_it_came = false;
     with_flow(packet, ETHERNET_LENGTH, &ipv4, Direction::Left, |flow| {
-        if tables.handed_over() == *flow {
+        as_it_came = tables.handed_over() == *flow;
+        if as_it_came {
             accept(packet, &ipv4, flow, Direction::Left, host, tables);
         } else {
             remember(flow);
         }
     });
+    as_it_came
 }
 
 /// Notes the flow of a packet that is left to the stack: on its way out of there, it is compared with.

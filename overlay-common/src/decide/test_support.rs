@@ -237,7 +237,7 @@ fn frame(destination: MacAddr, src: [u8; 4], dst: [u8; 4], payload: usize) -> By
     let udp = UdpHdr { src: [0x12, 0x34], dst: [0, 53], len: length(8 + payload), check: [0, 0] };
     let mut bytes = [bytes_of(&ethernet), bytes_of(&header), bytes_of(&udp)].concat();
     bytes.resize(bytes.len() + payload, 0xa5);
-    Bytes { bytes, segment_size: 0, vlan: None, for_another_host: false }
+    Bytes { bytes, segment_size: 0, vlan: None, for_another_host: false, mark: 0 }
 }
 
 /// A UDP packet as a container sends it to its gateway.
@@ -293,7 +293,7 @@ pub(super) fn vxlan_of(host: &HostConfig, mut inner: Bytes) -> Bytes {
         &inner.bytes,
     ]
     .concat();
-    Bytes { bytes, segment_size: 0, vlan: None, for_another_host: false }
+    Bytes { bytes, segment_size: 0, vlan: None, for_another_host: false, mark: 0 }
 }
 
 /// The packet with tags in front of what its Ethernet header announces.
@@ -313,5 +313,5 @@ pub(super) fn arp(sender_mac: MacAddr, sender: [u8; 4]) -> Bytes {
     let arp = Arp { kind: Arp::ETHERNET_IPV4, operation: [0, 1], sender_mac, sender };
     let mut bytes = [bytes_of(&ethernet), bytes_of(&arp)].concat();
     bytes.extend([0, 0, 0, 0, 0, 0, 10, 1, 15, 1]);
-    Bytes { bytes, segment_size: 0, vlan: None, for_another_host: false }
+    Bytes { bytes, segment_size: 0, vlan: None, for_another_host: false, mark: 0 }
 }

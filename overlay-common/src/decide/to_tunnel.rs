@@ -1,8 +1,14 @@
-use super::{Tables, load_headers, lookup_peer, policy::note_leaving};
+use super::{
+    Tables,
+    encapsulation::{Encapsulation, fitting_length},
+    has_options, is_fragment, load_headers, lookup_peer,
+    policy::note_leaving,
+    rules::underlay_may_pass,
+};
 use crate::{
     Reason,
     packet::Packet,
-    tables::{EndpointKey, HomeKey, HostConfig, Peer},
+    tables::{Direction, EndpointKey, HomeKey, HostConfig, Peer},
 };
 
 /// Where the kernel shall send a packet that left the host's stack through the tunnel device.
@@ -35,6 +41,36 @@ pub fn to_tunnel(
     let peer = lookup_peer(host, tables, ipv4.dst_addr).ok_or(Reason::Unreachable)?;
     note_leaving(packet, 0, host, tables);
     Ok(TunnelTarget { peer })
+}
+
+/// How the program encapsulates such a packet itself, of a container and left by the stack as it came, so that netfilter
+/// has not to look at the packet around it. Whatever is in the way of that is the kernel's to encapsulate.
+#[inline(always)]
+pub fn encapsulate(
+    packet: &impl Packet,
+    target: &TunnelTarget,
+    host: &HostConfig,
+    tables: &impl Tables,
+) -> Result<Encapsulation, Reason> {
+    let (_, ipv4) = load_headers(packet)?;
+    if target.peer.is_direct() || target.peer.is_elsewhere() {
+        return Err(Reason::OtherWay);
+    }
+    // The kernel has its mark lead the packet around it, or carried to the other host.
+    if packet.mark() != 0 {
+        return Err(Reason::GroupPolicy);
+    }
+    if has_options(&ipv4) {
+        return Err(Reason::IpOptions);
+    }
+    if is_fragment(&ipv4) {
+        return Err(Reason::Fragment);
+    }
+    let inner_length = fitting_length(packet, host, &ipv4)?;
+    if !underlay_may_pass(target.peer.public_address, Direction::Left, host, tables) {
+        return Err(Reason::AwaitsRules);
+    }
+    Ok(Encapsulation::new(packet, target.peer, ipv4, inner_length))
 }
 
 /// Whether a packet that did not come from the bridge may have this source: the host's, because it is masqueraded, or a

@@ -10,6 +10,11 @@ pub const ACCEPTED_MAP: &str = "accepted";
 /// does not forget it.
 const VALID: u64 = 800_000_000;
 
+/// For how long counts what the stack has let through of the packets that carry the overlay's between two hosts, in
+/// nanoseconds. A flow that is shown to netfilter may go without these for so long: a rule about them stops it within both
+/// times together, which is still within a second.
+const UNDERLAY_VALID: u64 = 150_000_000;
+
 /// After a silence of so many nanoseconds netfilter may have forgotten the flow: below 30 s, which connection tracking
 /// gives a flow without an answer (`nf_conntrack_udp_timeout`).
 const FORGOTTEN: u64 = 25_000_000_000;
@@ -35,12 +40,23 @@ impl Accepted {
     #[inline(always)]
     #[must_use]
     pub const fn holds(&self, this: Direction, now: u64) -> bool {
-        let at = match this {
+        let needed = if this.back().is_in(self.states) { decided(this) } else { this as u32 };
+        self.states & needed != 0 && self.age(this, now) < VALID
+    }
+
+    /// Whether netfilter has just let a packet through `this` way, of those between two hosts that carry the overlay's.
+    #[inline(always)]
+    #[must_use]
+    pub const fn underlay_holds(&self, this: Direction, now: u64) -> bool {
+        this.is_in(self.states) && self.age(this, now) < UNDERLAY_VALID
+    }
+
+    #[inline(always)]
+    const fn age(&self, this: Direction, now: u64) -> u64 {
+        now.wrapping_sub(match this {
             Direction::Left => self.left,
             Direction::Arrived => self.arrived,
-        };
-        let needed = if this.back().is_in(self.states) { decided(this) } else { this as u32 };
-        self.states & needed != 0 && now.wrapping_sub(at) < VALID
+        })
     }
 
     /// Notes that netfilter is going to see a packet `this` way, whatever becomes of it. Returns whether that is news, of a
@@ -112,6 +128,17 @@ mod tests {
         assert!(!accepted.holds(Left, 2 * SECOND));
         talk(&mut accepted, 2 * SECOND, &[Left]);
         assert!(accepted.holds(Left, 2 * SECOND) && !accepted.holds(Arrived, 2 * SECOND));
+    }
+
+    #[test]
+    fn a_rule_about_the_packets_around_it_stops_a_flow_within_a_second_too() {
+        use Direction::{Arrived, Left};
+        assert!(VALID + UNDERLAY_VALID < SECOND);
+        let mut underlay = Accepted::default();
+        assert!(!underlay.underlay_holds(Arrived, 0));
+        talk(&mut underlay, SECOND, &[Arrived]);
+        assert!(underlay.underlay_holds(Arrived, SECOND) && !underlay.underlay_holds(Left, SECOND));
+        assert!(!underlay.underlay_holds(Arrived, SECOND + UNDERLAY_VALID));
     }
 
     #[test]

@@ -7,7 +7,7 @@ use overlay_common::{
 
 use crate::{
     maps::{Maps, host, note_handed_over},
-    packet::{Skb, TCP_HEADERS},
+    packet::{Mark, Skb, TCP_HEADERS},
     steps::{deliver, on_bridge, tunnel_source},
     verdict::conclude,
 };
@@ -17,8 +17,13 @@ use crate::{
 pub(crate) fn from_tunnel(ctx: TcContext) -> i32 {
     conclude(Hook::FromTunnel, &ctx, |ctx| {
         let host = host().ok_or(Reason::NotConfigured)?;
-        let source = tunnel_source(ctx, host)?;
+        let source = tunnel_source(ctx, host);
         let skb = Skb::new(ctx, TCP_HEADERS);
+        if source.is_err() && Mark::Decapsulated.is_on(ctx) {
+            decide::hand_over(&skb, Direction::Arrived, note_handed_over);
+            return Err(decide::awaiting_rules(&skb, host, &Maps));
+        }
+        let source = source?;
         let plan = decide::from_tunnel(&skb, source, host, &Maps).inspect_err(|reason| {
             if *reason == Reason::ToStack {
                 decide::hand_over(&skb, Direction::Arrived, note_handed_over);

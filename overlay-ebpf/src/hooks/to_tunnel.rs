@@ -4,7 +4,7 @@ use overlay_common::{Hook, Reason, decide, tables::Direction};
 use crate::{
     maps::{Maps, host},
     packet::{Skb, TCP_HEADERS, ingress_ifindex},
-    steps::set_tunnel_key,
+    steps::{encap, set_tunnel_key},
     verdict::conclude,
 };
 
@@ -15,9 +15,12 @@ pub(crate) fn to_tunnel(ctx: TcContext) -> i32 {
         let host = host().ok_or(Reason::NotConfigured)?;
         let skb = Skb::new(ctx, TCP_HEADERS);
         let target = decide::to_tunnel(&skb, ingress_ifindex(ctx), host, &Maps)?;
-        decide::remember_leaving(&skb, host, &Maps, |flow| {
+        let as_it_came = decide::remember_leaving(&skb, host, &Maps, |flow| {
             decide::remember(flow, Direction::Left, host, &Maps);
         });
+        if as_it_came && let Ok(plan) = decide::encapsulate(&skb, &target, host, &Maps) {
+            return encap(ctx, host, &plan);
+        }
         set_tunnel_key(ctx, host, &target)
     })
 }

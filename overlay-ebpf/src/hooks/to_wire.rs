@@ -1,5 +1,9 @@
 use aya_ebpf::{macros::classifier, programs::TcContext};
-use overlay_common::{Hook, Reason, decide, tables::Direction};
+use overlay_common::{
+    Hook, Reason,
+    decide::{self, Sender},
+    tables::Direction,
+};
 
 use crate::{
     maps::{Maps, host},
@@ -12,8 +16,12 @@ use crate::{
 pub(crate) fn to_wire(ctx: TcContext) -> i32 {
     conclude(Hook::ToWire, &ctx, |ctx| {
         let host = host().ok_or(Reason::NotConfigured)?;
-        let forwarded = ingress_ifindex(ctx) != 0 && !Mark::Sent.is_on(ctx);
-        decide::to_wire(&Skb { ctx }, forwarded, host, &Maps, |flow| {
+        let sender = match ingress_ifindex(ctx) {
+            _ if Mark::Sent.is_on(ctx) => Sender::Program,
+            0 => Sender::Host,
+            _ => Sender::Forwarded,
+        };
+        decide::to_wire(&Skb { ctx }, sender, host, &Maps, |flow| {
             decide::remember(flow, Direction::Left, host, &Maps);
         })
     })

@@ -8,18 +8,24 @@ use aya_ebpf::{
 };
 use overlay_common::{
     Reason, checksum,
-    decide::Arrival,
-    encap::OVERHEAD,
-    packet::{ETHERNET_LENGTH, IPV4_LENGTH},
+    decide::{Arrival, Recipient},
+    encap::{INNER_ETHERNET_OFFSET, OVERHEAD},
+    packet::{ETHERNET_LENGTH, Ethernet, IPV4_LENGTH, Packet as _},
 };
 
 use crate::packet::Skb;
 
 pub(crate) const SHRINK: u64 = (BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_NO_CSUM_RESET) as u64;
 
-/// Takes the outer headers off; the packet's first Ethernet header stays, with the MACs of the wire.
+/// Takes the outer headers off; the packet's first Ethernet header stays, with the MACs of the wire. Where netfilter is to
+/// see the packet, it gets those of the inner one.
 #[inline(always)]
 pub(crate) fn decap(ctx: &TcContext, plan: &Arrival) -> Result<(), Reason> {
+    if plan.recipient == Recipient::Netfilter {
+        let skb = Skb { ctx };
+        let inner: Ethernet = skb.load(INNER_ETHERNET_OFFSET).ok_or(Reason::HelperFailed)?;
+        skb.store(0, inner).ok_or(Reason::HelperFailed)?;
+    }
     ctx.adjust_room(-(OVERHEAD as i32), BPF_ADJ_ROOM_MAC, SHRINK)
         .or(Err(Reason::HelperDeclined))?;
     // The NIC's verdict on the outer UDP checksum went with the header. The helper refuses where there

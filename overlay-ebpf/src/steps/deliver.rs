@@ -1,6 +1,6 @@
 use aya_ebpf::{
-    bindings::TC_ACT_REDIRECT,
-    helpers::{bpf_redirect_neigh, bpf_redirect_peer},
+    bindings::{BPF_F_INGRESS, TC_ACT_REDIRECT},
+    helpers::{bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer},
     programs::TcContext,
 };
 use overlay_common::{
@@ -23,6 +23,7 @@ pub(crate) fn deliver(
     match recipient {
         Recipient::Endpoint(endpoint) => to_endpoint(ctx, host, endpoint),
         Recipient::Subnet | Recipient::Host => to_bridge(ctx, host),
+        Recipient::Netfilter => to_netfilter(ctx, host),
     }
 }
 
@@ -37,6 +38,17 @@ fn to_endpoint(ctx: &TcContext, host: &HostConfig, endpoint: Endpoint) -> Result
     // SAFETY: the helper only reads its arguments.
     match unsafe { bpf_redirect_peer(endpoint.ifindex, 0) } as i32 {
         TC_ACT_REDIRECT => Ok(Reason::ToEndpoint),
+        _ => Err(Reason::HelperFailed),
+    }
+}
+
+/// Has the packet come by the tunnel device, as if the kernel had decapsulated it. Its Ethernet header is the inner one.
+#[inline(always)]
+fn to_netfilter(ctx: &TcContext, host: &HostConfig) -> Result<Reason, Reason> {
+    Mark::Decapsulated.set(ctx);
+    // SAFETY: the helper only reads its arguments.
+    match unsafe { bpf_redirect(host.tunnel_ifindex, u64::from(BPF_F_INGRESS)) } as i32 {
+        TC_ACT_REDIRECT => Ok(Reason::ToNetfilter),
         _ => Err(Reason::HelperFailed),
     }
 }

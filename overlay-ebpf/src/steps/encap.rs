@@ -8,7 +8,7 @@ use aya_ebpf::{
     programs::TcContext,
 };
 use overlay_common::{
-    Reason, checksum,
+    Reason,
     decide::Encapsulation,
     encap::{self, INNER_IPV4_OFFSET, OVERHEAD, OuterHeaders, source_port},
     packet::ETHERNET_LENGTH,
@@ -51,7 +51,7 @@ pub(crate) fn encap(
     let skb = Skb::new(ctx, (INNER_IPV4_OFFSET + size_of_val(&plan.ipv4)) as u32);
     skb.store(ETHERNET_LENGTH, outer).ok_or(Reason::HelperFailed)?;
 
-    skb.store(INNER_IPV4_OFFSET, checksum::one_hop_on(&plan.ipv4)).ok_or(Reason::HelperFailed)?;
+    skb.store(INNER_IPV4_OFFSET, plan.ipv4).ok_or(Reason::HelperFailed)?;
     Mark::Sent.set(ctx);
     send(host, &plan.peer)?;
     Ok(Reason::Encapsulated)

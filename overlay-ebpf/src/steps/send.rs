@@ -4,7 +4,7 @@ use aya_ebpf::{
     programs::TcContext,
 };
 use overlay_common::{
-    Reason, checksum,
+    Reason,
     decide::Encapsulation,
     packet::{ETHERNET_LENGTH, IPV4_LENGTH},
     tables::{HostConfig, Peer},
@@ -22,7 +22,7 @@ pub(crate) fn route(
     plan: &Encapsulation,
 ) -> Result<Reason, Reason> {
     Skb::new(ctx, (ETHERNET_LENGTH + IPV4_LENGTH) as u32)
-        .store(ETHERNET_LENGTH, checksum::one_hop_on(&plan.ipv4))
+        .store(ETHERNET_LENGTH, plan.ipv4)
         .ok_or(Reason::HelperFailed)?;
     Mark::Sent.set(ctx);
     send(host, &plan.peer)?;
