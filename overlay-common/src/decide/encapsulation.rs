@@ -13,7 +13,7 @@ use crate::{
 pub struct Encapsulation {
     /// Where it goes.
     pub peer: Peer,
-    /// Its IPv4 header, as the peer gets it.
+    /// Its IPv4 header, as it came.
     pub ipv4: Ipv4Hdr,
     /// Its length from the IPv4 header on, in bytes.
     pub inner_length: u16,

@@ -10,7 +10,7 @@ use super::{
     stack_flow::answers_a_stack_flow,
 };
 use crate::{
-    Reason, checksum,
+    Reason,
     packet::{ETHERNET_LENGTH, Ethernet, Packet},
     tables::{Direction, HostConfig},
 };
@@ -59,7 +59,7 @@ pub fn from_container(
         return Err(Reason::OtherWay);
     }
     note_leaving(packet, 0, host, tables);
-    Ok(Encapsulation::new(packet, peer, checksum::one_hop_on(&ipv4), inner_length))
+    Ok(Encapsulation::new(packet, peer, ipv4, inner_length))
 }
 
 /// Whose business a packet is that no peer is to get; VXLAN is nobody's.

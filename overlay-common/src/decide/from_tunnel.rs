@@ -71,16 +71,6 @@ pub fn from_tunnel(
     }
 }
 
-/// Decides about a packet that `from_uplink` has judged, and decapsulated for netfilter to decide about: what is left are
-/// the policy's rules.
-#[inline(always)]
-pub fn awaiting_rules(packet: &impl Packet, host: &HostConfig, tables: &impl Tables) -> Reason {
-    match check_arriving(packet, 0, host, tables) {
-        Ok(()) => Reason::ToStack,
-        Err(reason) => reason,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

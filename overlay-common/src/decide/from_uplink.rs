@@ -109,17 +109,18 @@ pub fn from_uplink(
     if has_options(&ipv4) {
         return Err(Reason::IpOptions);
     }
-    let recipient = recipient(tables, ipv4.dst_addr);
     if answers_a_stack_flow(packet, INNER_IPV4_OFFSET, &ipv4, Direction::Arrived, tables) {
         return Err(Reason::StackFlow);
     }
     let is_aggregate = packet.segment_size() != 0;
-    if !may_pass(packet, INNER_IPV4_OFFSET, &ipv4, Direction::Arrived, host, tables) {
-        if is_aggregate || !underlay_may_pass(outer.src_addr, Direction::Arrived, host, tables) {
-            return Err(Reason::AwaitsRules);
-        }
-        return Ok(Arrival { encapsulated: true, recipient: Recipient::Netfilter, ipv4, tos });
-    }
+    let recipient = if may_pass(packet, INNER_IPV4_OFFSET, &ipv4, Direction::Arrived, host, tables)
+    {
+        recipient(tables, ipv4.dst_addr)
+    } else if !is_aggregate && underlay_may_pass(outer.src_addr, Direction::Arrived, host, tables) {
+        Recipient::Netfilter
+    } else {
+        return Err(Reason::AwaitsRules);
+    };
     match recipient {
         Recipient::Host => return Err(Reason::HostDestination),
         Recipient::Subnet if is_aggregate => return Err(Reason::Aggregate),

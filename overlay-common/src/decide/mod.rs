@@ -23,7 +23,7 @@ pub use echo::is_question;
 pub use encapsulation::Encapsulation;
 pub use from_container::{from_bridge, from_container};
 pub use from_interface::from_interface;
-pub use from_tunnel::{Delivery, TunnelSource, awaiting_rules, from_tunnel};
+pub use from_tunnel::{Delivery, TunnelSource, from_tunnel};
 pub use from_uplink::{Arrival, from_uplink};
 pub use stack_flow::{hand_over, remember, remember_leaving};
 pub use to_bridge::{Origin, to_bridge};
@@ -285,7 +285,7 @@ mod tests {
                 prop_assert!(host.subnet().contains(delivery.ipv4.dst_addr));
             }
             if let Ok(plan) = from_container(&packet, ENDPOINT.ifindex, host, &world) {
-                prop_assert!(host.subnet().contains(plan.ipv4.src_addr) && plan.ipv4.ttl > 0);
+                prop_assert!(host.subnet().contains(plan.ipv4.src_addr) && plan.ipv4.ttl > 1);
             }
             if let Ok(target) = to_tunnel(&packet, 9, host, &world) {
                 prop_assert_eq!(target.peer, world.peer);
@@ -296,7 +296,6 @@ mod tests {
             to_bridge(&packet, origin, host, &world, |_, _| true, |_| ()).ok();
             hand_over(&packet, Direction::Left, |_| ());
             from_interface(&packet, 9, host, &world, |_| true, |_| true).ok();
-            awaiting_rules(&packet, host, &world);
             for sender in [Sender::Program, Sender::Host, Sender::Forwarded] {
                 to_wire(&packet, sender, host, &world, |_| ()).ok();
             }

@@ -133,9 +133,11 @@ mod tests {
     use crate::{
         Reason,
         decide::{
-            Origin, from_container, from_uplink, hand_over, remember_leaving,
+            Origin, Recipient, TunnelSource, from_container, from_tunnel, from_uplink, hand_over,
+            remember_leaving,
             test_support::{
-                ENDPOINT, LOCAL, REMOTE, World, back, tcp_packet, udp_packet, vxlan_of,
+                ENDPOINT, LOCAL, PEER, REMOTE, World, back, inner_packet, tcp_packet, udp_packet,
+                vxlan_of,
             },
             to_bridge,
         },
@@ -218,6 +220,46 @@ mod tests {
         assert_eq!(leave(&world, &segment(TCP_SYN), true), WAITS);
         assert_eq!(arrive(&world, &back(segment(TCP_ACK)), true), WAITS, "another connection");
         assert_eq!(leave(&world, &segment(TCP_ACK), true), WAITS);
+    }
+
+    /// Whether a peer's packet that awaits rules comes to them by our program; and that what awaits them does.
+    fn arrives_decapsulated(world: &World, packet: &Bytes) -> bool {
+        match from_uplink(packet, &world.host, world, |_| true) {
+            Ok(arrival) => {
+                assert_eq!(arrival.recipient, Recipient::Netfilter);
+                true
+            }
+            Err(reason) => {
+                assert_eq!(reason, Reason::AwaitsRules);
+                false
+            }
+        }
+    }
+
+    #[test]
+    fn netfilter_sees_the_packet_around_it_more_than_six_times_a_second() {
+        let mut world = honouring();
+        let inner = inner_packet(&world.host, REMOTE, LOCAL);
+        let mut packet = vxlan_of(&world.host, inner.clone());
+        let (remote, local) = (PEER.public_address, world.host.uplink_address);
+        let source = TunnelSource { remote, local, vni: 1, group: 0 };
+        let kernel_decapsulates = |world: &World| {
+            let reason = from_tunnel(&inner, source, &world.host, world).expect_err("not let in");
+            assert_eq!(reason, Reason::ToStack);
+        };
+        assert!(!arrives_decapsulated(&world, &packet));
+        kernel_decapsulates(&world);
+        assert!(arrives_decapsulated(&world, &packet));
+        world.clock.set(world.clock.get() + 100_000_000);
+        kernel_decapsulates(&world);
+        world.clock.set(world.clock.get() + 100_000_000);
+        assert!(!arrives_decapsulated(&world, &packet), "noted once, and 200 ms ago");
+        kernel_decapsulates(&world);
+        packet.segment_size = 100;
+        assert!(!arrives_decapsulated(&world, &packet), "an aggregate is the kernel's");
+        packet.segment_size = 0;
+        world.host.flags |= HostConfig::EVERY_PACKET;
+        assert!(!arrives_decapsulated(&world, &packet), "rules may be about single packets");
     }
 
     #[test]

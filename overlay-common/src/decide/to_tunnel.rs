@@ -84,7 +84,14 @@ fn is_elsewhere(source: [u8; 4], came_by: u32, tables: &impl Tables) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::decide::test_support::{HOST, LOCAL, PEER, REMOTE, World, udp_packet};
+    use crate::{
+        decide::{
+            Sender,
+            test_support::{HOST, LOCAL, PEER, REMOTE, World, udp_packet},
+            to_wire,
+        },
+        packet::test_support::Bytes,
+    };
 
     #[test]
     fn the_peer_is_found_or_the_reason_named() {
@@ -111,5 +118,38 @@ mod tests {
         assert!(refused(&world, LOCAL, OTHER));
         world.second_home = Some(OTHER);
         assert!(!refused(&world, LOCAL, OTHER));
+    }
+
+    #[test]
+    fn what_is_in_the_way_of_our_encapsulation_is_the_kernels() {
+        let mut world = World::new();
+        world.host.flags |= HostConfig::HONOUR_RULES;
+        let packet = udp_packet(LOCAL, REMOTE, 10);
+        let refused = |world: &World, packet: &Bytes, peer| {
+            encapsulate(packet, &TunnelTarget { peer }, &world.host, world).err()
+        };
+        assert_eq!(refused(&world, &packet, PEER), Some(Reason::AwaitsRules));
+        let mut around = udp_packet(world.host.uplink_address, PEER.public_address, 60);
+        around.bytes[36..38].copy_from_slice(&world.host.port.to_be_bytes());
+        to_wire(&around, Sender::Program, &world.host, &world, |_| ()).expect("ours");
+        assert_eq!(refused(&world, &packet, PEER), Some(Reason::AwaitsRules), "netfilter saw none");
+        to_wire(&around, Sender::Host, &world.host, &world, |_| ()).expect("the kernel's");
+        assert_eq!(refused(&world, &packet, PEER), None);
+
+        let edited = |edit: fn(&mut Bytes)| {
+            let mut packet = packet.clone();
+            edit(&mut packet);
+            refused(&world, &packet, PEER)
+        };
+        assert_eq!(edited(|packet| packet.mark = 1), Some(Reason::GroupPolicy));
+        assert_eq!(edited(|packet| packet.bytes[14] = 0x46), Some(Reason::IpOptions));
+        assert_eq!(edited(|packet| packet.bytes[20] = 0x20), Some(Reason::Fragment));
+        let large = udp_packet(LOCAL, REMOTE, 1423);
+        assert_eq!(refused(&world, &large, PEER), Some(Reason::TooBig));
+        for peer in [Peer { direct: 1, ..PEER }, Peer { elsewhere: 1, ..PEER }] {
+            assert_eq!(refused(&world, &packet, peer), Some(Reason::OtherWay));
+        }
+        world.host.flags &= !HostConfig::HONOUR_RULES;
+        assert_eq!(refused(&world, &packet, PEER), Some(Reason::AwaitsRules), "nothing is noted");
     }
 }

@@ -1,10 +1,13 @@
 use aya_ebpf::{macros::classifier, programs::TcContext};
-use overlay_common::{Class, Hook, Reason, decide, tables::Direction};
+use overlay_common::{
+    Class, Hook, Reason, decide, encap::INNER_IPV4_OFFSET, packet::ETHERNET_LENGTH,
+    tables::Direction,
+};
 
 use crate::{
     maps::{Maps, host, note_handed_over},
     packet::{Mark, Skb, TCP_HEADERS, ifindex},
-    steps::{encap, route},
+    steps::{encap, one_hop_on, send},
     verdict::conclude,
 };
 
@@ -21,6 +24,13 @@ pub(crate) fn from_container(ctx: TcContext) -> i32 {
                     decide::hand_over(&skb, Direction::Left, note_handed_over);
                 }
             })?;
-        if plan.peer.is_direct() { route(ctx, host, &plan) } else { encap(ctx, host, &plan) }
+        let offset = if plan.peer.is_direct() {
+            ETHERNET_LENGTH
+        } else {
+            encap(ctx, host, &plan)?;
+            INNER_IPV4_OFFSET
+        };
+        one_hop_on(ctx, offset, &plan.ipv4)?;
+        send(ctx, host, &plan.peer)
     })
 }

@@ -21,7 +21,7 @@ pub(crate) fn from_tunnel(ctx: TcContext) -> i32 {
         let skb = Skb::new(ctx, TCP_HEADERS);
         if source.is_err() && Mark::Decapsulated.is_on(ctx) {
             decide::hand_over(&skb, Direction::Arrived, note_handed_over);
-            return Err(decide::awaiting_rules(&skb, host, &Maps));
+            return Ok(Reason::ToStack);
         }
         let source = source?;
         let plan = decide::from_tunnel(&skb, source, host, &Maps).inspect_err(|reason| {

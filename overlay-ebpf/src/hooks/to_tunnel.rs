@@ -4,7 +4,7 @@ use overlay_common::{Hook, Reason, decide, tables::Direction};
 use crate::{
     maps::{Maps, host},
     packet::{Skb, TCP_HEADERS, ingress_ifindex},
-    steps::{encap, set_tunnel_key},
+    steps::{encap, send, set_tunnel_key},
     verdict::conclude,
 };
 
@@ -19,7 +19,8 @@ pub(crate) fn to_tunnel(ctx: TcContext) -> i32 {
             decide::remember(flow, Direction::Left, host, &Maps);
         });
         if as_it_came && let Ok(plan) = decide::encapsulate(&skb, &target, host, &Maps) {
-            return encap(ctx, host, &plan);
+            encap(ctx, host, &plan)?;
+            return send(ctx, host, &plan.peer);
         }
         set_tunnel_key(ctx, host, &target)
     })

@@ -15,8 +15,7 @@ use overlay_common::{
     tables::HostConfig,
 };
 
-use super::send;
-use crate::packet::{Mark, Skb};
+use crate::packet::Skb;
 
 /// The inner L2 length is that of the Ethernet header alone. Adding the VXLAN header to it passes the
 /// verifier and small packets, and breaks the checksum of every segment of a large one.
@@ -27,14 +26,13 @@ pub(crate) const GROW: u64 = (BPF_F_ADJ_ROOM_FIXED_GSO
     | BPF_F_ADJ_ROOM_ENCAP_L2_ETH) as u64
     | ((ETHERNET_LENGTH as u64) << 56);
 
-/// Puts the outer headers in front of the packet and sends it to the peer through the uplink, to
-/// whatever next hop the kernel's routing and neighbour tables give.
+/// Puts the outer headers in front of the packet.
 #[inline(always)]
 pub(crate) fn encap(
     ctx: &TcContext,
     host: &HostConfig,
     plan: &Encapsulation,
-) -> Result<Reason, Reason> {
+) -> Result<(), Reason> {
     let flow_hash = flow_hash(ctx, plan);
     ctx.adjust_room(OVERHEAD as i32, BPF_ADJ_ROOM_MAC, GROW).or(Err(Reason::HelperDeclined))?;
 
@@ -48,13 +46,9 @@ pub(crate) fn encap(
         source_port(flow_hash),
         identification,
     );
-    let skb = Skb::new(ctx, (INNER_IPV4_OFFSET + size_of_val(&plan.ipv4)) as u32);
-    skb.store(ETHERNET_LENGTH, outer).ok_or(Reason::HelperFailed)?;
-
-    skb.store(INNER_IPV4_OFFSET, plan.ipv4).ok_or(Reason::HelperFailed)?;
-    Mark::Sent.set(ctx);
-    send(host, &plan.peer)?;
-    Ok(Reason::Encapsulated)
+    Skb::new(ctx, (INNER_IPV4_OFFSET + size_of_val(&plan.ipv4)) as u32)
+        .store(ETHERNET_LENGTH, outer)
+        .ok_or(Reason::HelperFailed)
 }
 
 /// The kernel's hash of the packet's flow where it has one, as for TCP, else one of ours: having the kernel

@@ -13,6 +13,5 @@ pub(crate) use deliver::deliver;
 pub(crate) use echo::echo;
 pub(crate) use encap::{GROW, encap};
 pub(crate) use fib::{is_on_link, on_bridge, reaches, reaches_by};
-pub(crate) use send::route;
-use send::send;
+pub(crate) use send::{one_hop_on, send};
 pub(crate) use tunnel_key::{set_tunnel_key, tunnel_source};

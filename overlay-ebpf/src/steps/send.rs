@@ -3,10 +3,10 @@ use aya_ebpf::{
     helpers::bpf_redirect_neigh,
     programs::TcContext,
 };
+use network_types::ip::Ipv4Hdr;
 use overlay_common::{
-    Reason,
-    decide::Encapsulation,
-    packet::{ETHERNET_LENGTH, IPV4_LENGTH},
+    Reason, checksum,
+    packet::IPV4_LENGTH,
     tables::{HostConfig, Peer},
 };
 
@@ -14,25 +14,20 @@ use crate::packet::{Mark, Skb};
 
 const AF_INET: u32 = 2;
 
-/// Sends a container's packet as it is to a peer on the same link, one hop further.
+/// Counts the hop that a packet makes here, as the stack does of those that it forwards. `offset` is that of its IPv4
+/// header.
 #[inline(always)]
-pub(crate) fn route(
-    ctx: &TcContext,
-    host: &HostConfig,
-    plan: &Encapsulation,
-) -> Result<Reason, Reason> {
-    Skb::new(ctx, (ETHERNET_LENGTH + IPV4_LENGTH) as u32)
-        .store(ETHERNET_LENGTH, plan.ipv4)
-        .ok_or(Reason::HelperFailed)?;
-    Mark::Sent.set(ctx);
-    send(host, &plan.peer)?;
-    Ok(Reason::Routed)
+pub(crate) fn one_hop_on(ctx: &TcContext, offset: usize, ipv4: &Ipv4Hdr) -> Result<(), Reason> {
+    Skb::new(ctx, (offset + IPV4_LENGTH) as u32)
+        .store(offset, checksum::one_hop_on(ipv4))
+        .ok_or(Reason::HelperFailed)
 }
 
-/// Sends through the uplink, to the next hop that the agent has looked up, or to whichever the kernel's
-/// routing finds for this packet. The neighbour's MAC is the kernel's business either way.
+/// Sends to a peer through the uplink, to the next hop that the agent has looked up, or to whichever the kernel's routing
+/// finds for this packet. The neighbour's MAC is the kernel's business either way.
 #[inline(always)]
-pub(crate) fn send(host: &HostConfig, peer: &Peer) -> Result<(), Reason> {
+pub(crate) fn send(ctx: &TcContext, host: &HostConfig, peer: &Peer) -> Result<Reason, Reason> {
+    Mark::Sent.set(ctx);
     let action = if peer.next_hop == [0; 4] {
         // SAFETY: no next hop is given, so no memory is read.
         unsafe { bpf_redirect_neigh(host.uplink_ifindex, core::ptr::null_mut(), 0, 0) }
@@ -47,5 +42,9 @@ pub(crate) fn send(host: &HostConfig, peer: &Peer) -> Result<(), Reason> {
         // SAFETY: the kernel reads no more than the size it is told.
         unsafe { bpf_redirect_neigh(host.uplink_ifindex, &raw mut params, size, 0) }
     };
-    if action as i32 == TC_ACT_REDIRECT { Ok(()) } else { Err(Reason::HelperFailed) }
+    match action as i32 {
+        TC_ACT_REDIRECT if peer.is_direct() => Ok(Reason::Routed),
+        TC_ACT_REDIRECT => Ok(Reason::Encapsulated),
+        _ => Err(Reason::HelperFailed),
+    }
 }
