@@ -116,7 +116,7 @@ impl Dataplane {
             ..Identities::default()
         };
         let containers = Containers::new(known, spec.source_check.exempt.clone())?;
-        let adopted = tables.config.get(&0, 0).context("reading BPF map config")?;
+        let adopted = tables.settings.get()?;
         let mut dataplane = Self {
             peers: Peers::new(scope(&spec), Limits::default(), Surroundings::default()),
             config: HostConfig {
@@ -237,9 +237,9 @@ impl Dataplane {
         }
         self.claims.look(&self.tables.claims.entries()?, Instant::now());
         self.verify_policy()?;
-        if self.tables.config.get(&0, 0).context("reading BPF map config")? != self.config {
+        if self.tables.settings.get()? != self.config {
             tracing::warn!("this host's settings were changed by somebody else");
-            self.tables.config.set(0, self.config, 0).context("writing BPF map config")?;
+            self.tables.settings.set(self.config)?;
             repairs::made("settings");
         }
         self.reconcile().await
@@ -408,7 +408,7 @@ impl Dataplane {
             peer_lengths: if self.synced { peer_lengths } else { self.config.peer_lengths },
         };
         if config != self.config {
-            self.tables.config.set(0, config, 0).context("writing BPF map config")?;
+            self.tables.settings.set(config)?;
             self.config = config;
         }
         Ok(())

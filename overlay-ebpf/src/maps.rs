@@ -11,11 +11,12 @@ use aya_ebpf::{
 use overlay_common::{
     decide::Tables,
     tables::{
-        Accepted, CLAIMS_CAPACITY, Claim, ClaimKey, Counter, Direction, ENDPOINTS_CAPACITY,
-        Endpoint, EndpointKey, HOMES_CAPACITY, Home, HomeKey, HostConfig, PEERS_CAPACITY,
-        POLICY_CAPACITY, POLICY_RULES, PORTS_CAPACITY, Peer, PeerKey, PolicyField, PolicyFlow,
-        PolicyRule, Port, PortKey, RuleSet, STACK_FLOWS_CAPACITY, STACK_TURNS_CAPACITY, SeatKey,
-        StackFlow, StackFlowKey, StackState, Turn, VTEPS_CAPACITY, Vtep, VtepKey, counter_slots,
+        Accepted, CLAIMS_CAPACITY, CONFIG_SLOTS, Claim, ClaimKey, Counter, Direction,
+        ENDPOINTS_CAPACITY, Endpoint, EndpointKey, HOMES_CAPACITY, Home, HomeKey, HostConfig,
+        PEERS_CAPACITY, POLICY_CAPACITY, POLICY_RULES, PORTS_CAPACITY, Peer, PeerKey, PolicyField,
+        PolicyFlow, PolicyRule, Port, PortKey, RuleSet, STACK_FLOWS_CAPACITY, STACK_TURNS_CAPACITY,
+        SeatKey, StackFlow, StackFlowKey, StackState, Turn, VTEPS_CAPACITY, Vtep, VtepKey,
+        counter_slots,
     },
 };
 
@@ -23,7 +24,10 @@ use overlay_common::{
 const ON_DEMAND: usize = BPF_F_NO_PREALLOC as usize;
 
 #[btf_map(name = "config")]
-static CONFIG: Array<HostConfig, 1> = Array::new();
+static CONFIG: Array<HostConfig, CONFIG_SLOTS> = Array::new();
+
+#[btf_map(name = "config_slot")]
+static CONFIG_SLOT: Array<u32, 1> = Array::new();
 
 #[btf_map(name = "peers")]
 static PEERS: HashMap<PeerKey, Peer, PEERS_CAPACITY, ON_DEMAND> = HashMap::new();
@@ -80,7 +84,7 @@ pub(crate) static COUNTERS: PerCpuArray<Counter, { counter_slots() as usize }> =
 /// This host's settings, once the agent has written them.
 #[inline(always)]
 pub(crate) fn host() -> Option<&'static HostConfig> {
-    CONFIG.get(0).filter(|host| host.abi_version != 0)
+    CONFIG.get(*CONFIG_SLOT.get(0)?).filter(|host| host.abi_version != 0)
 }
 
 /// The maps, for decisions.
@@ -209,12 +213,14 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
-    fn accept(&self, key: &StackFlowKey, accepted: Accepted) {
+    fn accept(&self, key: &StackFlowKey, note: impl FnOnce(&mut Accepted)) {
         if let Some(known) = ACCEPTED.get_ptr_mut(key) {
             // A note of the other direction that gets lost between two processors has the flow ask again.
             // SAFETY: as above.
-            unsafe { *known = accepted };
+            note(unsafe { &mut *known });
         } else {
+            let mut accepted = Accepted::default();
+            note(&mut accepted);
             // A full map makes room by itself; if it still refuses, the flow asks again.
             let _forgotten = ACCEPTED.insert(key, accepted, 0);
         }

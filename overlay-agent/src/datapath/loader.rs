@@ -9,10 +9,11 @@ use aya::{
 use overlay_common::{
     Hook,
     tables::{
-        ABI_VERSION, ACCEPTED_MAP, CLAIMS_MAP, CONFIG_MAP, COUNTERS_MAP, ENDPOINTS_MAP,
-        HANDED_OVER_MAP, HOMES_MAP, HostConfig, PEERS_MAP, POLICY_DENIED_MAP, POLICY_FLOWS_MAP,
-        POLICY_MAP, POLICY_RULES_MAP, PORTS_MAP, STACK_FLOWS_CAPACITY, STACK_FLOWS_MAP,
-        STACK_FLOWS_SHARES, STACK_SEATS_MAP, STACK_STATE_MAP, STACK_TURNS_MAP, VTEPS_MAP,
+        ABI_VERSION, ACCEPTED_MAP, CLAIMS_MAP, CONFIG_MAP, CONFIG_SLOT_MAP, COUNTERS_MAP,
+        ENDPOINTS_MAP, HANDED_OVER_MAP, HOMES_MAP, HostConfig, PEERS_MAP, POLICY_DENIED_MAP,
+        POLICY_FLOWS_MAP, POLICY_MAP, POLICY_RULES_MAP, PORTS_MAP, STACK_FLOWS_CAPACITY,
+        STACK_FLOWS_MAP, STACK_FLOWS_SHARES, STACK_SEATS_MAP, STACK_STATE_MAP, STACK_TURNS_MAP,
+        VTEPS_MAP,
     },
 };
 
@@ -22,8 +23,9 @@ use super::{PinPath, Tables};
 use crate::exit::{Exit, WithExit};
 
 /// Every pinned map.
-const MAPS: [&str; 18] = [
+const MAPS: [&str; 19] = [
     CONFIG_MAP,
+    CONFIG_SLOT_MAP,
     PEERS_MAP,
     VTEPS_MAP,
     ENDPOINTS_MAP,
@@ -221,5 +223,10 @@ pub fn pinned_abi_version(directory: &std::path::Path) -> Result<Option<u32>> {
 fn read_abi_version(path: &std::path::Path) -> Result<u32> {
     let map = Map::Array(MapData::from_pin(path).context("opening the pinned configuration")?);
     let config = Array::<_, HostConfig>::try_from(map).context("reading the configuration map")?;
-    Ok(config.get(&0, 0).context("reading the pinned configuration")?.abi_version)
+    // The one that is not in force may not be written yet.
+    let mut version = 0;
+    for config in config.iter() {
+        version = config.context("reading the pinned configuration")?.abi_version.max(version);
+    }
+    Ok(version)
 }

@@ -5,6 +5,7 @@ mod counters;
 mod features;
 mod loader;
 mod pins;
+mod settings;
 mod tables;
 
 pub use attach::{Attachment, Attachments, Mechanism, remove_filters};
@@ -12,4 +13,5 @@ pub use counters::{CounterRow, read_counters};
 pub use features::{Features, Missing};
 pub use loader::{Programs, pinned_abi_version};
 pub use pins::PinPath;
+pub use settings::Settings;
 pub use tables::{Changes, Tables, TypedMap};

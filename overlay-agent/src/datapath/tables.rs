@@ -1,15 +1,15 @@
 use std::{collections::HashMap, fs, path::Path};
 
-use super::PinPath;
+use super::{PinPath, Settings};
 use anyhow::{Context, Result};
 use aya::{
     Pod,
-    maps::{Array, HashMap as BpfHashMap, Map, MapData, MapError, PerCpuArray},
+    maps::{HashMap as BpfHashMap, Map, MapData, MapError, PerCpuArray},
 };
 use overlay_common::tables::{
     CLAIMS_MAP, CONFIG_MAP, COUNTERS_MAP, Claim, ClaimKey, Counter, ENDPOINTS_MAP, Endpoint,
-    EndpointKey, HOMES_MAP, Home, HomeKey, HostConfig, PEERS_MAP, PORTS_MAP, Peer, PeerKey, Port,
-    PortKey, VTEPS_MAP, Vtep, VtepKey,
+    EndpointKey, HOMES_MAP, Home, HomeKey, PEERS_MAP, PORTS_MAP, Peer, PeerKey, Port, PortKey,
+    VTEPS_MAP, Vtep, VtepKey,
 };
 
 use crate::{fail, policy::PolicyTables};
@@ -17,7 +17,7 @@ use crate::{fail, policy::PolicyTables};
 /// Handles to every map.
 pub struct Tables {
     /// This host's settings.
-    pub config: Array<MapData, HostConfig>,
+    pub settings: Settings,
     /// Other hosts' leases.
     pub peers: TypedMap<PeerKey, Peer>,
     /// Outer sources that may speak.
@@ -44,7 +44,7 @@ impl Tables {
     /// Of the maps that `take` gives by name.
     pub(super) fn new(mut take: impl FnMut(&'static str) -> Result<Map>) -> Result<Self> {
         Ok(Self {
-            config: take(CONFIG_MAP)?.try_into().context("opening BPF map config")?,
+            settings: Settings::new(&mut take)?,
             peers: TypedMap::new(PEERS_MAP, take(PEERS_MAP)?)?,
             vteps: TypedMap::new(VTEPS_MAP, take(VTEPS_MAP)?)?,
             endpoints: TypedMap::new(ENDPOINTS_MAP, take(ENDPOINTS_MAP)?)?,

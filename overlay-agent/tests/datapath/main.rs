@@ -13,6 +13,7 @@ mod fuzz;
 mod packets;
 mod policy;
 mod roundtrip;
+mod settings;
 mod to_bridge;
 mod to_tunnel;
 mod world;

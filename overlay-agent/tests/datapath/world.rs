@@ -73,7 +73,7 @@ pub(crate) struct Context {
 }
 
 impl Context {
-    fn bytes(self) -> [u8; 192] {
+    pub(crate) fn bytes(self) -> [u8; 192] {
         // Offsets in include/uapi/linux/bpf.h.
         const INGRESS_IFINDEX: usize = 36;
         const IFINDEX: usize = 40;
@@ -163,7 +163,7 @@ impl World {
     /// Changes the host's settings.
     pub(crate) fn configure(&mut self, edit: impl FnOnce(&mut HostConfig)) {
         edit(&mut self.host);
-        self.tables.config.set(0, self.host, 0).unwrap();
+        self.tables.settings.set(self.host).unwrap();
     }
 
     pub(crate) const fn bridge_ifindex(&self) -> u32 {

@@ -79,8 +79,8 @@ pub trait Tables {
     fn handed_over(&self) -> StackFlowKey;
     /// What netfilter has let through of a flow; nothing where it is not known.
     fn accepted(&self, key: &StackFlowKey) -> Accepted;
-    /// Notes what it has let through.
-    fn accept(&self, key: &StackFlowKey, accepted: Accepted);
+    /// Notes what it has let through: `note` gets what is known, or nothing known yet, and changes it.
+    fn accept(&self, key: &StackFlowKey, note: impl FnOnce(&mut Accepted));
     /// The rules of the policy that concern a packet by one of its fields.
     fn policy_rules(&self, field: &PolicyField) -> Option<&RuleSet>;
     /// The rule at a place of its map; one that does nothing where there is none.

@@ -46,7 +46,7 @@ pub(super) fn may_pass(
         holds = accepted.holds(this, tables.now());
         // Connection tracking is about to see that both ends talk, even if rules refuse the packet then.
         if !holds && accepted.see(this) {
-            tables.accept(flow, accepted);
+            tables.accept(flow, |known| *known = accepted);
         }
     });
     holds
@@ -66,9 +66,7 @@ pub(super) fn accept(
         return;
     }
     let begins = tcp_flags(packet, ETHERNET_LENGTH, ipv4) & (TCP_SYN | TCP_ACK) == TCP_SYN;
-    let mut accepted = tables.accepted(flow);
-    accepted.note(this, tables.now(), begins);
-    tables.accept(flow, accepted);
+    tables.accept(flow, |accepted| accepted.note(this, tables.now(), begins));
 }
 
 /// Whether netfilter need not see the packet around one that goes `this` way between this host and the one at `remote`:
@@ -97,10 +95,8 @@ pub(super) fn accept_underlay(
         return;
     }
     let flow = underlay_flow(remote, host);
-    let mut accepted = tables.accepted(&flow);
-    if !accepted.underlay_holds(this, tables.now()) {
-        accepted.note(this, tables.now(), false);
-        tables.accept(&flow, accepted);
+    if !tables.accepted(&flow).underlay_holds(this, tables.now()) {
+        tables.accept(&flow, |accepted| accepted.note(this, tables.now(), false));
     }
 }
 

@@ -198,8 +198,8 @@ impl Tables for World {
         self.accepted.borrow().get(key).copied().unwrap_or_default()
     }
 
-    fn accept(&self, key: &StackFlowKey, accepted: Accepted) {
-        self.accepted.borrow_mut().insert(*key, accepted);
+    fn accept(&self, key: &StackFlowKey, note: impl FnOnce(&mut Accepted)) {
+        note(self.accepted.borrow_mut().entry(*key).or_default());
     }
 
     fn policy_rules(&self, field: &PolicyField) -> Option<&RuleSet> {

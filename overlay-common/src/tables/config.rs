@@ -1,14 +1,21 @@
 use crate::{Prefix, abi::map_type};
 
-/// Name of the map and of its pin.
+/// Name of the map and of its pin: settings, of which one of the entries is in force. Another is written while that is
+/// read, so that no packet meets half of what was before.
 pub const CONFIG_MAP: &str = "config";
+
+/// Entries of that map.
+pub const CONFIG_SLOTS: usize = 2;
+
+/// Name of the map, and of its pin, whose only entry is the number of the entry in force.
+pub const CONFIG_SLOT_MAP: &str = "config_slot";
 
 /// How many different lease lengths one network may hold at a time. One is the rule; more appear
 /// while leases from before a change of `SubnetLen` are still alive.
 pub const PEER_PREFIX_LENGTHS: usize = 4;
 
 map_type! {
-    /// This host's settings: the only entry of its map.
+    /// This host's settings.
     pub struct HostConfig[68] {
         /// [`ABI_VERSION`](super::ABI_VERSION) of the agent that wrote the maps; 0 until it has.
         pub abi_version: u32,

@@ -15,7 +15,7 @@ mod vtep;
 
 pub use accepted::{ACCEPTED_MAP, Accepted};
 pub use claim::{CLAIMS_CAPACITY, CLAIMS_MAP, Claim, ClaimKey};
-pub use config::{CONFIG_MAP, HostConfig, PEER_PREFIX_LENGTHS};
+pub use config::{CONFIG_MAP, CONFIG_SLOT_MAP, CONFIG_SLOTS, HostConfig, PEER_PREFIX_LENGTHS};
 pub use counter::{COUNTERS_MAP, Counter, counter_index, counter_slots};
 pub use endpoint::{ENDPOINTS_CAPACITY, ENDPOINTS_MAP, Endpoint, EndpointKey};
 pub use home::{HOMES_CAPACITY, HOMES_MAP, Home, HomeKey};
@@ -86,6 +86,7 @@ mod tests {
             writeln!(record, "{}", words.join(" ")).unwrap();
         }
         for (map, capacity) in [
+            (CONFIG_MAP, CONFIG_SLOTS),
             (PEERS_MAP, PEERS_CAPACITY),
             (VTEPS_MAP, VTEPS_CAPACITY),
             (ENDPOINTS_MAP, ENDPOINTS_CAPACITY),
