@@ -62,6 +62,31 @@ pub(crate) fn agent_and_another(other: &Path) -> Result<PathBuf> {
     agent(true)
 }
 
+/// Builds the agent with other programs into a file of its own. The one with ours stays where everybody looks for it.
+pub(crate) fn agent_with(object: &Path, other: &Path) -> Result<()> {
+    let object = fs::canonicalize(object)
+        .with_context(|| format!("there is no BPF object at {}", object.display()))?;
+    let built = binary(false)?;
+    let ours = built.with_extension("ours");
+    let copy = |from: &Path, to: &Path| {
+        fs::copy(from, to)
+            .with_context(|| format!("cannot copy {} to {}", from.display(), to.display()))
+    };
+    let had_ours = built.exists();
+    if had_ours {
+        copy(&built, &ours)?;
+    }
+    let done = workspace::cargo()
+        .args(["build", "--locked", "--package", "overlay-agent"])
+        .env("OVERLAY_BPF_OBJECT", object)
+        .stream()
+        .and_then(|()| copy(&built, other));
+    // Whoever builds next builds anew; whoever only runs what is there gets what was there.
+    let put_back = if had_ours { fs::rename(&ours, &built) } else { fs::remove_file(&built) };
+    done?;
+    put_back.with_context(|| format!("cannot put {} back", built.display()))
+}
+
 /// Where the BPF object is that the agent's build script embeds.
 pub(crate) fn object_path() -> Result<PathBuf> {
     Ok(workspace::target_dir()?.join("bpf/overlay.bpf.o"))

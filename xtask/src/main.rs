@@ -8,6 +8,7 @@ mod demo;
 mod dist;
 mod docs;
 mod lab;
+mod load;
 mod setup;
 mod test;
 mod toolchain;
@@ -46,6 +47,8 @@ enum Verb {
     /// Hosts left standing to explore
     #[command(subcommand)]
     Lab(lab::Verb),
+    /// Load the programs on this very host and follow their counters until Ctrl-C, then remove everything
+    Load(load::Options),
     /// Make the Debian package and the tarball that users install
     Dist(dist::Options),
     /// Measure us beside flannel, Cilium's way and no overlay at all
@@ -66,6 +69,7 @@ fn main() -> ExitCode {
         Verb::Dist(options) => dist::run(options),
         Verb::Bench(options) => bench::run(&options),
         Verb::Lab(verb) => lab::run(verb),
+        Verb::Load(options) => load::run(&options),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -75,8 +79,11 @@ fn main() -> ExitCode {
         }
         Err(error) if error.is::<test::Failed>() => ExitCode::FAILURE,
         Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
+            let ended = error.downcast_ref::<load::Ended>();
+            if !ended.is_some_and(load::Ended::is_said) {
+                eprintln!("error: {error:#}");
+            }
+            ended.map_or(ExitCode::FAILURE, |ended| ended.code.into())
         }
     }
 }

@@ -13,6 +13,7 @@ mod flannel;
 mod foreign;
 mod idle;
 mod kernels;
+mod load;
 mod masquerade;
 mod matrix;
 mod mutation;

@@ -319,7 +319,7 @@ impl fmt::Display for Cmd {
 /// Asks a child's whole process group to end, and makes it when it does not.
 ///
 /// The child alone is not enough: cargo ends at once, while the test it runs still cleans up.
-fn end_group(child: &mut Child, within: Duration) {
+pub fn end_group(child: &mut Child, within: Duration) {
     let Ok(pid) = i32::try_from(child.id()) else {
         return;
     };
