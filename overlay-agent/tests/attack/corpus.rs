@@ -1,13 +1,16 @@
-//! Frames that got through once, kept and sent again: `corpus/*.hex`.
+//! Frames that got through once, kept and sent again: the corpus's `packets`.
 //!
 //! A file begins with a comment: the hook that has to see the frame, how it is sent where that matters (`packet ring`,
 //! `another bridge`), and what was wrong. Behind `# stopped` comes what the kernel drops by itself, so that no program of
 //! ours need have counted it. The rest is the frame in hexadecimal digits. Addresses are those of
 //! [`Site`], and every frame ends with a number of its own ([`number_in`]).
 
-use std::{collections::BTreeSet, fs, net::Ipv4Addr, path::PathBuf};
+use std::{collections::BTreeSet, net::Ipv4Addr};
 
-use overlay_lab::UPLINK;
+use overlay_lab::{
+    UPLINK,
+    corpus::{self, Case},
+};
 
 use crate::{
     mutation::generate::number_in,
@@ -33,35 +36,23 @@ struct Kept {
 }
 
 fn read() -> Vec<Kept> {
-    let directory = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/attack/corpus");
-    let mut files: Vec<_> =
-        fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path()).collect();
-    files.sort();
-    files.into_iter().map(|file| parse(&file)).collect()
+    corpus::read("packets").unwrap().into_iter().map(parse).collect()
 }
 
-fn parse(file: &std::path::Path) -> Kept {
-    let name = file.file_stem().unwrap().to_string_lossy().into_owned();
-    let text = fs::read_to_string(file).unwrap();
-    let (comments, digits): (Vec<&str>, Vec<&str>) =
-        text.lines().partition(|line| line.starts_with('#'));
-    let first = comments[0].trim_start_matches("# ");
-    let (way, what) = first.split_once(": ").unwrap_or_else(|| panic!("{name} names no hook"));
-    let frame: Vec<u8> = digits
-        .concat()
-        .as_bytes()
-        .chunks(2)
-        .map(|pair| u8::from_str_radix(std::str::from_utf8(pair).unwrap(), 16).unwrap())
-        .collect();
+fn parse(Case { name, comments, body }: Case) -> Kept {
+    let (way, what) =
+        comments[0].split_once(": ").unwrap_or_else(|| panic!("{name} names no hook"));
+    let stopped = match &comments[1..] {
+        [] => false,
+        [word] if word == "stopped" => true,
+        other => panic!("{name}: nobody knows what {other:?} means"),
+    };
+    let digits: String = body.split_whitespace().collect();
+    let byte = |pair: &[u8]| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok();
+    let frame: Option<Vec<u8>> = digits.as_bytes().chunks(2).map(byte).collect();
+    let frame = frame.unwrap_or_else(|| panic!("{name} has something else than digits"));
     let number = number_in(&frame).unwrap_or_else(|| panic!("{name} has no number"));
-    Kept {
-        way: way.to_owned(),
-        what: what.to_owned(),
-        stopped: comments.contains(&"# stopped"),
-        name,
-        frame,
-        number,
-    }
+    Kept { way: way.to_owned(), what: what.to_owned(), stopped, name, frame, number }
 }
 
 /// Every way there is in the corpus, open.

@@ -3,7 +3,6 @@
 use std::{
     collections::BTreeMap,
     env, fs,
-    path::Path,
     sync::{
         Mutex,
         atomic::{AtomicU64, Ordering},
@@ -11,6 +10,8 @@ use std::{
     thread,
     time::Instant,
 };
+
+use overlay_lab::corpus;
 
 use crate::{
     compare::{Difference, Findings, findings},
@@ -77,20 +78,17 @@ fn tell(world: &World, found: &[Difference]) -> String {
 }
 
 #[test]
-fn corpus() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/world/corpus");
-    let mut files: Vec<_> =
-        fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
-    files.sort();
-    files.retain(|file| file.extension().is_some_and(|kind| kind == "json"));
+fn what_differed_once_does_not_differ_again() {
+    let files = corpus::files("worlds").unwrap();
     let files = Mutex::new(files.into_iter());
     let failed = Mutex::new(Vec::new());
     thread::scope(|scope| {
         for _ in 0..AT_A_TIME {
             scope.spawn(|| {
                 while let Some(file) = { files.lock().unwrap().next() } {
-                    let text = fs::read_to_string(file).unwrap();
-                    let world: World = serde_json::from_str(&text).unwrap();
+                    let text = fs::read_to_string(&file).unwrap();
+                    let world: World = serde_json::from_str(&text)
+                        .unwrap_or_else(|error| panic!("{}: {error}", file.display()));
                     if let Verdict::Different(found) = compare_twice(&world) {
                         failed.lock().unwrap().push(tell(&world, &found));
                     }

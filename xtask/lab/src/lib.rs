@@ -22,7 +22,7 @@
 //! process was killed. A panic prints what is needed to understand it ([`mod@dump`]).
 //!
 //! What labs are made with is here too, for the task runner as well: [`command`], [`interrupt`],
-//! [`workspace`] and [`release`]. [`statistics`] judges what is measured in them.
+//! [`workspace`] and [`release`]. [`statistics`] judges what is measured in them, [`corpus`] reads what failed once.
 
 mod agent;
 mod bpffs;
@@ -30,6 +30,7 @@ mod capture;
 mod cgroups;
 pub mod command;
 mod container;
+pub mod corpus;
 pub mod debian;
 mod docker;
 pub mod dump;
