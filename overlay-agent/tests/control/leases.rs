@@ -12,7 +12,12 @@ use std::{
 };
 
 use etcd_client::{Client, DeleteOptions, Txn, TxnOp};
-use overlay_lab::{Agent, AgentOptions, ETCD_PREFIX, Etcd, Host, Lab, eventually, stream::Stream};
+use overlay_lab::{
+    Agent, AgentOptions, ETCD_PREFIX, Etcd, Host, Lab,
+    corpus::{self, Case},
+    eventually,
+    stream::Stream,
+};
 use serde_json::Value;
 
 use overlay_agent::fail::LEASES_VARIABLE;
@@ -99,46 +104,33 @@ fn whatever_is_written_about_others_harms_nobody_and_is_refused_by_name() {
     let two_is = two.address().to_string();
     let one_is = one.address().to_string();
     let [.., third, _] = containers[1].address().octets();
-    let inside = format!("10.1.{third}.0-28");
-    let around = format!("10.1.{}.0-23", third & 0xfe);
-    let same = format!("10.1.{third}.0-24&fd00::-64");
     let our_mac = agents[0].status().unwrap()["lease"]["vtep_mac"].as_str().unwrap().to_owned();
-    let mac = "02:00:00:00:00:99";
-    let stranger = "192.168.33.99";
-    for (name, value, reason) in [
-        (inside.as_str(), value(stranger, mac), two_is.as_str()),
-        (around.as_str(), value(stranger, mac), "overlaps"),
-        (same.as_str(), value(stranger, mac), "overlaps"),
-        ("10.1.0.0-16", value(stranger, mac), "covers the whole network"),
-        ("0.0.0.0-1", value(stranger, mac), "covers the whole network"),
-        ("128.0.0.0-1", value(stranger, mac), "outside the network"),
-        ("10.177.0.0-16", value(stranger, mac), "outside the network"),
-        ("10.1.100.0-24", value("0.0.0.0", mac), "0.0.0.0"),
-        ("10.1.100.0-24", value("127.0.0.1", mac), "loopback"),
-        ("10.1.100.0-24", value("224.0.0.1", mac), "224.0.0.1"),
-        ("10.1.100.0-24", value("240.0.0.1", mac), "240.0.0.0/4"),
-        ("10.1.100.0-24", value("192.168.33.255", mac), "means all hosts of 192.168.33.0/24"),
-        ("10.1.100.0-24", value("192.168.33.200", mac), "default gateway"),
-        ("10.1.100.0-24", value("10.1.77.1", mac), "inside the overlay network"),
-        ("10.1.100.0-24", value(&one_is, mac), "this host's own"),
-        ("10.1.100.0-24", value(stranger, "00:00:00:00:00:00"), "unicast MAC"),
-        ("10.1.100.0-24", value(stranger, "01:00:5e:00:00:01"), "unicast MAC"),
-        ("10.1.100.0-24", value(stranger, "ff:ff:ff:ff:ff:ff"), "unicast MAC"),
-        ("10.1.100.0-24", value(stranger, &our_mac), "our own tunnel device"),
-        // A dead lease of the other host, of which some sort before and some after its living one.
-        ("10.1.0.0-24", value(&two_is, mac), "more lease(s)"),
-        ("10.1.200.0-24", value(&two_is, mac), "more lease(s)"),
-    ] {
-        etcd.put(&key(name), &value).unwrap();
+    let here = |case: &Case| {
+        case.body
+            .replace("$ONE", &one_is)
+            .replace("$TWO", &two_is)
+            .replace("$THIRD", &third.to_string())
+            .replace("$AROUND", &(third & 0xfe).to_string())
+            .replace("$MAC", &our_mac)
+    };
+    for case in corpus::read("leases").unwrap() {
+        let text = here(&case);
+        let (name, value) = text.split_once('\n').unwrap();
+        let ("refused", reason) = case.verdict().unwrap() else {
+            panic!("{}: no lease of the corpus is believed", case.name)
+        };
+        let reason = reason.replace("$TWO", &two_is);
+        etcd.put(&key(name), value).unwrap();
         let whose = if reason == "more lease(s)" { &two_is } else { name };
-        let status = wait_for_problem(&mut agents[0], &[reason, whose]);
+        let status = wait_for_problem(&mut agents[0], &[&reason, whose]);
         let of_two = format!("10.1.{third}.0/24");
-        assert!(peers(&status).contains(&of_two), "{name}: {:?}", peers(&status));
+        assert!(peers(&status).contains(&of_two), "{}: {:?}", case.name, peers(&status));
         containers[0].ping(containers[1].address()).unwrap();
         etcd.delete(&key(name)).unwrap();
-        wait_for_no_problem(&mut agents[0], reason);
+        wait_for_no_problem(&mut agents[0], &reason);
     }
 
+    let mac = "02:00:00:00:00:99";
     // Of two that are strangers the older counts, and the younger as soon as that is gone.
     etcd.put(&key("10.1.60.0-24"), &value("192.168.33.61", mac)).unwrap();
     etcd.put(&key("10.1.60.16-28"), &value("192.168.33.62", mac)).unwrap();

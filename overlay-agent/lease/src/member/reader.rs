@@ -173,6 +173,8 @@ impl Lines {
 
 #[cfg(test)]
 mod tests {
+    use overlay_lab::corpus;
+
     use super::*;
 
     fn reader() -> Reader {
@@ -218,6 +220,28 @@ mod tests {
             of("10.5.6.0-24").unwrap(),
             "/n/subnets/10.5.6.0-24 is ignored: its value is longer than 4096 bytes"
         );
+    }
+
+    /// Keys, and what is behind them, that were taken for what they are not, or could be.
+    #[test]
+    fn every_key_of_the_corpus_is_read_as_its_file_says() {
+        let differences = corpus::differences("keys", |case| {
+            let (name, value) = case.body.split_once('\n').unwrap();
+            let mut reader = reader();
+            let entries = vec![entry(name, value, 1)];
+            let listing = Listing { cluster: 1, revision: Revision::new(1), entries };
+            let claims = reader.snapshot(listing);
+            let (ignored, _) = reader.troubles.ignored(1);
+            match (&claims[..], &ignored[..]) {
+                ([claim], []) => ("lease", claim.lease.to_string()),
+                ([], [sentence]) => {
+                    let (_, reason) = sentence.split_once(" is ignored: ").unwrap();
+                    ("ignored", reason.to_owned())
+                }
+                other => panic!("{}: {other:?}", case.name),
+            }
+        });
+        assert_eq!(differences.unwrap(), [""; 0]);
     }
 
     #[test]

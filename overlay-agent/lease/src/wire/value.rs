@@ -278,13 +278,6 @@ mod tests {
     }
 
     #[test]
-    fn names_in_any_case_and_unknown_fields_are_accepted() {
-        let text = r#"{"publicip":"192.168.64.3","Zone":"a","BACKENDTYPE":"vxlan",
-            "backenddata":{"vni":1,"vtepmac":"C6:D2:32:6F:8F:44","Extra":[1]}}"#;
-        assert_eq!(LeaseValue::decode(text.as_bytes()).unwrap(), golden());
-    }
-
-    #[test]
     fn an_old_value_without_vni_is_accepted() {
         let text = r#"{"PublicIP":"10.0.0.1","BackendType":"vxlan",
             "BackendData":{"VtepMAC":"02:00:00:00:00:01"}}"#;
@@ -304,46 +297,6 @@ mod tests {
         ] {
             let value = LeaseValue::decode(text.as_bytes()).unwrap();
             assert_eq!(value.backend, Backend::Other(name.to_owned()), "{text}");
-        }
-    }
-
-    #[test]
-    fn every_refusal_says_why() {
-        let vxlan = |data: &str| {
-            format!(r#"{{"PublicIP":"10.0.0.1","BackendType":"vxlan","BackendData":{data}}}"#)
-        };
-        for (text, expected) in [
-            ("nonsense", "the value is not valid JSON: expected ident at line 1 column 2"),
-            ("7", "the value must be a JSON object, but is a number"),
-            ("{}", "PublicIP is missing"),
-            (r#"{"PublicIP":null}"#, "PublicIP must be a string, but is null"),
-            (
-                r#"{"PublicIP":"0.0.0.0"}"#,
-                r#"PublicIP must be the IPv4 address of a host, but is "0.0.0.0""#,
-            ),
-            (
-                r#"{"PublicIP":"::1"}"#,
-                r#"PublicIP must be the IPv4 address of a host, but is "::1""#,
-            ),
-            (
-                r#"{"PublicIP":"10.0.0.1","BackendType":1}"#,
-                "BackendType must be a string, but is a number",
-            ),
-            (&vxlan("null"), "BackendData is missing"),
-            (&vxlan("\"x\""), "BackendData must be an object, but is a string"),
-            (&vxlan("{}"), "BackendData.VtepMAC is missing"),
-            (&vxlan(r#"{"VtepMAC":7}"#), "BackendData.VtepMAC must be a string, but is a number"),
-            (
-                &vxlan(r#"{"VtepMAC":"01:00:5e:00:00:01"}"#),
-                r#"BackendData.VtepMAC must be a unicast MAC address, but is "01:00:5e:00:00:01""#,
-            ),
-            (
-                &vxlan(r#"{"VtepMAC":"02:00:00:00:00:01","VNI":16777216}"#),
-                "BackendData.VNI must be a whole number of 24 bits, but is 16777216",
-            ),
-        ] {
-            let error = LeaseValue::decode(text.as_bytes()).unwrap_err();
-            assert_eq!(error.to_string(), expected, "{text}");
         }
     }
 

@@ -5,9 +5,7 @@ use overlay_lease::member::{
     request::{Origin, Request},
 };
 
-use crate::support::{
-    CONFIG, CONFIG_KEY, Followed, LeaseUpdate, World, lease, request, subnet, value,
-};
+use crate::support::{CONFIG, CONFIG_KEY, Followed, LeaseUpdate, World, request, subnet, value};
 
 const ONE_SUBNET: &str = r#"{"Network":"10.5.0.0/16","SubnetMin":"10.5.52.0","SubnetMax":"10.5.52.0",
     "Backend":{"Type":"vxlan"}}"#;
@@ -54,45 +52,4 @@ async fn a_mac_that_another_host_has_is_not_taken() {
     let acquired = world.acquire(&request(1)).await;
     assert_ne!(acquired.lease.vtep_mac, request(1).vtep_mac.unwrap());
     assert!(acquired.lease.vtep_mac.is_unicast());
-}
-
-/// Written by other versions and by hand: what Go's decoder reads, we read.
-#[tokio::test]
-async fn null_public_ipv6_unknown_fields_and_names_in_any_case_are_read() {
-    let mut world = World::new(CONFIG).await;
-    let mut followed = Followed::new(Follower::new(world.store.clone()));
-    followed.snapshot().await;
-    for (host, value) in [
-        (1, value(1)),
-        (2, value(2).replace(r#""PublicIPv6":null,"#, "")),
-        (3, value(3).replace(r#""VNI":1"#, r#""VNI":1,"Flags":["a"]"#)),
-        (4, value(4).replace(r#"{"PublicIP""#, r#"{"Capabilities":{"a":1},"PublicIP""#)),
-        (5, value(5).replace("PublicIP\"", "publicip\"").replace("VtepMAC", "vtepmac")),
-    ] {
-        world.put(&format!("10.5.{host}.0-24"), &value).await;
-        let expected = lease(&format!("10.5.{host}.0/24"), host);
-        assert_eq!(followed.next().await, LeaseUpdate::Put(expected), "{value}");
-    }
-}
-
-/// Each of them must cost nobody else anything, above all no peer.
-#[tokio::test]
-async fn a_value_that_is_no_vxlan_lease_is_passed_over() {
-    let mut world = World::new(CONFIG).await;
-    let good = value(1);
-    for (host, bad) in (2..).zip([
-        good.replace(r#""192.0.2.1""#, "null"),
-        good.replace("192.0.2.1", "nonsense"),
-        good.replace("\"vxlan\"", "\"VXLAN\""),
-        good.replace("02:00:00:00:00:01", "nonsense"),
-        good.replace("02:00:00:00:00:01", "01:00:00:00:00:01"),
-        good.replace("{\"VNI\"", "[{\"VNI\"").replace("}}", "}]}"),
-        good.trim_end_matches('}').to_owned(),
-        String::new(),
-    ]) {
-        world.put(&format!("10.5.{host}.0-24"), &bad).await;
-    }
-    world.put("10.5.1.0-24", &good).await;
-    let mut followed = Followed::new(Follower::new(world.store.clone()));
-    assert_eq!(followed.snapshot().await, [lease("10.5.1.0/24", 1)]);
 }
