@@ -1,6 +1,7 @@
 //! `check`: formatting, lints and documentation, exactly as CI has them.
 
 mod circles;
+mod dependencies;
 
 use std::{fmt, fs};
 
@@ -21,10 +22,12 @@ type Check = fn() -> Result<()>;
 /// Runs every check, and fails if one of them does.
 pub(crate) fn run() -> Result<()> {
     setup::ensure()?;
-    let checks: [(&str, Check); 10] = [
+    let checks: [(&str, Check); 12] = [
         ("no file is longer than can be read at once", files_are_short),
         ("no file uses another in a circle", circles::check),
         ("every crate inherits the workspace's lints", lints_are_inherited),
+        ("every dependency is used", dependencies::are_used),
+        ("dependencies are what we want of others", dependencies::are_welcome),
         ("formatting", formatting),
         ("lints", lints),
         ("lints of the BPF programs", bpf_lints),

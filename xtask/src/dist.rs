@@ -56,7 +56,7 @@ fn package(debug: bool) -> Result<PathBuf> {
     fs::create_dir_all(&output).with_context(|| format!("cannot create {}", output.display()))?;
     let path = output.join(format!("{PACKAGE}{}.deb", if debug { "-debug" } else { "" }));
     let mut command = workspace::cargo()
-        .program(setup::tool(setup::CARGO_DEB)?)
+        .program(setup::PACKAGER.path()?)
         .args(["--package", PACKAGE, "--no-build", "--locked", "--output"])
         .arg(&path);
     if debug {

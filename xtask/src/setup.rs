@@ -1,30 +1,17 @@
 //! `setup`: what building, running and testing need, installed once, each with its reason.
 
-use std::{
-    collections::BTreeSet,
-    fs,
-    os::unix::fs::PermissionsExt as _,
-    path::{Path, PathBuf},
-};
+mod tools;
+
+use std::{collections::BTreeSet, fs, os::unix::fs::PermissionsExt as _, path::Path};
 
 use anyhow::{Context as _, Result, bail};
 use clap::Args;
 use nix::unistd::Uid;
 use overlay_lab::{command::Cmd, workspace};
 
-use crate::toolchain::{BPF_LINKER, in_path, nightly_is_complete};
-
-/// The version that goes with the compiler's LLVM.
-const BPF_LINKER_VERSION: &str = "0.13.0";
-
-/// Makes Debian packages of what cargo has built.
-pub(crate) const CARGO_DEB: &str = "cargo-deb";
-
-/// One version, so that everybody's packages are alike.
-const CARGO_DEB_VERSION: &str = "3.8.0";
-
-/// The LLVM that Debian's compiler for BPF is built with.
-const LLVM_PREFIX: &str = "/usr/lib/llvm-22";
+use self::tools::LINKER;
+pub(crate) use self::tools::{MACHETE, PACKAGER};
+use crate::toolchain::{in_path, nightly_is_complete};
 
 /// Users have it in clouds, and in small boxes.
 pub(crate) const OTHER_PROCESSOR: &str = "aarch64-unknown-linux-gnu";
@@ -126,8 +113,8 @@ impl Missing {
         } else {
             missing.by_hand = programs_missing(nightly);
         }
-        missing.linker = !nightly && !tool_is_there(BPF_LINKER, BPF_LINKER_VERSION)?;
-        missing.packager = is_debian_like() && !tool_is_there(CARGO_DEB, CARGO_DEB_VERSION)?;
+        missing.linker = !nightly && !LINKER.is_there()?;
+        missing.packager = is_debian_like() && !PACKAGER.is_there()?;
         for (component, command) in [("rustfmt", "fmt"), ("clippy", "clippy")] {
             let there = workspace::cargo().args([command, "--version"]).output()?.status.success();
             if !there {
@@ -150,10 +137,10 @@ impl Missing {
             println!("missing  {:<24} {}", package.names[0], package.why);
         }
         if self.linker {
-            println!("missing  {:<24} links the BPF programs", linker_title());
+            println!("missing  {LINKER:<24} links the BPF programs");
         }
         if self.packager {
-            println!("missing  {:<24} makes the Debian package", packager_title());
+            println!("missing  {PACKAGER:<24} makes the Debian package");
         }
         for component in &self.components {
             println!("missing  {component:<24} formatting and lints of `cargo xtask check`");
@@ -177,10 +164,10 @@ impl Missing {
             commands.push(apt_install(&names).to_string());
         }
         if self.linker {
-            commands.push(format!("LLVM_PREFIX={LLVM_PREFIX} {}", install_linker()?));
+            commands.push(LINKER.command_line()?);
         }
         if self.packager {
-            commands.push(install_packager()?.to_string());
+            commands.push(PACKAGER.command_line()?);
         }
         if !self.components.is_empty() {
             commands.push(install_components(&self.components).to_string());
@@ -201,6 +188,7 @@ pub(crate) fn run(options: Options) -> Result<()> {
     }
     if !options.check {
         add_other_processor();
+        add_machete()?;
     }
     println!("everything is there");
     Ok(())
@@ -217,6 +205,20 @@ fn add_other_processor() {
     if let Err(error) = add.stream() {
         println!("{error:#}");
     }
+}
+
+/// For `check` alone, too: nobody waits for it before the demo.
+fn add_machete() -> Result<()> {
+    if MACHETE.is_there()? {
+        return Ok(());
+    }
+    println!(
+        "building {MACHETE} (half a minute): `cargo xtask check` asks it for dependencies that nobody uses"
+    );
+    if let Err(error) = MACHETE.install()?.stream() {
+        println!("{error:#}");
+    }
+    Ok(())
 }
 
 /// Whether rustup's toolchain compiles for [`OTHER_PROCESSOR`].
@@ -250,12 +252,12 @@ fn install(missing: &Missing) -> Result<()> {
         install_packages(&missing.packages)?;
     }
     if missing.linker {
-        println!("\nbuilding {} (a minute or two)", linker_title());
-        install_linker()?.stream()?;
+        println!("\nbuilding {LINKER} (a minute or two)");
+        LINKER.install()?.stream()?;
     }
     if missing.packager {
-        println!("\nbuilding {} (two minutes or three)", packager_title());
-        install_packager()?.stream()?;
+        println!("\nbuilding {PACKAGER} (two minutes or three)");
+        PACKAGER.install()?.stream()?;
     }
     if !missing.components.is_empty() {
         install_components(&missing.components).stream()?;
@@ -280,9 +282,8 @@ fn install_packages(packages: &[&Package]) -> Result<()> {
             "this system has no package {}.\n\
              Debian 12 with its security archive has all of them. Elsewhere the BPF programs are \
              built by rustup: `rustup toolchain install nightly --component rust-src`, and \
-             {} from its releases in PATH; then this again",
-            unknown.join(", "),
-            linker_title()
+             {LINKER} from its releases in PATH; then this again",
+            unknown.join(", ")
         );
     }
     let names: Vec<&str> = names.into_iter().collect();
@@ -343,53 +344,6 @@ impl Drop for QuietServices {
             );
         }
     }
-}
-
-fn linker_title() -> String {
-    format!("{BPF_LINKER} {BPF_LINKER_VERSION}")
-}
-
-fn packager_title() -> String {
-    format!("{CARGO_DEB} {CARGO_DEB_VERSION}")
-}
-
-fn install_linker() -> Result<Cmd> {
-    Ok(install_tool(BPF_LINKER, BPF_LINKER_VERSION)?.env("LLVM_PREFIX", LLVM_PREFIX).args([
-        "--no-default-features",
-        "--features",
-        "llvm-22",
-    ]))
-}
-
-fn install_packager() -> Result<Cmd> {
-    install_tool(CARGO_DEB, CARGO_DEB_VERSION)
-}
-
-fn install_tool(name: &str, version: &str) -> Result<Cmd> {
-    Ok(workspace::cargo()
-        // It goes with the tools, wherever our own build goes. They work for seconds, and would be optimised for minutes.
-        .env_remove("CARGO_TARGET_DIR")
-        .args(["install", name, "--version", version, "--locked", "--debug", "--root"])
-        .arg(tools_dir()?))
-}
-
-/// A program that `setup` has built.
-pub(crate) fn tool(name: &str) -> Result<PathBuf> {
-    Ok(tools_dir()?.join("bin").join(name))
-}
-
-fn tools_dir() -> Result<PathBuf> {
-    Ok(workspace::target_dir()?.join("tools"))
-}
-
-/// Whether `setup` has built a program, in this version.
-fn tool_is_there(name: &str, version: &str) -> Result<bool> {
-    let program = tool(name)?;
-    if !program.is_file() {
-        return Ok(false);
-    }
-    let said = Cmd::new(&program).arg("--version").output()?;
-    Ok(said.stdout.split_whitespace().last() == Some(version))
 }
 
 fn install_components(components: &[&str]) -> Cmd {
@@ -455,7 +409,7 @@ fn programs_missing(nightly: bool) -> Vec<String> {
             "{:<24} builds the BPF programs: `rustup toolchain install nightly --component rust-src`",
             "nightly with rust-src"
         ));
-        sentences.push(format!("{:<24} links them: from its releases, in PATH", linker_title()));
+        sentences.push(format!("{LINKER:<24} links them: from its releases, in PATH"));
     }
     sentences
 }
