@@ -52,6 +52,8 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/ov
 pub struct Programs {
     ebpf: Ebpf,
     adopted: bool,
+    /// Maps that only the programs use. Those that are not loaded yet know them by their file descriptors.
+    own: Vec<Map>,
 }
 
 impl Programs {
@@ -69,7 +71,7 @@ impl Programs {
                 loader.map_pin_path(name, pins.map(name));
             }
         }
-        Ok(Self { adopted, ..Self::load_with(&mut loader)? })
+        Self { ebpf: load_object(&mut loader)?, adopted, own: Vec::new() }.load_all()
     }
 
     /// Whether an earlier agent's maps are in use, filled already.
@@ -79,18 +81,19 @@ impl Programs {
 
     /// Loads the programs over maps of their own, which vanish with this value.
     pub fn load_unpinned() -> Result<Self> {
-        Self::load_with(&mut EbpfLoader::new())
+        Self::on_demand()?.load_all()
     }
 
-    fn load_with(loader: &mut EbpfLoader<'_>) -> Result<Self> {
-        let mut ebpf = load_object(loader)?;
+    /// Makes only the maps; a program is loaded when it is asked for.
+    pub fn on_demand() -> Result<Self> {
+        Ok(Self { ebpf: load_object(&mut EbpfLoader::new())?, adopted: false, own: Vec::new() })
+    }
+
+    fn load_all(mut self) -> Result<Self> {
         for hook in Hook::ALL {
-            classifier(&mut ebpf, hook.name())?
-                .load()
-                .with_context(|| format!("loading BPF program {}", hook.name()))
-                .exit(Exit::Unavailable)?;
+            self.get(hook)?;
         }
-        Ok(Self { ebpf, adopted: false })
+        Ok(self)
     }
 
     /// The object that they come from; empty where the agent was built without it.
@@ -98,9 +101,16 @@ impl Programs {
         OBJECT
     }
 
-    /// The program of a hook.
+    /// The program of a hook, loaded.
     pub fn get(&mut self, hook: Hook) -> Result<&mut SchedClassifier> {
-        classifier(&mut self.ebpf, hook.name())
+        let program = classifier(&mut self.ebpf, hook.name())?;
+        if program.fd().is_err() {
+            program
+                .load()
+                .with_context(|| format!("loading BPF program {}", hook.name()))
+                .exit(Exit::Unavailable)?;
+        }
+        Ok(program)
     }
 
     /// Passes on what programs that were built with `cargo xtask build --bpf-log` have to say, for as long as
@@ -134,7 +144,10 @@ impl Programs {
             Ok(map)
         };
         let tables = Tables::new(&mut take)?;
-        // Nobody but the programs has anything to do with what is in these.
+        let flows = take(STACK_FLOWS_MAP)?;
+        // An earlier agent's may have another size.
+        let capacity = map_info(&flows)?.max_entries() as usize;
+        let mut own = vec![flows];
         for name in [
             STACK_SEATS_MAP,
             STACK_TURNS_MAP,
@@ -143,11 +156,10 @@ impl Programs {
             ACCEPTED_MAP,
             POLICY_FLOWS_MAP,
         ] {
-            take(name)?;
+            own.push(take(name)?);
         }
-        // An earlier agent's may have another size.
-        let flows = map_info(&take(STACK_FLOWS_MAP)?)?.max_entries() as usize;
-        let flow_share = u16::try_from(flows / STACK_FLOWS_SHARES).unwrap_or(u16::MAX);
+        self.own = own;
+        let flow_share = u16::try_from(capacity / STACK_FLOWS_SHARES).unwrap_or(u16::MAX);
         Ok(tables.with(ids, flow_share))
     }
 }

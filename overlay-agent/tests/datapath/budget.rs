@@ -37,9 +37,11 @@ fn costs() -> BTreeMap<&'static str, Cost> {
         setrlimit(Resource::RLIMIT_NOFILE, 0, hard).unwrap();
         let loaded = program.load();
         setrlimit(Resource::RLIMIT_NOFILE, soft, hard).unwrap();
-        let Err(ProgramError::LoadError { verifier_log, .. }) = loaded else {
+        let Err(ProgramError::LoadError { io_error, verifier_log }) = loaded else {
             panic!("{}: {loaded:?}", hook.name());
         };
+        let is_accepted = io_error.raw_os_error() == Some(nix::libc::EMFILE);
+        assert!(is_accepted, "{} is refused: {io_error}: {verifier_log}", hook.name());
         costs.insert(hook.name(), parse(&verifier_log.to_string()));
     }
     costs

@@ -113,7 +113,7 @@ impl World {
             run(command);
         }
         let bridge_ifindex = nix::net::if_::if_nametoindex("bridge0").unwrap();
-        let mut programs = Programs::load_unpinned().unwrap();
+        let mut programs = Programs::on_demand().unwrap();
         let mut tables = programs.take_tables().unwrap();
         tables.peers.insert(&PeerKey::new(PEER_SUBNET), &PEER).unwrap();
         let key = VtepKey { public_address: PEER_PUBLIC };

@@ -17,13 +17,16 @@ use crate::{
 pub(crate) fn from_tunnel(ctx: TcContext) -> i32 {
     conclude(Hook::FromTunnel, &ctx, |ctx| {
         let host = host().ok_or(Reason::NotConfigured)?;
-        let source = tunnel_source(ctx, host);
+        let (keyed, source) = tunnel_source(ctx, host);
         let skb = Skb::new(ctx, TCP_HEADERS);
-        if source.is_err() && Mark::Decapsulated.is_on(ctx) {
-            decide::hand_over(&skb, Direction::Arrived, note_handed_over);
-            return Ok(Reason::ToStack);
+        if !keyed {
+            if Mark::Decapsulated.is_on(ctx) {
+                decide::hand_over(&skb, Direction::Arrived, note_handed_over);
+                return Ok(Reason::ToStack);
+            }
+            // Through no tunnel, which no VTEP sends.
+            return Err(Reason::UnknownVtep);
         }
-        let source = source?;
         let plan = decide::from_tunnel(&skb, source, host, &Maps).inspect_err(|reason| {
             if *reason == Reason::ToStack {
                 decide::hand_over(&skb, Direction::Arrived, note_handed_over);

@@ -87,27 +87,26 @@ fn take_group(ctx: &TcContext) -> u32 {
     group
 }
 
-/// Where a packet that the kernel decapsulated came from. Without a key it did not come through a
-/// tunnel, which no VTEP sends.
+/// Whether the kernel has decapsulated a packet, and where it came from then. Not a `Result`: Linux 6.1 takes what of one
+/// may hold nothing for read where it is not.
 #[inline(always)]
-pub(crate) fn tunnel_source(ctx: &TcContext, host: &HostConfig) -> Result<TunnelSource, Reason> {
+pub(crate) fn tunnel_source(ctx: &TcContext, host: &HostConfig) -> (bool, TunnelSource) {
     let mut key = tunnel_key(0, 0, 0);
     // SAFETY: the kernel writes no more than the size it is told.
     let got = unsafe {
         bpf_skb_get_tunnel_key(ctx.skb.skb, &raw mut key, size_of::<bpf_tunnel_key>() as u32, 0)
     };
-    if got != 0 {
-        return Err(Reason::UnknownVtep);
-    }
+    let keyed = got == 0;
     // SAFETY: either member of both unions is four integers.
     let (remote, local) =
         unsafe { (key.__bindgen_anon_1.remote_ipv4, key.__bindgen_anon_3.local_ipv4) };
-    Ok(TunnelSource {
+    let source = TunnelSource {
         remote: remote.to_be_bytes(),
         local: local.to_be_bytes(),
         vni: key.tunnel_id,
-        group: if host.carries_groups() { take_group(ctx) } else { 0 },
-    })
+        group: if keyed && host.carries_groups() { take_group(ctx) } else { 0 },
+    };
+    (keyed, source)
 }
 
 #[inline(always)]
