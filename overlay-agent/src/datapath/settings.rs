@@ -1,6 +1,6 @@
 use anyhow::{Context, Result};
 use aya::maps::{Array, Map, MapData};
-use overlay_common::tables::{CONFIG_MAP, CONFIG_SLOT_MAP, CONFIG_SLOTS, HostConfig};
+use overlay_common::tables::{CONFIG_MAP, CONFIG_SLOT_MAP, HostConfig};
 use rustix::thread::{MembarrierCommand, membarrier};
 
 /// This host's settings in the kernel. The kernel copies what is written over what is there, byte by byte, while programs
@@ -25,7 +25,7 @@ impl Settings {
 
     /// Puts others in force. Takes as long as every program needs that runs now, some milliseconds.
     pub fn set(&mut self, settings: HostConfig) -> Result<()> {
-        let next = (self.slot()? + 1) % CONFIG_SLOTS as u32;
+        let next = self.slot()? ^ 1;
         // A program may still be reading what was in force before those that are: they run in RCU's read side, whose
         // end this waits for (`synchronize_rcu`, kernel/sched/membarrier.c). Kernels with `nohz_full` refuse; there, only
         // a program that is held up between two changes of settings could meet half of one.

@@ -133,7 +133,7 @@ mod tests {
     #[test]
     fn a_rule_about_the_packets_around_it_stops_a_flow_within_a_second_too() {
         use Direction::{Arrived, Left};
-        assert!(VALID + UNDERLAY_VALID < SECOND);
+        const { assert!(VALID + UNDERLAY_VALID < SECOND) };
         let mut underlay = Accepted::default();
         assert!(!underlay.underlay_holds(Arrived, 0));
         talk(&mut underlay, SECOND, &[Arrived]);
