@@ -11,6 +11,7 @@ mod from_tunnel;
 mod from_uplink;
 mod fuzz;
 mod packets;
+mod pins;
 mod policy;
 mod roundtrip;
 mod settings;
