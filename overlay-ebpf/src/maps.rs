@@ -84,7 +84,8 @@ pub(crate) static COUNTERS: PerCpuArray<Counter, { counter_slots() as usize }> =
 /// This host's settings, once the agent has written them.
 #[inline(always)]
 pub(crate) fn host() -> Option<&'static HostConfig> {
-    CONFIG.get(*CONFIG_SLOT.get(0)?).filter(|host| host.abi_version != 0)
+    // Whatever somebody writes there, there are settings.
+    CONFIG.get(*CONFIG_SLOT.get(0)? & 1).filter(|host| host.abi_version != 0)
 }
 
 /// The maps, for decisions.

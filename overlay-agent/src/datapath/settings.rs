@@ -35,6 +35,7 @@ impl Settings {
     }
 
     fn slot(&self) -> Result<u32> {
-        self.in_force.get(&0, 0).context("reading BPF map config_slot")
+        // As the programs read it.
+        Ok(self.in_force.get(&0, 0).context("reading BPF map config_slot")? & 1)
     }
 }

@@ -29,7 +29,7 @@ const fn act(what: &'static str, does: fn(&Target<'_>) -> Result<()>) -> Act {
     Act { what, does }
 }
 
-pub(crate) const ACTS: [Act; 30] = [
+pub(crate) const ACTS: [Act; 31] = [
     act("the device is deleted", |on| on.ip("link del overlay.1")),
     act("the device is down", |on| on.ip("link set overlay.1 down")),
     act("the device has another MTU", |on| on.ip("link set overlay.1 mtu 1300")),
@@ -54,7 +54,8 @@ pub(crate) const ACTS: [Act; 30] = [
     act("a VTEP is deleted", |on| on.delete("vteps", &on.peer.address().octets())),
     act("a container is deleted", |on| on.delete("endpoints", &on.container.address().octets())),
     act("a container is forged", |on| on.write("endpoints", &on.container.address().octets(), 7)),
-    act("the settings are overwritten", |on| on.write("config", &[0; 4], 0)),
+    act("the settings are overwritten", |on| on.write("config", &on.settings_key()?, 0)),
+    act("other settings are in force", |on| on.write("config_slot", &[0; 4], 1)),
     act("a map is unpinned", |on| on.unpin("peers")),
     act("all maps are unpinned", |on| {
         ["config", "peers", "vteps", "endpoints", "counters"]
@@ -157,6 +158,15 @@ impl Target<'_> {
         self.map("update", map, key, &vec![filler; usize::try_from(length)?])
     }
 
+    /// Of the settings in force.
+    fn settings_key(&self) -> Result<[u8; 4]> {
+        let path = self.host.pins().join("config_slot");
+        let dump = self.host.command("bpftool").args(["-j", "map", "dump", "pinned"]).arg(path);
+        let dump: Value = serde_json::from_str(&dump.read()?)?;
+        let slot = dump[0]["formatted"]["value"].as_u64().context("no number")?;
+        Ok(u32::try_from(slot)?.to_ne_bytes())
+    }
+
     fn peer_key(&self) -> Result<[u8; 8]> {
         let [a, b, c, d] = self.peer.subnet()?.gateway.octets();
         ensure!(d == 1, "not a /24");
@@ -191,6 +201,7 @@ pub(crate) type State = BTreeMap<String, String>;
 /// Looks at everything at once: a shell for all takes a tenth of the time.
 pub(crate) fn state(on: &Target<'_>) -> Result<State> {
     let host = on.host;
+    let [slot, ..] = on.settings_key()?;
     let script = format!(
         "pins={pins}
 echo '# device'; ip -details link show overlay.1 | sed 's/^[0-9]*: //'
@@ -201,7 +212,8 @@ echo '# uplink'; ip -4 -brief address show {UPLINK}; ip route show dev {UPLINK}
 echo '# pins'; (cd $pins && find . | sed 's/-[0-9]*$//' | sort)
 echo '# forwarding'; cat /proc/sys/net/ipv4/ip_forward; iptables -S FORWARD | sort
 echo '# table'; nft list table ip overlay.1
-for map in peers vteps endpoints config; do echo \"# $map\"; bpftool -j map dump pinned $pins/$map; done",
+echo '# config'; echo \"[$(bpftool -j map lookup pinned $pins/config key {slot} 0 0 0)]\"
+for map in peers vteps endpoints; do echo \"# $map\"; bpftool -j map dump pinned $pins/$map; done",
         pins = host.pins().display()
     );
     let text = host.command("sh").args(["-e", "-c", &script]).read()?;
@@ -211,10 +223,6 @@ for map in peers vteps endpoints config; do echo \"# $map\"; bpftool -j map dump
         let map = body.starts_with('[').then(|| entries(body)).transpose()?;
         state.insert(name.to_owned(), map.unwrap_or_else(|| body.trim().to_owned()));
     }
-    // A device that was made anew has another number.
-    let config = state.get_mut("config").context("no settings")?;
-    let (before, number) = config.split_once("\"tunnel_ifindex\":").context("no number")?;
-    *config = before.to_owned() + number.trim_start_matches(|digit: char| digit.is_ascii_digit());
     state.insert("programs".to_owned(), programs(on)?);
     Ok(state)
 }
@@ -245,8 +253,12 @@ fn entries(dump: &str) -> Result<String> {
         .into_iter()
         .map(|mut entry| {
             let mut entry = entry["formatted"].take();
-            if let Some(config) = entry["value"].as_object_mut() {
+            // What is made anew has another number, and the settings another place.
+            if let Some(config) = entry["value"].as_object_mut()
+                && config.remove("tunnel_ifindex").is_some()
+            {
                 config.remove("bridge_ifindex");
+                entry["key"].take();
             }
             entry.to_string()
         })
