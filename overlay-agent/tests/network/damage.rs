@@ -158,13 +158,13 @@ impl Target<'_> {
         self.map("update", map, key, &vec![filler; usize::try_from(length)?])
     }
 
-    /// Of the settings in force.
+    /// Of the settings in force, whatever else somebody has written there.
     fn settings_key(&self) -> Result<[u8; 4]> {
         let path = self.host.pins().join("config_slot");
         let dump = self.host.command("bpftool").args(["-j", "map", "dump", "pinned"]).arg(path);
         let dump: Value = serde_json::from_str(&dump.read()?)?;
         let slot = dump[0]["formatted"]["value"].as_u64().context("no number")?;
-        Ok(u32::try_from(slot)?.to_ne_bytes())
+        Ok(u32::try_from(slot & 1)?.to_ne_bytes())
     }
 
     fn peer_key(&self) -> Result<[u8; 8]> {
