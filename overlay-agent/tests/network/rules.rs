@@ -16,7 +16,7 @@ const STOPPED_WITHIN: Duration = Duration::from_secs(1);
 
 /// Something that an operator forbids, and how it is allowed again: shell commands on the receiving host. `FROM` is the
 /// sending container's address, `TO` the receiving one's.
-const FORBIDDEN: [(&str, &str, &str); 7] = [
+const FORBIDDEN: [(&str, &str, &str); 8] = [
     (
         "DOCKER-USER",
         "iptables -N DOCKER-USER && iptables -I FORWARD -j DOCKER-USER && iptables -A DOCKER-USER -s FROM/24 -j DROP",
@@ -47,6 +47,11 @@ const FORBIDDEN: [(&str, &str, &str); 7] = [
         "ingress of the uplink, where packets are encapsulated",
         "nft 'table netdev operator { chain in { type filter hook ingress device eth0 priority 0; udp dport 8472 drop; }; }'",
         "nft delete table netdev operator",
+    ),
+    (
+        "INPUT, where packets are encapsulated",
+        "iptables -I INPUT -p udp --dport 8472 -j DROP",
+        "iptables -D INPUT -p udp --dport 8472 -j DROP",
     ),
 ];
 

@@ -20,8 +20,8 @@ pub enum Sender {
 }
 
 /// Decides about a packet that leaves by the uplink. Whoever forwards VXLAN with our own address has masqueraded
-/// it: a container of whatever network speaks for this host. What this host or our programs send may be answered, and
-/// shows that netfilter lets VXLAN out. Of what the stack forwards to a peer on the same link, the flow is remembered, as of what goes through the
+/// it: a container of whatever network speaks for this host. What this host or our programs send may be answered; VXLAN
+/// of the host's shows that netfilter lets it out. Of what the stack forwards to a peer on the same link, the flow is remembered, as of what goes through the
 /// tunnel device.
 #[inline(always)]
 pub fn to_wire(

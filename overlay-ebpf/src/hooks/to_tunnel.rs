@@ -19,8 +19,11 @@ pub(crate) fn to_tunnel(ctx: TcContext) -> i32 {
             decide::remember(flow, Direction::Left, host, &Maps);
         });
         if as_it_came && let Ok(plan) = decide::encapsulate(&skb, &target, host, &Maps) {
-            encap(ctx, host, &plan)?;
-            return send(ctx, host, &plan.peer);
+            match encap(ctx, host, &plan) {
+                // Nothing has been changed, and there is no path after this one but the kernel's device.
+                Err(Reason::HelperDeclined) => {}
+                outcome => return outcome.and_then(|()| send(ctx, host, &plan.peer)),
+            }
         }
         set_tunnel_key(ctx, host, &target)
     })

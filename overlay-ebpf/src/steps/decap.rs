@@ -21,13 +21,12 @@ pub(crate) const SHRINK: u64 = (BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_NO_CSU
 /// see the packet, it gets those of the inner one.
 #[inline(always)]
 pub(crate) fn decap(ctx: &TcContext, plan: &Arrival) -> Result<(), Reason> {
-    if plan.recipient == Recipient::Netfilter {
-        let skb = Skb { ctx };
-        let inner: Ethernet = skb.load(INNER_ETHERNET_OFFSET).ok_or(Reason::HelperFailed)?;
-        skb.store(0, inner).ok_or(Reason::HelperFailed)?;
-    }
+    let inner: Ethernet = Skb { ctx }.load(INNER_ETHERNET_OFFSET).ok_or(Reason::Unreadable)?;
     ctx.adjust_room(-(OVERHEAD as i32), BPF_ADJ_ROOM_MAC, SHRINK)
         .or(Err(Reason::HelperDeclined))?;
+    if plan.recipient == Recipient::Netfilter {
+        Skb::new(ctx, ETHERNET_LENGTH as u32).store(0, inner).ok_or(Reason::HelperFailed)?;
+    }
     // The NIC's verdict on the outer UDP checksum went with the header. The helper refuses where there
     // is no verdict to take back.
     // SAFETY: the context is valid for as long as the program runs.
