@@ -307,6 +307,8 @@ pub(crate) fn healthy(on: &Target<'_>) -> Result<State> {
         ensure!(known >= 2, "the container is not known yet: {}", state["endpoints"]);
         ensure!(state["programs"].lines().count() >= 7, "{}", state["programs"]);
         ensure!(state["forwarding"].contains("overlay"), "{}", state["forwarding"]);
+        // Made once before Docker's bridge is there, and once more.
+        ensure!(state["table"].contains(BRIDGE), "{}", state["table"]);
         Ok(state)
     })
 }

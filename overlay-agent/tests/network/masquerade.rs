@@ -2,7 +2,7 @@
 
 use std::net::Ipv4Addr;
 
-use overlay_lab::{Capture, Container, Lab, Namespace, eventually};
+use overlay_lab::{BRIDGE, Capture, Container, Lab, Namespace, eventually};
 
 use crate::overlay::{Overlay, SOON, network_of};
 
@@ -70,7 +70,13 @@ fn rules_that_somebody_removes_or_changes_come_back() {
     });
     let host = overlay.lab.host(0);
     let list = || host.command("nft").args(["-s", "list", "table", "ip", "overlay.1"]).read();
-    let rules = eventually(SOON, "the rules to be there", list).unwrap();
+    // Made once before Docker's bridge is there, and once more.
+    let rules = eventually(SOON, "the rules to name the bridge", || {
+        let found = list()?;
+        anyhow::ensure!(found.contains(BRIDGE), "they are {found}");
+        Ok(found)
+    })
+    .unwrap();
     assert_eq!(rules.matches("masquerade").count(), 2, "{rules}");
     for damage in [
         "delete table ip overlay.1",
