@@ -17,7 +17,7 @@ use std::net::Ipv4Addr;
 use aya::programs::{TestRun as _, TestRunOptions};
 use clap::Parser;
 use comfy_table::{CellAlignment, Table, presets};
-use overlay_agent::datapath::Tables;
+use overlay_agent::kernel::datapath::Tables;
 use overlay_common::{
     Hook, Prefix,
     tables::{Peer, PeerKey, Vtep, VtepKey},

@@ -13,9 +13,11 @@ use overlay_common::MacAddr;
 use rtnetlink::Handle;
 
 use crate::{
-    datapath::{self, PinPath},
-    firewall,
-    netlink::{self, Link, LinkKind},
+    kernel::{
+        datapath::{self, PinPath},
+        firewall,
+        netlink::{self, Link, LinkKind},
+    },
     subnet_env::read_subnet,
 };
 

@@ -1,31 +1,21 @@
 //! The agent: leases a subnet, follows everybody else's leases, and keeps the kernel in step.
+//!
+//! What stands higher uses what stands lower: `cli` and `doctor`, `provision` (whole hosts), `control` (the loop),
+//! `dataplane` (what the kernel should look like), `kernel` (what it looks like, and the few things we do to it).
 
 pub mod admin;
-pub mod agent;
-pub mod claims;
 pub mod cleanup;
 pub mod cli;
-pub mod containers;
-pub mod datapath;
+pub mod control;
 pub mod dataplane;
 pub mod docker_opts;
 pub mod doctor;
 mod dotenv;
 pub mod exit;
 pub mod fail;
-pub mod firewall;
-mod icmp;
-pub mod netlink;
-pub mod peers;
-pub mod places;
-pub mod policy;
-pub mod presence;
+pub mod kernel;
+pub mod output;
 pub mod provision;
-pub mod repairs;
-pub mod run;
-pub mod run_config;
-pub mod source_check;
 pub mod state_file;
 pub mod subnet_env;
 pub mod telemetry;
-pub mod uplink;

@@ -7,8 +7,8 @@ use overlay_agent::{
         Cli, Command, checked::visible_password, cleanup, config, docker_opts, doctor,
         env::HostEnvironment, init, join, lease, leave, status,
     },
+    control::run_config::RunConfig,
     exit::{Exit, WithExit as _},
-    run_config::RunConfig,
     telemetry,
 };
 
@@ -40,7 +40,7 @@ async fn run() -> ExitCode {
     }
     let result = match cli.command {
         Command::Run(args) => match RunConfig::try_from(*args).exit(Exit::Usage) {
-            Ok(config) => overlay_agent::run::run(config).await.map(|()| Exit::Ok),
+            Ok(config) => overlay_agent::control::run::run(config).await.map(|()| Exit::Ok),
             Err(error) => Err(error),
         },
         Command::Status(args) => status::run(args).await,

@@ -24,7 +24,7 @@ pub(crate) fn run() -> Result<()> {
     setup::ensure()?;
     let checks: [(&str, Check); 12] = [
         ("no file is longer than can be read at once", files_are_short),
-        ("no file uses another in a circle", circles::check),
+        ("no file uses another in a circle, and no room does", circles::check),
         ("every crate inherits the workspace's lints", lints_are_inherited),
         ("every dependency is used", dependencies::are_used),
         ("dependencies are what we want of others", dependencies::are_welcome),

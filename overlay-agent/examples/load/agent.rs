@@ -8,7 +8,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use aya::maps::{HashMap, Map, MapData};
 use etcd_client::Client;
-use overlay_agent::peers::peer_key;
+use overlay_agent::dataplane::peers::peer_key;
 use overlay_common::tables::{Peer, PeerKey};
 use overlay_lab::{Agent, AgentOptions, Etcd, Host, eventually};
 

@@ -16,3 +16,6 @@ pub use status::{
     PolicyRuleStatus, ProgramStatus, RulesStatus, Status, UplinkStatus, Verdicts, Way,
 };
 pub use waiting::Waiting;
+
+/// Where the agent listens unless it is told otherwise.
+pub const DEFAULT_SOCKET: &str = "/run/overlay/agent.sock";

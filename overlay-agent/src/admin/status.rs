@@ -9,7 +9,7 @@ use overlay_common::{Class, Feature, Reason};
 use overlay_lease::config::policy::Rule;
 use serde::{Deserialize, Serialize};
 
-use crate::{datapath::CounterRow, policy::Denials};
+use crate::kernel::{datapath::CounterRow, policy::Denials};
 
 /// Everything that `overlay-agent status` shows. The JSON form is stable: fields are added, not renamed.
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]

@@ -19,7 +19,10 @@ use super::{
     flanneld::FlanneldArgs,
     run::{OnExit, RunArgs, Switch},
 };
-use crate::{run_config::RunConfig, source_check::SourceCheck, uplink::UplinkConfig};
+use crate::{
+    control::run_config::RunConfig, dataplane::source_check::SourceCheck,
+    kernel::uplink::UplinkConfig,
+};
 
 /// A flag that parses and still cannot be followed.
 #[derive(Debug, thiserror::Error)]

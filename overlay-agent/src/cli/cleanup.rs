@@ -9,8 +9,9 @@ use anyhow::Context as _;
 use clap::Args;
 use overlay_lease::store::operate::give_back;
 
-use super::{config::store, etcd::EtcdArgs, run::DEFAULT_SOCKET};
+use super::{config::store, etcd::EtcdArgs};
 use crate::{
+    admin::DEFAULT_SOCKET,
     cleanup::{Places, cleanup, own_lease},
     exit::{Exit, OwnExit as _, WithExit as _},
     state_file,

@@ -16,8 +16,11 @@ use overlay_lease::{
     },
 };
 
-use super::{etcd::EtcdArgs, output::print};
-use crate::exit::{Exit, OwnExit as _, WithExit as _};
+use super::etcd::EtcdArgs;
+use crate::{
+    exit::{Exit, OwnExit as _, WithExit as _},
+    output::print,
+};
 
 /// The verbs of `config`.
 #[derive(Debug, Subcommand)]

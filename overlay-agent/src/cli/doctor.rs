@@ -4,18 +4,19 @@ use anyhow::Result;
 use clap::Args;
 use overlay_lease::store::etcd::EtcdConfig;
 
-use super::{cleanup::PlacesArgs, etcd::EtcdArgs, output::Output};
+use super::{cleanup::PlacesArgs, etcd::EtcdArgs};
 use crate::{
     doctor::examine,
     exit::{Exit, WithExit as _},
+    output::OutputFormat,
 };
 
 /// Arguments of `doctor`.
 #[derive(Debug, Args)]
 pub struct DoctorArgs {
     /// How to answer
-    #[arg(long, value_enum, default_value_t = Output::Text)]
-    pub output: Output,
+    #[arg(long, value_enum, default_value_t = OutputFormat::Text)]
+    pub output: OutputFormat,
 
     /// Where things of the agent's are.
     #[command(flatten)]

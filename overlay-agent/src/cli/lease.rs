@@ -13,12 +13,11 @@ use overlay_lease::store::{
 };
 
 use self::report::LeaseReport;
-use super::{
-    config::store,
-    etcd::EtcdArgs,
-    output::{Output, print},
+use super::{config::store, etcd::EtcdArgs};
+use crate::{
+    exit::{Exit, OwnExit as _, WithExit as _},
+    output::{OutputFormat, print},
 };
-use crate::exit::{Exit, OwnExit as _, WithExit as _};
 
 /// The verbs of `lease`.
 #[derive(Debug, Subcommand)]
@@ -42,8 +41,8 @@ pub enum LeaseCommand {
 #[derive(Debug, Args)]
 pub struct ListArgs {
     /// How to answer
-    #[arg(long, value_enum, default_value_t = Output::Text)]
-    pub output: Output,
+    #[arg(long, value_enum, default_value_t = OutputFormat::Text)]
+    pub output: OutputFormat,
 
     /// How to reach etcd.
     #[command(flatten)]
@@ -54,8 +53,8 @@ pub struct ListArgs {
 #[derive(Debug, Args)]
 pub struct ShowArgs {
     /// How to answer
-    #[arg(long, value_enum, default_value_t = Output::Text)]
-    pub output: Output,
+    #[arg(long, value_enum, default_value_t = OutputFormat::Text)]
+    pub output: OutputFormat,
 
     /// Which lease.
     #[command(flatten)]

@@ -6,9 +6,10 @@ use anyhow::{Context as _, Result};
 use clap::Args;
 use overlay_lease::store::etcd::EtcdConfig;
 
-use super::{cleanup::PlacesArgs, etcd::EtcdArgs, output::print};
+use super::{cleanup::PlacesArgs, etcd::EtcdArgs};
 use crate::{
     exit::{Exit, WithExit as _},
+    output::print,
     provision::{self, Leaving},
 };
 

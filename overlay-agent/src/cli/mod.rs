@@ -13,7 +13,6 @@ pub mod init;
 pub mod join;
 pub mod lease;
 pub mod leave;
-pub(crate) mod output;
 pub mod run;
 pub mod status;
 

@@ -1,4 +1,4 @@
-//! `overlay-agent run`: the flags as they are typed. [`RunConfig`](crate::run_config::RunConfig) is what becomes of them.
+//! `overlay-agent run`: the flags as they are typed. [`RunConfig`](crate::control::run_config::RunConfig) is what becomes of them.
 //!
 //! Names, defaults and meanings are flannel's, except for those under «Overlay».
 
@@ -8,9 +8,10 @@ use clap::{ArgAction, Args, ValueEnum};
 use overlay_lease::config::RulesMode;
 
 use super::{etcd::EtcdArgs, flanneld::FlanneldArgs, go_bool, go_style::go_int};
-use crate::{source_check::Strictness, state_file::DEFAULT_PATH as DEFAULT_STATE_FILE};
-
-pub(crate) const DEFAULT_SOCKET: &str = "/run/overlay/agent.sock";
+use crate::{
+    admin::DEFAULT_SOCKET, dataplane::source_check::Strictness,
+    state_file::DEFAULT_PATH as DEFAULT_STATE_FILE,
+};
 
 const UPLINK: &str = "Uplink";
 const OURS: &str = "Overlay";

@@ -4,22 +4,22 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::output::Output;
 use crate::{
-    admin::fetch_status,
+    admin::{DEFAULT_SOCKET, fetch_status},
     exit::{Exit, WithExit as _},
+    output::OutputFormat,
 };
 
 /// Arguments of `status`.
 #[derive(Debug, Args)]
 pub struct StatusArgs {
     /// Where the running agent listens
-    #[arg(long, value_name = "PATH", default_value = super::run::DEFAULT_SOCKET)]
+    #[arg(long, value_name = "PATH", default_value = DEFAULT_SOCKET)]
     pub socket: PathBuf,
 
     /// How to answer
-    #[arg(long, value_enum, default_value_t = Output::Text)]
-    pub output: Output,
+    #[arg(long, value_enum, default_value_t = OutputFormat::Text)]
+    pub output: OutputFormat,
 }
 
 /// Asks the running agent and prints its answer. How things are decides the exit code.

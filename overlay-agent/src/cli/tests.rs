@@ -1,7 +1,7 @@
 use std::{collections::HashMap, net::Ipv4Addr, path::Path};
 
 use super::{checked::visible_password, *};
-use crate::run_config::RunConfig;
+use crate::control::run_config::RunConfig;
 
 fn parse(args: &[&str], variables: &[(&str, &str)]) -> Result<Cli, clap::Error> {
     let variables: HashMap<String, OsString> =

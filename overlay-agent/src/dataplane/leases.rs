@@ -5,10 +5,9 @@ use overlay_lease::{member::claim::Claim, wire::key::SubnetKey};
 
 use super::{Dataplane, routes::Unrouted};
 use crate::{
-    datapath::Changes,
+    dataplane::peers::{Stale, Surroundings, peer_key, vtep_key},
     fail,
-    peers::{Stale, Surroundings, peer_key, vtep_key},
-    repairs,
+    kernel::{datapath::Changes, repairs},
 };
 
 /// Up to so many leases, every verification looks at each of them.

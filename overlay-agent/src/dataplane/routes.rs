@@ -10,7 +10,7 @@ use ipnetwork::Ipv4Network;
 use overlay_common::tables::Peer;
 
 use super::Dataplane;
-use crate::{fail, netlink::LeaseRoute};
+use crate::{fail, kernel::netlink::LeaseRoute};
 
 /// To which subnets the routes may not be as they should.
 #[derive(Debug)]
@@ -31,9 +31,9 @@ impl Unrouted {
 
 impl Dataplane {
     /// Routes leased subnets, and nothing else: to the tunnel device, or to a peer on the same link. Until leases are
-    /// listed, an earlier agent's routes stay.
+    /// listed, an earlier agent's routes stay; and without the device none can be made.
     pub(super) async fn route_leases(&mut self) -> Result<()> {
-        if !self.synced {
+        if !self.synced || !self.has_tunnel {
             return Ok(());
         }
         let tunnel = LeaseRoute::by_tunnel(self.tunnel.ifindex, self.spec.tunnel.subnet.network());

@@ -6,12 +6,16 @@ use overlay_lease::config::policy::Rule;
 
 use super::{Dataplane, DataplaneSpec};
 use crate::{
-    claims::Claims,
-    containers::{Contested, CutOff},
-    datapath::{Attachments, Features, Tables},
-    netlink::{Link, Tunnel, Vrf},
-    peers::Peers,
-    policy::Denials,
+    dataplane::{
+        claims::Claims,
+        containers::{Contested, CutOff},
+        peers::Peers,
+    },
+    kernel::{
+        datapath::{Attachments, Features, Tables},
+        netlink::{Link, Tunnel, Vrf},
+        policy::Denials,
+    },
 };
 
 impl Dataplane {

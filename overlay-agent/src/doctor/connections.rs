@@ -14,7 +14,7 @@ use procfs::{
     process::{Process, all_processes},
 };
 
-use crate::firewall::Flow;
+use crate::kernel::firewall::Flow;
 
 /// Those that processes of this host have from `subnet` with the rest of `network`, in whatever network namespace: TCP that is
 /// established, and UDP sockets that are connected.

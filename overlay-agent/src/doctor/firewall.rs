@@ -9,7 +9,7 @@ use ipnetwork::Ipv4Network;
 use super::{Check, Findings, Host, connections, host::output};
 use crate::{
     admin::OverlayStatus,
-    firewall::{Rules, Scene},
+    kernel::firewall::{Rules, Scene},
     provision::DOCKER_BRIDGE,
 };
 

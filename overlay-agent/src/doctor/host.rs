@@ -10,7 +10,7 @@ use rtnetlink::RouteMessageBuilder;
 use tokio::process::Command;
 
 use super::{Check, Findings, Host};
-use crate::{
+use crate::kernel::{
     datapath::{Features, Programs},
     netlink,
 };

@@ -24,7 +24,7 @@ use serde::Serialize;
 use crate::{
     admin::{OverlayStatus, Status, fetch_status},
     cleanup::Places,
-    netlink::{self, Observed},
+    kernel::netlink::{self, Observed},
     subnet_env::read_subnet,
 };
 

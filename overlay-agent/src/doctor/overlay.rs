@@ -10,9 +10,11 @@ use overlay_lease::config::ENCAPSULATION_OVERHEAD;
 use super::{Check, Findings, Host, ping::Probe};
 use crate::{
     admin::{Answered, Way},
-    containers::mtu_beyond,
-    datapath::pinned_abi_version,
-    netlink::{self, Link, LinkKind, Vrf},
+    dataplane::containers::mtu_beyond,
+    kernel::{
+        datapath::pinned_abi_version,
+        netlink::{self, Link, LinkKind, Vrf},
+    },
     provision::DOCKER_BRIDGE,
     subnet_env::bridge_address,
 };

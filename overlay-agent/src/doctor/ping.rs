@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context as _, Result};
 
-use crate::icmp;
+use crate::kernel::icmp;
 
 /// How long an answer may take.
 const WITHIN: Duration = Duration::from_millis(400);

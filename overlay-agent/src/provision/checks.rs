@@ -9,10 +9,12 @@ use overlay_lease::config::NetworkConfig;
 
 use super::docker;
 use crate::{
-    datapath::{Features, Programs},
     exit::{Exit, WithExit as _},
-    netlink::{self, Observed},
-    uplink::{self, Uplink, UplinkConfig},
+    kernel::{
+        datapath::{Features, Programs},
+        netlink::{self, Observed},
+        uplink::{self, Uplink, UplinkConfig},
+    },
 };
 
 /// Fails for anybody but root.

@@ -15,7 +15,7 @@ use super::{
 use crate::{
     dotenv,
     exit::{Exit, WithExit as _},
-    netlink,
+    kernel::netlink,
     subnet_env::bridge_address,
 };
 

@@ -31,9 +31,9 @@ use super::{
     token::{self, Token},
 };
 use crate::{
-    cli::output::print,
     dotenv,
     exit::{Exit, OwnExit as _, WithExit as _},
+    output::print,
 };
 
 const DROP_IN: &str = include_str!("../../../packaging/systemd/etcd.conf");

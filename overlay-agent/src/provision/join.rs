@@ -21,8 +21,8 @@ use super::{
     token::{Tls, Token},
 };
 use crate::{
-    cli::output::print,
     exit::{Exit, WithExit as _},
+    output::print,
 };
 
 /// Makes this host a member of the token's network.

@@ -13,8 +13,7 @@ use super::{
     systemd,
 };
 use crate::{
-    admin::{OverlayStatus, Status, fetch_status},
-    cli::run::DEFAULT_SOCKET,
+    admin::{DEFAULT_SOCKET, OverlayStatus, Status, fetch_status},
     exit::{Exit, WithExit as _},
 };
 

@@ -1,6 +1,6 @@
 //! What was done, as it is done.
 
-use crate::cli::output::print;
+use crate::output::print;
 
 /// Prints a line for every step, and remembers whether any of them changed something.
 #[derive(Debug, Default)]

@@ -8,7 +8,7 @@ use aya::{
     programs::{ProgramError, SchedClassifier},
 };
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use overlay_agent::datapath::Programs;
+use overlay_agent::kernel::datapath::Programs;
 use overlay_common::Hook;
 
 const BUDGET: &str = include_str!("verifier-budget.txt");

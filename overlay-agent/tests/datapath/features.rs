@@ -1,6 +1,6 @@
 //! What is said about kernels in general against the one that runs.
 
-use overlay_agent::datapath::Features;
+use overlay_agent::kernel::datapath::Features;
 use overlay_common::{Feature, feature::parse_version};
 
 #[test]

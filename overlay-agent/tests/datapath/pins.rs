@@ -5,7 +5,7 @@ use std::{
 };
 
 use aya::maps::MapData;
-use overlay_agent::datapath::{PinPath, Programs};
+use overlay_agent::kernel::datapath::{PinPath, Programs};
 use overlay_common::tables::{CONFIG_MAP, COUNTERS_MAP};
 
 /// Goes with its pins, whatever the test came to.

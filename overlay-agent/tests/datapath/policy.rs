@@ -12,7 +12,7 @@ use std::{
 use aya::programs::{TestRun as _, TestRunOptions};
 use etherparse::PacketBuilder;
 use ipnetwork::Ipv4Network;
-use overlay_agent::policy::{
+use overlay_agent::kernel::policy::{
     InForce,
     reference::{Flow, verdict},
 };

@@ -5,7 +5,7 @@ use std::process::Command;
 
 use aya::programs::{TestRun, TestRunOptions};
 use nix::sched::{CloneFlags, unshare};
-use overlay_agent::datapath::{CounterRow, Programs, Tables, read_counters};
+use overlay_agent::kernel::datapath::{CounterRow, Programs, Tables, read_counters};
 use overlay_common::{
     Class, Hook, MacAddr, Prefix, Reason,
     tables::{

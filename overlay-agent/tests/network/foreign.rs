@@ -6,8 +6,8 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use nix::{libc, net::if_::if_nametoindex};
-use overlay_lab::{Host, UPLINK};
+use nix::{libc, net::if_::if_nametoindex, sys::signal::Signal};
+use overlay_lab::{Host, UPLINK, eventually};
 
 use crate::{
     damage::{self, Target},
@@ -149,4 +149,43 @@ fn what_is_not_ours_is_left_alone() {
     assert!(!host.pins().exists() && !host.subnet_file().exists());
     assert!(!read(host, "bpftool net").contains("from_uplink"));
     assert!(!read(host, "iptables -S FORWARD").contains("overlay"));
+}
+
+/// What one step of a pass cannot do keeps no other step from being done.
+#[test]
+fn a_device_in_the_way_of_ours_keeps_nothing_else_from_being_done() {
+    let mut overlay = Overlay::new();
+    overlay.agents[0].process().signal(Signal::SIGSTOP).unwrap();
+    let host = overlay.lab.host(0);
+    host.ip(["link", "del", "overlay.1"]).unwrap();
+    let theirs = ["link", "add", "theirs", "type", "vxlan", "id", "1", "dstport", "8472"];
+    host.ip(theirs).unwrap();
+    overlay.agents[0].process().signal(Signal::SIGCONT).unwrap();
+    let (host, agent) = (overlay.lab.host(0), &overlay.agents[0]);
+    let problems = || anyhow::Ok(agent.status()?["problems"].to_string());
+    eventually(SOON, "the agent to tell what is in the way", || {
+        let problems = problems()?;
+        anyhow::ensure!(problems.contains("overlay.1"), "{problems}");
+        Ok(())
+    })
+    .unwrap();
+
+    let newcomer = host.add_container("newcomer").unwrap();
+    let carried = overlay.rise("from_container", "encapsulated");
+    eventually(SOON, "a container that comes meanwhile to be connected", || {
+        newcomer.ping(overlay.containers[1].address())
+    })
+    .unwrap();
+    assert!(carried.of(&overlay)[0] > 0, "by its own program");
+    let status = agent.status().unwrap();
+    assert_eq!(status["endpoints"], 2, "{status}");
+
+    host.ip(["link", "del", "theirs"]).unwrap();
+    eventually(SOON, "the device to be made again", || {
+        let problems = problems()?;
+        anyhow::ensure!(problems == "[]", "{problems}");
+        Ok(())
+    })
+    .unwrap();
+    overlay.ping();
 }

@@ -12,7 +12,7 @@ use nix::{
     mount::{MntFlags, MsFlags, mount, umount2},
     sched::{CloneFlags, unshare},
 };
-use overlay_agent::{datapath::PinPath, exit::Exit};
+use overlay_agent::{exit::Exit, kernel::datapath::PinPath};
 
 const BPF: &str = "/sys/fs/bpf";
 

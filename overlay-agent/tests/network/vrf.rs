@@ -2,7 +2,7 @@
 
 use std::num::NonZeroU32;
 
-use overlay_agent::{
+use overlay_agent::kernel::{
     netlink::{Underlay, Vrf, connect, remove_vrf_rules},
     repairs,
 };

@@ -1,7 +1,7 @@
 //! Files that use each other in a circle cannot be understood one after the other, nor taken apart.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs,
     path::{Path, PathBuf},
 };
@@ -17,7 +17,8 @@ use syn::{
 /// A module's path below its crate's root.
 type Module = Vec<String>;
 
-/// Fails where files of one crate use each other in a circle. A module and those that it is made of are one.
+/// Fails where files of one crate use each other in a circle, or its rooms (the modules of its root) do. A module and
+/// those that it is made of are one.
 pub(super) fn check() -> Result<()> {
     let mut found = Vec::new();
     for package in workspace::packages()? {
@@ -25,8 +26,10 @@ pub(super) fn check() -> Result<()> {
         let root = manifest.with_file_name("src");
         let mut files = BTreeMap::new();
         read(&root, &mut Vec::new(), &mut files)?;
-        for circle in circles(&files)? {
-            found.push(format!("in {}: {}", package.name, circle.join(", ")));
+        for depth in [usize::MAX, 1] {
+            for circle in circles(&files, depth)? {
+                found.push(format!("in {}: {}", package.name, circle.join(", ")));
+            }
         }
     }
     if !found.is_empty() {
@@ -70,11 +73,13 @@ fn module(file: &[String]) -> Module {
     }
 }
 
-/// The circles among these files, each as the names of its modules.
-fn circles(files: &BTreeMap<Module, String>) -> Result<Vec<Vec<String>>> {
-    let modules: Vec<_> = files.keys().collect();
+/// The circles among these files, each as the names of its modules; what is below `depth` is one with what is above.
+fn circles(files: &BTreeMap<Module, String>, depth: usize) -> Result<Vec<Vec<String>>> {
+    let node = |module: &Module| module[..module.len().min(depth)].join("::");
+    let names: BTreeSet<_> = files.keys().map(node).collect();
+    let names: Vec<_> = names.into_iter().collect();
     let mut graph = DiGraphMap::<usize, ()>::new();
-    for (number, (module, text)) in files.iter().enumerate() {
+    for (module, text) in files {
         let syntax = syn::parse_file(text)
             .with_context(|| format!("cannot read the syntax of {}", module.join("::")))?;
         let mut paths = Paths { inside: module.clone(), found: Vec::new() };
@@ -82,18 +87,23 @@ fn circles(files: &BTreeMap<Module, String>) -> Result<Vec<Vec<String>>> {
         for path in paths.found {
             let used =
                 (0..=path.len()).rev().find_map(|length| files.get_key_value(&path[..length]));
-            // The root is made of all others.
+            // The root is made of all others, and uses what it likes.
             let Some((used, _)) = used.filter(|(used, _)| !used.is_empty()) else { continue };
-            if !module.starts_with(used)
-                && let Ok(used) = modules.binary_search(&used)
+            if module.starts_with(used) || module.is_empty() {
+                continue;
+            }
+            if let (Ok(from), Ok(to)) =
+                (names.binary_search(&node(module)), names.binary_search(&node(used)))
+                && from != to
             {
-                graph.add_edge(number, used, ());
+                graph.add_edge(from, to, ());
             }
         }
     }
-    let name = |number: usize| modules[number].join("::");
     let circles = tarjan_scc(&graph).into_iter().filter(|circle| circle.len() > 1);
-    Ok(circles.map(|circle| circle.into_iter().map(name).collect()).collect())
+    Ok(circles
+        .map(|circle| circle.into_iter().map(|number| names[number].clone()).collect())
+        .collect())
 }
 
 /// Every path of a file that names something of its own crate.
@@ -179,10 +189,12 @@ fn is_cfg_test(attribute: &Attribute) -> bool {
 mod tests {
     use super::*;
 
-    fn found(files: &[(&str, &str)]) -> Vec<Vec<String>> {
+    const ALL: usize = usize::MAX;
+
+    fn found(files: &[(&str, &str)], depth: usize) -> Vec<Vec<String>> {
         let path = |name: &str| name.split("::").map(str::to_owned).collect::<Module>();
         let files = files.iter().map(|(name, text)| (path(name), (*text).to_owned())).collect();
-        let mut found = circles(&files).unwrap();
+        let mut found = circles(&files, depth).unwrap();
         for circle in &mut found {
             circle.sort();
         }
@@ -192,19 +204,19 @@ mod tests {
     #[test]
     fn a_circle_is_found_by_whatever_way_it_goes() {
         let direct = [("a", "use crate::b::B;"), ("b", "use super::a::{self as other};")];
-        assert_eq!(found(&direct), [["a", "b"]]);
+        assert_eq!(found(&direct, ALL), [["a", "b"]]);
         let by_three = [
             ("a", "use crate::{b::B, c::C};"),
             ("b", "fn b(_: crate::c::C) {}"),
             ("c", "mod inner { use super::super::a::A; }"),
         ];
-        assert_eq!(found(&by_three), [["a", "b", "c"]]);
+        assert_eq!(found(&by_three, ALL), [["a", "b", "c"]]);
         let by_a_part = [
             ("a", "use self::part::P;"),
             ("a::part", "use crate::b::B;"),
             ("b", "use crate::a::A;"),
         ];
-        assert_eq!(found(&by_a_part), [["a", "a::part", "b"]]);
+        assert_eq!(found(&by_a_part, ALL), [["a", "a::part", "b"]]);
     }
 
     #[test]
@@ -214,6 +226,18 @@ mod tests {
             ("a::part", "use super::A;"),
             ("b", "#[cfg(test)] mod tests { use crate::a::A; } #[cfg(test)] use crate::a::A;"),
         ];
-        assert_eq!(found(&fine), Vec::<Vec<String>>::new());
+        assert_eq!(found(&fine, ALL), Vec::<Vec<String>>::new());
+    }
+
+    #[test]
+    fn rooms_go_one_way() {
+        let rooms = [
+            ("lower", "pub mod a; pub mod b;"),
+            ("lower::a", "use crate::upper::U;"),
+            ("lower::b", ""),
+            ("upper", "use crate::lower::b::B;"),
+        ];
+        assert_eq!(found(&rooms, ALL), Vec::<Vec<String>>::new());
+        assert_eq!(found(&rooms, 1), [["lower", "upper"]]);
     }
 }

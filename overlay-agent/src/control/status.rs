@@ -1,0 +1,192 @@
+//! What the running agent says about itself.
+
+use std::time::Instant;
+
+use overlay_common::Feature;
+use overlay_lease::wire::Lease;
+use tokio::sync::oneshot;
+
+use super::Agent;
+use crate::{
+    admin::{
+        Answered, CounterStatus, FeatureStatus, LeaseStatus, OverlayStatus, PeerStatus,
+        PolicyRuleStatus, ProgramStatus, RulesStatus, Status, UplinkStatus,
+    },
+    kernel::{datapath::read_counters, firewall::Scrutiny, netlink, repairs},
+};
+
+/// Half of the leases that are named.
+const IGNORED: usize = 5;
+
+impl Agent {
+    /// Answers a question. What takes long where there are many peers is left to a task of its own, so that the
+    /// loop goes on.
+    pub(super) async fn answer(&self, answer: oneshot::Sender<Status>) {
+        let mut status = self.status().await;
+        let peers: Vec<_> = self.dataplane.peers().leases().copied().collect();
+        let answered = self.presence.answered(Instant::now());
+        tokio::task::spawn_blocking(move || {
+            if let Some(overlay) = &mut status.overlay {
+                let status = |lease| peer_status(lease, answered.get(&lease.public_ip).copied());
+                overlay.peers = peers.iter().map(status).collect();
+            }
+            // Whoever asked may have gone.
+            answer.send(status).ok();
+        });
+    }
+
+    /// Everything but the peers.
+    async fn status(&self) -> Status {
+        let dataplane = &self.dataplane;
+        let spec = dataplane.spec();
+        let mut problems = self.problems().await;
+        // Nothing that somebody asks ends the agent.
+        let counters = read_counters(&dataplane.tables().counters).unwrap_or_else(|error| {
+            problems.push(format!("The counters cannot be read: {error:#}."));
+            Vec::new()
+        });
+        let overlay = OverlayStatus {
+            network: spec.tunnel.network,
+            vni: spec.tunnel.vni.get(),
+            port: spec.tunnel.port,
+            mtu: spec.tunnel.mtu,
+            fast_path: spec.fast_path,
+            rules: self.rules(),
+            policy: dataplane.denials().map(PolicyRuleStatus::from).collect(),
+            source_check: spec.source_check.describe(),
+            lease: LeaseStatus {
+                subnet: self.lease.subnet,
+                public_ip: self.lease.public_ip,
+                vtep_mac: self.lease.vtep_mac.to_string(),
+            },
+            uplink: UplinkStatus {
+                name: spec.uplink.interface.clone(),
+                ifindex: spec.uplink.ifindex,
+            },
+            kernel: dataplane.features().release().to_owned(),
+            attached_by: dataplane.attachments().mechanism().name().to_owned(),
+            features: Feature::ALL
+                .iter()
+                .map(|&feature| FeatureStatus::new(feature, dataplane.features().has(feature)))
+                .collect(),
+            tunnel: dataplane.tunnel().name.clone(),
+            bridge: dataplane.bridge().map(|link| link.name.clone()),
+            endpoints: dataplane.endpoints(),
+            verifications: dataplane.verifications(),
+            repairs: repairs::count(),
+            peers: Vec::new(),
+            programs: dataplane
+                .attachments()
+                .iter()
+                .map(|(hook, place)| ProgramStatus {
+                    hook: hook.to_owned(),
+                    interface: place.interface.clone(),
+                })
+                .collect(),
+            counters: counters.into_iter().map(CounterStatus::from).collect(),
+        };
+        Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            ready: dataplane.synced(),
+            waiting_for: None,
+            problems,
+            overlay: Some(overlay),
+        }
+    }
+
+    pub(super) async fn problems(&self) -> Vec<String> {
+        let mut problems = Vec::new();
+        if !self.dataplane.synced() {
+            problems.push("The leases have not been listed yet.".to_owned());
+        }
+        if let Some(moving) = &self.moving {
+            let (subnet, address) = (self.lease.subnet, self.uplink.public_ip);
+            problems.push(match moving.previous {
+                Some(_) => format!(
+                    "This host's address is {address} now, and the lease of {subnet} does not say so yet."
+                ),
+                None => format!(
+                    "Our subnet {subnet} belongs to another host now, and another one is being taken."
+                ),
+            });
+        }
+        if self.dataplane.bridge().is_none() {
+            problems.push(match &self.config.bridge {
+                Some(name) => format!("There is no bridge {name}, which --bridge names."),
+                None => format!(
+                    "No bridge has an address in {}: start Docker with the options that `overlay-agent docker-opts` makes of {}.",
+                    self.lease.subnet,
+                    self.config.subnet_file.display()
+                ),
+            });
+        }
+        problems.extend(self.dataplane.contested().iter().map(ToString::to_string));
+        match netlink::observe(&self.netlink).await {
+            Ok(observed) => {
+                problems.extend(self.host_problems(&observed).await);
+                let claims = self.dataplane.claims();
+                problems.extend(claims.sentences(&observed.links, Instant::now()));
+            }
+            Err(error) => problems.push(format!("The kernel does not answer: {error:#}.")),
+        }
+        problems.extend(self.store.troubles().sentences());
+        let ignored = self.store.troubles().ignored(IGNORED);
+        problems.extend(self.dataplane.peers().problems(ignored, |key| self.store.name_of(key)));
+        let port = self.dataplane.spec().tunnel.port;
+        problems.extend(self.presence.problems(port, Instant::now()));
+        problems.extend(self.incidents.sentences(Instant::now()));
+        problems.extend(self.config_problems.iter().cloned());
+        problems.extend(self.faults.values().chain(&self.lost_address).cloned());
+        problems.extend(self.firewall.fault());
+        problems.extend(self.refusals().into_iter().map(|rule| {
+            format!(
+                "The firewall refuses what containers of other hosts begin with containers here, or these with them: \
+                 {rule}. `overlay-agent doctor` says how to let it pass."
+            )
+        }));
+        problems.extend(self.firewall.rules().closing.into_iter().map(|rule| {
+            format!(
+                "The firewall drops UDP port {port}, in whose packets other hosts' come or go: {rule}. What does not take \
+                 the fast path is lost; `overlay-agent doctor` says how to let it pass."
+            )
+        }));
+        problems
+    }
+
+    fn rules(&self) -> RulesStatus {
+        let spec = self.dataplane.spec();
+        let rules = self.firewall.rules();
+        RulesStatus {
+            mode: self.rules_mode().name().to_owned(),
+            set_by: match (self.config.rules, self.network.config.rules) {
+                (Some(_), _) => "--rules",
+                (None, Some(_)) => "network config",
+                (None, None) => "default",
+            }
+            .to_owned(),
+            // Without the fast path, netfilter sees everything.
+            honoured: spec.scrutiny != Scrutiny::None || !spec.fast_path,
+            every_packet: spec.scrutiny == Scrutiny::EachPacket || !spec.fast_path,
+            concerns: rules.concerns.into_iter().map(|rule| rule.text).collect(),
+            refusals: self.refusals(),
+            closing: rules.closing,
+        }
+    }
+
+    /// Rules that are asked, and by which nothing can begin between containers here and elsewhere.
+    fn refusals(&self) -> Vec<String> {
+        let spec = self.dataplane.spec();
+        let are_asked = spec.scrutiny != Scrutiny::None || !spec.fast_path;
+        let concerns = self.firewall.rules().concerns.into_iter();
+        concerns.filter(|rule| are_asked && rule.refuses).map(|rule| rule.text).collect()
+    }
+}
+
+fn peer_status(lease: &Lease, answered: Option<Answered>) -> PeerStatus {
+    PeerStatus {
+        subnet: lease.subnet,
+        public_ip: lease.public_ip,
+        vtep_mac: lease.vtep_mac.to_string(),
+        answered,
+    }
+}

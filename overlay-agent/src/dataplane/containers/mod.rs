@@ -1,0 +1,177 @@
+//! The local containers: which bridge they are behind, which port each of them has, and who it is. The kernel
+//! tells, by what it has at the other end of each port's cable; what containers send tells nothing.
+
+mod cut_off;
+mod identity;
+#[cfg(test)]
+pub(crate) use identity::test_support;
+
+use std::{collections::BTreeMap, net::Ipv4Addr};
+
+use anyhow::Result;
+use ipnetwork::Ipv4Network;
+
+pub use cut_off::CutOff;
+pub use identity::{Contested, Identities};
+
+use crate::kernel::netlink::{Inspector, Link, LinkKind, Observed, PeerEnd, PeerPlace};
+
+/// How many cables are looked at again whenever everything is verified, changed or not: the kernel may have had no
+/// room to tell that one was.
+const AGAIN: usize = 16;
+
+/// The bridge that carries our subnet: the one named, else whichever has an address inside it.
+pub fn bridge<'a>(
+    observed: &'a Observed,
+    subnet: Ipv4Network,
+    named: Option<&str>,
+) -> Option<&'a Link> {
+    if let Some(name) = named {
+        return observed
+            .links
+            .values()
+            .find(|link| link.name == name && link.kind == LinkKind::Bridge);
+    }
+    observed
+        .addresses
+        .iter()
+        .filter(|(_, address, _)| subnet.contains(*address))
+        .filter_map(|(index, ..)| observed.links.get(index))
+        .find(|link| link.kind == LinkKind::Bridge)
+}
+
+/// The bridge's ports that lead to containers or virtual machines, up or not: a program is there before the
+/// first packet is.
+pub fn container_ports<'a>(
+    observed: &'a Observed,
+    bridge: &Link,
+) -> impl Iterator<Item = &'a Link> + use<'a> {
+    let bridge = bridge.index;
+    observed.links.values().filter(move |link| {
+        link.master == Some(bridge)
+            && matches!(link.kind, LinkKind::Veth { peer: Some(_) } | LinkKind::Tun)
+    })
+}
+
+/// The MTU of the containers behind a bridge, where any of theirs is larger than the overlay's.
+pub fn mtu_beyond(observed: &Observed, bridge: &Link, overlay: u32) -> Option<u32> {
+    let largest = container_ports(observed, bridge).map(|port| port.mtu).max();
+    largest.filter(|mtu| *mtu > overlay)
+}
+
+/// What is at the other end of a veth.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Cable {
+    pub(crate) place: PeerPlace,
+    pub(crate) end: PeerEnd,
+}
+
+/// The local containers, as the kernel has told of them.
+#[derive(Debug)]
+pub struct Containers {
+    inspector: Inspector,
+    /// By the number of the host's half, of every bridge's ports.
+    cables: BTreeMap<u32, Cable>,
+    stale: bool,
+    /// Where looking again has come to.
+    turn: u32,
+    identities: Identities,
+    /// Containers that may use any source address, by an address of their own.
+    exempt: Vec<Ipv4Addr>,
+}
+
+impl Containers {
+    /// None looked at yet. What an earlier agent knew decides between two that claim the same.
+    pub fn new(known: Identities, exempt: Vec<Ipv4Addr>) -> Result<Self> {
+        Ok(Self {
+            inspector: Inspector::new()?,
+            cables: BTreeMap::new(),
+            stale: true,
+            turn: 0,
+            identities: known,
+            exempt,
+        })
+    }
+
+    /// Something has changed in a container: the next pass looks at all of them.
+    pub const fn changed(&mut self) {
+        self.stale = true;
+    }
+
+    /// Looks at what may have changed since the last pass, and at a few that should not have.
+    pub fn look(&mut self, observed: &Observed) {
+        let is_bridge =
+            |index| observed.links.get(&index).is_some_and(|link| link.kind == LinkKind::Bridge);
+        let places: BTreeMap<u32, PeerPlace> = observed
+            .links
+            .values()
+            .filter(|link| link.master.is_some_and(is_bridge))
+            .filter_map(|link| match link.kind {
+                LinkKind::Veth { peer: Some(place) } => Some((link.index, place)),
+                _ => None,
+            })
+            .collect();
+        self.cables.retain(|ifindex, cable| places.get(ifindex) == Some(&cable.place));
+        let stale = std::mem::take(&mut self.stale);
+        let due: Vec<u32> = places.range(self.turn..).take(AGAIN).map(|(port, _)| *port).collect();
+        self.turn = due.last().filter(|_| due.len() == AGAIN).map_or(0, |last| last + 1);
+        for (ifindex, place) in places {
+            if !stale && self.cables.contains_key(&ifindex) && !due.contains(&ifindex) {
+                continue;
+            }
+            match self.inspector.look(place) {
+                Ok(end) => {
+                    self.cables.insert(ifindex, Cable { place, end });
+                }
+                // The next event, or the next turn, looks again. What was told before stays true until then.
+                Err(error) => tracing::debug!("looking into a container: {error:#}"),
+            }
+        }
+    }
+
+    /// Finds out who is who behind `bridge`; what two containers claim is logged once.
+    pub fn identify(
+        &mut self,
+        observed: &Observed,
+        bridge: Option<&Link>,
+        subnet: Ipv4Network,
+    ) -> &Identities {
+        let found = bridge.map_or_else(Identities::default, |bridge| {
+            let known = &self.identities;
+            Identities::of(observed, bridge, subnet, &self.cables, known, &self.exempt)
+        });
+        for contested in found.contested.difference(&self.identities.contested) {
+            tracing::warn!("{contested}");
+        }
+        self.identities = found;
+        &self.identities
+    }
+
+    /// What is behind these interfaces is gone.
+    pub fn forget(&mut self, gone: &[u32]) {
+        self.identities
+            .endpoints
+            .retain(|_, endpoint| endpoint.is_host() || !gone.contains(&endpoint.ifindex));
+        self.identities.ports.retain(|_, port| !gone.contains(&port.ifindex));
+    }
+
+    /// Who is who.
+    pub const fn identities(&self) -> &Identities {
+        &self.identities
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{identity::test_support::*, *};
+
+    #[test]
+    fn the_bridge_is_the_one_with_an_address_in_the_subnet() {
+        let observed = observed();
+        assert_eq!(bridge(&observed, subnet(), None).expect("found").index, BRIDGE);
+        assert_eq!(bridge(&observed, subnet(), Some("link3")).expect("found").index, BRIDGE);
+        assert_eq!(bridge(&observed, subnet(), Some("link2")), None, "not a bridge");
+        let elsewhere = "10.1.16.0/24".parse().expect("a subnet");
+        assert_eq!(bridge(&observed, elsewhere, None), None);
+    }
+}

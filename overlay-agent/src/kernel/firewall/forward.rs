@@ -1,0 +1,300 @@
+//! What the host is to forward: what goes through the tunnel device, and, as flannel has it, everything from and to
+//! the overlay's addresses. So containers keep the outside where the policy is DROP and Docker makes no rules, and
+//! peers on the same link, which with direct routing come by no tunnel, are let in.
+//!
+//! Docker from 28 on drops what comes to a container otherwise than over its bridge: in `raw` what is for one with a
+//! published port, in FORWARD everything. Ours stand in front of Docker's, and behind whatever the operator has put in
+//! front of those, the chain DOCKER-USER above all.
+
+use std::{io::ErrorKind, net::Ipv4Addr, process::Stdio};
+
+use anyhow::{Context, Result, ensure};
+use ipnetwork::Ipv4Network;
+use tokio::{io::AsyncWriteExt, process::Command};
+
+use super::Scene;
+
+/// Rules of one chain, as `iptables -S` lists them, without the chain.
+type Rules = Vec<String>;
+
+/// A built-in chain with rules of ours.
+#[derive(Clone, Copy)]
+struct Chain {
+    table: &'static str,
+    name: &'static str,
+}
+
+const FORWARD: Chain = Chain { table: "filter", name: "FORWARD" };
+const PREROUTING: Chain = Chain { table: "raw", name: "PREROUTING" };
+
+/// Where Docker's own decisions begin since version 28; before, none of them is in the way.
+const DOCKERS: &str = "-j DOCKER-FORWARD";
+
+/// Comment of the rules by device: one for each direction.
+const BY_DEVICE: &str = "\"overlay forward\"";
+
+/// Rules by address, which need not be today's, are known by a comment that begins with this, whatever version made
+/// them. `iptables` would list a comment with dots in quotes.
+fn comments_of(device: &str) -> String {
+    format!("{}-", device.replace('.', "-"))
+}
+
+/// What comes out of the device has been checked by `from_tunnel`.
+fn forward_rules(device: &str, network: Option<Ipv4Network>) -> Rules {
+    let by_device = ["-i", "-o"].map(|direction| {
+        format!("{direction} {device} -m comment --comment {BY_DEVICE} -j ACCEPT")
+    });
+    let comment = format!("{}network", comments_of(device));
+    let by_address = network.into_iter().flat_map(|network| {
+        ["-s", "-d"].map(|end| format!("{end} {network} -m comment --comment {comment} -j ACCEPT"))
+    });
+    by_device.into_iter().chain(by_address).collect()
+}
+
+/// Lets what has come out of the device, or plain from a peer on the same link, past Docker's rules for published ports.
+fn raw_rules(scene: &Scene) -> Rules {
+    let comment = format!("{}arrives", comments_of(&scene.tunnel));
+    let Scene { network, subnet, tunnel, uplink, direct, .. } = scene;
+    // A peer itself may send from its public address.
+    let by_tunnel = format!("-d {subnet} -i {tunnel}");
+    let by_link = direct.then(|| format!("-s {network} -d {subnet} -i {uplink}"));
+    let rule = |tests| format!("{tests} -m comment --comment {comment} -j ACCEPT");
+    [Some(by_tunnel), by_link].into_iter().flatten().map(rule).collect()
+}
+
+/// Whether a rule of `raw` is Docker's for a container of ours with a published port.
+fn is_for_published_port(rule: &str, scene: &Scene) -> bool {
+    let Some(bridge) = &scene.bridge else { return false };
+    let Some(rest) = rule.strip_prefix("-d ") else { return false };
+    let Some((address, rest)) = rest.split_once("/32 ") else { return false };
+    let is_ours = address.parse().is_ok_and(|address: Ipv4Addr| scene.subnet.contains(address));
+    is_ours && rest == format!("! -i {bridge} -j DROP")
+}
+
+/// Whether Docker keeps the containers' bridge from the outside (`--internal`): its rules are to hold.
+fn is_internal(rules: &Rules, bridge: &str) -> bool {
+    rules.iter().any(|rule| {
+        let mut words = rule.split(' ');
+        rule.ends_with("-j DROP") && words.any(|word| word == bridge)
+    })
+}
+
+/// Which rules of ours a chain lacks, has too many or in the wrong place: lines for `iptables-restore`. `before` is the
+/// first rule that ours must precede, if there is one.
+fn changes(
+    chain: Chain,
+    found: &Rules,
+    wanted: &Rules,
+    is_ours: impl Fn(&str) -> bool,
+    before: Option<usize>,
+) -> Rules {
+    let is_well = |rule: &String| {
+        let mut places = found.iter().enumerate().filter(|(_, there)| *there == rule);
+        match (places.next(), places.next()) {
+            (Some((place, _)), None) => before.is_none_or(|before| place < before),
+            _ => false,
+        }
+    };
+    let (well, missing): (Vec<_>, Vec<_>) = wanted.iter().partition(|rule| is_well(rule));
+    let name = chain.name;
+    let gone = found.iter().enumerate().filter(|(_, rule)| is_ours(rule) && !well.contains(rule));
+    let (places, mut lines): (Vec<_>, Rules) =
+        gone.map(|(place, rule)| (place, format!("-D {name} {rule}"))).unzip();
+    // Rules are numbered from 1, by what is left of those in front.
+    let number =
+        before.map(|before| before + 1 - places.iter().filter(|place| **place < before).count());
+    let place = number.map_or_else(|| format!("-A {name}"), |number| format!("-I {name} {number}"));
+    let mut added: Rules = missing.iter().map(|rule| format!("{place} {rule}")).collect();
+    if number.is_some() {
+        // Each is put in front of the one before.
+        added.reverse();
+    }
+    lines.extend(added);
+    lines
+}
+
+/// Adds the rules that are missing, in front of Docker's where those would be in the way, else to the end of the chain.
+/// Docker sets the policy of FORWARD to DROP, so the exception has to stand in the same chain. On a host without
+/// `iptables` nothing filters, and nothing is done.
+pub(super) async fn ensure(scene: &Scene) -> Result<()> {
+    let Some(found) = list(FORWARD.table, FORWARD.name).await? else { return Ok(()) };
+    let dockers = found.iter().position(|rule| rule == DOCKERS);
+    let before = match dockers {
+        Some(_) if is_kept_apart(scene).await? => None,
+        place => place,
+    };
+    let device = &scene.tunnel;
+    let wanted = forward_rules(device, Some(scene.network));
+    let is_ours = |rule: &str| is_of(device, rule);
+    change(FORWARD, &changes(FORWARD, &found, &wanted, is_ours, before)).await?;
+    if dockers.is_none() {
+        // Looking alone would make that table, where there is none and `iptables` is the legacy one.
+        return Ok(());
+    }
+    let found = list(PREROUTING.table, PREROUTING.name).await?.unwrap_or_default();
+    let before = found.iter().position(|rule| is_for_published_port(rule, scene));
+    let wanted = if before.is_some() { raw_rules(scene) } else { Rules::new() };
+    change(PREROUTING, &changes(PREROUTING, &found, &wanted, is_ours, before)).await
+}
+
+async fn is_kept_apart(scene: &Scene) -> Result<bool> {
+    let Some(bridge) = &scene.bridge else { return Ok(false) };
+    let rules = list(FORWARD.table, "DOCKER-INTERNAL").await?;
+    Ok(rules.is_some_and(|rules| is_internal(&rules, bridge)))
+}
+
+fn is_of(device: &str, rule: &str) -> bool {
+    let comments = comments_of(device);
+    let mut words = rule.split(' ');
+    forward_rules(device, None).iter().any(|ours| ours == rule)
+        || words.any(|word| word.starts_with(&comments))
+}
+
+/// Whether this host has a tool for rules.
+pub(super) async fn can_filter() -> Result<bool> {
+    Ok(list(FORWARD.table, FORWARD.name).await?.is_some())
+}
+
+/// Removes the rules. Returns whether there were any.
+pub(super) async fn remove(device: &str) -> Result<bool> {
+    let mut removed = false;
+    for chain in [FORWARD, PREROUTING] {
+        // Where nothing can be listed, nothing of ours can have been made, and the rest is to go all the same.
+        let found = list(chain.table, chain.name).await.ok().flatten().unwrap_or_default();
+        let lines = changes(chain, &found, &Rules::new(), |rule| is_of(device, rule), None);
+        removed |= !lines.is_empty();
+        change(chain, &lines).await?;
+    }
+    Ok(removed)
+}
+
+/// The rules of a chain; nothing where there is no tool, or no such chain.
+async fn list(table: &str, chain: &str) -> Result<Option<Rules>> {
+    let output =
+        Command::new("iptables").args(["-w", "5", "-t", table, "-S", chain]).output().await;
+    let output = match output {
+        Ok(output) => output,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error).context("running iptables"),
+    };
+    if !output.status.success() {
+        let error = String::from_utf8_lossy(&output.stderr);
+        // A kernel without that table, too.
+        ensure!(chain != FORWARD.name, "listing the rules of {chain}: {}", error.trim());
+        return Ok(None);
+    }
+    let listing = String::from_utf8_lossy(&output.stdout);
+    let prefix = format!("-A {chain} ");
+    Ok(Some(
+        listing.lines().filter_map(|line| line.strip_prefix(&prefix)).map(str::to_owned).collect(),
+    ))
+}
+
+/// Changes a chain in one transaction, if there is anything to change.
+async fn change(chain: Chain, lines: &Rules) -> Result<()> {
+    if lines.is_empty() {
+        return Ok(());
+    }
+    crate::kernel::repairs::made(chain.name);
+    let script = format!("*{}\n{}\nCOMMIT\n", chain.table, lines.join("\n"));
+    let mut restore = Command::new("iptables-restore")
+        // Wait for the lock: Docker changes rules too.
+        .args(["-w", "5", "--noflush"])
+        .stdin(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .context("running iptables-restore")?;
+    let mut input = restore.stdin.take().context("iptables-restore has no standard input")?;
+    input.write_all(script.as_bytes()).await.context("handing iptables-restore its rules")?;
+    drop(input);
+    let output = restore.wait_with_output().await.context("waiting for iptables-restore")?;
+    ensure!(
+        output.status.success(),
+        "changing {} of table {} ({}): {}",
+        chain.name,
+        chain.table,
+        lines.join("; "),
+        String::from_utf8_lossy(&output.stderr).trim()
+    );
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rules(lines: &[&str]) -> Rules {
+        lines.iter().map(|line| (*line).to_owned()).collect()
+    }
+
+    /// What `iptables-restore` makes of lines.
+    fn play(mut chain: Rules, lines: &Rules) -> Rules {
+        for line in lines {
+            let mut words = line.splitn(3, ' ');
+            let (action, rest) = (words.next().unwrap(), words.nth(1).unwrap());
+            match action {
+                "-D" => {
+                    let place = chain.iter().position(|rule| rule == rest).unwrap();
+                    chain.remove(place);
+                }
+                "-A" => chain.push(rest.to_owned()),
+                _ => {
+                    let (number, rule) = rest.split_once(' ').unwrap();
+                    chain.insert(number.parse::<usize>().unwrap() - 1, rule.to_owned());
+                }
+            }
+        }
+        chain
+    }
+
+    fn ensured(found: &Rules) -> Rules {
+        let wanted = forward_rules("overlay.1", Some(Scene::example().network));
+        let before = found.iter().position(|rule| rule == DOCKERS);
+        let is_ours = |rule: &str| is_of("overlay.1", rule);
+        let after = play(found.clone(), &changes(FORWARD, found, &wanted, is_ours, before));
+        let again = after.iter().position(|rule| rule == DOCKERS);
+        assert_eq!(changes(FORWARD, &after, &wanted, is_ours, again), Rules::new(), "{after:?}");
+        after
+    }
+
+    #[test]
+    fn ours_stand_behind_the_operators_and_in_front_of_dockers() {
+        let ours = forward_rules("overlay.1", Some(Scene::example().network));
+        let docker = rules(&["-j DOCKER-USER", DOCKERS, "-s 10.9.0.0/16 -j ACCEPT"]);
+        let mut wanted = docker.clone();
+        wanted.splice(1..1, ours.clone());
+        assert_eq!(ensured(&docker), wanted);
+        // Docker was started later, and has put its own in front.
+        assert_eq!(ensured(&[docker, ours.clone()].concat()), wanted);
+        // Some were there, in front of what Docker puts in front of all.
+        let mut moved = ours.clone();
+        moved.splice(2..2, rules(&["-j DOCKER-USER", DOCKERS]));
+        let mut expected = rules(&["-j DOCKER-USER", DOCKERS]);
+        expected.splice(1..1, ours[2..].to_vec());
+        assert_eq!(ensured(&moved), [ours[..2].to_vec(), expected].concat());
+    }
+
+    #[test]
+    fn where_nobody_is_in_the_way_ours_are_the_last() {
+        let ours = forward_rules("overlay.1", Some(Scene::example().network));
+        let before = rules(&["-j DOCKER-USER", "-o docker0 -j DOCKER"]);
+        assert_eq!(ensured(&before), [before, ours.clone()].concat());
+        let of_another_network = ours[2].replace("10.1.0.0/16", "10.7.0.0/16");
+        assert_eq!(ensured(&vec![of_another_network, ours[0].clone()]), {
+            let mut all = ours.clone();
+            all.truncate(1);
+            [all, ours[1..].to_vec()].concat()
+        });
+    }
+
+    #[test]
+    fn dockers_rules_for_published_ports_are_known() {
+        let scene = Scene::example();
+        let is_one = |rule| is_for_published_port(rule, &scene);
+        assert!(is_one("-d 10.1.15.2/32 ! -i docker0 -j DROP"));
+        assert!(!is_one("-d 172.18.0.2/32 ! -i br-1 -j DROP"));
+        assert!(!is_one("-d 10.1.15.2/32 -j DROP"), "somebody's own");
+        assert!(is_internal(&rules(&["! -s 10.1.15.0/24 -o docker0 -j DROP"]), "docker0"));
+        assert!(!is_internal(&rules(&["! -s 10.2.15.0/24 -o docker1 -j DROP"]), "docker0"));
+    }
+}
