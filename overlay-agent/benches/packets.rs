@@ -17,7 +17,7 @@ use std::net::Ipv4Addr;
 use aya::programs::{TestRun as _, TestRunOptions};
 use clap::Parser;
 use comfy_table::{CellAlignment, Table, presets};
-use overlay_agent::kernel::datapath::Tables;
+use overlay_agent::kernel::datapath::Maps;
 use overlay_common::{
     Hook, Prefix,
     tables::{Peer, PeerKey, Vtep, VtepKey},
@@ -113,7 +113,7 @@ impl Hosts {
                 *present = wanted;
                 let subnet = Prefix { address: subnet(number), length: 24 };
                 let vtep = VtepKey { public_address: public(number) };
-                let Tables { peers, vteps, .. } = &mut self.world.tables;
+                let Maps { peers, vteps, .. } = &mut self.world.tables;
                 if wanted {
                     let public_address = public(number);
                     let peer = Peer { public_address, vtep_mac: PEER_MAC.0, ..Peer::default() };

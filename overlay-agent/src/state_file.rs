@@ -9,7 +9,7 @@ use std::{collections::BTreeMap, fs, io, net::Ipv4Addr, path::Path};
 use anyhow::{Context as _, Result};
 use ipnetwork::Ipv4Network;
 use overlay_common::MacAddr;
-use overlay_lease::wire::{Lease, key::Prefix};
+use overlay_lease::wire::{Lease, key::KeyPrefix};
 
 use crate::{dotenv, subnet_env::replace};
 
@@ -33,7 +33,7 @@ pub struct HostState {
 
 impl HostState {
     /// This host's, with this lease.
-    pub fn new(prefix: &Prefix, lease: &Lease, uplink_mac: Option<MacAddr>) -> Self {
+    pub fn new(prefix: &KeyPrefix, lease: &Lease, uplink_mac: Option<MacAddr>) -> Self {
         let Lease { subnet, vtep_mac, public_ip, .. } = *lease;
         Self { prefix: prefix.to_string(), subnet, vtep_mac, public_ip, uplink_mac }
     }
@@ -75,7 +75,7 @@ impl HostState {
     /// Says why it was not.
     pub fn check(
         &self,
-        prefix: &Prefix,
+        prefix: &KeyPrefix,
         macs: impl IntoIterator<Item = MacAddr>,
     ) -> Result<(), String> {
         if self.prefix != prefix.to_string() {
@@ -171,11 +171,11 @@ mod tests {
     #[test]
     fn a_file_that_came_with_a_copied_disk_or_is_of_another_network_does_not_count() {
         let state = example();
-        let prefix = Prefix::new("/coreos.com/network");
+        let prefix = KeyPrefix::new("/coreos.com/network");
         state.check(&prefix, [MacAddr([2, 0, 0, 0, 0, 9]), UPLINK]).unwrap();
         let copied = state.check(&prefix, [MacAddr([2, 0, 0, 0, 0, 9])]).unwrap_err();
         assert!(copied.contains("52:54:00:01:02:03"), "{copied}");
-        let other = state.check(&Prefix::new("/other"), [UPLINK]).unwrap_err();
+        let other = state.check(&KeyPrefix::new("/other"), [UPLINK]).unwrap_err();
         assert!(other.contains("/coreos.com/network"), "{other}");
     }
 

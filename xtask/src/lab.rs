@@ -18,7 +18,7 @@ use overlay_lab::{
     docker_client, dump, enter, find_host,
     ledger::{HostRecord, Record},
     namespace_path,
-    subnet::SubnetEnv,
+    subnet::LeasedSubnet,
     teardown,
 };
 
@@ -240,7 +240,7 @@ fn status() -> Result<()> {
     table.load_style(presets::NOTHING);
     table.set_header(["HOST", "ADDRESS", "SUBNET", "AGENT", "DOCKER", "CONTAINERS"]);
     for host in &record.hosts {
-        let subnet = SubnetEnv::read(&host.directory.join("subnet.env"))
+        let subnet = LeasedSubnet::read(&host.directory.join("subnet.env"))
             .map_or_else(|_none| "-".to_owned(), |env| env.subnet());
         table.add_row([
             host.name.clone(),

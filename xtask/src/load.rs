@@ -21,7 +21,7 @@ use overlay_lab::{
     STOP_WITHIN, agent_status,
     command::{Cmd, end_group},
     counters, interrupt,
-    subnet::SubnetEnv,
+    subnet::LeasedSubnet,
 };
 use serde_json::Value;
 
@@ -304,7 +304,7 @@ impl Session<'_> {
 
     /// Removes what the agent made, and gives the lease back unless it was there before us.
     fn remove(&self, leased_before: &[String]) -> Result<()> {
-        let subnet = SubnetEnv::read(&self.subnet_file()).map(|env| env.subnet()).ok();
+        let subnet = LeasedSubnet::read(&self.subnet_file()).map(|env| env.subnet()).ok();
         let leased = self.options.peers.is_none()
             && subnet.is_some_and(|subnet| !leased_before.contains(&subnet));
         let cleanup = || self.places(Cmd::new(self.agent).arg("cleanup")).even_if_interrupted();

@@ -6,8 +6,8 @@ use anyhow::{Context as _, Result};
 use etcd_client::{Client, Txn, TxnOp};
 use overlay_common::{MacAddr, Vni};
 use overlay_lease::{
-    store::etcd::{Etcd, EtcdConfig},
-    wire::{Lease, key::Prefix},
+    store::etcd::{EtcdConfig, EtcdStore},
+    wire::{Lease, key::KeyPrefix},
 };
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -22,12 +22,12 @@ const BATCH: usize = 128;
 /// Requests by method.
 pub(crate) type Requests = BTreeMap<String, u64>;
 
-pub(crate) fn prefix() -> Prefix {
-    Prefix::new(overlay_lab::ETCD_PREFIX)
+pub(crate) fn prefix() -> KeyPrefix {
+    KeyPrefix::new(overlay_lab::ETCD_PREFIX)
 }
 
-pub(crate) fn store(endpoint: &str, prefix: Prefix) -> Result<Etcd> {
-    Etcd::new(&EtcdConfig {
+pub(crate) fn store(endpoint: &str, prefix: KeyPrefix) -> Result<EtcdStore> {
+    EtcdStore::new(&EtcdConfig {
         endpoints: vec![endpoint.to_owned()],
         prefix,
         ca_file: None,

@@ -12,7 +12,7 @@ use overlay_lease::{
         acquire::acquire, follow::Follower, network::wait_for_config, request::Request,
         update::LeaseUpdate,
     },
-    wire::key::Prefix,
+    wire::key::KeyPrefix,
 };
 use tokio::{sync::mpsc, task::JoinSet};
 
@@ -78,7 +78,7 @@ pub(crate) async fn follow(endpoint: &str, agents: usize, leases: u32) -> Result
 
 /// Takes subnets for many hosts at once, in a network of their own.
 pub(crate) async fn acquire_at_once(endpoint: &str, hosts: u32) -> Result<Vec<Row>> {
-    let prefix = Prefix::new("/crowd");
+    let prefix = KeyPrefix::new("/crowd");
     let mut client = Client::connect([endpoint], None).await?;
     client.put(prefix.config_key(), crate::CONFIG, None).await?;
     let stores = (0..hosts.min(CONNECTIONS))

@@ -13,7 +13,7 @@ pub use pulse::{Listener, Pulse, Readiness};
 pub use server::{Requests, serve_socket};
 pub use status::{
     Answered, CounterStatus, FeatureStatus, LeaseStatus, OverlayStatus, PeerStatus,
-    PolicyRuleStatus, ProgramStatus, RulesStatus, Status, UplinkStatus, Verdicts, Way,
+    PolicyRuleStatus, ProbeKind, ProgramStatus, RulesStatus, Status, UplinkStatus, Verdicts,
 };
 pub use waiting::Waiting;
 

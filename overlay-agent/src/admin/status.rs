@@ -188,13 +188,13 @@ pub struct Answered {
     /// How long ago.
     pub seconds_ago: u64,
     /// By which way.
-    pub by: Way,
+    pub by: ProbeKind,
 }
 
 /// By which way a host was asked.
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Way {
+pub enum ProbeKind {
     /// In VXLAN, from program to program, as containers' packets go.
     Vxlan,
     /// By ICMP to its address in the overlay: it has no program that answers, as flannel's hosts.
@@ -291,8 +291,8 @@ impl fmt::Display for Answered {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { seconds_ago, by } = self;
         let by = match by {
-            Way::Vxlan => "by VXLAN",
-            Way::Icmp => "by ICMP",
+            ProbeKind::Vxlan => "by VXLAN",
+            ProbeKind::Icmp => "by ICMP",
         };
         write!(out, "answered {by} {seconds_ago} s ago")
     }

@@ -10,7 +10,7 @@ use std::{
 use overlay_lease::{
     config::RulesMode,
     store::etcd::{EtcdConfig, Identity, Secret},
-    wire::key::Prefix,
+    wire::key::KeyPrefix,
 };
 use regex::Regex;
 
@@ -173,7 +173,7 @@ impl TryFrom<&EtcdArgs> for EtcdConfig {
         };
         Ok(Self {
             endpoints,
-            prefix: Prefix::new(&args.etcd_prefix),
+            prefix: KeyPrefix::new(&args.etcd_prefix),
             ca_file: path(&args.etcd_cafile),
             identity,
             user,

@@ -11,7 +11,7 @@ use overlay_lease::{
     config::{NetworkConfig, ParsedConfig},
     store::{
         Store as _,
-        etcd::{Etcd, EtcdConfig},
+        etcd::{EtcdConfig, EtcdStore},
         operate::{self, OperateError},
     },
 };
@@ -92,9 +92,9 @@ pub async fn run(command: ConfigCommand) -> anyhow::Result<Exit> {
 }
 
 /// The store of one command: it asks, and does not wait for etcd to come back.
-pub(super) fn store(args: &EtcdArgs) -> anyhow::Result<Etcd> {
+pub(super) fn store(args: &EtcdArgs) -> anyhow::Result<EtcdStore> {
     let config = EtcdConfig::try_from(args).exit(Exit::Usage)?;
-    Etcd::new(&config).exit(Exit::Usage)
+    EtcdStore::new(&config).exit(Exit::Usage)
 }
 
 fn read(file: &Path) -> anyhow::Result<(Vec<u8>, ParsedConfig)> {

@@ -6,7 +6,7 @@ use clap::Args;
 use ipnetwork::Ipv4Network;
 use overlay_lease::{
     store::etcd::{EtcdConfig, Identity},
-    wire::key::Prefix,
+    wire::key::KeyPrefix,
 };
 
 use crate::{
@@ -74,7 +74,7 @@ impl From<InitArgs> for Init {
             .map(|(cert_file, key_file)| Identity { cert_file, key_file });
         let etcd = (!args.etcd_endpoints.is_empty()).then(|| EtcdConfig {
             endpoints: args.etcd_endpoints,
-            prefix: Prefix::new(&args.etcd_prefix),
+            prefix: KeyPrefix::new(&args.etcd_prefix),
             ca_file: args.etcd_cafile,
             identity,
             user: None,

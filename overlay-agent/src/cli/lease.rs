@@ -191,7 +191,7 @@ mod tests {
         #[test]
         fn whatever_is_accepted_makes_a_key_that_reads_back(text in "\\PC*|[0-9]{1,3}(\\.[0-9]{1,3}){3}[/-][0-9]{1,2}") {
             if let Ok(subnet) = parse_subnet(&text) {
-                let prefix = overlay_lease::wire::key::Prefix::new("/n");
+                let prefix = overlay_lease::wire::key::KeyPrefix::new("/n");
                 let key = prefix.subnet_key(subnet);
                 prop_assert_eq!(prefix.parse_subnet_key(key.as_bytes()).unwrap().subnet, subnet);
             }

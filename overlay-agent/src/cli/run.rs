@@ -124,7 +124,7 @@ pub struct RunArgs {
     /// takes the stack until netfilter has let it through both ways, and shows itself again more than once a second.
     /// Without this flag, `Rules` in the network config says it, also while agents run; without either, it is auto
     #[arg(long, value_enum, value_name = "MODE", help_heading = OURS)]
-    pub rules: Option<Rules>,
+    pub rules: Option<RulesArg>,
 
     /// After how long without an answer a peer is named in `status`; each is asked three times meanwhile. 0: nobody is asked
     #[arg(long, value_name = "SECONDS", default_value_t = 30, help_heading = OURS)]
@@ -179,7 +179,7 @@ pub enum OnExit {
 
 /// What others' rules mean for the overlay's packets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Rules {
+pub enum RulesArg {
     /// Rules hold if there are any that may concern what containers send each other
     Auto,
     /// Rules hold
@@ -188,12 +188,12 @@ pub enum Rules {
     Bypass,
 }
 
-impl From<Rules> for RulesMode {
-    fn from(typed: Rules) -> Self {
+impl From<RulesArg> for RulesMode {
+    fn from(typed: RulesArg) -> Self {
         match typed {
-            Rules::Auto => Self::Auto,
-            Rules::Honour => Self::Honour,
-            Rules::Bypass => Self::Bypass,
+            RulesArg::Auto => Self::Auto,
+            RulesArg::Honour => Self::Honour,
+            RulesArg::Bypass => Self::Bypass,
         }
     }
 }

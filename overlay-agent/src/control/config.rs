@@ -2,13 +2,13 @@
 
 use anyhow::Result;
 use overlay_lease::{
-    config::change::{Change, changes},
+    config::change::{ConfigChange, changes},
     member::network::{ConfigUpdate, StoredConfig},
 };
 
-use super::{Agent, joining::Moving, specs::overlay_mtu};
+use super::{ControlLoop, joining::PendingMove, specs::overlay_mtu};
 
-impl Agent {
+impl ControlLoop {
     /// Does what can be done about another network config while the agent runs, and says what cannot.
     pub(super) async fn config_update(&mut self, update: ConfigUpdate) {
         self.config_problems.clear();
@@ -50,29 +50,29 @@ impl Agent {
                 self.lease.subnet
             ));
         }
-        if let Some(Moving { previous, .. }) = self.moving {
+        if let Some(PendingMove { previous, .. }) = self.moving {
             // By the config of now there may be room.
             self.join_again(stored.clone(), previous);
         }
-        if all.iter().any(|change| matches!(change, Change::Mtu(..))) {
+        if all.iter().any(|change| matches!(change, ConfigChange::Mtu(..))) {
             let outcome = self.change_mtu().await;
             self.note("changing the MTU", outcome);
         }
-        if all.iter().any(|change| matches!(change, Change::Policy(..))) {
+        if all.iter().any(|change| matches!(change, ConfigChange::Policy(..))) {
             let policy = stored.config.policy.clone();
             let rules = policy.len();
             let outcome = self.dataplane.set_policy(policy).await;
             tracing::warn!(rules, in_force = outcome.is_ok(), "the network has another policy");
             self.note("putting the policy in force", outcome);
         }
-        if let Some(direct) = all.iter().find_map(Change::direct_routing) {
+        if let Some(direct) = all.iter().find_map(ConfigChange::direct_routing) {
             let outcome = self.dataplane.set_direct_routing(direct).await;
             // Whoever reads it may rely on it.
             tracing::warn!(direct, done = outcome.is_ok(), "direct routing was switched");
             self.note("switching direct routing", outcome);
             self.firewall = self.keep_firewall();
         }
-        if all.iter().any(|change| matches!(change, Change::Rules(..)))
+        if all.iter().any(|change| matches!(change, ConfigChange::Rules(..)))
             && self.config.rules.is_none()
         {
             self.firewall = self.keep_firewall();

@@ -6,10 +6,10 @@ use overlay_lease::wire::allocate::overlap;
 
 use crate::{
     dataplane::containers::mtu_beyond,
-    kernel::netlink::{self, Link, Observed},
+    kernel::netlink::{self, KernelState, Link},
 };
 
-use super::{Agent, joining};
+use super::{ControlLoop, joining};
 
 /// Containers that are named.
 const NAMED: usize = 3;
@@ -17,9 +17,9 @@ const NAMED: usize = 3;
 /// Peers for which the kernel is asked where it would send their packets.
 const ASKED: usize = 64;
 
-impl Agent {
+impl ControlLoop {
     /// A sentence for each thing.
-    pub(super) async fn host_problems(&self, observed: &Observed) -> Vec<String> {
+    pub(super) async fn host_problems(&self, observed: &KernelState) -> Vec<String> {
         let mut problems = self.missing_links(observed);
         problems.extend(self.cut_off(observed));
         problems.extend(self.too_large(observed));
@@ -31,12 +31,12 @@ impl Agent {
     }
 
     /// The containers' bridge as it is now.
-    fn bridge_in<'a>(&self, observed: &'a Observed) -> Option<&'a Link> {
+    fn bridge_in<'a>(&self, observed: &'a KernelState) -> Option<&'a Link> {
         observed.links.get(&self.dataplane.bridge()?.index)
     }
 
     /// Containers that their bridge lets nothing pass to.
-    fn cut_off(&self, observed: &Observed) -> Option<String> {
+    fn cut_off(&self, observed: &KernelState) -> Option<String> {
         let bridge = &self.bridge_in(observed)?.name;
         let ports = self.dataplane.cut_off().ports(Instant::now());
         let names: Vec<_> =
@@ -76,7 +76,7 @@ impl Agent {
         None
     }
 
-    fn too_large(&self, observed: &Observed) -> Option<String> {
+    fn too_large(&self, observed: &KernelState) -> Option<String> {
         let bridge = self.bridge_in(observed)?;
         let overlay = self.dataplane.spec().tunnel.mtu;
         let mtu = mtu_beyond(observed, bridge, overlay)?;
@@ -88,7 +88,7 @@ impl Agent {
     }
 
     /// Whether the overlay's network is also one that this host is in, or has a peer's address in it.
-    fn inside_itself(&self, observed: &Observed) -> Option<String> {
+    fn inside_itself(&self, observed: &KernelState) -> Option<String> {
         let spec = self.dataplane.spec();
         let network = spec.tunnel.network;
         let ours = joining::occupied(observed, &self.dataplane.tunnel().name).into_iter();
@@ -106,7 +106,7 @@ impl Agent {
         ))
     }
 
-    fn missing_links(&self, observed: &Observed) -> Vec<String> {
+    fn missing_links(&self, observed: &KernelState) -> Vec<String> {
         let mut problems = Vec::new();
         let uplink = &self.dataplane.spec().uplink;
         match observed.links.get(&uplink.ifindex) {

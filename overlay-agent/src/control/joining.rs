@@ -15,11 +15,11 @@ use overlay_lease::{
 };
 use tokio_util::task::AbortOnDropHandle;
 
-use super::{Agent, dataplane_spec};
+use super::{ControlLoop, dataplane_spec};
 use crate::{
     control::run_config::RunConfig,
     kernel::{
-        netlink::{self, LinkKind, Observed},
+        netlink::{self, KernelState, LinkKind},
         uplink::Uplink,
     },
     state_file::HostState,
@@ -33,7 +33,7 @@ const RECENT: Duration = Duration::from_mins(1);
 const TOLD: usize = 5;
 
 /// Waits for a lease, while the agent goes on with what it has.
-pub(super) struct Moving {
+pub(super) struct PendingMove {
     task: AbortOnDropHandle<(StoredConfig, Joined)>,
     /// The subnet that the new lease may be of.
     pub(super) previous: Option<Ipv4Network>,
@@ -65,7 +65,7 @@ impl Recent {
     }
 }
 
-impl Agent {
+impl ControlLoop {
     pub(super) fn lease_event(&mut self, event: LeaseEvent) {
         if self.moving.is_some() {
             // Whoever keeps the lease that we give up sees it change under our own hands.
@@ -120,7 +120,7 @@ impl Agent {
                 }
             }
         }));
-        self.moving = Some(Moving { task, previous });
+        self.moving = Some(PendingMove { task, previous });
     }
 
     pub(super) async fn move_to(&mut self, network: StoredConfig, joined: Joined) {
@@ -171,7 +171,7 @@ impl Agent {
 }
 
 /// The end of a move; never, if there is none.
-pub(super) async fn moved(moving: &mut Option<Moving>) -> Result<(StoredConfig, Joined)> {
+pub(super) async fn moved(moving: &mut Option<PendingMove>) -> Result<(StoredConfig, Joined)> {
     match moving {
         Some(moving) => Ok((&mut moving.task).await?),
         None => std::future::pending().await,
@@ -186,7 +186,7 @@ pub(super) fn request(
     config: &RunConfig,
     vni: Vni,
     uplink: &Uplink,
-    observed: &Observed,
+    observed: &KernelState,
 ) -> Request {
     let subnet = read_subnet(&config.subnet_file).unwrap_or_else(|error| {
         tracing::warn!("{error:#}");
@@ -206,7 +206,7 @@ pub(super) fn request(
 }
 
 /// The networks that this host is in otherwise than by the tunnel device.
-pub(super) fn occupied(observed: &Observed, tunnel: &str) -> Vec<Ipv4Network> {
+pub(super) fn occupied(observed: &KernelState, tunnel: &str) -> Vec<Ipv4Network> {
     let is_ours = |index| observed.links.get(index).is_some_and(|link| link.name == tunnel);
     let others = observed.addresses.iter().filter(|(index, ..)| !is_ours(index));
     others.filter_map(|(_, address, length)| Ipv4Network::new(*address, *length).ok()).collect()
@@ -215,7 +215,7 @@ pub(super) fn occupied(observed: &Observed, tunnel: &str) -> Vec<Ipv4Network> {
 fn observed_mac(
     config: &RunConfig,
     vni: Vni,
-    observed: &Observed,
+    observed: &KernelState,
 ) -> Option<overlay_common::MacAddr> {
     let device = |name: String| {
         observed
@@ -230,7 +230,7 @@ fn observed_mac(
 }
 
 /// What the state file says, if it is this host's.
-fn state(config: &RunConfig, observed: &Observed) -> Option<HostState> {
+fn state(config: &RunConfig, observed: &KernelState) -> Option<HostState> {
     if config.peers.is_some() {
         return None;
     }

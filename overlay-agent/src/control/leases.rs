@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use overlay_lease::member::update::LeaseUpdate;
 
-use super::Agent;
+use super::ControlLoop;
 use crate::dataplane::peers::Surroundings;
 
 /// For how long leases are taken in before the loop looks at something else.
@@ -17,7 +17,7 @@ const BATCH: usize = 128;
 /// The name of the attempt, in `status` and in the log.
 pub(super) const PROGRAMMING: &str = "programming leases";
 
-impl Agent {
+impl ControlLoop {
     /// Takes in this update, if there is one, and what has come meanwhile, for as long as a turn may take.
     pub(super) async fn lease_updates(&mut self, first: Option<LeaseUpdate>) {
         let Some(first) = first.or_else(|| self.following.updates.try_recv().ok()) else { return };

@@ -29,7 +29,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use self::{
-    joining::{Moving, Recent},
+    joining::{PendingMove, Recent},
     specs::{dataplane_spec, firewall_spec, overlay_mtu, rules_mode, scene},
 };
 use crate::{
@@ -63,7 +63,7 @@ const VERIFY: Duration = Duration::from_millis(250);
 const IN_STEP: &str = "bringing the kernel in step";
 
 /// What the agent works with, once the store and the host have told.
-pub struct Agent {
+pub struct ControlLoop {
     config: RunConfig,
     network: StoredConfig,
     uplink: Uplink,
@@ -72,9 +72,9 @@ pub struct Agent {
     dataplane: Dataplane,
     lease: Lease,
     following: Following,
-    firewall: firewall::Kept,
+    firewall: firewall::FirewallTask,
     /// A lease is being taken anew: our subnet is another host's, or our address has changed.
-    moving: Option<Moving>,
+    moving: Option<PendingMove>,
     /// What failed the last time it was tried: a sentence for each thing that is done.
     faults: BTreeMap<&'static str, String>,
     /// What the log has been told about leases.
@@ -93,7 +93,7 @@ pub struct Agent {
     occupied: Vec<Ipv4Network>,
 }
 
-impl Agent {
+impl ControlLoop {
     /// Takes a lease and makes the overlay on this host.
     pub async fn start(
         config: RunConfig,
@@ -352,7 +352,7 @@ impl Agent {
         self.join_again(self.network.clone(), Some(self.lease.subnet));
     }
 
-    fn keep_firewall(&self) -> firewall::Kept {
+    fn keep_firewall(&self) -> firewall::FirewallTask {
         let mut scene = scene(&self.config, &self.network.config, &self.uplink, self.lease);
         scene.bridge = self.dataplane.bridge().map(|link| link.name.clone());
         let spec = firewall_spec(&self.config, &self.network.config, scene);

@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     admin::{self, Pulse, Waiting},
     cleanup::{Places, cleanup},
-    control::{Agent, run_config::RunConfig},
+    control::{ControlLoop, run_config::RunConfig},
     exit::{Exit, OwnExit as _, WithExit as _},
     fail,
     kernel::{
@@ -79,7 +79,7 @@ async fn start(
     features: Features,
     store: Registry,
     waiting: &Waiting,
-) -> Result<Agent> {
+) -> Result<ControlLoop> {
     let network = store.network().await.own_exit()?;
     fail::point("network config");
     let handle = netlink::connect()?;
@@ -92,7 +92,7 @@ async fn start(
     )?;
     fail::point("uplink");
     waiting.step("a subnet");
-    Agent::start(config, pins, features, store, network, uplink).await
+    ControlLoop::start(config, pins, features, store, network, uplink).await
 }
 
 fn check_host() -> Result<Features> {

@@ -6,7 +6,7 @@ use overlay_common::Feature;
 use overlay_lease::wire::Lease;
 use tokio::sync::oneshot;
 
-use super::Agent;
+use super::ControlLoop;
 use crate::{
     admin::{
         Answered, CounterStatus, FeatureStatus, LeaseStatus, OverlayStatus, PeerStatus,
@@ -18,7 +18,7 @@ use crate::{
 /// Half of the leases that are named.
 const IGNORED: usize = 5;
 
-impl Agent {
+impl ControlLoop {
     /// Answers a question. What takes long where there are many peers is left to a task of its own, so that the
     /// loop goes on.
     pub(super) async fn answer(&self, answer: oneshot::Sender<Status>) {

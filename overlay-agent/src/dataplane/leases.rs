@@ -1,13 +1,13 @@
 //! Everybody's leases in the maps.
 
 use anyhow::{Error, Result};
-use overlay_lease::{member::claim::Claim, wire::key::SubnetKey};
+use overlay_lease::{member::claim::LeaseClaim, wire::key::SubnetKey};
 
 use super::{Dataplane, routes::Unrouted};
 use crate::{
     dataplane::peers::{Stale, Surroundings, peer_key, vtep_key},
     fail,
-    kernel::{datapath::Changes, repairs},
+    kernel::{datapath::MapChanges, repairs},
 };
 
 /// Up to so many leases, every verification looks at each of them.
@@ -18,7 +18,7 @@ const SELDOM: u32 = 120;
 
 impl Dataplane {
     /// Makes the maps hold exactly these leases, as far as they are believed. Routes follow with the next pass.
-    pub fn replace_leases(&mut self, claims: Vec<Claim>) -> Result<()> {
+    pub fn replace_leases(&mut self, claims: Vec<LeaseClaim>) -> Result<()> {
         self.peers.replace_all(claims);
         // Whoever is new has not been asked about.
         self.ways_are_stale |= self.ways.routes.are_answers();
@@ -41,7 +41,7 @@ impl Dataplane {
 
     /// Takes note of a lease that is new or has changed; [`program_leases`](Self::program_leases) makes the
     /// maps follow.
-    pub fn put_lease(&mut self, claim: Claim) {
+    pub fn put_lease(&mut self, claim: LeaseClaim) {
         self.peers.put(claim);
     }
 
@@ -125,7 +125,7 @@ impl Dataplane {
         let vteps = self.tables.vteps.converge(&self.peers.all_vteps())?;
         let peers = self.tables.peers.converge(&self.peers.all_peers(&self.ways))?;
         for (map, changes) in [("vteps", vteps), ("peers", peers)] {
-            if changes != Changes::default() {
+            if changes != MapChanges::default() {
                 tracing::warn!(map, ?changes, "entries were changed by somebody else");
                 repairs::made(map);
             }

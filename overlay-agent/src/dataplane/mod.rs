@@ -21,7 +21,7 @@ use rtnetlink::Handle;
 use self::{
     claims::Claims,
     containers::{Containers, CutOff, Identities},
-    peers::{Limits, Peers, Scope, Surroundings, Ways},
+    peers::{Limits, Peers, Routing, Scope, Surroundings},
     places::Newcomers,
     routes::Unrouted,
     source_check::SourceCheck,
@@ -29,7 +29,7 @@ use self::{
 use crate::{
     fail,
     kernel::{
-        datapath::{Attachment, Attachments, Features, Mechanism, PinPath, Programs, Tables},
+        datapath::{Attachment, Attachments, Features, Maps, Mechanism, PinPath, Programs},
         firewall::Scrutiny,
         netlink::{self, Blackhole, LeaseRoutes, Link, Tunnel, TunnelSpec, Underlay, Vrf},
         policy::InForce,
@@ -67,12 +67,13 @@ pub struct DataplaneSpec {
 }
 
 /// The overlay on this host, as this agent keeps it.
+#[expect(clippy::struct_excessive_bools, reason = "each answers a question of its own")]
 pub struct Dataplane {
     spec: DataplaneSpec,
     handle: Handle,
     pins: PinPath,
     programs: Programs,
-    tables: Tables,
+    tables: Maps,
     attachments: Attachments,
     features: Features,
     tunnel: Tunnel,
@@ -85,7 +86,7 @@ pub struct Dataplane {
     claims: Claims,
     policy: InForce,
     peers: Peers,
-    ways: Ways,
+    ways: Routing,
     ways_are_stale: bool,
     lease_routes: LeaseRoutes,
     unrouted: Unrouted,
@@ -151,7 +152,7 @@ impl Dataplane {
             cut_off: CutOff::default(),
             claims: Claims::default(),
             policy: InForce::adopted(&adopted),
-            ways: Ways::default(),
+            ways: Routing::default(),
             ways_are_stale: true,
             lease_routes: LeaseRoutes::default(),
             unrouted: Unrouted::All,

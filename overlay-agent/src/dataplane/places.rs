@@ -15,7 +15,7 @@ use crate::{
     dataplane::containers,
     kernel::{
         datapath::Attachment,
-        netlink::{Link, LinkKind, Observed, Tunnel},
+        netlink::{KernelState, Link, LinkKind, Tunnel},
     },
 };
 
@@ -23,7 +23,7 @@ use crate::{
 /// whichever has the address, if another one has it now; the interface that it was without the address; another of
 /// the same name. An address that was never that interface's own tells nothing.
 pub fn uplink<'a>(
-    observed: &'a Observed,
+    observed: &'a KernelState,
     was: &Attachment,
     own_address: Option<Ipv4Addr>,
     tunnel: u32,
@@ -55,7 +55,7 @@ pub struct Newcomers {
 
 impl Newcomers {
     /// Finds those that have been alone for too short a time, at this moment.
-    pub fn look(&mut self, observed: &Observed, now: Instant) {
+    pub fn look(&mut self, observed: &KernelState, now: Instant) {
         let has_address = |link: &Link| observed.addresses.iter().any(|at| at.0 == link.index);
         let alone = |link: &&Link| {
             link.master.is_none()
@@ -79,7 +79,7 @@ impl Newcomers {
 
 /// Every program and the interfaces that it should be on.
 pub fn places(
-    observed: &Observed,
+    observed: &KernelState,
     uplink: Option<&Attachment>,
     tunnel: Option<&Tunnel>,
     bridge: Option<&Link>,
@@ -114,7 +114,7 @@ pub fn places(
 
 /// Whether the kernel takes packets for itself from this interface. Those of a bridge's or bond's port come by the
 /// bridge or bond; both halves of a veth pair are here only until one is moved into its container.
-fn receives(observed: &Observed, link: &Link) -> bool {
+fn receives(observed: &KernelState, link: &Link) -> bool {
     let is_port = link.master.is_some_and(|master| {
         observed
             .links
@@ -139,7 +139,7 @@ mod tests {
         Attachment { ifindex: UPLINK, interface: "link2".to_owned() }
     }
 
-    fn found(observed: &Observed) -> Option<u32> {
+    fn found(observed: &KernelState) -> Option<u32> {
         uplink(observed, &was(), Some(ADDRESS), TUNNEL).map(|link| link.index)
     }
 
@@ -196,7 +196,7 @@ mod tests {
             host.clone()
         };
         let start = Instant::now();
-        let mut young = |host: &Observed, when| {
+        let mut young = |host: &KernelState, when| {
             newcomers.look(host, when);
             newcomers.homes().map(|(key, _)| key.ifindex).collect::<Vec<_>>()
         };

@@ -5,13 +5,13 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 
 use super::{
-    Dataplane, SeenUplink, containers, failures::Failures, peers::Ways, places, routes::Unrouted,
+    Dataplane, SeenUplink, containers, failures::Failures, peers::Routing, places, routes::Unrouted,
 };
 use crate::{
     fail,
     kernel::{
-        datapath::{Attachment, Changes},
-        netlink::{self, Link, Observed, TunnelSpec, Vrf},
+        datapath::{Attachment, MapChanges},
+        netlink::{self, KernelState, Link, TunnelSpec, Vrf},
         repairs,
     },
 };
@@ -98,7 +98,7 @@ impl Dataplane {
     }
 
     /// Attaches the programs and pins the maps: in this order, so that pinned maps are always filled ones.
-    async fn put_to_use(&mut self, observed: &Observed) -> Result<()> {
+    async fn put_to_use(&mut self, observed: &KernelState) -> Result<()> {
         let attached = self.attach(observed).await;
         let is_attached = attached.is_ok();
         if !is_attached && !self.in_use {
@@ -132,7 +132,7 @@ impl Dataplane {
         let peers = self.peers.addresses();
         let (source, port) = (self.spec.uplink_address, self.spec.tunnel.port);
         let routes = netlink::Routes::observe(&self.handle, &main, source, port, peers).await?;
-        let ways = Ways {
+        let ways = Routing {
             routes,
             uplink: self.spec.uplink.ifindex,
             // What comes by an interface in a VRF is routed by that, and containers are elsewhere.
@@ -155,7 +155,7 @@ impl Dataplane {
 
     /// An uplink that was removed and made again has another number; one that was renamed, another name; and one
     /// that became a port of a bridge has left its address to that.
-    fn follow_uplink(&mut self, observed: &Observed) {
+    fn follow_uplink(&mut self, observed: &KernelState) {
         let wanted = self.spec.uplink_address;
         let is_own = self.spec.uplink_has_address;
         let own = is_own.then_some(wanted);
@@ -179,7 +179,7 @@ impl Dataplane {
     }
 
     /// Returns whether the tunnel device is gone: it listens where it came up.
-    async fn follow_vrf(&mut self, observed: &Observed) -> Result<bool> {
+    async fn follow_vrf(&mut self, observed: &KernelState) -> Result<bool> {
         let uplink = self.spec.uplink.ifindex;
         let vrf = Vrf::of(observed, uplink);
         self.spec.tunnel.lower = vrf.map(|_| uplink);
@@ -194,7 +194,7 @@ impl Dataplane {
         Ok(listens_elsewhere)
     }
 
-    fn follow_bridge(&mut self, observed: &Observed) {
+    fn follow_bridge(&mut self, observed: &KernelState) {
         let subnet = self.spec.tunnel.subnet;
         let bridge = containers::bridge(observed, subnet, self.spec.bridge.as_deref()).cloned();
         let name = |bridge: &Option<Link>| bridge.as_ref().map(|link| link.name.clone());
@@ -209,7 +209,7 @@ impl Dataplane {
     }
 
     /// Everywhere first, and only then nowhere else: what changes its role is never without a program.
-    async fn attach(&mut self, observed: &Observed) -> Result<()> {
+    async fn attach(&mut self, observed: &KernelState) -> Result<()> {
         let uplink = self.uplink_is_there().then_some(&self.spec.uplink);
         let tunnel = self.has_tunnel.then_some(&self.tunnel);
         let places = places::places(observed, uplink, tunnel, self.bridge.as_ref());
@@ -237,7 +237,7 @@ impl Dataplane {
         Ok(())
     }
 
-    fn converge_containers(&mut self, observed: &Observed) -> Result<()> {
+    fn converge_containers(&mut self, observed: &KernelState) -> Result<()> {
         self.containers.look(observed);
         self.cut_off.look(observed, self.bridge.as_ref(), Instant::now());
         let before = self.containers.identities().clone();
@@ -252,7 +252,7 @@ impl Dataplane {
             return Ok(());
         }
         for (map, changes) in [("ports", ports), ("endpoints", endpoints), ("homes", homes)] {
-            if changes != Changes::default() {
+            if changes != MapChanges::default() {
                 tracing::warn!(map, ?changes, "entries were changed by somebody else");
                 repairs::made(map);
             }

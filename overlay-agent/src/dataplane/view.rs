@@ -12,7 +12,7 @@ use crate::{
         peers::Peers,
     },
     kernel::{
-        datapath::{Attachments, Features, Tables},
+        datapath::{Attachments, Features, Maps},
         netlink::{Link, Tunnel, Vrf},
         policy::Denials,
     },
@@ -25,7 +25,7 @@ impl Dataplane {
     }
 
     /// Handles to the maps.
-    pub const fn tables(&self) -> &Tables {
+    pub const fn tables(&self) -> &Maps {
         &self.tables
     }
 

@@ -17,14 +17,14 @@ use anyhow::Result;
 use ipnetwork::Ipv4Network;
 use overlay_lease::{
     config::{DEFAULT_PORT, NetworkConfig},
-    store::etcd::{Etcd, EtcdConfig},
+    store::etcd::{EtcdConfig, EtcdStore},
 };
 use serde::Serialize;
 
 use crate::{
     admin::{OverlayStatus, Status, fetch_status},
     cleanup::Places,
-    kernel::netlink::{self, Observed},
+    kernel::netlink::{self, KernelState},
     subnet_env::read_subnet,
 };
 
@@ -100,7 +100,7 @@ struct Host {
     agent: Result<Status>,
     /// What etcd says, if it does.
     network: Option<NetworkConfig>,
-    observed: Observed,
+    observed: KernelState,
     subnet: Option<Ipv4Network>,
 }
 
@@ -169,7 +169,7 @@ pub async fn examine(places: Places, etcd: EtcdConfig) -> Result<Diagnosis> {
         overlay::maps(&host, &mut found);
     }
     store::certificates(&host, &mut found);
-    match Etcd::new(&host.etcd) {
+    match EtcdStore::new(&host.etcd) {
         Ok(etcd) => host.network = store::answers(&etcd, &mut found).await,
         Err(error) => found.unknown(format!("etcd: {error:#}")),
     }

@@ -9,7 +9,7 @@ use overlay_lease::config::ENCAPSULATION_OVERHEAD;
 
 use super::{Check, Findings, Host, ping::Probe};
 use crate::{
-    admin::{Answered, Way},
+    admin::{Answered, ProbeKind},
     dataplane::containers::mtu_beyond,
     kernel::{
         datapath::pinned_abi_version,
@@ -189,7 +189,7 @@ async fn path(
     let outer = past.answers(SMALLEST).await?;
     // Our own programs answer also where a firewall lets no ICMP in.
     let inner = answered
-        .is_some_and(|answered| answered.by == Way::Vxlan && answered.seconds_ago < RECENTLY)
+        .is_some_and(|answered| answered.by == ProbeKind::Vxlan && answered.seconds_ago < RECENTLY)
         || through.answers(SMALLEST).await?;
     match (outer, inner) {
         (false, true) => found.unknown(format!(

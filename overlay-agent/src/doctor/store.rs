@@ -7,7 +7,7 @@ use std::{
 
 use overlay_lease::{
     config::NetworkConfig,
-    store::{Store as _, etcd::Etcd},
+    store::{Store as _, etcd::EtcdStore},
 };
 
 use super::{Check, Findings, Host};
@@ -20,7 +20,7 @@ const SLOW: Duration = Duration::from_secs(1);
 const QUESTIONS: usize = 3;
 
 /// Whether etcd answers; the network config that it has.
-pub(super) async fn answers(etcd: &Etcd, found: &mut Findings) -> Option<NetworkConfig> {
+pub(super) async fn answers(etcd: &EtcdStore, found: &mut Findings) -> Option<NetworkConfig> {
     let key = etcd.prefix().config_key();
     let mut slowest = Duration::ZERO;
     let mut config = None;

@@ -74,7 +74,7 @@ pub struct Address {
 
 /// What this host has.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Observed {
+pub struct UplinkCandidates {
     /// The interfaces, in order of their indexes.
     pub interfaces: Vec<Interface>,
     /// The default routes of the main table: metric and interface.
@@ -131,7 +131,7 @@ pub enum UplinkError {
 
 /// Chooses as flannel does: by name or address in the order given, by expression, by what is
 /// reached; otherwise the owner of the public address; otherwise the way out.
-pub fn choose(config: &UplinkConfig, observed: &Observed) -> Result<Uplink, UplinkError> {
+pub fn choose(config: &UplinkConfig, observed: &UplinkCandidates) -> Result<Uplink, UplinkError> {
     let there_are = || describe(&observed.interfaces);
     let asked = asked(config);
     let found = if !asked.is_empty() {
@@ -172,7 +172,7 @@ pub fn choose(config: &UplinkConfig, observed: &Observed) -> Result<Uplink, Upli
 
 type Found<'a> = (&'a Interface, Ipv4Addr);
 
-fn named<'a>(config: &UplinkConfig, observed: &'a Observed) -> Option<Found<'a>> {
+fn named<'a>(config: &UplinkConfig, observed: &'a UplinkCandidates) -> Option<Found<'a>> {
     let by_name_or_address = config.ifaces.iter().find_map(|wanted| match wanted.parse() {
         Ok(address) => owner(observed, address),
         Err(_) => observed
@@ -200,7 +200,7 @@ fn named<'a>(config: &UplinkConfig, observed: &'a Observed) -> Option<Found<'a>>
 }
 
 /// The loopback interface that the flags name, if they do.
-fn loopback(config: &UplinkConfig, observed: &Observed) -> Option<String> {
+fn loopback(config: &UplinkConfig, observed: &UplinkCandidates) -> Option<String> {
     let is_named = |interface: &&Interface, address: &Address| {
         let ip = address.ip.to_string();
         config.ifaces.iter().any(|wanted| *wanted == interface.name || *wanted == ip)
@@ -217,7 +217,7 @@ fn loopback(config: &UplinkConfig, observed: &Observed) -> Option<String> {
     named.map(|interface| interface.name.clone())
 }
 
-fn owner(observed: &Observed, ip: Ipv4Addr) -> Option<Found<'_>> {
+fn owner(observed: &UplinkCandidates, ip: Ipv4Addr) -> Option<Found<'_>> {
     observed
         .interfaces
         .iter()
@@ -227,14 +227,14 @@ fn owner(observed: &Observed, ip: Ipv4Addr) -> Option<Found<'_>> {
 }
 
 /// The default route with the lowest metric, of those that lead anywhere usable.
-fn way_out(observed: &Observed) -> Option<Found<'_>> {
+fn way_out(observed: &UplinkCandidates) -> Option<Found<'_>> {
     let mut routes = observed.default_routes.clone();
     // Stable: among equals the kernel's order counts.
     routes.sort_by_key(|(metric, _)| *metric);
     routes.into_iter().find_map(|(_, ifindex)| by_index(observed, ifindex))
 }
 
-fn by_index(observed: &Observed, ifindex: u32) -> Option<Found<'_>> {
+fn by_index(observed: &UplinkCandidates, ifindex: u32) -> Option<Found<'_>> {
     observed
         .interfaces
         .iter()

@@ -12,7 +12,7 @@ use crate::{
     exit::{Exit, WithExit as _},
     kernel::{
         datapath::{Features, Programs},
-        netlink::{self, Observed},
+        netlink::{self, KernelState},
         uplink::{self, Uplink, UplinkConfig},
     },
 };
@@ -72,7 +72,7 @@ fn port_is_free(port: u16) -> Result<()> {
 }
 
 /// Where a route of the main table leads to, and by which interface; not the default route.
-fn destination(route: &RouteMessage, observed: &Observed) -> Option<(Ipv4Network, String)> {
+fn destination(route: &RouteMessage, observed: &KernelState) -> Option<(Ipv4Network, String)> {
     if route.header.table != RouteHeader::RT_TABLE_MAIN {
         return None;
     }

@@ -2,7 +2,7 @@
 //! the hosts' is.
 
 use anyhow::{Context as _, Result, bail};
-use overlay_lease::store::{Revision, Store as _, etcd::Etcd};
+use overlay_lease::store::{Revision, Store as _, etcd::EtcdStore};
 use serde::{Deserialize, Serialize};
 
 use super::pki::Credential;
@@ -15,12 +15,12 @@ struct Stored {
 }
 
 /// Not below `subnets`, where flannel takes every key for a lease.
-fn key(store: &Etcd) -> String {
+fn key(store: &EtcdStore) -> String {
     format!("{}/join/client", store.prefix())
 }
 
 /// Puts the hosts' certificate into etcd, where only who has one can read it.
-pub(super) async fn publish(store: &Etcd, credential: &Credential) -> Result<()> {
+pub(super) async fn publish(store: &EtcdStore, credential: &Credential) -> Result<()> {
     let key = key(store);
     let Credential { certificate, key: secret } = credential.clone();
     let value = serde_json::to_vec(&Stored { certificate, key: secret })
@@ -38,7 +38,7 @@ pub(super) async fn publish(store: &Etcd, credential: &Credential) -> Result<()>
 }
 
 /// Fetches it.
-pub(super) async fn fetch(store: &Etcd) -> Result<Credential> {
+pub(super) async fn fetch(store: &EtcdStore) -> Result<Credential> {
     let key = key(store);
     let entry = store.get(&key).await.exit(Exit::Unavailable)?;
     let entry = entry

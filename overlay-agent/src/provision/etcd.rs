@@ -13,10 +13,10 @@ use overlay_lease::{
     config::NetworkConfig,
     store::{
         Store as _,
-        etcd::{Etcd, EtcdConfig, Identity},
+        etcd::{EtcdConfig, EtcdStore, Identity},
         operate::set_config,
     },
-    wire::key::Prefix,
+    wire::key::KeyPrefix,
 };
 
 use super::{
@@ -77,7 +77,7 @@ pub async fn init(wanted: &Init) -> Result<()> {
     )?;
 
     let renewed = local && set_up_local(uplink.address, wanted.tls, &etcd, &mut report).await?;
-    let store = Etcd::new(&etcd)?;
+    let store = EtcdStore::new(&etcd)?;
     write_network(wanted, &etcd, &store, &mut report).await?;
     if local && let Some(identity) = &etcd.identity {
         enrol::publish(&store, &read_identity(identity)?).await?;
@@ -98,7 +98,7 @@ pub async fn init(wanted: &Init) -> Result<()> {
 async fn write_network(
     wanted: &Init,
     etcd: &EtcdConfig,
-    store: &Etcd,
+    store: &EtcdStore,
     report: &mut Report,
 ) -> Result<()> {
     let existing = stored_config(etcd, false).await?;
@@ -160,7 +160,7 @@ async fn keys_at(endpoint: &str) -> Option<i64> {
 fn local_config(address: Ipv4Addr, wanted: &Init) -> EtcdConfig {
     EtcdConfig {
         endpoints: vec![endpoint(address, wanted.tls)],
-        prefix: Prefix::new(&wanted.prefix),
+        prefix: KeyPrefix::new(&wanted.prefix),
         ca_file: wanted.tls.then(ca_file),
         identity: wanted.tls.then(host_identity),
         user: None,
@@ -172,7 +172,7 @@ async fn stored_config(etcd: &EtcdConfig, local: bool) -> Result<Option<Vec<u8>>
     if local && !ca_or_plain(etcd) {
         return Ok(None);
     }
-    let store = Etcd::new(etcd)?;
+    let store = EtcdStore::new(etcd)?;
     match store.get(&store.prefix().config_key()).await {
         Ok(entry) => Ok(entry.map(|entry| entry.value)),
         Err(_) if local => Ok(None),
@@ -236,7 +236,7 @@ async fn set_up_local(
     changed |= systemd::enable(ETCD_UNIT).await?;
     // It may run with the settings of before, if an earlier `init` was interrupted.
     let answers = !changed && {
-        let store = Etcd::new(etcd)?;
+        let store = EtcdStore::new(etcd)?;
         store.get(&store.prefix().config_key()).await.is_ok()
     };
     if !answers {
@@ -249,7 +249,7 @@ async fn set_up_local(
 }
 
 async fn wait_for_answer(etcd: &EtcdConfig) -> Result<()> {
-    let store = Etcd::new(etcd)?;
+    let store = EtcdStore::new(etcd)?;
     let key = store.prefix().config_key();
     let start = std::time::Instant::now();
     loop {

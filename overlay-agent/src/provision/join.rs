@@ -7,9 +7,9 @@ use overlay_lease::{
     config::NetworkConfig,
     store::{
         Store as _,
-        etcd::{Etcd, EtcdConfig, Identity},
+        etcd::{EtcdConfig, EtcdStore, Identity},
     },
-    wire::key::Prefix,
+    wire::key::KeyPrefix,
 };
 
 use super::{
@@ -60,7 +60,7 @@ fn member_config(token: &Token) -> EtcdConfig {
     let client = token.tls.as_ref().and_then(|tls| tls.client.as_ref());
     EtcdConfig {
         endpoints: token.endpoints.clone(),
-        prefix: Prefix::new(&token.prefix),
+        prefix: KeyPrefix::new(&token.prefix),
         ca_file: token.tls.is_some().then(ca_file),
         identity: client.map(|_| host_identity()),
         user: None,
@@ -89,7 +89,7 @@ async fn ask(token: &Token) -> Result<(NetworkConfig, Option<Credential>)> {
             });
         }
     }
-    let store = Etcd::new(&etcd)?;
+    let store = EtcdStore::new(&etcd)?;
     let key = store.prefix().config_key();
     let entry = store.get(&key).await.exit(Exit::Unavailable)?;
     let entry = entry

@@ -124,13 +124,13 @@ fn endpoint(address: Ipv4Addr, tls: bool) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use overlay_lease::wire::key::Prefix;
+    use overlay_lease::wire::key::KeyPrefix;
 
     #[test]
     fn the_agent_is_told_what_it_needs_and_nothing_else() {
         let mut etcd = EtcdConfig {
             endpoints: vec!["https://192.0.2.1:2379".to_owned()],
-            prefix: Prefix::new("/coreos.com/network"),
+            prefix: KeyPrefix::new("/coreos.com/network"),
             ca_file: Some(ca_file()),
             identity: Some(host_identity()),
             user: None,

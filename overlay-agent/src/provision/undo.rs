@@ -7,7 +7,7 @@ use ipnetwork::Ipv4Network;
 use overlay_common::MacAddr;
 use overlay_lease::store::{
     Store as _,
-    etcd::{Etcd, EtcdConfig},
+    etcd::{EtcdConfig, EtcdStore},
     operate::give_back,
 };
 
@@ -80,7 +80,7 @@ pub async fn leave(leaving: &Leaving) -> Result<()> {
 
 /// Without this host's etcd, nobody could take or renew a lease.
 async fn refuse_to_strand_others(etcd: &EtcdConfig, own: Option<Ipv4Network>) -> Result<()> {
-    let Ok(store) = Etcd::new(etcd) else { return Ok(()) };
+    let Ok(store) = EtcdStore::new(etcd) else { return Ok(()) };
     let Ok(listing) = store.list().await else {
         tracing::warn!("this host's etcd does not answer: whether others use it is not known");
         return Ok(());
@@ -109,7 +109,7 @@ async fn release(
     (subnet, vtep_mac): (Ipv4Network, MacAddr),
     report: &mut Report,
 ) -> Result<()> {
-    let given = match Etcd::new(etcd) {
+    let given = match EtcdStore::new(etcd) {
         Ok(store) => give_back(&store, subnet, vtep_mac).await.own_exit(),
         Err(error) => Err(error),
     };

@@ -14,7 +14,7 @@ use etherparse::PacketBuilder;
 use ipnetwork::Ipv4Network;
 use overlay_agent::kernel::policy::{
     InForce,
-    reference::{Flow, verdict},
+    reference::{PolicyFlow, verdict},
 };
 use overlay_common::{
     Hook, Reason,
@@ -199,7 +199,7 @@ fn random_policy(chance: &mut StdRng) -> Policy {
     (0..rules).map(|number| rule(number, chance)).collect()
 }
 
-fn random_packet(chance: &mut StdRng) -> (Flow, Vec<u8>) {
+fn random_packet(chance: &mut StdRng) -> (PolicyFlow, Vec<u8>) {
     let (from, to, protocol, port) =
         (remote(chance), local(chance), protocol(chance), port(chance));
     let builder = PacketBuilder::ethernet2(CONTAINER_MAC.0, BRIDGE_MAC.0).ipv4(from, to, TTL);
@@ -214,7 +214,10 @@ fn random_packet(chance: &mut StdRng) -> (Flow, Vec<u8>) {
         17 => builder.udp(source_port, port).write(&mut packet, b"data").unwrap(),
         other => builder.write(&mut packet, other.into(), b"data").unwrap(),
     }
-    (Flow { from: from.into(), to: to.into(), protocol, port }, vxlan(Wire::default(), &packet))
+    (
+        PolicyFlow { from: from.into(), to: to.into(), protocol, port },
+        vxlan(Wire::default(), &packet),
+    )
 }
 
 #[test]

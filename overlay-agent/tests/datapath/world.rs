@@ -5,7 +5,7 @@ use std::process::Command;
 
 use aya::programs::{TestRun, TestRunOptions};
 use nix::sched::{CloneFlags, unshare};
-use overlay_agent::kernel::datapath::{CounterRow, Programs, Tables, read_counters};
+use overlay_agent::kernel::datapath::{CounterRow, Maps, Programs, read_counters};
 use overlay_common::{
     Class, Hook, MacAddr, Prefix, Reason,
     tables::{
@@ -50,7 +50,7 @@ const REDIRECT: i32 = 7;
 
 pub(crate) struct World {
     pub(crate) programs: Programs,
-    pub(crate) tables: Tables,
+    pub(crate) tables: Maps,
     host: HostConfig,
     /// The counters after the last packet: reading them takes longer than all else, most of all in a virtual machine.
     counted: Vec<CounterRow>,

@@ -7,7 +7,7 @@ use overlay_lease::{
     member::{acquire::acquire, follow::Follower, network::wait_for_config},
     store::{
         Store as _,
-        etcd::{Etcd, EtcdConfig, Identity},
+        etcd::{EtcdConfig, EtcdStore, Identity},
     },
 };
 
@@ -52,13 +52,13 @@ async fn the_authoritys_certificate_alone_is_enough_for_tls() {
 
     let mut config = etcd.config();
     config.ca_file = Some(tls.ca);
-    let store = Etcd::new(&config).unwrap();
+    let store = EtcdStore::new(&config).unwrap();
     assert_eq!(store.get(CONFIG_KEY).await.unwrap(), None);
     let created = store.create_if_free("10.5.1.0/24".parse().unwrap(), b"{}", None, None).await;
     created.unwrap();
 
     // Without it, etcd's certificate is nobody's that this host trusts.
-    let error = Etcd::new(&etcd.config()).unwrap().get(CONFIG_KEY).await.unwrap_err();
+    let error = EtcdStore::new(&etcd.config()).unwrap().get(CONFIG_KEY).await.unwrap_err();
     assert!(error.to_string().contains("certificate"), "{error}");
 }
 
@@ -68,7 +68,7 @@ async fn a_user_who_may_only_touch_the_prefix_can_do_everything() {
     enable_auth(&mut world.client).await;
     let mut config = world.etcd.config();
     config.user = Some(("overlay".to_owned(), "secret".parse().unwrap()));
-    let store = Etcd::new(&config).unwrap();
+    let store = EtcdStore::new(&config).unwrap();
 
     let stored = within(wait_for_config(&store)).await.unwrap();
     let acquired = within(acquire(&store, &stored, &request(1))).await.unwrap();
@@ -87,7 +87,8 @@ async fn a_user_who_may_only_touch_the_prefix_can_do_everything() {
 /// The one line that somebody sees whose connection is refused. Boxed, because the library's futures are
 /// large.
 async fn refusal(config: &EtcdConfig) -> String {
-    let asked = Box::pin(async { Etcd::new(config).unwrap().get(CONFIG_KEY).await.unwrap_err() });
+    let asked =
+        Box::pin(async { EtcdStore::new(config).unwrap().get(CONFIG_KEY).await.unwrap_err() });
     let line = within(asked).await.to_string();
     assert_eq!(line.lines().count(), 1, "{line}");
     line
@@ -109,7 +110,7 @@ async fn a_client_is_known_by_its_certificate_and_refused_in_one_line_without_th
     let etcd = TestEtcd::start_with(dir, Some(tls)).await;
 
     let with = |identity| EtcdConfig { ca_file: ca_file.clone(), identity, ..etcd.config() };
-    let store = Etcd::new(&with(good)).unwrap();
+    let store = EtcdStore::new(&with(good)).unwrap();
     assert_eq!(store.get(CONFIG_KEY).await.unwrap(), None);
     for (identity, who) in [(bad, "a stranger's certificate"), (None, "no certificate")] {
         let line = refusal(&with(identity)).await;
@@ -119,7 +120,7 @@ async fn a_client_is_known_by_its_certificate_and_refused_in_one_line_without_th
         );
         assert!(line.contains(&etcd.endpoint()), "with {who}: {line}");
     }
-    let error = Etcd::new(&with(Some(Identity {
+    let error = EtcdStore::new(&with(Some(Identity {
         cert_file: "/none/such.pem".into(),
         key_file: "/none/such.key".into(),
     })))
@@ -153,7 +154,7 @@ async fn a_user_goes_without_a_password_where_authentication_is_off_and_logs_in_
         user: Some(("overlay".to_owned(), "secret".parse().unwrap())),
         ..world.etcd.config()
     };
-    let store = Etcd::new(&config).unwrap();
+    let store = EtcdStore::new(&config).unwrap();
     let stored = within(wait_for_config(&store)).await.unwrap();
     let acquired = within(acquire(&store, &stored, &request(1))).await.unwrap();
 

@@ -2,7 +2,7 @@
 
 use etcd_client::PutOptions;
 use overlay_lease::{
-    member::{claim::Claim, follow::Follower, update::LeaseUpdate as Update},
+    member::{claim::LeaseClaim, follow::Follower, update::LeaseUpdate as Update},
     store::Store as _,
 };
 
@@ -10,7 +10,7 @@ use crate::support::{
     CONFIG, Followed, LeaseUpdate, World, key, lease, request, subnet, value, value_with_mac,
 };
 
-async fn put(followed: &mut Followed) -> Claim {
+async fn put(followed: &mut Followed) -> LeaseClaim {
     match followed.next_update().await {
         Update::Put(claim) => claim,
         other => panic!("not a put: {other:?}"),

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use overlay_lease::{
     member::{acquire::acquire, follow::Follower, keeper::Keeper, network::wait_for_config},
-    store::etcd::Etcd,
+    store::etcd::EtcdStore,
 };
 use tokio::sync::mpsc;
 
@@ -19,7 +19,7 @@ async fn the_loss_of_any_member_of_three_is_survived() {
     cluster[0].client().await.put(CONFIG_KEY, CONFIG, None).await.unwrap();
     let mut config = cluster[0].config();
     config.endpoints = cluster.iter().map(TestEtcd::endpoint).collect();
-    let store = Etcd::new(&config).unwrap();
+    let store = EtcdStore::new(&config).unwrap();
     let stored = within(wait_for_config(&store)).await.unwrap();
     let acquired = within(acquire(&store, &stored, &request(1))).await.unwrap();
     let keeper = Keeper::new(store.clone(), &acquired, Duration::from_hours(24));

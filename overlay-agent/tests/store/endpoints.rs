@@ -4,7 +4,7 @@ use overlay_lease::{
     member::network::wait_for_config,
     store::{
         Store as _,
-        etcd::{Etcd, Identity},
+        etcd::{EtcdStore, Identity},
     },
 };
 
@@ -20,7 +20,7 @@ async fn an_endpoint_that_is_down_is_passed_over() {
     for position in [0, 1] {
         let mut config = etcd.config();
         config.endpoints.insert(position, "http://127.0.0.1:1".to_owned());
-        let store = Etcd::new(&config).unwrap();
+        let store = EtcdStore::new(&config).unwrap();
         within(wait_for_config(&store)).await.unwrap();
     }
 }
@@ -30,7 +30,7 @@ async fn when_no_endpoint_answers_each_is_named_with_its_reason() {
     let etcd = TestEtcd::start().await;
     let mut config = etcd.config();
     config.endpoints = vec!["http://127.0.0.1:1".to_owned()];
-    let error = Etcd::new(&config).unwrap().get(CONFIG_KEY).await.unwrap_err();
+    let error = EtcdStore::new(&config).unwrap().get(CONFIG_KEY).await.unwrap_err();
     let text = error.to_string();
     assert_eq!(
         text,
@@ -47,16 +47,16 @@ async fn files_for_tls_are_read_only_where_an_endpoint_wants_tls() {
     config.ca_file = Some("/nope/ca.pem".into());
     let cert_file = "/nope/cert.pem".into();
     config.identity = Some(Identity { cert_file, key_file: "/nope/key.pem".into() });
-    within(wait_for_config(&Etcd::new(&config).unwrap())).await.unwrap();
+    within(wait_for_config(&EtcdStore::new(&config).unwrap())).await.unwrap();
 
     // Without a scheme, files mean TLS; and without files, it is not.
     let bare = etcd.endpoint().replace("http://", "");
     for endpoint in ["https://127.0.0.1:1", &bare] {
         config.endpoints = vec![etcd.endpoint(), endpoint.to_owned()];
-        let error = Etcd::new(&config).unwrap_err();
+        let error = EtcdStore::new(&config).unwrap_err();
         assert!(format!("{error:#}").contains("/nope/ca.pem: No such file"), "{error:#}");
     }
     let mut config = etcd.config();
     config.endpoints = vec![bare];
-    within(wait_for_config(&Etcd::new(&config).unwrap())).await.unwrap();
+    within(wait_for_config(&EtcdStore::new(&config).unwrap())).await.unwrap();
 }

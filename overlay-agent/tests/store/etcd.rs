@@ -10,8 +10,8 @@ use std::{
 
 use etcd_client::{Client, ConnectOptions};
 use overlay_lease::{
-    store::etcd::{Etcd, EtcdConfig},
-    wire::key::Prefix,
+    store::etcd::{EtcdConfig, EtcdStore},
+    wire::key::KeyPrefix,
 };
 use tempfile::TempDir;
 
@@ -136,7 +136,7 @@ impl TestEtcd {
     pub(crate) fn config(&self) -> EtcdConfig {
         EtcdConfig {
             endpoints: vec![self.endpoint()],
-            prefix: Prefix::new("/coreos.com/network"),
+            prefix: KeyPrefix::new("/coreos.com/network"),
             ca_file: None,
             identity: None,
             user: None,
@@ -144,8 +144,8 @@ impl TestEtcd {
     }
 
     /// The store under test, with a connection of its own.
-    pub(crate) fn store(&self) -> Etcd {
-        Etcd::new(&self.config()).unwrap()
+    pub(crate) fn store(&self) -> EtcdStore {
+        EtcdStore::new(&self.config()).unwrap()
     }
 
     async fn wait_until_it_answers(&mut self) {

@@ -8,9 +8,9 @@ use overlay_lease::{
         follow::Follower,
         incident::Incident,
         keeper::{Keeper, LeaseEvent},
-        request::{Origin, Request},
+        request::{LeaseOrigin, Request},
     },
-    store::{Store as _, etcd::Etcd},
+    store::{Store as _, etcd::EtcdStore},
     wire::value::LeaseValue,
 };
 use tokio::sync::mpsc;
@@ -52,7 +52,7 @@ impl Host {
         Self::keep(world.store.clone(), acquired, request.ttl).await
     }
 
-    async fn keep(store: Etcd, acquired: Acquired, ttl: Duration) -> Self {
+    async fn keep(store: EtcdStore, acquired: Acquired, ttl: Duration) -> Self {
         let keeper = Keeper::new(store.clone(), &acquired, ttl);
         let follower =
             Follower::new(store).starting_from(acquired.listing.clone()).informing(keeper.handle());
@@ -94,7 +94,7 @@ async fn a_host_that_gets_a_dead_hosts_address_keeps_its_own_subnet() {
             let acquired = world.acquire(&rebooted(1, "10.5.7.0/24", 9)).await;
             assert_eq!(
                 (acquired.lease.subnet, acquired.origin),
-                (subnet("10.5.7.0/24"), Origin::Mac)
+                (subnet("10.5.7.0/24"), LeaseOrigin::Mac)
             );
             assert_eq!(acquired.lease.public_ip, address(9));
             assert_eq!(stored(&mut world, "10.5.7.0-24").await, value_with_mac(9, 1));
@@ -123,14 +123,14 @@ async fn a_dead_hosts_lease_with_our_new_address_is_not_ours_although_our_own_ha
     let acquired = world.acquire(&rebooted(1, "10.5.7.0/24", 9)).await;
     assert_eq!(
         (acquired.lease.subnet, acquired.origin),
-        (subnet("10.5.7.0/24"), Origin::SubnetFile)
+        (subnet("10.5.7.0/24"), LeaseOrigin::SubnetFile)
     );
 
     // Nor if our subnet is another host's by now.
     world.delete("10.5.7.0-24").await;
     world.put_with_ttl("10.5.7.0-24", &value(8), DAY).await;
     let acquired = world.acquire(&rebooted(1, "10.5.7.0/24", 9)).await;
-    assert_eq!(acquired.origin, Origin::Free);
+    assert_eq!(acquired.origin, LeaseOrigin::Free);
     assert_eq!(stored(&mut world, "10.5.3.0-24").await, value(9));
 }
 
@@ -166,7 +166,7 @@ async fn a_host_whose_address_changes_while_it_is_off_keeps_subnet_and_mac() {
     let acquired = world.acquire(&rebooted(1, "10.5.7.0/24", 101)).await;
     let expected =
         overlay_lease::wire::Lease { public_ip: address(101), ..lease("10.5.7.0/24", 1) };
-    assert_eq!((acquired.lease, acquired.origin), (expected, Origin::Mac));
+    assert_eq!((acquired.lease, acquired.origin), (expected, LeaseOrigin::Mac));
     assert_eq!(acquired.displaced, Some(address(1)));
     assert_eq!(world.etcd_leases().await.len(), 1);
     assert!(!world.etcd_leases().await.contains(&old));
@@ -326,7 +326,7 @@ async fn a_restart_takes_its_damaged_key_back() {
         if what != "another MAC" {
             assert_eq!(acquired.lease, lease("10.5.7.0/24", 1), "{what}");
             assert_eq!(stored(&mut world, "10.5.7.0-24").await, value(1), "{what}");
-            assert_eq!(acquired.origin, Origin::Damaged, "{what}");
+            assert_eq!(acquired.origin, LeaseOrigin::Damaged, "{what}");
             assert_ne!(world.get("10.5.7.0-24").await.unwrap().lease(), 0, "{what}");
             let incidents: Vec<_> = acquired.incidents.iter().map(ToString::to_string).collect();
             assert!(incidents[0].contains(told), "{what}: {incidents:?}");

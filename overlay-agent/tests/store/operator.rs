@@ -5,7 +5,7 @@ use std::{
     process::{Output, Stdio},
 };
 
-use overlay_lease::{member::request::Origin, store::Store as _, wire::value::LeaseValue};
+use overlay_lease::{member::request::LeaseOrigin, store::Store as _, wire::value::LeaseValue};
 use serde_json::Value;
 use tokio::{io::AsyncWriteExt as _, process::Command};
 
@@ -166,7 +166,7 @@ async fn a_free_subnet_is_reserved_for_a_host_that_then_takes_it() {
 
     let acquired = world.acquire(&request(1)).await;
     assert_eq!(acquired.lease.subnet, subnet("10.5.7.0/24"));
-    assert_eq!((acquired.etcd_lease, acquired.origin), (None, Origin::PublicIp));
+    assert_eq!((acquired.etcd_lease, acquired.origin), (None, LeaseOrigin::PublicIp));
 }
 
 #[tokio::test]

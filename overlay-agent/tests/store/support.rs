@@ -13,7 +13,7 @@ use overlay_lease::{
         request::Request,
         update::LeaseUpdate as Update,
     },
-    store::etcd::Etcd,
+    store::etcd::EtcdStore,
     wire::Lease,
 };
 use tokio::{sync::mpsc, task::JoinSet, time::timeout};
@@ -72,7 +72,7 @@ pub(crate) fn subnet(text: &str) -> Ipv4Network {
 pub(crate) struct World {
     pub(crate) etcd: TestEtcd,
     pub(crate) client: Client,
-    pub(crate) store: Etcd,
+    pub(crate) store: EtcdStore,
     pub(crate) config: StoredConfig,
 }
 
@@ -162,7 +162,7 @@ impl From<Update> for LeaseUpdate {
 pub(crate) struct Followed(mpsc::Receiver<Update>);
 
 impl Followed {
-    pub(crate) fn new(follower: Follower<Etcd>) -> Self {
+    pub(crate) fn new(follower: Follower<EtcdStore>) -> Self {
         let (sender, receiver) = mpsc::channel(16);
         tokio::spawn(follower.run(sender));
         Self(receiver)

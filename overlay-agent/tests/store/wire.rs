@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex};
 
-use overlay_lease::store::etcd::{Etcd, EtcdConfig};
+use overlay_lease::store::etcd::{EtcdConfig, EtcdStore};
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::watch,
@@ -41,10 +41,10 @@ impl Wire {
     }
 
     /// The store as a host at the other end of the wire sees it.
-    pub(crate) fn store(&self) -> Etcd {
+    pub(crate) fn store(&self) -> EtcdStore {
         let mut config = self.config.clone();
         config.endpoints = vec![format!("http://127.0.0.1:{}", self.port)];
-        Etcd::new(&config).unwrap()
+        EtcdStore::new(&config).unwrap()
     }
 
     /// Ends all connections and lets none through.

@@ -210,7 +210,7 @@ impl Agent {
     }
 
     /// Its counters.
-    pub fn counters(&self) -> Result<Vec<Counter>> {
+    pub fn counters(&self) -> Result<Vec<CounterReading>> {
         counters(&self.status()?)
     }
 
@@ -238,7 +238,7 @@ impl Agent {
 
 /// One line of an agent's counters.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Deserialize)]
-pub struct Counter {
+pub struct CounterReading {
     /// Where it was counted.
     pub hook: String,
     /// What was decided.
@@ -251,7 +251,7 @@ pub struct Counter {
 }
 
 /// The counters in a status.
-pub fn counters(status: &Value) -> Result<Vec<Counter>> {
+pub fn counters(status: &Value) -> Result<Vec<CounterReading>> {
     let counters = status.get("counters").context("the agent's status has no counters")?;
     serde_json::from_value(counters.clone())
         .with_context(|| format!("these are no counters of hook, reason, packets: {counters}"))

@@ -4,7 +4,7 @@ use std::{net::Ipv4Addr, path::Path};
 
 use anyhow::{Context as _, Result};
 
-use crate::{command::Cmd, host::Host, ledger::Ledger, namespace::Namespace, subnet::SubnetEnv};
+use crate::{command::Cmd, host::Host, ledger::Ledger, namespace::Namespace, subnet::LeasedSubnet};
 
 /// The bridge that Docker makes.
 pub const BRIDGE: &str = "docker0";
@@ -89,7 +89,7 @@ impl Container {
 }
 
 /// Makes the bridge that Docker would make, unless there is one.
-fn ensure_bridge(host: &Host, subnet: &SubnetEnv) -> Result<()> {
+fn ensure_bridge(host: &Host, subnet: &LeasedSubnet) -> Result<()> {
     let exists =
         host.namespace().command("ip").args(["link", "show", BRIDGE]).output()?.status.success();
     if exists {

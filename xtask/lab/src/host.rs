@@ -16,7 +16,7 @@ use crate::{
     command::Cmd,
     ledger::{HostRecord, Ledger},
     namespace::Namespace,
-    subnet::SubnetEnv,
+    subnet::LeasedSubnet,
     wire::{UPLINK, Wire},
 };
 
@@ -118,8 +118,8 @@ impl Host {
     }
 
     /// What `subnet.env` says now.
-    pub fn subnet(&self) -> Result<SubnetEnv> {
-        SubnetEnv::read(&self.subnet_file())
+    pub fn subnet(&self) -> Result<LeasedSubnet> {
+        LeasedSubnet::read(&self.subnet_file())
     }
 
     /// A command that runs on it.

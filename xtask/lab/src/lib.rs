@@ -63,7 +63,7 @@ use nix::unistd::{Pid, Uid};
 
 use self::ledger::{HostRecord, Record};
 pub use self::{
-    agent::{Agent, AgentOptions, Counter, counters, status as agent_status},
+    agent::{Agent, AgentOptions, CounterReading, counters, status as agent_status},
     bpffs::MOUNT_POINT as BPF_MOUNT_POINT,
     capture::Capture,
     command::tail,

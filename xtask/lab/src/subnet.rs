@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result};
 
 /// What the agent tells the host about its lease.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SubnetEnv {
+pub struct LeasedSubnet {
     /// The whole overlay, `10.1.0.0/16`.
     pub network: String,
     /// The bridge's own address in the leased subnet, `10.1.5.1`.
@@ -19,7 +19,7 @@ pub struct SubnetEnv {
     pub ip_masq: bool,
 }
 
-impl SubnetEnv {
+impl LeasedSubnet {
     /// Reads a file.
     pub fn read(path: &Path) -> Result<Self> {
         let text =
@@ -79,7 +79,7 @@ mod tests {
 
     #[test]
     fn what_the_agent_writes_is_read() {
-        let env = SubnetEnv::parse(TEXT).unwrap();
+        let env = LeasedSubnet::parse(TEXT).unwrap();
         assert_eq!(env.network, "10.1.0.0/16");
         assert_eq!(env.gateway_cidr(), "10.1.5.1/24");
         assert_eq!(env.subnet(), "10.1.5.0/24");
@@ -90,7 +90,7 @@ mod tests {
 
     #[test]
     fn what_is_missing_is_named() {
-        let error = SubnetEnv::parse("FLANNEL_SUBNET=10.1.5.1/24\n").unwrap_err();
+        let error = LeasedSubnet::parse("FLANNEL_SUBNET=10.1.5.1/24\n").unwrap_err();
         assert_eq!(error.to_string(), "FLANNEL_NETWORK is missing");
     }
 }

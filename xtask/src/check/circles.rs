@@ -1,31 +1,23 @@
 //! Files that use each other in a circle cannot be understood one after the other, nor taken apart.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    fs,
-    path::{Path, PathBuf},
-};
+use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context as _, Result, bail};
 use overlay_lab::workspace;
 use petgraph::{algo::tarjan_scc, graphmap::DiGraphMap};
 use syn::{
-    Attribute, ItemMod, UseTree,
+    ItemMod, UseTree,
     visit::{self, Visit},
 };
 
-/// A module's path below its crate's root.
-type Module = Vec<String>;
+use super::sources::{self, Module};
 
 /// Fails where files of one crate use each other in a circle, or its rooms (the modules of its root) do. A module and
 /// those that it is made of are one.
 pub(super) fn check() -> Result<()> {
     let mut found = Vec::new();
     for package in workspace::packages()? {
-        let manifest = PathBuf::from(&package.manifest_path);
-        let root = manifest.with_file_name("src");
-        let mut files = BTreeMap::new();
-        read(&root, &mut Vec::new(), &mut files)?;
+        let files = sources::of(&package)?;
         for depth in [usize::MAX, 1] {
             for circle in circles(&files, depth)? {
                 found.push(format!("in {}: {}", package.name, circle.join(", ")));
@@ -36,41 +28,6 @@ pub(super) fn check() -> Result<()> {
         bail!("these files use each other: {}", found.join("; "));
     }
     Ok(())
-}
-
-/// Reads the files of a crate that are not for tests alone.
-fn read(directory: &Path, at: &mut Module, files: &mut BTreeMap<Module, String>) -> Result<()> {
-    let listing = || format!("cannot list {}", directory.display());
-    for entry in fs::read_dir(directory).with_context(listing)? {
-        let path = entry.with_context(listing)?.path();
-        let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-        if is_for_tests(&name) {
-            continue;
-        }
-        at.push(name);
-        if path.is_dir() {
-            read(&path, at, files)?;
-        } else if path.extension().is_some_and(|extension| extension == "rs") {
-            let text = fs::read_to_string(&path)
-                .with_context(|| format!("cannot read {}", path.display()))?;
-            files.insert(module(at), text);
-        }
-        at.pop();
-    }
-    Ok(())
-}
-
-fn is_for_tests(name: &str) -> bool {
-    name == "tests" || name.ends_with("_tests") || name == "test_support"
-}
-
-/// Of which module a file is the text.
-fn module(file: &[String]) -> Module {
-    match file {
-        [root] if root == "lib" || root == "main" => Vec::new(),
-        [above @ .., last] if last == "mod" => above.to_vec(),
-        file => file.to_vec(),
-    }
 }
 
 /// The circles among these files, each as the names of its modules; what is below `depth` is one with what is above.
@@ -159,7 +116,7 @@ impl Paths {
 
 impl Visit<'_> for Paths {
     fn visit_item_mod(&mut self, item: &ItemMod) {
-        if item.content.is_none() || item.attrs.iter().any(is_cfg_test) {
+        if item.content.is_none() || item.attrs.iter().any(sources::is_cfg_test) {
             return;
         }
         self.inside.push(item.ident.to_string());
@@ -168,7 +125,7 @@ impl Visit<'_> for Paths {
     }
 
     fn visit_item_use(&mut self, item: &syn::ItemUse) {
-        if !item.attrs.iter().any(is_cfg_test) {
+        if !item.attrs.iter().any(sources::is_cfg_test) {
             self.add_tree(&item.tree, &mut Vec::new());
         }
     }
@@ -178,11 +135,6 @@ impl Visit<'_> for Paths {
         self.add(&words);
         visit::visit_path(self, path);
     }
-}
-
-fn is_cfg_test(attribute: &Attribute) -> bool {
-    attribute.path().is_ident("cfg")
-        && attribute.parse_args::<syn::Ident>().is_ok_and(|what| what == "test")
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! Which way packets took, read off the agents' counters.
 
 use anyhow::{Result, ensure};
-use overlay_lab::{Agent, Counter};
+use overlay_lab::{Agent, CounterReading};
 
 /// The two ways out of a host and into it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,7 +34,7 @@ pub(super) struct Traffic {
 
 impl Traffic {
     /// What these counters say about one way.
-    pub(super) fn of(way: Way, counters: &[Counter]) -> Self {
+    pub(super) fn of(way: Way, counters: &[CounterReading]) -> Self {
         let marks = match way {
             Way::Fast => FAST,
             Way::Slow => SLOW,
@@ -99,8 +99,8 @@ fn differences(after: &[Traffic], before: &[Traffic]) -> Vec<Traffic> {
 mod tests {
     use super::*;
 
-    fn counter(hook: &str, reason: &str, packets: u64) -> Counter {
-        Counter { hook: hook.to_owned(), reason: reason.to_owned(), packets, bytes: 0 }
+    fn counter(hook: &str, reason: &str, packets: u64) -> CounterReading {
+        CounterReading { hook: hook.to_owned(), reason: reason.to_owned(), packets, bytes: 0 }
     }
 
     #[test]

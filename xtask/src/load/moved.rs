@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use overlay_lab::Counter;
+use overlay_lab::CounterReading;
 
 /// The counters as they were.
 #[derive(Debug, Default)]
@@ -10,9 +10,9 @@ pub(super) struct Moved(BTreeMap<(String, String), (u64, u64)>);
 
 impl Moved {
     /// A line for each counter that has moved.
-    pub(super) fn since(&mut self, now: Vec<Counter>) -> Vec<String> {
+    pub(super) fn since(&mut self, now: Vec<CounterReading>) -> Vec<String> {
         let mut lines = Vec::new();
-        for Counter { hook, reason, packets, bytes } in now {
+        for CounterReading { hook, reason, packets, bytes } in now {
             let key = (hook, reason);
             let before = self.0.insert(key.clone(), (packets, bytes)).unwrap_or_default();
             // New maps begin at zero.
@@ -36,7 +36,7 @@ mod tests {
 
     #[test]
     fn only_what_moved_is_a_line_also_when_counting_begins_anew() {
-        let counter = |reason: &str, packets| Counter {
+        let counter = |reason: &str, packets| CounterReading {
             hook: "from_uplink".to_owned(),
             reason: reason.to_owned(),
             packets,

@@ -8,7 +8,7 @@ use super::{NetworkConfig, RulesMode};
 
 /// A field that is different in the new config.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Change {
+pub enum ConfigChange {
     /// The whole overlay's range.
     Network(Ipv4Network, Ipv4Network),
     /// The VXLAN network identifier.
@@ -29,7 +29,7 @@ pub enum Change {
     Policy(usize, usize),
 }
 
-impl Change {
+impl ConfigChange {
     /// Whether hosts that run on with the old value and hosts that start with the new one could not
     /// talk to each other. Such a change needs a restart of every agent.
     pub const fn parts_hosts(&self) -> bool {
@@ -45,7 +45,7 @@ impl Change {
     }
 }
 
-impl fmt::Display for Change {
+impl fmt::Display for ConfigChange {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mtu = |mtu: &Option<u16>| match mtu {
             Some(mtu) => mtu.to_string(),
@@ -82,19 +82,20 @@ const fn rules(mode: Option<RulesMode>) -> &'static str {
 }
 
 /// What is different in `new`, what parts hosts first.
-pub fn changes(old: &NetworkConfig, new: &NetworkConfig) -> Vec<Change> {
+pub fn changes(old: &NetworkConfig, new: &NetworkConfig) -> Vec<ConfigChange> {
     let range = |config: &NetworkConfig| (config.subnet_len, config.subnet_min, config.subnet_max);
     [
-        (old.network != new.network).then_some(Change::Network(old.network, new.network)),
-        (old.vni != new.vni).then(|| Change::Vni(old.vni.get(), new.vni.get())),
-        (old.port != new.port).then_some(Change::Port(old.port, new.port)),
-        (range(old) != range(new)).then(|| Change::Range(range(old), range(new))),
-        (old.mtu != new.mtu).then_some(Change::Mtu(old.mtu, new.mtu)),
+        (old.network != new.network).then_some(ConfigChange::Network(old.network, new.network)),
+        (old.vni != new.vni).then(|| ConfigChange::Vni(old.vni.get(), new.vni.get())),
+        (old.port != new.port).then_some(ConfigChange::Port(old.port, new.port)),
+        (range(old) != range(new)).then(|| ConfigChange::Range(range(old), range(new))),
+        (old.mtu != new.mtu).then_some(ConfigChange::Mtu(old.mtu, new.mtu)),
         (old.direct_routing != new.direct_routing)
-            .then_some(Change::DirectRouting(old.direct_routing, new.direct_routing)),
-        (old.gbp != new.gbp).then_some(Change::Gbp(old.gbp, new.gbp)),
-        (old.rules != new.rules).then_some(Change::Rules(old.rules, new.rules)),
-        (old.policy != new.policy).then_some(Change::Policy(old.policy.len(), new.policy.len())),
+            .then_some(ConfigChange::DirectRouting(old.direct_routing, new.direct_routing)),
+        (old.gbp != new.gbp).then_some(ConfigChange::Gbp(old.gbp, new.gbp)),
+        (old.rules != new.rules).then_some(ConfigChange::Rules(old.rules, new.rules)),
+        (old.policy != new.policy)
+            .then_some(ConfigChange::Policy(old.policy.len(), new.policy.len())),
     ]
     .into_iter()
     .flatten()
@@ -107,7 +108,7 @@ pub struct Harm {
     /// Leases that the new config would not hand out: their hosts would move at their next start.
     pub stranded: Vec<Ipv4Network>,
     /// Changes that part hosts which run from hosts which start.
-    pub parting: Vec<Change>,
+    pub parting: Vec<ConfigChange>,
 }
 
 impl Harm {
@@ -125,7 +126,9 @@ impl Harm {
             .collect();
         let parting = match old {
             // With nobody there, nobody is parted.
-            Some(old) if any => changes(old, new).into_iter().filter(Change::parts_hosts).collect(),
+            Some(old) if any => {
+                changes(old, new).into_iter().filter(ConfigChange::parts_hosts).collect()
+            }
             _ => Vec::new(),
         };
         Self { stranded, parting }
@@ -160,7 +163,7 @@ impl fmt::Display for Harm {
             ));
         }
         if !self.parting.is_empty() {
-            let parting: Vec<_> = self.parting.iter().map(Change::to_string).collect();
+            let parting: Vec<_> = self.parting.iter().map(ConfigChange::to_string).collect();
             reasons.push(format!(
                 "hosts that start with it could not talk to those that run, until all are restarted: \
                  {}",
@@ -194,7 +197,7 @@ mod tests {
             "Rules":"honour",
             "Policy":[{"Name":"none","Action":"deny"}]}"#;
         let said: Vec<_> =
-            changes(&config(OLD), &config(new)).iter().map(Change::to_string).collect();
+            changes(&config(OLD), &config(new)).iter().map(ConfigChange::to_string).collect();
         assert_eq!(
             said,
             [
@@ -232,6 +235,6 @@ mod tests {
         assert!(Harm::of(Some(&config(OLD)), &new, []).is_none());
         assert!(Harm::of(None, &new, ["10.5.9.0/24".parse().unwrap()]).is_none());
         let harm = Harm::of(Some(&config(OLD)), &new, ["10.5.9.0/24".parse().unwrap()]);
-        assert_eq!(harm.parting, [Change::Vni(1, 7)]);
+        assert_eq!(harm.parting, [ConfigChange::Vni(1, 7)]);
     }
 }

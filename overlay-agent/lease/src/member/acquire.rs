@@ -21,7 +21,7 @@ use tracing::{debug, info, warn};
 use super::{
     incident::Incident,
     network::StoredConfig,
-    request::{Origin, Request},
+    request::{LeaseOrigin, Request},
     survey::{Own, Survey, Tie},
 };
 use crate::{
@@ -47,7 +47,7 @@ pub struct Acquired {
     /// What is to be kept alive; `None` for a reservation, which does not expire.
     pub etcd_lease: Option<i64>,
     /// How we came by it.
-    pub origin: Origin,
+    pub origin: LeaseOrigin,
     /// The address that the lease had before, if it was another.
     pub displaced: Option<Ipv4Addr>,
     /// What was put right on the way.
@@ -183,8 +183,8 @@ impl<S: Store> Attempt<'_, S> {
             return self.discard(&stale).await;
         }
         let (subnet, origin) = match wish {
-            Some(previous) => (previous, Origin::SubnetFile),
-            None => (self.pick(&survey)?, Origin::Free),
+            Some(previous) => (previous, LeaseOrigin::SubnetFile),
+            None => (self.pick(&survey)?, LeaseOrigin::Free),
         };
         self.create(listing, subnet, origin, new_mac).await
     }
@@ -346,7 +346,7 @@ impl<S: Store> Attempt<'_, S> {
         &mut self,
         mut listing: Listing,
         subnet: Ipv4Network,
-        origin: Origin,
+        origin: LeaseOrigin,
         vtep_mac: MacAddr,
     ) -> Result<Step, Stop> {
         let lease = self.lease(subnet, vtep_mac);
@@ -410,7 +410,7 @@ impl<S: Store> Attempt<'_, S> {
 fn done(
     lease: Lease,
     etcd_lease: Option<i64>,
-    origin: Origin,
+    origin: LeaseOrigin,
     displaced: Option<Ipv4Addr>,
     listing: Listing,
 ) -> Step {

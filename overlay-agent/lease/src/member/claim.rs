@@ -11,7 +11,7 @@ use crate::{
 
 /// A lease as a store has it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Claim {
+pub struct LeaseClaim {
     /// Its key. Two keys may name one subnet, where one of them names an IPv6 subnet, too.
     pub key: SubnetKey,
     /// What key and value say.
@@ -47,7 +47,7 @@ impl Rank {
     pub const LAST: Self = Self { doubtful: true, created: Revision::LAST, key: SubnetKey::LAST };
 }
 
-impl Claim {
+impl LeaseClaim {
     /// One of a store that has no revisions, and vouches for all of them alike.
     pub const fn listed(lease: Lease) -> Self {
         let key = SubnetKey { subnet: lease.subnet, ipv6: None };
@@ -69,7 +69,7 @@ impl Claim {
     }
 }
 
-impl fmt::Display for Claim {
+impl fmt::Display for LeaseClaim {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.lease.fmt(out)
     }

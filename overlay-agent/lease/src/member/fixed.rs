@@ -7,7 +7,7 @@ use tokio::sync::mpsc;
 use tracing::{info, warn};
 
 use super::{
-    claim::Claim,
+    claim::LeaseClaim,
     keeper::LeaseEvent,
     network::{ConfigUpdate, StoredConfig},
     update::LeaseUpdate,
@@ -15,7 +15,7 @@ use super::{
 use crate::{
     store::{
         Revision, Store as _, Watch as _,
-        peers::{Peers, PeersFile, PeersWatch},
+        peers::{PeersFile, PeersStore, PeersWatch},
     },
     wire::Lease,
 };
@@ -24,13 +24,13 @@ const UNUSABLE: &str = "the peers file cannot be used, the last good one stays i
 const UNLISTED: &str = "the peers file does not list this host any more, it keeps its subnet";
 
 /// The network that the file describes.
-pub fn network(store: &Peers) -> anyhow::Result<StoredConfig> {
+pub fn network(store: &PeersStore) -> anyhow::Result<StoredConfig> {
     Ok(stored(&store.look()?.1))
 }
 
 /// What the file has for the host with this address, and the task that follows the file from then on.
 pub async fn join(
-    store: &Peers,
+    store: &PeersStore,
     public_ip: Ipv4Addr,
 ) -> anyhow::Result<(Lease, StoredConfig, FileFollower)> {
     let (revision, file) = store.look()?;
@@ -44,7 +44,7 @@ pub async fn join(
 
 /// What the file says is judged as what etcd says.
 fn snapshot(file: &PeersFile) -> LeaseUpdate {
-    LeaseUpdate::Snapshot(file.leases.iter().copied().map(Claim::listed).collect())
+    LeaseUpdate::Snapshot(file.leases.iter().copied().map(LeaseClaim::listed).collect())
 }
 
 /// A file has no revisions.
@@ -55,7 +55,7 @@ fn stored(file: &PeersFile) -> StoredConfig {
 /// Follows the file of one host.
 #[derive(Debug)]
 pub struct FileFollower {
-    store: Peers,
+    store: PeersStore,
     lease: Lease,
     file: PeersFile,
     watch: PeersWatch,

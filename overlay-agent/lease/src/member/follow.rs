@@ -15,7 +15,7 @@ use tokio::sync::mpsc;
 use tracing::{debug, info, warn};
 
 use super::{
-    claim::Claim,
+    claim::LeaseClaim,
     grace::{Known, Patience},
     keeper::KeeperHandle,
     network::{ConfigReporter, ConfigUpdate},
@@ -53,14 +53,14 @@ const LISTING_AFTER: Duration = Duration::from_millis(2);
 const LISTING_WITHIN: Duration = Duration::from_secs(30);
 
 /// Why following stopped for the moment.
-enum Doubt {
+enum FollowError {
     Store(StoreError),
     Watch(WatchEnded),
     /// Nobody wants updates any more.
     Unwanted,
 }
 
-impl fmt::Display for Doubt {
+impl fmt::Display for FollowError {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Store(error) => error.fmt(out),
@@ -121,9 +121,9 @@ impl<S: Store> Follower<S> {
                 () = updates.closed() => return,
             };
             match doubt {
-                Doubt::Unwanted => return,
+                FollowError::Unwanted => return,
                 doubt => {
-                    if matches!(doubt, Doubt::Watch(WatchEnded::Compacted(_))) {
+                    if matches!(doubt, FollowError::Watch(WatchEnded::Compacted(_))) {
                         self.place = None;
                     }
                     tokio::time::sleep(outage.failed(&doubt)).await;
@@ -132,7 +132,11 @@ impl<S: Store> Follower<S> {
         }
     }
 
-    async fn follow(&mut self, updates: &mpsc::Sender<LeaseUpdate>, outage: &mut Outage) -> Doubt {
+    async fn follow(
+        &mut self,
+        updates: &mpsc::Sender<LeaseUpdate>,
+        outage: &mut Outage,
+    ) -> FollowError {
         match Box::pin(self.try_follow(updates, outage)).await {
             Ok(never) => match never {},
             Err(doubt) => doubt,
@@ -143,7 +147,7 @@ impl<S: Store> Follower<S> {
         &mut self,
         updates: &mpsc::Sender<LeaseUpdate>,
         outage: &mut Outage,
-    ) -> Result<std::convert::Infallible, Doubt> {
+    ) -> Result<std::convert::Infallible, FollowError> {
         let (mut watch, missed) = match self.resume().await? {
             Some(resumed) => resumed,
             None => (self.begin(outage, updates).await?, Revision::NONE),
@@ -153,7 +157,7 @@ impl<S: Store> Follower<S> {
         loop {
             let grace = self.known.deadline();
             let news = tokio::select! {
-                news = watch.next() => news.map_err(Doubt::Watch)?,
+                news = watch.next() => news.map_err(FollowError::Watch)?,
                 () = sleep_until(grace), if grace.is_some() => {
                     self.end_grace(updates).await?;
                     continue;
@@ -209,15 +213,15 @@ impl<S: Store> Follower<S> {
         &mut self,
         outage: &mut Outage,
         updates: &mpsc::Sender<LeaseUpdate>,
-    ) -> Result<S::Watch, Doubt> {
+    ) -> Result<S::Watch, FollowError> {
         let listing = if let Some(listing) = self.listing.take() {
             listing
         } else {
             tokio::time::sleep(self.put_off()).await;
-            self.store.list().await.map_err(Doubt::Store)?
+            self.store.list().await.map_err(FollowError::Store)?
         };
         if let Some(config) = &mut self.config {
-            config.look(&self.store).await.map_err(Doubt::Store)?;
+            config.look(&self.store).await.map_err(FollowError::Store)?;
         }
         let place = Place { cluster: listing.cluster, revision: listing.revision };
         let revision = place.revision;
@@ -225,7 +229,7 @@ impl<S: Store> Follower<S> {
         info!("leases in all: {}, as of revision {revision}", listed.len());
         self.send_snapshot(listed, outage, updates).await?;
         self.place = Some(place);
-        self.store.watch(revision, self.config.is_some()).await.map_err(Doubt::Store)
+        self.store.watch(revision, self.config.is_some()).await.map_err(FollowError::Store)
     }
 
     /// How long to wait before a listing, so that not all ask at once for everything.
@@ -237,7 +241,7 @@ impl<S: Store> Follower<S> {
 
     /// Goes on where the last watch has ended, and says up to which revision changes were missed; nothing where that is
     /// not possible.
-    async fn resume(&mut self) -> Result<Option<(S::Watch, Revision)>, Doubt> {
+    async fn resume(&mut self) -> Result<Option<(S::Watch, Revision)>, FollowError> {
         // Another history has another latest change.
         let (Some(place), Some(latest)) = (self.place, self.known.latest()) else {
             self.place = None;
@@ -246,7 +250,7 @@ impl<S: Store> Follower<S> {
         let (key, written) = (self.store.prefix().key(&latest.key), latest.written);
         let past = match self.store.past(&key, place.revision).await {
             Ok(past) if past.cluster == place.cluster && past.written == Some(written) => past,
-            Err(error) if !error.is_refusal() => return Err(Doubt::Store(error)),
+            Err(error) if !error.is_refusal() => return Err(FollowError::Store(error)),
             // It is another one, or does not go back so far, or has not come so far.
             Ok(_) | Err(_) => {
                 warn!("etcd does not have the past that is known of it: reading all leases anew");
@@ -255,11 +259,11 @@ impl<S: Store> Follower<S> {
             }
         };
         if let Some(config) = &mut self.config {
-            config.look(&self.store).await.map_err(Doubt::Store)?;
+            config.look(&self.store).await.map_err(FollowError::Store)?;
         }
         debug!("following leases again after revision {}", place.revision);
         let watch = self.store.watch(place.revision, self.config.is_some()).await;
-        Ok(Some((watch.map_err(Doubt::Store)?, past.latest)))
+        Ok(Some((watch.map_err(FollowError::Store)?, past.latest)))
     }
 
     /// Keeps for a while, or gives up, what etcd has lost in an outage.
@@ -268,7 +272,7 @@ impl<S: Store> Follower<S> {
         lost: &[SubnetKey],
         outage: Duration,
         updates: &mpsc::Sender<LeaseUpdate>,
-    ) -> Result<(), Doubt> {
+    ) -> Result<(), FollowError> {
         if lost.is_empty() {
             return Ok(());
         }
@@ -278,7 +282,7 @@ impl<S: Store> Follower<S> {
                 keeper.observe(&gone);
             }
             let update = kept.map_or(gone, LeaseUpdate::Put);
-            updates.send(update).await.or(Err(Doubt::Unwanted))?;
+            updates.send(update).await.or(Err(FollowError::Unwanted))?;
         }
         if self.known.missing() > 0 {
             let missing = self.known.missing();
@@ -289,10 +293,10 @@ impl<S: Store> Follower<S> {
 
     async fn send_snapshot(
         &mut self,
-        listed: Vec<Claim>,
+        listed: Vec<LeaseClaim>,
         outage: &Outage,
         updates: &mpsc::Sender<LeaseUpdate>,
-    ) -> Result<(), Doubt> {
+    ) -> Result<(), FollowError> {
         let listed = LeaseUpdate::Snapshot(listed);
         // Our own lease is not for us to have patience with.
         if let Some(keeper) = &self.keeper {
@@ -306,13 +310,13 @@ impl<S: Store> Follower<S> {
                 "{missing} leases are not there any more after the outage: keeping them for a while"
             );
         }
-        updates.send(LeaseUpdate::Snapshot(all)).await.or(Err(Doubt::Unwanted))
+        updates.send(LeaseUpdate::Snapshot(all)).await.or(Err(FollowError::Unwanted))
     }
 
-    async fn end_grace(&mut self, updates: &mpsc::Sender<LeaseUpdate>) -> Result<(), Doubt> {
+    async fn end_grace(&mut self, updates: &mpsc::Sender<LeaseUpdate>) -> Result<(), FollowError> {
         for key in self.known.expired(Instant::now()) {
             warn!("no host has taken {key} again after the outage: it counts as gone");
-            updates.send(LeaseUpdate::Removed(key)).await.or(Err(Doubt::Unwanted))?;
+            updates.send(LeaseUpdate::Removed(key)).await.or(Err(FollowError::Unwanted))?;
         }
         Ok(())
     }
@@ -321,14 +325,14 @@ impl<S: Store> Follower<S> {
         &mut self,
         updates: &mpsc::Sender<LeaseUpdate>,
         update: LeaseUpdate,
-    ) -> Result<(), Doubt> {
+    ) -> Result<(), FollowError> {
         if let Some(keeper) = &self.keeper {
             keeper.observe(&update);
         }
         match &update {
             LeaseUpdate::Put(claim) => {
                 for key in self.known.put(*claim) {
-                    updates.send(LeaseUpdate::Removed(key)).await.or(Err(Doubt::Unwanted))?;
+                    updates.send(LeaseUpdate::Removed(key)).await.or(Err(FollowError::Unwanted))?;
                 }
             }
             LeaseUpdate::Removed(key) => {
@@ -336,7 +340,7 @@ impl<S: Store> Follower<S> {
             }
             LeaseUpdate::Snapshot(_) => {}
         }
-        updates.send(update).await.or(Err(Doubt::Unwanted))
+        updates.send(update).await.or(Err(FollowError::Unwanted))
     }
 }
 

@@ -18,7 +18,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::claim::Claim;
+use super::claim::LeaseClaim;
 use crate::wire::key::SubnetKey;
 
 /// How long an outage must have lasted for absence to be in doubt, and for how long the doubt lasts.
@@ -40,7 +40,7 @@ impl Default for Patience {
 #[derive(Debug, Default)]
 pub(super) struct Known {
     patience: Patience,
-    leases: BTreeMap<SubnetKey, Claim>,
+    leases: BTreeMap<SubnetKey, LeaseClaim>,
     /// Those of `leases` that etcd lacks, and until when they are kept.
     missing: BTreeMap<SubnetKey, Instant>,
     /// The same in order of time, and of public addresses.
@@ -57,14 +57,14 @@ impl Known {
     /// order.
     pub(super) fn listed(
         &mut self,
-        listed: Vec<Claim>,
+        listed: Vec<LeaseClaim>,
         outage: Duration,
         now: Instant,
-    ) -> Vec<Claim> {
+    ) -> Vec<LeaseClaim> {
         let listed: BTreeMap<_, _> = listed.into_iter().map(|claim| (claim.key, claim)).collect();
         let before = std::mem::take(self);
         self.patience = before.patience;
-        let is_news = |claim: &&Claim| tells_news(before.leases.get(&claim.key), claim);
+        let is_news = |claim: &&LeaseClaim| tells_news(before.leases.get(&claim.key), claim);
         let elsewhere: HashSet<_> =
             listed.values().filter(is_news).map(|claim| claim.lease.public_ip).collect();
         let until = |key| {
@@ -97,7 +97,7 @@ impl Known {
         keys: &[SubnetKey],
         outage: Duration,
         now: Instant,
-    ) -> Vec<(SubnetKey, Option<Claim>)> {
+    ) -> Vec<(SubnetKey, Option<LeaseClaim>)> {
         let lost: HashSet<_> = keys.iter().collect();
         let alive = self.leases.iter().filter(|(key, _)| !lost.contains(key));
         let addresses: HashSet<_> = alive.map(|(_, claim)| claim.lease.public_ip).collect();
@@ -116,7 +116,7 @@ impl Known {
     }
 
     /// Keeps what etcd lacks until then.
-    fn keep(&mut self, claim: Claim, until: Instant) {
+    fn keep(&mut self, claim: LeaseClaim, until: Instant) {
         self.leases.insert(claim.key, claim);
         self.missing.insert(claim.key, until);
         self.by_time.insert((until, claim.key));
@@ -124,7 +124,7 @@ impl Known {
     }
 
     /// The one of etcd's that was written last.
-    pub(super) fn latest(&self) -> Option<&Claim> {
+    pub(super) fn latest(&self) -> Option<&LeaseClaim> {
         let there = self.leases.values().filter(|claim| !self.missing.contains_key(&claim.key));
         there.max_by_key(|claim| claim.written)
     }
@@ -135,12 +135,12 @@ impl Known {
     }
 
     /// Whether this is known, but for revisions.
-    pub(super) fn knows(&self, claim: &Claim) -> bool {
+    pub(super) fn knows(&self, claim: &LeaseClaim) -> bool {
         self.leases.get(&claim.key).is_some_and(|known| known.lease == claim.lease)
     }
 
     /// Takes note of a lease that etcd has. Returns the kept ones that it takes the place of.
-    pub(super) fn put(&mut self, claim: Claim) -> Vec<SubnetKey> {
+    pub(super) fn put(&mut self, claim: LeaseClaim) -> Vec<SubnetKey> {
         let before = self.removed(claim.key);
         let mut replaced = Vec::new();
         if tells_news(before.as_ref(), &claim) {
@@ -156,7 +156,7 @@ impl Known {
     }
 
     /// Takes note that a lease is gone for certain, and returns what was known of it.
-    pub(super) fn removed(&mut self, key: SubnetKey) -> Option<Claim> {
+    pub(super) fn removed(&mut self, key: SubnetKey) -> Option<LeaseClaim> {
         let claim = self.leases.remove(&key)?;
         if let Some(until) = self.missing.remove(&key) {
             self.by_time.remove(&(until, key));
@@ -187,7 +187,7 @@ impl Known {
 }
 
 /// Whether a lease says something about its host that was not known before.
-fn tells_news(before: Option<&Claim>, now: &Claim) -> bool {
+fn tells_news(before: Option<&LeaseClaim>, now: &LeaseClaim) -> bool {
     before.is_none_or(|before| before.lease.public_ip != now.lease.public_ip)
 }
 
@@ -200,8 +200,8 @@ mod tests {
 
     const LONG: Duration = Duration::from_hours(1);
 
-    fn lease(subnet: &str, host: u8) -> Claim {
-        Claim::listed(Lease {
+    fn lease(subnet: &str, host: u8) -> LeaseClaim {
+        LeaseClaim::listed(Lease {
             subnet: subnet.parse().unwrap(),
             public_ip: Ipv4Addr::new(192, 0, 2, host),
             vtep_mac: MacAddr([2, 0, 0, 0, 0, host]),
@@ -209,7 +209,7 @@ mod tests {
         })
     }
 
-    fn known(leases: &[Claim]) -> Known {
+    fn known(leases: &[LeaseClaim]) -> Known {
         let mut known = Known::default();
         known.listed(leases.to_vec(), Duration::ZERO, Instant::now());
         known
@@ -280,10 +280,11 @@ mod tests {
 
     #[test]
     fn in_doubt_a_lease_is_younger_than_all_and_as_old_as_before_among_its_likes() {
-        let [old, young] =
-            [1, 2].map(Revision::new).map(|created| Claim { created, ..lease("10.5.1.0/24", 1) });
+        let [old, young] = [1, 2]
+            .map(Revision::new)
+            .map(|created| LeaseClaim { created, ..lease("10.5.1.0/24", 1) });
         assert!(young.in_doubt().rank() > old.in_doubt().rank());
-        assert!(old.in_doubt().rank() > Claim { created: Revision::LAST, ..young }.rank());
+        assert!(old.in_doubt().rank() > LeaseClaim { created: Revision::LAST, ..young }.rank());
         assert_eq!(old.in_doubt().in_doubt(), old.in_doubt());
     }
 }

@@ -14,7 +14,7 @@ use tracing::{debug, error, warn};
 
 use super::{
     acquire::{Acquired, describe, retire},
-    claim::Claim,
+    claim::LeaseClaim,
     incident::Incident,
     survey::is_copy,
     update::LeaseUpdate,
@@ -104,9 +104,9 @@ impl KeeperHandle {
         let ours = self.lease;
         let doubtful = match update {
             LeaseUpdate::Snapshot(claims) => claims
-                .binary_search_by_key(&Claim::listed(ours).key, |claim| claim.key)
+                .binary_search_by_key(&LeaseClaim::listed(ours).key, |claim| claim.key)
                 .map_or(true, |index| claims[index].lease != ours),
-            LeaseUpdate::Put(Claim { lease, .. }) => {
+            LeaseUpdate::Put(LeaseClaim { lease, .. }) => {
                 *lease != ours && overlap(lease.subnet, ours.subnet)
             }
             LeaseUpdate::Removed(key) => key.subnet == ours.subnet,
@@ -400,7 +400,7 @@ mod tests {
         let other = lease("10.5.3.0/24", 3);
         let stolen = lease("10.5.2.0/24", 3);
         let overlapping = lease("10.5.2.128/25", 3);
-        let claim = Claim::listed;
+        let claim = LeaseClaim::listed;
         for (update, expected) in [
             (LeaseUpdate::Snapshot(vec![claim(ours), claim(other)]), false),
             (LeaseUpdate::Snapshot(vec![claim(other)]), true),

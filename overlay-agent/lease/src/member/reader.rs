@@ -8,13 +8,13 @@ use std::{
 
 use tracing::warn;
 
-use super::{claim::Claim, update::LeaseUpdate};
+use super::{claim::LeaseClaim, update::LeaseUpdate};
 use crate::{
     store::{Change, Entry, Listing, Revision},
     trouble::Troubles,
     wire::{
         Lease,
-        key::{Prefix, SubnetKey},
+        key::{KeyPrefix, SubnetKey},
         value::{Backend, LARGEST_VALUE, LeaseValue},
     },
 };
@@ -26,7 +26,7 @@ const QUIET: Duration = Duration::from_mins(1);
 /// Makes leases of keys and values, and remembers which of them it has complained about.
 #[derive(Debug)]
 pub(super) struct Reader {
-    prefix: Prefix,
+    prefix: KeyPrefix,
     troubles: Troubles,
     /// The revision of each key that is no lease of ours, as of when that was said.
     reported: HashMap<Vec<u8>, Revision>,
@@ -35,7 +35,7 @@ pub(super) struct Reader {
 
 /// What a key and its value amount to.
 enum Read {
-    Claim(Claim),
+    LeaseClaim(LeaseClaim),
     /// The subnet of a host that we cannot reach.
     Foreign(SubnetKey),
     Malformed,
@@ -43,12 +43,12 @@ enum Read {
 
 impl Reader {
     /// For keys below `prefix`. Those that are no leases are told to `troubles`.
-    pub(super) fn new(prefix: Prefix, troubles: Troubles) -> Self {
+    pub(super) fn new(prefix: KeyPrefix, troubles: Troubles) -> Self {
         Self { prefix, troubles, reported: HashMap::new(), lines: Lines::default() }
     }
 
     /// The leases of a listing, in order of their keys.
-    pub(super) fn snapshot(&mut self, listing: Listing) -> Vec<Claim> {
+    pub(super) fn snapshot(&mut self, listing: Listing) -> Vec<LeaseClaim> {
         let known: HashMap<_, _> = std::mem::take(&mut self.reported);
         self.troubles.ignore_none();
         let mut claims = BTreeMap::new();
@@ -57,7 +57,7 @@ impl Reader {
             if let Some((key, revision)) = known.get_key_value(&entry.key) {
                 self.reported.insert(key.clone(), *revision);
             }
-            if let Read::Claim(claim) = self.read(&entry) {
+            if let Read::LeaseClaim(claim) = self.read(&entry) {
                 claims.insert(claim.key, claim);
             }
         }
@@ -75,7 +75,7 @@ impl Reader {
             }
         };
         match self.read(entry) {
-            Read::Claim(claim) => Some(LeaseUpdate::Put(claim)),
+            Read::LeaseClaim(claim) => Some(LeaseUpdate::Put(claim)),
             Read::Foreign(key) => Some(LeaseUpdate::Removed(key)),
             // It says nothing about where the subnet's host is, so what we knew stays.
             Read::Malformed => None,
@@ -103,7 +103,7 @@ impl Reader {
         };
         if let Some(lease) = Lease::from_parts(key.subnet, &value) {
             self.forget(&entry.key);
-            return Read::Claim(Claim {
+            return Read::LeaseClaim(LeaseClaim {
                 key,
                 lease,
                 created: entry.create_revision,
@@ -178,7 +178,7 @@ mod tests {
     use super::*;
 
     fn reader() -> Reader {
-        Reader::new(Prefix::new("/n"), Troubles::default())
+        Reader::new(KeyPrefix::new("/n"), Troubles::default())
     }
 
     fn entry(name: &str, value: &str, revision: i64) -> Entry {

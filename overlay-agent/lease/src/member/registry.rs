@@ -19,8 +19,8 @@ use super::{
 use crate::{
     store::{
         Store as _,
-        etcd::{Etcd, EtcdConfig},
-        peers::Peers,
+        etcd::{EtcdConfig, EtcdStore},
+        peers::PeersStore,
     },
     trouble::Troubles,
     wire::{Lease, key::SubnetKey},
@@ -53,9 +53,9 @@ pub enum JoinError {
 #[derive(Clone, Debug)]
 pub enum Registry {
     /// In etcd, as flannel does.
-    Etcd(Etcd),
+    Etcd(EtcdStore),
     /// In a file on every host.
-    Fixed(Peers),
+    Fixed(PeersStore),
 }
 
 /// A host that has its subnet and hears about everybody else's.
@@ -92,8 +92,8 @@ impl Registry {
     /// Reads the files that name how etcd is to be reached. Connects to nothing yet.
     pub fn new(config: &RegistryConfig) -> anyhow::Result<Self> {
         match config {
-            RegistryConfig::Fixed(path) => Ok(Self::Fixed(Peers::new(path))),
-            RegistryConfig::Etcd(etcd) => Ok(Self::Etcd(Etcd::new(etcd)?)),
+            RegistryConfig::Fixed(path) => Ok(Self::Fixed(PeersStore::new(path))),
+            RegistryConfig::Etcd(etcd) => Ok(Self::Etcd(EtcdStore::new(etcd)?)),
         }
     }
 
@@ -147,7 +147,7 @@ impl Registry {
 
     async fn join_etcd(
         &self,
-        store: &Etcd,
+        store: &EtcdStore,
         network: &mut StoredConfig,
         request: &Request,
     ) -> Result<Joined, JoinError> {
@@ -179,7 +179,7 @@ impl Registry {
 }
 
 async fn join_fixed(
-    store: &Peers,
+    store: &PeersStore,
     network: &mut StoredConfig,
     public_ip: Ipv4Addr,
 ) -> Result<Joined, JoinError> {

@@ -28,7 +28,7 @@ pub struct Request {
 
 /// How a lease became ours.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Origin {
+pub enum LeaseOrigin {
     /// It was: it has our MAC.
     Mac,
     /// It was, and its key held what is no lease of it.

@@ -10,21 +10,21 @@ use ipnetwork::Ipv4Network;
 use overlay_common::MacAddr;
 use tracing::warn;
 
-use super::request::{Origin, Request};
+use super::request::{LeaseOrigin, Request};
 use crate::{
     config::NetworkConfig,
     store::{Entry, Listing},
     wire::{
         allocate::overlap,
         guard::guards,
-        key::{Prefix, SubnetKey},
+        key::{KeyPrefix, SubnetKey},
         value::{LeaseValue, public_ip_of},
     },
 };
 
 /// All leases, seen from one host.
 pub(super) struct Survey<'a> {
-    prefix: &'a Prefix,
+    prefix: &'a KeyPrefix,
     /// The lease that this host has.
     pub(super) own: Option<Own>,
     /// A lease of ours that does not fit the config and may be deleted.
@@ -62,11 +62,11 @@ pub(super) enum Tie {
 }
 
 impl Tie {
-    pub(super) const fn origin(self) -> Origin {
+    pub(super) const fn origin(self) -> LeaseOrigin {
         match self {
-            Self::Mac => Origin::Mac,
-            Self::Damaged => Origin::Damaged,
-            Self::Reserved | Self::Address => Origin::PublicIp,
+            Self::Mac => LeaseOrigin::Mac,
+            Self::Damaged => LeaseOrigin::Damaged,
+            Self::Reserved | Self::Address => LeaseOrigin::PublicIp,
         }
     }
 }
@@ -88,7 +88,7 @@ impl Seen<'_> {
 
 impl<'a> Survey<'a> {
     pub(super) fn new(
-        prefix: &'a Prefix,
+        prefix: &'a KeyPrefix,
         listing: &Listing,
         config: &NetworkConfig,
         request: &Request,

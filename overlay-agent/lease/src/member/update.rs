@@ -2,16 +2,16 @@
 
 use std::fmt;
 
-use super::claim::Claim;
+use super::claim::LeaseClaim;
 use crate::wire::key::SubnetKey;
 
 /// A change to the set of leases.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum LeaseUpdate {
     /// All leases there are, in order of their keys. Whatever is not among them is gone.
-    Snapshot(Vec<Claim>),
+    Snapshot(Vec<LeaseClaim>),
     /// This lease is new or has changed.
-    Put(Claim),
+    Put(LeaseClaim),
     /// There is no such lease any more. It may be one that never was in an update.
     Removed(SubnetKey),
 }

@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     trouble::Troubles,
-    wire::{guard::guards, key::Prefix},
+    wire::{guard::guards, key::KeyPrefix},
 };
 
 /// The only history that there is.
@@ -33,8 +33,8 @@ const HERE: &str = "memory";
 
 /// One network's keys, and what they have been.
 #[derive(Clone)]
-pub struct Memory {
-    prefix: Prefix,
+pub struct MemoryStore {
+    prefix: KeyPrefix,
     troubles: Troubles,
     state: Arc<Mutex<State>>,
     /// Tells whoever watches that there is something to look at.
@@ -127,9 +127,9 @@ impl State {
     }
 }
 
-impl Memory {
+impl MemoryStore {
     /// An empty one.
-    pub fn new(prefix: Prefix) -> Self {
+    pub fn new(prefix: KeyPrefix) -> Self {
         Self {
             prefix,
             troubles: Troubles::default(),
@@ -184,16 +184,16 @@ impl Memory {
     }
 }
 
-impl fmt::Debug for Memory {
+impl fmt::Debug for MemoryStore {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(out, "Memory({})", self.prefix)
+        write!(out, "MemoryStore({})", self.prefix)
     }
 }
 
-impl Store for Memory {
+impl Store for MemoryStore {
     type Watch = MemoryWatch;
 
-    fn prefix(&self) -> &Prefix {
+    fn prefix(&self) -> &KeyPrefix {
         &self.prefix
     }
 
@@ -365,10 +365,10 @@ fn check(
     }
 }
 
-/// The changes of a [`Memory`].
+/// The changes of a [`MemoryStore`].
 #[derive(Debug)]
 pub struct MemoryWatch {
-    store: Memory,
+    store: MemoryStore,
     seen: Revision,
     config: bool,
     latest: watch::Receiver<Revision>,

@@ -14,7 +14,7 @@ use std::{fmt, future::Future, time::Duration};
 use ipnetwork::Ipv4Network;
 
 pub use self::revision::Revision;
-use crate::{trouble::Troubles, wire::key::Prefix};
+use crate::{trouble::Troubles, wire::key::KeyPrefix};
 
 /// A place for the leases and the config of one network. Every write is conditional on what was read. Cheap to clone;
 /// clones are the same place.
@@ -23,7 +23,7 @@ pub trait Store: Clone + fmt::Debug + Send + Sync + 'static {
     type Watch: Watch;
 
     /// Where in it this network is.
-    fn prefix(&self) -> &Prefix;
+    fn prefix(&self) -> &KeyPrefix;
 
     /// What fails at this moment, whoever of us it is that fails.
     fn troubles(&self) -> &Troubles;

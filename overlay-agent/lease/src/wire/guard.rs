@@ -6,7 +6,7 @@
 
 use ipnetwork::Ipv4Network;
 
-use super::key::Prefix;
+use super::key::KeyPrefix;
 
 /// All keys from `start` up to, but without, `end`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,7 +28,7 @@ impl KeyRange {
 ///
 /// They number fewer than 128 for every subnet, which is how many conditions etcd allows in one
 /// transaction.
-pub fn guards(prefix: &Prefix, subnet: Ipv4Network) -> Vec<KeyRange> {
+pub fn guards(prefix: &KeyPrefix, subnet: Ipv4Network) -> Vec<KeyRange> {
     let mut ranges: Vec<_> = (1..subnet.prefix())
         .filter_map(|len| Ipv4Network::new(subnet.network(), len).ok())
         .map(|larger| {
@@ -47,7 +47,7 @@ pub fn guards(prefix: &Prefix, subnet: Ipv4Network) -> Vec<KeyRange> {
 /// Keys sort as text, so the addresses of a subnet that does not end at a dot are not neighbours: 2
 /// comes after 19. Of the octet in which the subnet ends we therefore take the values in text
 /// order, and make one range of each run of values that are inside.
-fn within(prefix: &Prefix, subnet: Ipv4Network) -> Vec<KeyRange> {
+fn within(prefix: &KeyPrefix, subnet: Ipv4Network) -> Vec<KeyRange> {
     let octets = subnet.network().octets();
     let index = usize::from((subnet.prefix().max(1) - 1) / 8);
     let first = octets[index];
@@ -99,7 +99,7 @@ mod tests {
 
     #[test]
     fn a_usual_subnet_has_one_range_of_its_own() {
-        let prefix = Prefix::new("/n");
+        let prefix = KeyPrefix::new("/n");
         let ranges = guards(&prefix, "10.5.52.0/24".parse().unwrap());
         let own = ranges.last().unwrap();
         assert_eq!(ranges.len(), 24);
@@ -115,7 +115,7 @@ mod tests {
             bits: u32, len in 1_u8..=31, keep in 0_u8..=32, noise: u32, other in 1_u8..=31,
             dual: bool,
         ) {
-            let prefix = Prefix::new("/coreos.com/network");
+            let prefix = KeyPrefix::new("/coreos.com/network");
             let subnet = network(bits, len);
             let other = network(near(bits, keep, noise), other);
             let mut key = prefix.subnet_key(other);
@@ -128,7 +128,7 @@ mod tests {
 
         #[test]
         fn the_guards_of_any_subnet_fit_one_transaction(bits: u32, len in 1_u8..=31) {
-            prop_assert!(guards(&Prefix::new("/n"), network(bits, len)).len() < 128);
+            prop_assert!(guards(&KeyPrefix::new("/n"), network(bits, len)).len() < 128);
         }
     }
 }

@@ -12,9 +12,9 @@ use ipnetwork::Ipv4Network;
 
 /// The place in etcd below which everything of one network lives.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Prefix(String);
+pub struct KeyPrefix(String);
 
-impl Prefix {
+impl KeyPrefix {
     /// Normalises `text` the way flannel's `path.Join` does: no empty, `.` or `..` segments, no
     /// trailing slash; a leading slash stays as it is, present or missing.
     pub fn new(text: &str) -> Self {
@@ -71,7 +71,7 @@ impl Prefix {
     }
 }
 
-impl fmt::Display for Prefix {
+impl fmt::Display for KeyPrefix {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         out.write_str(&self.0)
     }
@@ -190,8 +190,8 @@ mod tests {
 
     use super::*;
 
-    fn prefix() -> Prefix {
-        Prefix::new("/coreos.com/network")
+    fn prefix() -> KeyPrefix {
+        KeyPrefix::new("/coreos.com/network")
     }
 
     fn parse(name: &str) -> Result<SubnetKey, KeyError> {
@@ -212,7 +212,7 @@ mod tests {
             ("", "config"),
             ("/", "/config"),
         ] {
-            assert_eq!(Prefix::new(text).config_key(), config, "{text:?}");
+            assert_eq!(KeyPrefix::new(text).config_key(), config, "{text:?}");
         }
     }
 
@@ -264,8 +264,8 @@ mod tests {
 
         #[test]
         fn normalising_a_prefix_twice_changes_nothing(text in "[a./]{0,12}") {
-            let once = Prefix::new(&text);
-            prop_assert_eq!(Prefix::new(&once.to_string()), once);
+            let once = KeyPrefix::new(&text);
+            prop_assert_eq!(KeyPrefix::new(&once.to_string()), once);
         }
     }
 }

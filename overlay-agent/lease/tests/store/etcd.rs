@@ -11,16 +11,16 @@ use etcd_client::Client;
 use overlay_lease::{
     store::{
         Store as _,
-        etcd::{Etcd, EtcdConfig},
+        etcd::{EtcdConfig, EtcdStore},
     },
-    wire::key::Prefix,
+    wire::key::KeyPrefix,
 };
 use tempfile::TempDir;
 
 use crate::site::{CONFIG, DEADLINE, Site, WritableSite, config, value};
 
 pub(crate) struct EtcdSite {
-    store: Etcd,
+    store: EtcdStore,
     client: Client,
     _server: Server,
 }
@@ -83,7 +83,7 @@ async fn connect(endpoint: &str, server: &Server) -> Client {
 }
 
 impl Site for EtcdSite {
-    type Store = Etcd;
+    type Store = EtcdStore;
 
     const IS_WRITABLE: bool = true;
 
@@ -93,17 +93,17 @@ impl Site for EtcdSite {
         let mut client = Box::pin(connect(&endpoint, &server)).await;
         let config = EtcdConfig {
             endpoints: vec![endpoint],
-            prefix: Prefix::new("/coreos.com/network"),
+            prefix: KeyPrefix::new("/coreos.com/network"),
             ca_file: None,
             identity: None,
             user: None,
         };
-        let store = Etcd::new(&config).unwrap();
+        let store = EtcdStore::new(&config).unwrap();
         client.put(store.prefix().config_key(), CONFIG, None).await.unwrap();
         Self { store, client, _server: server }
     }
 
-    fn store(&self) -> &Etcd {
+    fn store(&self) -> &EtcdStore {
         &self.store
     }
 

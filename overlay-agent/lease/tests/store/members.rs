@@ -5,11 +5,11 @@ use std::{collections::HashSet, time::Duration};
 use overlay_lease::{
     member::{
         acquire::acquire,
-        claim::Claim,
+        claim::LeaseClaim,
         follow::Follower,
         keeper::{Keeper, LeaseEvent},
         network::{ConfigUpdate, wait_for_config},
-        request::{Origin, Request},
+        request::{LeaseOrigin, Request},
         update::LeaseUpdate,
     },
     store::Store,
@@ -42,7 +42,7 @@ async fn next(updates: &mut mpsc::Receiver<LeaseUpdate>) -> LeaseUpdate {
     within(updates.recv()).await.expect("the follower has ended")
 }
 
-async fn put(updates: &mut mpsc::Receiver<LeaseUpdate>) -> Claim {
+async fn put(updates: &mut mpsc::Receiver<LeaseUpdate>) -> LeaseClaim {
     match next(updates).await {
         LeaseUpdate::Put(claim) => claim,
         other => panic!("{other:?}"),
@@ -94,10 +94,10 @@ pub(crate) async fn a_host_takes_a_subnet_and_keeps_it<S: WritableSite>() {
     let store = site.store().clone();
     let config = within(wait_for_config(&store)).await.unwrap();
     let acquired = within(acquire(&store, &config, &request(1))).await.unwrap();
-    assert_eq!((acquired.origin, acquired.lease.vtep_mac), (Origin::Free, mac(1)));
+    assert_eq!((acquired.origin, acquired.lease.vtep_mac), (LeaseOrigin::Free, mac(1)));
     assert_eq!(acquired.listing.entries.len(), 2);
     let again = within(acquire(&store, &config, &request(1))).await.unwrap();
-    assert_eq!((again.origin, again.lease), (Origin::Mac, acquired.lease));
+    assert_eq!((again.origin, again.lease), (LeaseOrigin::Mac, acquired.lease));
     assert_eq!(again.etcd_lease, acquired.etcd_lease);
 
     let keeper = Keeper::new(store.clone(), &acquired, TTL);

@@ -1,13 +1,13 @@
 //! Memory, written by whoever has a clone of it.
 
 use overlay_lease::{
-    store::{Revision, Store, memory::Memory},
-    wire::key::Prefix,
+    store::{Revision, Store, memory::MemoryStore},
+    wire::key::KeyPrefix,
 };
 
 use crate::site::{CONFIG, Site, WritableSite, config, value};
 
-pub(crate) struct MemorySite(Memory);
+pub(crate) struct MemorySite(MemoryStore);
 
 impl MemorySite {
     async fn written(&self, key: &str) -> Revision {
@@ -22,17 +22,17 @@ impl MemorySite {
 }
 
 impl Site for MemorySite {
-    type Store = Memory;
+    type Store = MemoryStore;
 
     const IS_WRITABLE: bool = true;
 
     async fn start() -> Self {
-        let site = Self(Memory::new(Prefix::new("/coreos.com/network")));
+        let site = Self(MemoryStore::new(KeyPrefix::new("/coreos.com/network")));
         site.write_config(CONFIG).await;
         site
     }
 
-    fn store(&self) -> &Memory {
+    fn store(&self) -> &MemoryStore {
         &self.0
     }
 

@@ -2,14 +2,14 @@
 
 use std::{collections::BTreeMap, fmt::Write as _};
 
-use overlay_lease::store::{Change, Store, StoreError, Watch as _, WatchEnded, peers::Peers};
+use overlay_lease::store::{Change, Store, StoreError, Watch as _, WatchEnded, peers::PeersStore};
 use tempfile::TempDir;
 
 use crate::site::{Site, address, changes, mac, within};
 
 pub(crate) struct PeersSite {
     dir: TempDir,
-    store: Peers,
+    store: PeersStore,
     hosts: BTreeMap<String, u8>,
     mtu: Option<u16>,
 }
@@ -39,19 +39,19 @@ impl PeersSite {
 }
 
 impl Site for PeersSite {
-    type Store = Peers;
+    type Store = PeersStore;
 
     const IS_WRITABLE: bool = false;
 
     async fn start() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let store = Peers::new(&dir.path().join("peers.toml"));
+        let store = PeersStore::new(&dir.path().join("peers.toml"));
         let site = Self { dir, store, hosts: BTreeMap::new(), mtu: None };
         site.write().await;
         site
     }
 
-    fn store(&self) -> &Peers {
+    fn store(&self) -> &PeersStore {
         &self.store
     }
 

@@ -8,7 +8,7 @@ use overlay_common::Vni;
 use overlay_lease::{
     store::Entry,
     wire::{
-        key::Prefix,
+        key::KeyPrefix,
         value::{Backend, LeaseValue},
     },
 };
@@ -45,7 +45,7 @@ pub(super) struct LeaseReport {
 }
 
 impl LeaseReport {
-    pub(super) fn new(prefix: &Prefix, entry: &Entry) -> Self {
+    pub(super) fn new(prefix: &KeyPrefix, entry: &Entry) -> Self {
         let mut report = Self {
             key: String::from_utf8_lossy(&entry.key).into_owned(),
             subnet: None,

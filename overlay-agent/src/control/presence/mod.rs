@@ -17,7 +17,7 @@ use overlay_common::{MacAddr, Vni};
 use overlay_lease::wire::Lease;
 
 use self::ask::Questions;
-use crate::admin::{Answered, Way};
+use crate::admin::{Answered, ProbeKind};
 
 /// How often each is asked in the time after which silence is a fault.
 const ASKED: u32 = 3;
@@ -52,7 +52,7 @@ struct Seen {
     asked: Option<Instant>,
     /// By which the answer to the latest question is known.
     nonce: u64,
-    by_overlay: Option<(Instant, Way)>,
+    by_overlay: Option<(Instant, ProbeKind)>,
     past_overlay: Option<Instant>,
 }
 
@@ -122,13 +122,13 @@ impl Presence {
                 seen.past_overlay = Some(now);
             }
             if let Some(seen) = self.peers.values_mut().find(|seen| seen.vtep_address() == from) {
-                seen.by_overlay = Some((now, Way::Icmp));
+                seen.by_overlay = Some((now, ProbeKind::Icmp));
             }
         }
         // Of a host that has answered both ways, this one counts.
         for (from, nonce) in questions.answers() {
             if let Some(seen) = self.peers.get_mut(&from).filter(|seen| seen.nonce == nonce) {
-                seen.by_overlay = Some((now, Way::Vxlan));
+                seen.by_overlay = Some((now, ProbeKind::Vxlan));
             }
         }
         Ok(())
@@ -140,7 +140,7 @@ impl Presence {
             seen.nonce = rand::random();
             questions.ask(address, seen.vtep_mac, seen.nonce);
             let has_our_program = seen.by_overlay.is_some_and(|(when, way)| {
-                way == Way::Vxlan && now.duration_since(when) < 2 * pause
+                way == ProbeKind::Vxlan && now.duration_since(when) < 2 * pause
             });
             if seen.asked.is_some() && !has_our_program {
                 questions.ask_by_icmp(address, seen.vtep_address())?;
@@ -246,7 +246,7 @@ mod tests {
         assert!(problems[0].contains("since this agent knows it"), "{problems:?}");
 
         let seen = presence.peers.get_mut(&PEER).expect("there");
-        seen.by_overlay = Some((start + PATIENCE, Way::Vxlan));
+        seen.by_overlay = Some((start + PATIENCE, ProbeKind::Vxlan));
         assert!(presence.problems(8472, start + PATIENCE + PATIENCE / 3).is_empty());
         let problems = presence.problems(8472, start + 3 * PATIENCE);
         assert!(problems[0].contains("has not answered for 60 s"), "{problems:?}");
@@ -260,7 +260,7 @@ mod tests {
     fn another_lease_at_the_same_address_begins_anew() {
         let start = Instant::now();
         let mut presence = presence(&[lease(11)], start);
-        presence.peers.get_mut(&PEER).expect("there").by_overlay = Some((start, Way::Icmp));
+        presence.peers.get_mut(&PEER).expect("there").by_overlay = Some((start, ProbeKind::Icmp));
         presence.follow([lease(11)].iter(), start);
         assert_eq!(presence.answered(start).len(), 1);
         let other = Lease { subnet: "10.1.99.0/24".parse().expect("a subnet"), ..lease(11) };

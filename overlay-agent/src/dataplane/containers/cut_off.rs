@@ -5,7 +5,7 @@ use std::{
 };
 
 use super::container_ports;
-use crate::kernel::netlink::{Link, Observed};
+use crate::kernel::netlink::{KernelState, Link};
 
 /// A container's port is there before its own end is up.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -18,7 +18,7 @@ pub struct CutOff {
 
 impl CutOff {
     /// Takes in how things are at this moment.
-    pub fn look(&mut self, observed: &Observed, bridge: Option<&Link>, now: Instant) {
+    pub fn look(&mut self, observed: &KernelState, bridge: Option<&Link>, now: Instant) {
         let bridge = bridge.and_then(|bridge| observed.links.get(&bridge.index));
         let ports = bridge
             .into_iter()
@@ -49,7 +49,7 @@ mod tests {
         let bridge = host.links[&BRIDGE].clone();
         let start = Instant::now();
         let mut cut_off = CutOff::default();
-        let mut look = |host: &Observed, after: Duration| {
+        let mut look = |host: &KernelState, after: Duration| {
             cut_off.look(host, Some(&bridge), start + after);
             cut_off.ports(start + after).collect::<Vec<_>>()
         };

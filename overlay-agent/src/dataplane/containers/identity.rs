@@ -11,7 +11,7 @@ use overlay_common::{
 };
 
 use super::Cable;
-use crate::kernel::netlink::{Link, LinkKind, Observed};
+use crate::kernel::netlink::{KernelState, Link, LinkKind};
 
 /// Who is behind which port, as the maps hold it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -51,7 +51,7 @@ impl Identities {
     /// it on; to the first of several, for as long as that has it: being `known` already counts most, then being
     /// the older interface.
     pub(crate) fn of(
-        observed: &Observed,
+        observed: &KernelState,
         bridge: &Link,
         subnet: Ipv4Network,
         cables: &BTreeMap<u32, Cable>,
@@ -148,7 +148,7 @@ impl Contest<'_> {
 
 /// The other bridges that containers with an address of the overlay are behind.
 fn homes(
-    observed: &Observed,
+    observed: &KernelState,
     bridge: &Link,
     cables: &BTreeMap<u32, Cable>,
     endpoints: &HashMap<EndpointKey, Endpoint>,
@@ -213,9 +213,9 @@ pub(crate) mod test_support {
         "10.1.15.0/24".parse().expect("a subnet")
     }
 
-    pub(crate) fn observed() -> Observed {
+    pub(crate) fn observed() -> KernelState {
         let veth = |ifindex| LinkKind::Veth { peer: Some(place(ifindex)) };
-        Observed {
+        KernelState {
             links: [
                 link(2, LinkKind::Other, None),
                 link(BRIDGE, LinkKind::Bridge, None),
@@ -245,7 +245,7 @@ mod tests {
     use crate::kernel::netlink::PeerEnd;
 
     fn identities(
-        observed: &Observed,
+        observed: &KernelState,
         cables: impl IntoIterator<Item = (u32, Cable)>,
         known: &Identities,
     ) -> Identities {
@@ -300,7 +300,7 @@ mod tests {
 
     #[test]
     fn what_is_not_behind_the_bridge_is_no_container_of_ours() {
-        type Edit = fn(&mut Observed);
+        type Edit = fn(&mut KernelState);
         let cases: [(&str, Edit); 3] = [
             ("a port that is down", |observed| {
                 observed.links.get_mut(&VETH).expect("there").up = false;

@@ -14,7 +14,7 @@ use ipnetwork::Ipv4Network;
 pub use cut_off::CutOff;
 pub use identity::{Contested, Identities};
 
-use crate::kernel::netlink::{Inspector, Link, LinkKind, Observed, PeerEnd, PeerPlace};
+use crate::kernel::netlink::{Inspector, KernelState, Link, LinkKind, PeerEnd, PeerPlace};
 
 /// How many cables are looked at again whenever everything is verified, changed or not: the kernel may have had no
 /// room to tell that one was.
@@ -22,7 +22,7 @@ const AGAIN: usize = 16;
 
 /// The bridge that carries our subnet: the one named, else whichever has an address inside it.
 pub fn bridge<'a>(
-    observed: &'a Observed,
+    observed: &'a KernelState,
     subnet: Ipv4Network,
     named: Option<&str>,
 ) -> Option<&'a Link> {
@@ -43,7 +43,7 @@ pub fn bridge<'a>(
 /// The bridge's ports that lead to containers or virtual machines, up or not: a program is there before the
 /// first packet is.
 pub fn container_ports<'a>(
-    observed: &'a Observed,
+    observed: &'a KernelState,
     bridge: &Link,
 ) -> impl Iterator<Item = &'a Link> + use<'a> {
     let bridge = bridge.index;
@@ -54,7 +54,7 @@ pub fn container_ports<'a>(
 }
 
 /// The MTU of the containers behind a bridge, where any of theirs is larger than the overlay's.
-pub fn mtu_beyond(observed: &Observed, bridge: &Link, overlay: u32) -> Option<u32> {
+pub fn mtu_beyond(observed: &KernelState, bridge: &Link, overlay: u32) -> Option<u32> {
     let largest = container_ports(observed, bridge).map(|port| port.mtu).max();
     largest.filter(|mtu| *mtu > overlay)
 }
@@ -99,7 +99,7 @@ impl Containers {
     }
 
     /// Looks at what may have changed since the last pass, and at a few that should not have.
-    pub fn look(&mut self, observed: &Observed) {
+    pub fn look(&mut self, observed: &KernelState) {
         let is_bridge =
             |index| observed.links.get(&index).is_some_and(|link| link.kind == LinkKind::Bridge);
         let places: BTreeMap<u32, PeerPlace> = observed
@@ -132,7 +132,7 @@ impl Containers {
     /// Finds out who is who behind `bridge`; what two containers claim is logged once.
     pub fn identify(
         &mut self,
-        observed: &Observed,
+        observed: &KernelState,
         bridge: Option<&Link>,
         subnet: Ipv4Network,
     ) -> &Identities {

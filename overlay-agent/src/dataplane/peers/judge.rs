@@ -21,7 +21,7 @@ use std::{
 use ipnetwork::Ipv4Network;
 use overlay_common::MacAddr;
 use overlay_lease::{
-    member::claim::{Claim, Rank},
+    member::claim::{LeaseClaim, Rank},
     wire::{
         allocate::{overlap, overlapping},
         key::SubnetKey,
@@ -62,7 +62,7 @@ pub(super) enum Verdict {
 
 #[derive(Debug)]
 struct Case {
-    claim: Claim,
+    claim: LeaseClaim,
     verdict: Verdict,
 }
 
@@ -70,7 +70,7 @@ struct Case {
 type ByWriter = BTreeSet<(Ipv4Addr, Rank)>;
 
 /// By key, what was believed before.
-pub(super) type Changed = BTreeMap<SubnetKey, Option<Claim>>;
+pub(super) type Changed = BTreeMap<SubnetKey, Option<LeaseClaim>>;
 
 /// All leases there are, and what is thought of them.
 #[derive(Debug)]
@@ -128,11 +128,11 @@ impl Judge {
         }
         let concerned = self.cases.values().map(|case| &case.claim);
         let concerned = concerned.filter(|claim| addresses.contains(&claim.lease.public_ip));
-        self.pending.extend(concerned.map(Claim::rank));
+        self.pending.extend(concerned.map(LeaseClaim::rank));
     }
 
     /// Takes note of a lease that is new or has changed.
-    pub(super) fn put(&mut self, claim: Claim) {
+    pub(super) fn put(&mut self, claim: LeaseClaim) {
         if let Some(case) = self.cases.get_mut(&claim.key)
             && case.claim.lease == claim.lease
             && case.claim.created == claim.created
@@ -175,19 +175,19 @@ impl Judge {
     }
 
     /// A lease, if it is believed.
-    pub(super) fn believed(&self, key: SubnetKey) -> Option<&Claim> {
+    pub(super) fn believed(&self, key: SubnetKey) -> Option<&LeaseClaim> {
         let case = self.cases.get(&key)?;
         (case.verdict == Verdict::Believed).then_some(&case.claim)
     }
 
     /// Everything that is believed, in order of subnets.
-    pub(super) fn all_believed(&self) -> impl Iterator<Item = &Claim> {
+    pub(super) fn all_believed(&self) -> impl Iterator<Item = &LeaseClaim> {
         let believed = self.cases.values().filter(|case| case.verdict == Verdict::Believed);
         believed.map(|case| &case.claim)
     }
 
     /// The believed lease of a subnet. There is one at most, since two would overlap.
-    pub(super) fn of_subnet(&self, subnet: Ipv4Network) -> Option<&Claim> {
+    pub(super) fn of_subnet(&self, subnet: Ipv4Network) -> Option<&LeaseClaim> {
         let keys = SubnetKey { subnet, ipv6: None }..;
         let mut cases = self.cases.range(keys).take_while(|(key, _)| key.subnet == subnet);
         let (_, found) = cases.find(|(_, case)| case.verdict == Verdict::Believed)?;
@@ -195,7 +195,7 @@ impl Judge {
     }
 
     /// All believed leases with this address, the oldest first.
-    pub(super) fn of_address(&self, address: Ipv4Addr) -> impl Iterator<Item = &Claim> {
+    pub(super) fn of_address(&self, address: Ipv4Addr) -> impl Iterator<Item = &LeaseClaim> {
         of_writer(&self.believed, address).filter_map(|(_, rank)| self.believed(rank.key))
     }
 
@@ -222,7 +222,7 @@ impl Judge {
         self.crowded.iter().map(|address| (*address, of_writer(&self.believed, *address).count()))
     }
 
-    fn judge(&self, claim: &Claim) -> Verdict {
+    fn judge(&self, claim: &LeaseClaim) -> Verdict {
         let lease = &claim.lease;
         let scope = &self.scope;
         if lease.public_ip == scope.own_address
@@ -235,8 +235,8 @@ impl Judge {
     }
 
     /// What is wrong with a lease whatever else there is.
-    fn refusal_by_itself(&self, claim: &Claim) -> Option<Refusal> {
-        let Claim { lease, .. } = claim;
+    fn refusal_by_itself(&self, claim: &LeaseClaim) -> Option<Refusal> {
+        let LeaseClaim { lease, .. } = claim;
         let Scope { network, own, own_address, own_mac } = self.scope;
         let subnet = lease.subnet;
         if subnet.contains(network.network()) && subnet.prefix() <= network.prefix() {
@@ -259,7 +259,7 @@ impl Judge {
     }
 
     /// What is wrong with a lease because of those that are older.
-    fn refusal_by_others(&self, claim: &Claim) -> Option<Refusal> {
+    fn refusal_by_others(&self, claim: &LeaseClaim) -> Option<Refusal> {
         let rank = claim.rank();
         let older = self
             .overlapping(claim.key.subnet)
@@ -285,7 +285,7 @@ impl Judge {
     }
 
     /// Writes a verdict down, and opens again what depends on it.
-    fn set_verdict(&mut self, claim: &Claim, verdict: Verdict) {
+    fn set_verdict(&mut self, claim: &LeaseClaim, verdict: Verdict) {
         let Some(case) = self.cases.get_mut(&claim.key) else { return };
         let before = std::mem::replace(&mut case.verdict, verdict);
         if before == verdict {

@@ -11,7 +11,7 @@ fn address(host: u8) -> Ipv4Addr {
     Ipv4Addr::new(192, 168, 33, host)
 }
 
-fn claim(of: &str, host: u8, created: i64) -> Claim {
+fn claim(of: &str, host: u8, created: i64) -> LeaseClaim {
     let lease = Lease {
         subnet: net(of),
         public_ip: address(host),
@@ -19,7 +19,7 @@ fn claim(of: &str, host: u8, created: i64) -> Claim {
         vni: None,
     };
     let [created, written] = [Revision::new(created); 2];
-    Claim { created, written, ..Claim::listed(lease) }
+    LeaseClaim { created, written, ..LeaseClaim::listed(lease) }
 }
 
 fn scope() -> Scope {
@@ -36,11 +36,11 @@ fn judge_up_to(of_writer: usize) -> Judge {
     Judge::new(scope(), Limits { of_writer, of_all: 1000 }, here)
 }
 
-fn verdict(judge: &Judge, claim: &Claim) -> Verdict {
+fn verdict(judge: &Judge, claim: &LeaseClaim) -> Verdict {
     judge.cases[&claim.key].verdict
 }
 
-fn refusal(judge: &Judge, claim: &Claim) -> String {
+fn refusal(judge: &Judge, claim: &LeaseClaim) -> String {
     match verdict(judge, claim) {
         Verdict::Refused(refusal) => refusal.to_string(),
         other => format!("{other:?}"),
@@ -51,10 +51,14 @@ fn refusal(judge: &Judge, claim: &Claim) -> String {
 fn what_no_host_can_be_is_refused_by_name() {
     let with = |public_ip: &str| {
         let claim = claim("10.1.20.0/24", 20, 1);
-        Claim { lease: Lease { public_ip: public_ip.parse().unwrap(), ..claim.lease }, ..claim }
+        LeaseClaim {
+            lease: Lease { public_ip: public_ip.parse().unwrap(), ..claim.lease },
+            ..claim
+        }
     };
     let our_mac = claim("10.1.20.0/24", 20, 1);
-    let our_mac = Claim { lease: Lease { vtep_mac: scope().own_mac, ..our_mac.lease }, ..our_mac };
+    let our_mac =
+        LeaseClaim { lease: Lease { vtep_mac: scope().own_mac, ..our_mac.lease }, ..our_mac };
     for (claim, reason) in [
         (claim("10.2.0.0/24", 20, 1), "it is outside the network 10.1.0.0/16"),
         (claim("10.1.0.0/16", 20, 1), "it covers the whole network 10.1.0.0/16"),
@@ -98,7 +102,7 @@ fn the_older_of_two_that_overlap_counts_and_the_younger_follows_at_once() {
     for young in [
         claim("10.1.20.16/28", 21, 6),
         claim("10.1.16.0/21", 21, 6),
-        Claim {
+        LeaseClaim {
             key: SubnetKey { ipv6: Some((std::net::Ipv6Addr::LOCALHOST, 64)), ..old.key },
             ..claim("10.1.20.0/24", 21, 6)
         },
@@ -115,14 +119,14 @@ fn the_older_of_two_that_overlap_counts_and_the_younger_follows_at_once() {
                 "it overlaps 10.1.20.0/24, which 192.168.33.20 has had for longer"
             );
             // A renewal makes nobody younger.
-            judge.put(Claim { written: Revision::new(9), ..old });
+            judge.put(LeaseClaim { written: Revision::new(9), ..old });
             judge.settle();
             assert_eq!(verdict(&judge, &old), Verdict::Believed);
             judge.remove(old.key);
             assert_eq!(judge.settle().len(), 2);
             assert_eq!(verdict(&judge, &young), Verdict::Believed);
             // It comes back as somebody new.
-            judge.put(Claim { created: Revision::new(10), ..old });
+            judge.put(LeaseClaim { created: Revision::new(10), ..old });
             judge.settle();
             assert_eq!(verdict(&judge, &young), Verdict::Believed);
             assert_eq!(judge.refused(), 1);
@@ -186,10 +190,10 @@ fn an_address_that_becomes_our_own_is_no_peers_any_more() {
 }
 
 /// What the rules say, without any shortcut.
-fn judged_plainly(claims: &BTreeMap<SubnetKey, Claim>, judge: &Judge) -> BTreeSet<SubnetKey> {
+fn judged_plainly(claims: &BTreeMap<SubnetKey, LeaseClaim>, judge: &Judge) -> BTreeSet<SubnetKey> {
     let mut ranks: Vec<_> = claims.values().collect();
     ranks.sort_unstable_by_key(|claim| claim.rank());
-    let mut believed: Vec<&Claim> = Vec::new();
+    let mut believed: Vec<&LeaseClaim> = Vec::new();
     for claim in ranks {
         let ours = claim.lease.public_ip == scope().own_address;
         let overlaps = believed.iter().any(|other| overlap(other.key.subnet, claim.key.subnet));

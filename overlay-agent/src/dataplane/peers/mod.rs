@@ -21,7 +21,7 @@ use overlay_common::{
     tables::{PEER_PREFIX_LENGTHS, Peer, PeerKey, Vtep, VtepKey},
 };
 use overlay_lease::{
-    member::claim::{Claim, Rank},
+    member::claim::{LeaseClaim, Rank},
     store::Revision,
     wire::{Lease, key::SubnetKey},
 };
@@ -37,7 +37,7 @@ pub use self::{
     report::Tally,
     surroundings::Surroundings,
 };
-use crate::kernel::netlink::{Routes, Way};
+use crate::kernel::netlink::{NextHop, Routes};
 
 /// Other hosts' leases, as far as they are believed. A lease of ours is no peer.
 #[derive(Debug)]
@@ -101,12 +101,12 @@ impl Peers {
         self.claim(subnet).map(|claim| &claim.lease)
     }
 
-    fn claim(&self, subnet: Ipv4Network) -> Option<&Claim> {
+    fn claim(&self, subnet: Ipv4Network) -> Option<&LeaseClaim> {
         self.judge.of_subnet(subnet).filter(|claim| self.seats.has(claim.rank()))
     }
 
     /// Takes over a complete list of leases.
-    pub fn replace_all(&mut self, claims: Vec<Claim>) {
+    pub fn replace_all(&mut self, claims: Vec<LeaseClaim>) {
         let listed: BTreeSet<_> = claims.iter().map(|claim| claim.key).collect();
         for key in self.judge.keys().filter(|key| !listed.contains(key)).collect::<Vec<_>>() {
             self.judge.remove(key);
@@ -124,7 +124,7 @@ impl Peers {
     }
 
     /// Adds or replaces a lease.
-    pub fn put(&mut self, claim: Claim) {
+    pub fn put(&mut self, claim: LeaseClaim) {
         self.judge.put(claim);
         self.settle();
     }
@@ -171,7 +171,7 @@ impl Peers {
             self.seat(key);
         }
         for key in changed.into_keys() {
-            let Some(rank) = self.judge.believed(key).map(Claim::rank) else { continue };
+            let Some(rank) = self.judge.believed(key).map(LeaseClaim::rank) else { continue };
             if let Some(claim) = self.seats.add(rank).and_then(|key| self.judge.believed(key)) {
                 let claim = *claim;
                 self.unseat(&claim);
@@ -189,12 +189,12 @@ impl Peers {
         }
     }
 
-    fn unseat(&mut self, claim: &Claim) {
+    fn unseat(&mut self, claim: &LeaseClaim) {
         self.lengths.remove(claim.key.subnet.prefix());
         self.touch(claim);
     }
 
-    fn touch(&mut self, claim: &Claim) {
+    fn touch(&mut self, claim: &LeaseClaim) {
         self.stale.subnets.insert(claim.lease.subnet);
         self.stale.addresses.insert(claim.lease.public_ip);
     }
@@ -205,7 +205,7 @@ impl Peers {
     }
 
     /// What `peers` should hold for a subnet, on a host with these ways.
-    pub fn peer(&self, subnet: Ipv4Network, ways: &Ways) -> Option<Peer> {
+    pub fn peer(&self, subnet: Ipv4Network, ways: &Routing) -> Option<Peer> {
         self.lease(subnet).map(|lease| peer(lease, ways))
     }
 
@@ -215,13 +215,13 @@ impl Peers {
     }
 
     /// The lease that an address speaks for.
-    fn speaker(&self, address: Ipv4Addr) -> Option<&Claim> {
+    fn speaker(&self, address: Ipv4Addr) -> Option<&LeaseClaim> {
         let claims = self.judge.of_address(address);
         claims.filter(|claim| self.seats.has(claim.rank())).max_by_key(|claim| voice(claim))
     }
 
     /// Everything that `peers` should hold.
-    pub fn all_peers(&self, ways: &Ways) -> HashMap<PeerKey, Peer> {
+    pub fn all_peers(&self, ways: &Routing) -> HashMap<PeerKey, Peer> {
         self.leases().map(|lease| (peer_key(lease.subnet), peer(lease, ways))).collect()
     }
 
@@ -244,7 +244,7 @@ impl Peers {
 }
 
 /// Of the leases with one address, the one for which this is the most speaks.
-const fn voice(claim: &Claim) -> (bool, Revision, Rank) {
+const fn voice(claim: &LeaseClaim) -> (bool, Revision, Rank) {
     (claim.kept, claim.written, claim.rank())
 }
 
@@ -260,7 +260,7 @@ pub const fn vtep_key(address: Ipv4Addr) -> VtepKey {
 
 /// How this host reaches others.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Ways {
+pub struct Routing {
     /// What the kernel's routing says.
     pub routes: Routes,
     /// The interface that carries encapsulated packets.
@@ -269,11 +269,11 @@ pub struct Ways {
     pub direct_routing: bool,
 }
 
-fn peer(lease: &Lease, ways: &Ways) -> Peer {
+fn peer(lease: &Lease, ways: &Routing) -> Peer {
     let way = ways.routes.way(ways.uplink, lease.public_ip);
     let next_hop = match way {
-        Way::Neighbour(address) => address,
-        Way::Uplink | Way::Elsewhere => Ipv4Addr::UNSPECIFIED,
+        NextHop::Neighbour(address) => address,
+        NextHop::Uplink | NextHop::Elsewhere => Ipv4Addr::UNSPECIFIED,
     };
     Peer {
         public_address: lease.public_ip.octets(),
@@ -281,7 +281,7 @@ fn peer(lease: &Lease, ways: &Ways) -> Peer {
         vtep_mac: lease.vtep_mac.0,
         // As flannel decides it: by the way to the peer, if it has no gateway.
         direct: u8::from(ways.direct_routing && next_hop == lease.public_ip),
-        elsewhere: u8::from(way == Way::Elsewhere),
+        elsewhere: u8::from(way == NextHop::Elsewhere),
     }
 }
 

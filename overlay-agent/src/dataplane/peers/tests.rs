@@ -11,7 +11,7 @@ fn address(host: u8) -> Ipv4Addr {
 }
 
 /// The lease of a host, as old as it is written late.
-fn claim(of: &str, host: u8, revision: i64) -> Claim {
+fn claim(of: &str, host: u8, revision: i64) -> LeaseClaim {
     let lease = Lease {
         subnet: subnet(of),
         public_ip: address(host),
@@ -19,7 +19,7 @@ fn claim(of: &str, host: u8, revision: i64) -> Claim {
         vni: None,
     };
     let [created, written] = [Revision::new(revision); 2];
-    Claim { created, written, ..Claim::listed(lease) }
+    LeaseClaim { created, written, ..LeaseClaim::listed(lease) }
 }
 
 fn peers_up_to(limits: Limits) -> Peers {
@@ -52,7 +52,7 @@ fn our_own_leases_are_no_peers() {
         claim("10.1.20.0/24", 11, 2),
         claim("10.1.99.0/24", 10, 3),
     ]);
-    assert_eq!(peers.all_peers(&Ways::default()).len(), 1);
+    assert_eq!(peers.all_peers(&Routing::default()).len(), 1);
     assert_eq!(peers.all_vteps().len(), 1);
     assert!(problems(&peers).is_empty(), "a lease of ours of earlier runs out by itself");
 }
@@ -62,7 +62,7 @@ fn a_changed_address_moves_the_right_to_speak() {
     let mut peers = peers();
     peers.put(claim("10.1.20.0/24", 11, 1));
     peers.take_stale();
-    peers.put(Claim { written: Revision::new(2), ..claim("10.1.20.0/24", 12, 1) });
+    peers.put(LeaseClaim { written: Revision::new(2), ..claim("10.1.20.0/24", 12, 1) });
     let stale = peers.take_stale();
     assert_eq!(stale.addresses, BTreeSet::from([address(11), address(12)]));
     assert_eq!(stale.subnets, BTreeSet::from([subnet("10.1.20.0/24")]));
@@ -82,19 +82,19 @@ fn the_newer_of_two_leases_speaks_wherever_it_sorts() {
     assert!(speaks_for(&peers, 11, "10.1.40.0/24"));
     peers.put(claim("10.1.20.0/24", 11, 3));
     assert!(speaks_for(&peers, 11, "10.1.20.0/24"));
-    assert_eq!(peers.all_peers(&Ways::default()).len(), 3, "the others lead to the same host");
+    assert_eq!(peers.all_peers(&Routing::default()).len(), 3, "the others lead to the same host");
     let found = problems(&peers);
     assert_eq!(found.len(), 1, "{found:?}");
     assert!(found[0].contains("192.168.33.11 has 2 more lease(s) than /n/subnets/10.1.20.0-24"));
     // Its old lease is renewed once more.
-    peers.put(Claim { written: Revision::new(4), ..claim("10.1.30.0/24", 11, 1) });
+    peers.put(LeaseClaim { written: Revision::new(4), ..claim("10.1.30.0/24", 11, 1) });
     assert!(speaks_for(&peers, 11, "10.1.30.0/24"));
 }
 
 #[test]
 fn what_is_kept_alive_speaks_and_not_what_merely_stands_there() {
     let mut peers = peers();
-    let reservation = |of, revision| Claim { kept: false, ..claim(of, 11, revision) };
+    let reservation = |of, revision| LeaseClaim { kept: false, ..claim(of, 11, revision) };
     peers.put(claim("10.1.30.0/24", 11, 2));
     peers.put(reservation("10.1.20.0/24", 1));
     peers.put(reservation("10.1.40.0/24", 3));
@@ -137,7 +137,7 @@ fn what_does_not_fit_is_counted_and_follows_when_there_is_room() {
     for third in 108..150 {
         peers.put(lease(third));
     }
-    let all = peers.all_peers(&Ways::default());
+    let all = peers.all_peers(&Routing::default());
     assert_eq!((all.len(), peers.all_vteps().len(), peers.count()), (10, 10, 10));
     assert!(peers.lease(subnet("10.1.109.0/24")).is_some(), "the oldest stay");
     assert_eq!(

@@ -19,7 +19,7 @@ use overlay_common::{
 
 use tokio::io::{Interest, unix::AsyncFd};
 
-use super::{PinPath, Tables};
+use super::{Maps, PinPath};
 use crate::exit::{Exit, WithExit};
 
 /// Every pinned map.
@@ -134,7 +134,7 @@ impl Programs {
     }
 
     /// Handles to the maps; they can be taken once.
-    pub fn take_tables(&mut self) -> Result<Tables> {
+    pub fn take_tables(&mut self) -> Result<Maps> {
         let mut ids = Vec::new();
         let mut take = |name: &'static str| -> Result<Map> {
             let map =
@@ -143,7 +143,7 @@ impl Programs {
             ids.push((name, info.id()));
             Ok(map)
         };
-        let tables = Tables::new(&mut take)?;
+        let tables = Maps::new(&mut take)?;
         let flows = take(STACK_FLOWS_MAP)?;
         // An earlier agent's may have another size.
         let capacity = map_info(&flows)?.max_entries() as usize;

@@ -14,4 +14,4 @@ pub use features::{Features, Missing};
 pub use loader::{Programs, pinned_abi_version};
 pub use pins::PinPath;
 pub use settings::Settings;
-pub use tables::{Changes, Tables, TypedMap};
+pub use tables::{MapChanges, Maps, TypedMap};

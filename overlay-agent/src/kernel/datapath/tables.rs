@@ -15,7 +15,7 @@ use overlay_common::tables::{
 use crate::{fail, kernel::policy::PolicyTables};
 
 /// Handles to every map.
-pub struct Tables {
+pub struct Maps {
     /// This host's settings.
     pub settings: Settings,
     /// Other hosts' leases.
@@ -40,7 +40,7 @@ pub struct Tables {
     ids: Vec<(&'static str, u32)>,
 }
 
-impl Tables {
+impl Maps {
     /// Of the maps that `take` gives by name.
     pub(super) fn new(mut take: impl FnMut(&'static str) -> Result<Map>) -> Result<Self> {
         Ok(Self {
@@ -110,7 +110,7 @@ pub struct TypedMap<K: Pod, V: Pod> {
 
 /// What a [`TypedMap::converge`] had to change.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Changes {
+pub struct MapChanges {
     /// Entries added or given another value.
     pub written: usize,
     /// Entries removed.
@@ -159,9 +159,9 @@ where
 
     /// Makes the map hold exactly `desired`, touching only what differs. New and changed entries come
     /// first, so that nothing that stays is ever missing.
-    pub fn converge(&mut self, desired: &HashMap<K, V>) -> Result<Changes> {
+    pub fn converge(&mut self, desired: &HashMap<K, V>) -> Result<MapChanges> {
         let observed = self.entries()?;
-        let mut changes = Changes::default();
+        let mut changes = MapChanges::default();
         for (key, value) in desired {
             if observed.get(key) != Some(value) {
                 self.insert(key, value)?;

@@ -14,9 +14,9 @@ const NFNLGRP_NFTABLES: u32 = 7;
 const SETTLE: Duration = Duration::from_millis(100);
 
 /// Tells when anybody, we ourselves included, has changed rules of nftables in this network namespace.
-pub(super) struct Changes(Option<TokioSocket>);
+pub(super) struct RulesetEvents(Option<TokioSocket>);
 
-impl Changes {
+impl RulesetEvents {
     /// Where the kernel does not tell, there are no changes: the caller looks now and then all the same.
     pub(super) fn subscribe() -> Self {
         let socket = subscribe().inspect_err(|error| {

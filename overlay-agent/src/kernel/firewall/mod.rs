@@ -21,7 +21,7 @@ use tokio::{
 };
 use tokio_util::task::AbortOnDropHandle;
 
-use changes::Changes;
+use changes::RulesetEvents;
 
 pub use nat::{Masquerade, Nat};
 pub use rules::{Concern, Flow, Rules, Scene};
@@ -112,14 +112,14 @@ impl Firewall {
     /// Looks after the rules at once, whenever somebody changes any, and every `period`, because rules of
     /// `iptables-legacy` make no event. In a task of its own: the programs that it runs wait for each other's
     /// lock, and the datapath is not to wait with them.
-    pub fn keep(spec: Spec, seen: Rules) -> Kept {
+    pub fn keep(spec: Spec, seen: Rules) -> FirewallTask {
         let Spec { scene, mode, forward, nat, period } = spec;
         let (scenes, scene) = watch::channel(scene);
         let mut this = Self { scene, mode, forward, nat, listing: None };
         let (tell, fault) = watch::channel(None);
         let (find, found) = watch::channel(seen);
         let task = async move {
-            let mut changes = Changes::subscribe();
+            let mut changes = RulesetEvents::subscribe();
             let mut check = interval(period);
             check.set_missed_tick_behavior(MissedTickBehavior::Delay);
             loop {
@@ -135,7 +135,7 @@ impl Firewall {
                 sleep(begun.elapsed() * REST).await;
             }
         };
-        Kept { fault, scenes, found, task: AbortOnDropHandle::new(tokio::spawn(task)) }
+        FirewallTask { fault, scenes, found, task: AbortOnDropHandle::new(tokio::spawn(task)) }
     }
 
     async fn turn(&mut self, find: &watch::Sender<Rules>) -> Result<()> {
@@ -188,14 +188,14 @@ impl Firewall {
 
 /// Rules that a task looks after, for as long as this value lives.
 #[derive(Debug)]
-pub struct Kept {
+pub struct FirewallTask {
     fault: watch::Receiver<Option<String>>,
     scenes: watch::Sender<Scene>,
     found: watch::Receiver<Rules>,
     task: AbortOnDropHandle<()>,
 }
 
-impl Kept {
+impl FirewallTask {
     /// What failed the last time, as a sentence.
     pub fn fault(&self) -> Option<String> {
         self.fault.borrow().clone()

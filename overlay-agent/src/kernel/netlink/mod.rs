@@ -13,12 +13,12 @@ mod watch;
 pub use blackhole::{Blackhole, remove_blackholes};
 pub use dump::main_table;
 pub use lease_routes::{LeaseRoute, LeaseRoutes, remove as remove_lease_routes};
-pub use observe::{Link, LinkKind, Observed, PeerPlace, observe};
+pub use observe::{KernelState, Link, LinkKind, PeerPlace, observe};
 pub use peer_namespace::{Inspector, PeerEnd};
-pub use routes::{Routes, Way, way_to};
+pub use routes::{NextHop, Routes, way_to};
 pub use tunnel::{Tunnel, TunnelSpec, check_port, ensure_tunnel, flannel_name, tunnel_name};
 pub use vrf::{Underlay, Vrf, remove_vrf_rules};
-pub use watch::{Changes, changes};
+pub use watch::{KernelEvents, changes};
 
 use anyhow::{Context, Result};
 use rtnetlink::Handle;

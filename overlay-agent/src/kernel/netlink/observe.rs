@@ -15,7 +15,7 @@ use super::dump;
 
 /// What the kernel knows, at one moment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Observed {
+pub struct KernelState {
     /// Every interface, by its number.
     pub links: BTreeMap<u32, Link>,
     /// IPv4 addresses of the host: interface, address, prefix length.
@@ -92,9 +92,9 @@ pub struct PeerPlace {
     pub ifindex: u32,
 }
 
-/// Asks the kernel for everything in [`Observed`].
-pub async fn observe(handle: &Handle) -> Result<Observed> {
-    let mut observed = Observed::default();
+/// Asks the kernel for everything in [`KernelState`].
+pub async fn observe(handle: &Handle) -> Result<KernelState> {
+    let mut observed = KernelState::default();
     for message in dump::links(handle).await? {
         let link = parse_link(&message);
         observed.links.insert(link.index, link);

@@ -30,7 +30,7 @@ const AT_A_TIME: usize = 64;
 
 /// By which way the kernel sends to an address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Way {
+pub enum NextHop {
     /// To this neighbour of the uplink, always.
     Neighbour(Ipv4Addr),
     /// By the uplink, to one of several neighbours: the kernel's routing tells, packet by packet.
@@ -96,7 +96,7 @@ impl Routes {
     }
 
     /// The way to an address, as seen by an overlay whose packets leave by `uplink`.
-    pub fn way(&self, uplink: u32, address: Ipv4Addr) -> Way {
+    pub fn way(&self, uplink: u32, address: Ipv4Addr) -> NextHop {
         let hops = match self {
             Self::Table(routes) => {
                 let matching = routes.iter().filter(|route| route.destination.contains(address));
@@ -107,11 +107,11 @@ impl Routes {
             Self::Answers(answers) => answers.get(&address).map_or(&[][..], Vec::as_slice),
         };
         if hops.is_empty() || hops.iter().any(|hop| hop.ifindex != uplink) {
-            return Way::Elsewhere;
+            return NextHop::Elsewhere;
         }
         match hops {
-            [hop] => Way::Neighbour(hop.gateway.unwrap_or(address)),
-            _ => Way::Uplink,
+            [hop] => NextHop::Neighbour(hop.gateway.unwrap_or(address)),
+            _ => NextHop::Uplink,
         }
     }
 }
@@ -210,12 +210,12 @@ mod tests {
         Route { destination: destination.parse().unwrap(), metric, hops: hops.to_vec() }
     }
 
-    fn way(routes: &[Route], address: [u8; 4]) -> Way {
+    fn way(routes: &[Route], address: [u8; 4]) -> NextHop {
         Routes::Table(routes.to_vec()).way(UPLINK, address.into())
     }
 
-    fn neighbour(address: [u8; 4]) -> Way {
-        Way::Neighbour(address.into())
+    fn neighbour(address: [u8; 4]) -> NextHop {
+        NextHop::Neighbour(address.into())
     }
 
     #[test]
@@ -243,11 +243,11 @@ mod tests {
         ];
         assert_eq!(way(&routes, [10, 1, 1, 1]), neighbour([2, 2, 2, 2]));
         assert_eq!(way(&routes, [10, 7, 1, 1]), neighbour([3, 3, 3, 3]));
-        assert_eq!(way(&routes, [10, 8, 1, 1]), Way::Elsewhere, "through another interface");
-        assert_eq!(way(&routes, [10, 9, 1, 1]), Way::Elsewhere, "no plain way");
-        assert_eq!(way(&routes, [10, 10, 1, 1]), Way::Uplink, "several next hops");
-        assert_eq!(way(&routes, [10, 11, 1, 1]), Way::Elsewhere, "one of them elsewhere");
-        assert_eq!(way(&routes, [172, 16, 0, 1]), Way::Elsewhere, "no route");
+        assert_eq!(way(&routes, [10, 8, 1, 1]), NextHop::Elsewhere, "through another interface");
+        assert_eq!(way(&routes, [10, 9, 1, 1]), NextHop::Elsewhere, "no plain way");
+        assert_eq!(way(&routes, [10, 10, 1, 1]), NextHop::Uplink, "several next hops");
+        assert_eq!(way(&routes, [10, 11, 1, 1]), NextHop::Elsewhere, "one of them elsewhere");
+        assert_eq!(way(&routes, [172, 16, 0, 1]), NextHop::Elsewhere, "no route");
     }
 
     #[test]
@@ -256,7 +256,7 @@ mod tests {
         let answers = HashMap::from([(known, vec![hop(UPLINK, Some([1, 1, 1, 1]))])]);
         let routes = Routes::Answers(answers);
         assert_eq!(routes.way(UPLINK, known), neighbour([1, 1, 1, 1]));
-        assert_eq!(routes.way(UPLINK, unknown), Way::Elsewhere, "not asked yet");
-        assert_eq!(routes.way(9, known), Way::Elsewhere);
+        assert_eq!(routes.way(UPLINK, unknown), NextHop::Elsewhere, "not asked yet");
+        assert_eq!(routes.way(9, known), NextHop::Elsewhere);
     }
 }

@@ -6,7 +6,7 @@ use ipnetwork::Ipv4Network;
 use overlay_common::{MacAddr, Vni};
 use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, LinkVxlan};
 
-use super::{Link, LinkKind, Observed};
+use super::{KernelState, Link, LinkKind};
 use crate::{
     exit::{Exit, WithExit},
     fail,
@@ -80,7 +80,12 @@ pub fn flannel_name(vni: Vni) -> String {
 
 /// Fails when somebody else's VXLAN device has the port, naming it; flannel's is to be replaced where
 /// `replace_flannel` says so.
-pub fn check_port(observed: &Observed, vni: Vni, port: u16, replace_flannel: bool) -> Result<()> {
+pub fn check_port(
+    observed: &KernelState,
+    vni: Vni,
+    port: u16,
+    replace_flannel: bool,
+) -> Result<()> {
     let own = tunnel_name(vni);
     let flannel = flannel_name(vni);
     let holder = observed.links.values().find(|link| {
@@ -104,7 +109,7 @@ pub fn check_port(observed: &Observed, vni: Vni, port: u16, replace_flannel: boo
 /// Fails when another VXLAN device, or another program, has the port, naming the device.
 pub async fn ensure_tunnel(
     handle: &Handle,
-    observed: &Observed,
+    observed: &KernelState,
     spec: &TunnelSpec,
 ) -> Result<Tunnel> {
     let name = spec.name();
@@ -145,7 +150,7 @@ async fn bring_up(
     handle: &Handle,
     name: &str,
     spec: &TunnelSpec,
-    observed: &Observed,
+    observed: &KernelState,
 ) -> Result<Tunnel> {
     let ifindex = index_of(handle, name).await?;
     if !observed.links.get(&ifindex).is_some_and(|link| link.up) {
@@ -160,7 +165,7 @@ async fn bring_up(
 }
 
 /// Removes flannel's device and with it its routes and neighbours: the port is free, and ours can take it.
-async fn remove_flannel(handle: &Handle, observed: &Observed, spec: &TunnelSpec) -> Result<()> {
+async fn remove_flannel(handle: &Handle, observed: &KernelState, spec: &TunnelSpec) -> Result<()> {
     let name = flannel_name(spec.vni);
     let device = observed.links.values().find(|link| {
         spec.replace_flannel && link.name == name && matches!(link.kind, LinkKind::Vxlan { .. })
@@ -238,7 +243,7 @@ async fn index_of(handle: &Handle, name: &str) -> Result<u32> {
 /// the host by it. Other addresses of the overlay on the device are from an earlier lease.
 async fn ensure_address(
     handle: &Handle,
-    observed: &Observed,
+    observed: &KernelState,
     ifindex: u32,
     spec: &TunnelSpec,
 ) -> Result<()> {

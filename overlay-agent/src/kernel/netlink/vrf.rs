@@ -14,7 +14,7 @@ use netlink_packet_route::{
 };
 use rtnetlink::Handle;
 
-use super::{LinkKind, Observed, dump};
+use super::{KernelState, LinkKind, dump};
 use crate::kernel::repairs;
 
 /// That of the kernel's own rule for VRFs (`l3mdev`): what comes before that comes before ours.
@@ -39,7 +39,7 @@ pub struct Vrf {
 
 impl Vrf {
     /// The one that an interface is in, if it is in one.
-    pub fn of(observed: &Observed, interface: u32) -> Option<Self> {
+    pub fn of(observed: &KernelState, interface: u32) -> Option<Self> {
         let ifindex = NonZeroU32::new(observed.links.get(&interface)?.master?)?;
         match observed.links.get(&ifindex.get())?.kind {
             LinkKind::Vrf { table } => Some(Self { ifindex, table }),

@@ -13,7 +13,7 @@ use super::lease_routes::PROTOCOL;
 
 /// What changed in the kernel.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Changes {
+pub struct KernelEvents {
     /// Interfaces that are gone or down: whatever was behind them is not there any more, and that cannot
     /// wait for the next look.
     pub gone: Vec<u32>,
@@ -26,7 +26,7 @@ pub struct Changes {
 /// Yields an item whenever a link, an IPv4 address, route or rule has changed here, or a link or an address in a
 /// container. What changed is for [`observe`](super::observe) to find out: events can be lost, the kernel's state
 /// not.
-pub fn changes() -> Result<impl Stream<Item = Changes> + Unpin + Send> {
+pub fn changes() -> Result<impl Stream<Item = KernelEvents> + Unpin + Send> {
     let (connection, _handle, messages) = rtnetlink::new_multicast_connection(&[
         MulticastGroup::Link,
         MulticastGroup::Ipv4Ifaddr,
@@ -36,7 +36,7 @@ pub fn changes() -> Result<impl Stream<Item = Changes> + Unpin + Send> {
     .context("opening a netlink socket for events")?;
     tokio::spawn(connection);
     // A batch of events is one change.
-    let here = messages.ready_chunks(4096).map(|events| Changes {
+    let here = messages.ready_chunks(4096).map(|events| KernelEvents {
         gone: events.iter().filter_map(|(event, _)| gone(&event.payload)).collect(),
         routes: events.iter().any(|(event, _)| concerns_routes(&event.payload)),
         containers: false,
@@ -49,7 +49,7 @@ pub fn changes() -> Result<impl Stream<Item = Changes> + Unpin + Send> {
 
 /// Yields an item whenever something changed at an interface of any namespace that this one knows, and that is
 /// every one with the other end of a cable from here (`NETLINK_LISTEN_ALL_NSID`, Linux 4.2).
-fn in_containers() -> BoxStream<'static, Changes> {
+fn in_containers() -> BoxStream<'static, KernelEvents> {
     let open = || -> std::io::Result<TokioSocket> {
         let mut socket = TokioSocket::new(NETLINK_ROUTE)?;
         socket.socket_mut().bind_auto()?;
@@ -78,7 +78,7 @@ fn in_containers() -> BoxStream<'static, Changes> {
             }
             _ => while socket.socket_ref().recv_from_full().is_ok() {},
         }
-        Some((Changes { containers: true, ..Changes::default() }, socket))
+        Some((KernelEvents { containers: true, ..KernelEvents::default() }, socket))
     });
     changes.boxed()
 }

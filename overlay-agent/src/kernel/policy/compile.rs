@@ -9,7 +9,7 @@ use overlay_lease::config::policy::{Action, Policy, Rule, Service};
 
 /// A prefix of one of a packet's fields: its length in bits, behind which the value is zero.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Prefix {
+pub struct FieldPrefix {
     /// Which field.
     pub field: u8,
     /// Bits of the value that count.
@@ -26,7 +26,7 @@ const _: () = assert!(2 * POLICY_RULES * (30 + 2) <= POLICY_CAPACITY);
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Compiled {
     /// The rules that concern what is in a prefix.
-    pub prefixes: BTreeMap<Prefix, RuleSet>,
+    pub prefixes: BTreeMap<FieldPrefix, RuleSet>,
     /// What each rule does.
     pub rules: Vec<PolicyRule>,
 }
@@ -34,13 +34,13 @@ pub struct Compiled {
 impl Compiled {
     /// Of a policy.
     pub fn of(policy: &Policy) -> Self {
-        let mut own: BTreeMap<Prefix, RuleSet> = BTreeMap::new();
+        let mut own: BTreeMap<FieldPrefix, RuleSet> = BTreeMap::new();
         for (number, rule) in policy.iter().enumerate() {
             for prefix in prefixes(rule) {
                 own.entry(prefix).or_default().add(number);
             }
         }
-        let around = |prefix: &Prefix| {
+        let around = |prefix: &FieldPrefix| {
             let mut all = RuleSet::default();
             for length in 0..=prefix.length {
                 if let Some(rules) = own.get(&prefix.shortened(length)) {
@@ -56,7 +56,7 @@ impl Compiled {
     }
 }
 
-impl Prefix {
+impl FieldPrefix {
     const fn shortened(self, length: u32) -> Self {
         let mask = if length == 0 { 0 } else { u32::MAX << (32 - length) };
         Self { length, value: self.value & mask, ..self }
@@ -76,8 +76,8 @@ pub(super) fn name_key(name: &str) -> u64 {
     name.bytes().fold(BASIS, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(PRIME))
 }
 
-fn prefixes(rule: &Rule) -> Vec<Prefix> {
-    let of_addresses = |field, range: ipnetwork::Ipv4Network| Prefix {
+fn prefixes(rule: &Rule) -> Vec<FieldPrefix> {
+    let of_addresses = |field, range: ipnetwork::Ipv4Network| FieldPrefix {
         field,
         length: range.prefix().into(),
         value: range.network().into(),
@@ -88,9 +88,9 @@ fn prefixes(rule: &Rule) -> Vec<Prefix> {
     ];
     let field = PolicyField::SERVICE;
     match &rule.service {
-        Service::Any => all.push(Prefix { field, length: 0, value: 0 }),
+        Service::Any => all.push(FieldPrefix { field, length: 0, value: 0 }),
         Service::Protocol(protocol) => {
-            all.push(Prefix { field, length: 8, value: u32::from(*protocol) << 24 });
+            all.push(FieldPrefix { field, length: 8, value: u32::from(*protocol) << 24 });
         }
         Service::Ports(protocol, ports) => {
             let (mut next, last) = (u32::from(*ports.start()), u32::from(*ports.end()));
@@ -99,7 +99,7 @@ fn prefixes(rule: &Rule) -> Vec<Prefix> {
                 let room = (last - next + 1).ilog2();
                 let bits = next.trailing_zeros().min(room).min(16);
                 let value = (u32::from(*protocol) << 24) | (next << 8);
-                all.push(Prefix { field, length: 24 - bits, value });
+                all.push(FieldPrefix { field, length: 24 - bits, value });
                 next += 1 << bits;
             }
         }
@@ -115,7 +115,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::kernel::policy::reference::{Flow, verdict};
+    use crate::kernel::policy::reference::{PolicyFlow, verdict};
 
     /// Few enough for rules and flows to meet.
     fn address() -> impl Strategy<Value = Ipv4Addr> {
@@ -154,9 +154,9 @@ mod tests {
         proptest::collection::vec(rule, 0..most)
     }
 
-    fn flow() -> impl Strategy<Value = Flow> {
+    fn flow() -> impl Strategy<Value = PolicyFlow> {
         let protocol = prop_oneof![Just(1_u8), Just(6), Just(17), Just(47)];
-        (address(), address(), protocol, port()).prop_map(|(from, to, protocol, port)| Flow {
+        (address(), address(), protocol, port()).prop_map(|(from, to, protocol, port)| PolicyFlow {
             from,
             to,
             protocol,
@@ -165,7 +165,7 @@ mod tests {
     }
 
     /// A flow's fields as the programs look them up.
-    fn fields(flow: &Flow) -> [u32; 3] {
+    fn fields(flow: &PolicyFlow) -> [u32; 3] {
         let port = if matches!(flow.protocol, 6 | 17) { flow.port } else { 0 };
         let service = (u32::from(flow.protocol) << 24) | (u32::from(port) << 8);
         [flow.from.into(), flow.to.into(), service]
@@ -175,7 +175,7 @@ mod tests {
     fn decide(compiled: &Compiled, fields: [u32; 3]) -> Option<usize> {
         let longest = |field: u8, value: u32| {
             (0..=32_u32).rev().find_map(|length| {
-                compiled.prefixes.get(&Prefix { field, length: 32, value }.shortened(length))
+                compiled.prefixes.get(&FieldPrefix { field, length: 32, value }.shortened(length))
             })
         };
         let [source, destination, service] = fields;

@@ -17,7 +17,7 @@ use overlay_common::tables::{
 };
 use overlay_lease::config::policy::Policy;
 
-use super::{Compiled, Prefix, compile::name_key};
+use super::{Compiled, FieldPrefix, compile::name_key};
 
 /// Programs that began before the last change may still read the bank that was in force then. None runs for so long.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -55,7 +55,7 @@ impl PolicyTables {
     }
 
     /// Which prefixes a bank has.
-    fn bank(&self, policy: u32) -> Result<BTreeMap<Prefix, RuleSet>> {
+    fn bank(&self, policy: u32) -> Result<BTreeMap<FieldPrefix, RuleSet>> {
         let mut found = BTreeMap::new();
         for entry in &self.prefixes {
             let (key, rules) = entry.context("listing BPF map policy")?;
@@ -63,7 +63,7 @@ impl PolicyTables {
             if u32::from(field.bank) == policy & 1 {
                 let length = key.prefix_len().saturating_sub(PolicyField::FIXED_BITS);
                 let value = u32::from_be_bytes(field.value);
-                found.insert(Prefix { field: field.field, length, value }, rules);
+                found.insert(FieldPrefix { field: field.field, length, value }, rules);
             }
         }
         Ok(found)
@@ -125,7 +125,7 @@ impl PolicyTables {
     }
 }
 
-fn key(policy: u32, prefix: &Prefix) -> Key<PolicyField> {
+fn key(policy: u32, prefix: &FieldPrefix) -> Key<PolicyField> {
     let field = PolicyField::new(policy, prefix.field, prefix.value.to_be_bytes());
     Key::new(PolicyField::FIXED_BITS + prefix.length, field)
 }

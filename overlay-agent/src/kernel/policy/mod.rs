@@ -6,6 +6,6 @@ mod in_force;
 pub mod reference;
 
 pub use self::{
-    compile::{Compiled, Prefix},
+    compile::{Compiled, FieldPrefix},
     in_force::{Denials, InForce, PolicyTables},
 };

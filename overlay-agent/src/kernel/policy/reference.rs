@@ -6,7 +6,7 @@ use overlay_lease::config::policy::{Policy, Rule, Service};
 
 /// The beginning of a flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Flow {
+pub struct PolicyFlow {
     /// Who begins it.
     pub from: Ipv4Addr,
     /// Whom it is for.
@@ -18,11 +18,11 @@ pub struct Flow {
 }
 
 /// The place of the first rule that concerns a flow.
-pub fn verdict(policy: &Policy, flow: &Flow) -> Option<usize> {
+pub fn verdict(policy: &Policy, flow: &PolicyFlow) -> Option<usize> {
     policy.iter().position(|rule| concerns(rule, flow))
 }
 
-fn concerns(rule: &Rule, flow: &Flow) -> bool {
+fn concerns(rule: &Rule, flow: &PolicyFlow) -> bool {
     rule.from.contains(flow.from)
         && rule.to.contains(flow.to)
         && match &rule.service {

@@ -13,7 +13,7 @@ use netlink_packet_route::{
 use overlay_common::MacAddr;
 use rtnetlink::{Handle, RouteMessageBuilder};
 
-use super::{Address, Interface, Observed, Uplink, UplinkConfig, choose};
+use super::{Address, Interface, Uplink, UplinkCandidates, UplinkConfig, choose};
 use crate::{
     exit::{Exit, WithExit as _},
     kernel::netlink::dump,
@@ -30,7 +30,10 @@ pub async fn discover(config: &UplinkConfig) -> anyhow::Result<Uplink> {
 }
 
 /// What there is to choose from.
-pub async fn observe(handle: &Handle, can_reach: Option<Ipv4Addr>) -> anyhow::Result<Observed> {
+pub async fn observe(
+    handle: &Handle,
+    can_reach: Option<Ipv4Addr>,
+) -> anyhow::Result<UplinkCandidates> {
     let links = dump::links(handle).await?;
     let addresses = dump::addresses(handle).await?;
     let routes = dump::routes(handle, |route| default_route(route).is_some()).await?;
@@ -44,7 +47,7 @@ pub async fn observe(handle: &Handle, can_reach: Option<Ipv4Addr>) -> anyhow::Re
             owner.addresses.push(address);
         }
     }
-    Ok(Observed {
+    Ok(UplinkCandidates {
         interfaces,
         default_routes: routes.iter().filter_map(default_route).collect(),
         reaching: match can_reach {

@@ -16,8 +16,8 @@ fn interface(ifindex: u32, name: &str, addresses: &[&str]) -> Interface {
     }
 }
 
-fn host() -> Observed {
-    Observed {
+fn host() -> UplinkCandidates {
+    UplinkCandidates {
         interfaces: vec![
             Interface { mtu: 65_536, mac: None, ..interface(1, "lo", &["127.0.0.1"]) },
             interface(2, "eth0", &["192.0.2.1", "192.0.2.2"]),
@@ -72,7 +72,7 @@ fn an_expression_is_held_against_addresses_first_then_names() {
 fn what_reaches_an_address_is_tried_last() {
     let config =
         UplinkConfig { can_reach: Some(Ipv4Addr::new(203, 0, 113, 1)), ..ifaces(&["eth9"]) };
-    let observed = Observed { reaching: Some(3), ..host() };
+    let observed = UplinkCandidates { reaching: Some(3), ..host() };
     assert_eq!(choose(&config, &observed).unwrap().name, "eth1");
     choose(&config, &host()).unwrap_err();
 }
@@ -158,7 +158,7 @@ fn a_loopback_address_is_no_uplink_by_whatever_flag() {
         );
         assert!(error.starts_with(&expected), "{error}");
     }
-    let reaching = Observed { reaching: Some(1), ..host() };
+    let reaching = UplinkCandidates { reaching: Some(1), ..host() };
     let config = UplinkConfig { can_reach: Some(Ipv4Addr::LOCALHOST), ..UplinkConfig::default() };
     assert!(choose(&config, &reaching).unwrap_err().to_string().contains("loopback"));
     let config = UplinkConfig { public_ip: Some(Ipv4Addr::LOCALHOST), ..UplinkConfig::default() };
@@ -182,7 +182,7 @@ fn errors_name_what_was_given_and_what_there_is() {
         UplinkConfig { public_ip: Some(Ipv4Addr::new(203, 0, 113, 9)), ..UplinkConfig::default() };
     let error = choose(&config, &host()).unwrap_err().to_string();
     assert!(error.starts_with("no interface has --public-ip 203.0.113.9; there are lo"), "{error}");
-    let error = choose(&UplinkConfig::default(), &Observed::default()).unwrap_err();
+    let error = choose(&UplinkConfig::default(), &UplinkCandidates::default()).unwrap_err();
     assert!(error.to_string().contains("there are none; name one with --iface"), "{error}");
 }
 

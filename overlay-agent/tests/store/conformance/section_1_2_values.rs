@@ -2,7 +2,7 @@
 
 use overlay_lease::member::{
     follow::Follower,
-    request::{Origin, Request},
+    request::{LeaseOrigin, Request},
 };
 
 use crate::support::{CONFIG, CONFIG_KEY, Followed, LeaseUpdate, World, request, subnet, value};
@@ -19,7 +19,7 @@ async fn the_key_and_the_value_are_flannels_byte_for_byte() {
         ..request(0)
     };
     let acquired = world.acquire(&request).await;
-    assert_eq!(acquired.origin, Origin::Free);
+    assert_eq!(acquired.origin, LeaseOrigin::Free);
 
     let all = etcd_client::GetOptions::new().with_all_keys();
     let found = world.client.get("", Some(all)).await.unwrap();

@@ -5,7 +5,7 @@ use std::time::Duration;
 use overlay_lease::{
     member::{
         acquire::acquire,
-        request::{Origin, Request},
+        request::{LeaseOrigin, Request},
     },
     wire::value::{Backend, LeaseValue},
 };
@@ -20,7 +20,7 @@ async fn a_host_that_comes_back_finds_its_lease_and_writes_nothing() {
     let before = world.get(&name).await.unwrap();
     let other_mac = Request { vtep_mac: Some("02:ff:ff:ff:ff:ff".parse().unwrap()), ..request(1) };
     let second = world.acquire(&other_mac).await;
-    assert_eq!(second.origin, Origin::PublicIp);
+    assert_eq!(second.origin, LeaseOrigin::PublicIp);
     assert_eq!((second.lease, second.etcd_lease), (first.lease, first.etcd_lease));
     assert_eq!(world.get(&name).await.unwrap().mod_revision(), before.mod_revision());
     assert_eq!(world.etcd_leases().await.len(), 1);
@@ -69,7 +69,7 @@ async fn the_subnet_of_the_file_is_taken_again_if_nobody_has_it() {
     let request = Request { previous: Some(subnet("10.5.99.0/24")), ..request(1) };
     let acquired = world.acquire(&request).await;
     assert_eq!(acquired.lease, lease("10.5.99.0/24", 1));
-    assert_eq!(acquired.origin, Origin::SubnetFile);
+    assert_eq!(acquired.origin, LeaseOrigin::SubnetFile);
 }
 
 #[tokio::test]
@@ -81,7 +81,7 @@ async fn the_subnet_of_the_file_is_not_stolen() {
     for previous in ["10.5.99.0/24", "10.5.98.0/24", "10.5.97.0/24"] {
         let request = Request { previous: Some(subnet(previous)), ..request(1) };
         let acquired = world.acquire(&request).await;
-        assert_eq!(acquired.origin, Origin::Free, "{previous}");
+        assert_eq!(acquired.origin, LeaseOrigin::Free, "{previous}");
         world.delete(&acquired.lease.subnet.to_string().replace('/', "-")).await;
     }
     assert_eq!(world.get("10.5.99.0-24").await.unwrap().value_str().unwrap(), value(9));
@@ -92,7 +92,7 @@ async fn a_subnet_of_the_file_outside_the_config_is_not_taken() {
     let world = World::new(CONFIG).await;
     for previous in ["10.6.1.0/24", "10.5.1.0/25", "10.5.0.0/24"] {
         let request = Request { previous: Some(subnet(previous)), ..request(1) };
-        assert_ne!(world.acquire(&request).await.origin, Origin::SubnetFile);
+        assert_ne!(world.acquire(&request).await.origin, LeaseOrigin::SubnetFile);
     }
 }
 
@@ -101,7 +101,7 @@ async fn our_own_lease_that_the_config_does_not_allow_any_more_is_replaced() {
     let mut world = World::new(CONFIG).await;
     let old = world.put_with_ttl("10.4.7.0-24", &value(1), 1000).await;
     let acquired = world.acquire(&request(1)).await;
-    assert_eq!(acquired.origin, Origin::Free);
+    assert_eq!(acquired.origin, LeaseOrigin::Free);
     assert!(world.get("10.4.7.0-24").await.is_none());
     assert!(!world.etcd_leases().await.contains(&old));
 }
@@ -110,7 +110,7 @@ async fn our_own_lease_that_the_config_does_not_allow_any_more_is_replaced() {
 async fn an_operators_reservation_is_not_deleted_even_if_it_does_not_fit() {
     let mut world = World::new(CONFIG).await;
     world.put("10.4.7.0-24", &value(1)).await;
-    assert_eq!(world.acquire(&request(1)).await.origin, Origin::Free);
+    assert_eq!(world.acquire(&request(1)).await.origin, LeaseOrigin::Free);
     assert!(world.get("10.4.7.0-24").await.is_some());
 }
 

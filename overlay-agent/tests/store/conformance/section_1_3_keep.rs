@@ -10,7 +10,7 @@ use overlay_lease::{
         keeper::{Keeper, LeaseEvent},
         request::Request,
     },
-    store::etcd::Etcd,
+    store::etcd::EtcdStore,
 };
 use tokio::sync::mpsc;
 
@@ -36,7 +36,7 @@ impl Host {
     }
 
     /// A host that has its own way to etcd.
-    async fn behind(world: &World, store: Etcd, ttl: Duration) -> Self {
+    async fn behind(world: &World, store: EtcdStore, ttl: Duration) -> Self {
         let request = Request { ttl, ..request(1) };
         let acquired = world.acquire(&request).await;
         let keeper = Keeper::new(store.clone(), &acquired, ttl);

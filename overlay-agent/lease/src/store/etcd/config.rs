@@ -1,6 +1,6 @@
 use std::{convert::Infallible, fmt, path::PathBuf, str::FromStr};
 
-use crate::wire::key::Prefix;
+use crate::wire::key::KeyPrefix;
 
 /// How to reach etcd.
 #[derive(Clone, Debug)]
@@ -8,7 +8,7 @@ pub struct EtcdConfig {
     /// The members' URLs.
     pub endpoints: Vec<String>,
     /// The place of this network.
-    pub prefix: Prefix,
+    pub prefix: KeyPrefix,
     /// The PEM file of the authority that signed the members' certificates.
     pub ca_file: Option<PathBuf>,
     /// The PEM files of our certificate and its key.

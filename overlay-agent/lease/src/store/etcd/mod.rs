@@ -25,7 +25,7 @@ use self::{
 use super::{Created, Entry, EtcdLease, Listing, Past, Revision, Store, StoreError};
 use crate::{
     trouble::Troubles,
-    wire::{guard, key::Prefix, value::LARGEST_VALUE},
+    wire::{guard, key::KeyPrefix, value::LARGEST_VALUE},
 };
 
 /// How long an answer may take. etcd itself gives up on a request after about 7 s.
@@ -37,9 +37,9 @@ const OBSTACLES: i64 = 1;
 
 /// One network's part of an etcd cluster. Cheap to clone; clones share the connection.
 #[derive(Clone)]
-pub struct Etcd {
+pub struct EtcdStore {
     connector: Arc<Connector>,
-    prefix: Prefix,
+    prefix: KeyPrefix,
     troubles: Troubles,
 }
 
@@ -62,7 +62,7 @@ fn listed(kv: KeyValue) -> Entry {
     entry
 }
 
-impl Etcd {
+impl EtcdStore {
     /// Reads the files that `config` names. Connects on first use.
     pub fn new(config: &EtcdConfig) -> anyhow::Result<Self> {
         Ok(Self {
@@ -134,14 +134,14 @@ impl Etcd {
     }
 }
 
-impl Store for Etcd {
+impl Store for EtcdStore {
     type Watch = EtcdWatch;
 
     fn troubles(&self) -> &Troubles {
         &self.troubles
     }
 
-    fn prefix(&self) -> &Prefix {
+    fn prefix(&self) -> &KeyPrefix {
         &self.prefix
     }
 
@@ -355,9 +355,9 @@ impl Store for Etcd {
     }
 }
 
-impl fmt::Debug for Etcd {
+impl fmt::Debug for EtcdStore {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(out, "Etcd({})", self.prefix)
+        write!(out, "EtcdStore({})", self.prefix)
     }
 }
 

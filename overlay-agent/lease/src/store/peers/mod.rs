@@ -14,9 +14,9 @@ use ipnetwork::Ipv4Network;
 pub use self::file::{PeersError, PeersFile};
 use super::{
     Created, Entry, EtcdLease, Listing, News, Past, Revision, Store, StoreError, Watch, WatchEnded,
-    memory::{Memory, MemoryWatch},
+    memory::{MemoryStore, MemoryWatch},
 };
-use crate::{trouble::Troubles, wire::key::Prefix};
+use crate::{trouble::Troubles, wire::key::KeyPrefix};
 
 /// How often to look at the file. Looking is reliable where waiting for events is not: whatever way the
 /// file is replaced, and whatever file system it is on.
@@ -24,17 +24,17 @@ const LOOK: Duration = Duration::from_secs(1);
 
 /// A file of peers, read again whenever somebody asks.
 #[derive(Clone, Debug)]
-pub struct Peers {
+pub struct PeersStore {
     path: PathBuf,
     /// What it said when it was read the last time, and before.
-    said: Memory,
+    said: MemoryStore,
 }
 
-impl Peers {
+impl PeersStore {
     /// A store in the file at `path`, which is not read yet.
     pub fn new(path: &Path) -> Self {
         // Keys are nowhere but here.
-        Self { path: path.to_owned(), said: Memory::new(Prefix::new("")) }
+        Self { path: path.to_owned(), said: MemoryStore::new(KeyPrefix::new("")) }
     }
 
     /// The file's name.
@@ -61,7 +61,7 @@ impl Peers {
         Ok((revision, file))
     }
 
-    fn asked(&self, doing: &'static str, what: &str) -> Result<&Memory, StoreError> {
+    fn asked(&self, doing: &'static str, what: &str) -> Result<&MemoryStore, StoreError> {
         self.look().map(|_| &self.said).map_err(|error| {
             let reason = format!("{error:#}");
             StoreError::Unreachable { doing, what: what.to_owned(), reason }
@@ -73,10 +73,10 @@ fn refusal<T>(doing: &'static str, what: impl Into<String>) -> Result<T, StoreEr
     Err(StoreError::ReadOnly { doing, what: what.into() })
 }
 
-impl Store for Peers {
+impl Store for PeersStore {
     type Watch = PeersWatch;
 
-    fn prefix(&self) -> &Prefix {
+    fn prefix(&self) -> &KeyPrefix {
         self.said.prefix()
     }
 
@@ -159,7 +159,7 @@ impl Store for Peers {
 /// The changes of a peers file.
 #[derive(Debug)]
 pub struct PeersWatch {
-    store: Peers,
+    store: PeersStore,
     watch: MemoryWatch,
     has_failed: bool,
 }

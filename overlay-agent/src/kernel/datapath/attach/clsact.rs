@@ -17,7 +17,7 @@ use overlay_common::Hook;
 use rtnetlink::Handle;
 
 use super::{Attachment, direction, name_now};
-use crate::kernel::netlink::Observed;
+use crate::kernel::netlink::KernelState;
 
 /// Before filters whose priority the kernel chose (49152 and below, downwards), after those that somebody
 /// has put first on purpose. The number is that of flannel's UDP port, to be recognised.
@@ -71,7 +71,10 @@ pub(super) async fn detach(netlink: &Handle, hook: Hook, ifindex: u32) -> Result
 }
 
 /// Every filter of ours.
-pub(super) async fn find(netlink: &Handle, observed: &Observed) -> Result<Vec<(Hook, Attachment)>> {
+pub(super) async fn find(
+    netlink: &Handle,
+    observed: &KernelState,
+) -> Result<Vec<(Hook, Attachment)>> {
     let mut found = Vec::new();
     for interface in observed.links.values() {
         for side in [TcAttachType::Ingress, TcAttachType::Egress] {

@@ -14,7 +14,7 @@ use overlay_common::{Feature, Hook};
 use rtnetlink::Handle;
 
 use super::{Features, PinPath, Programs};
-use crate::kernel::netlink::Observed;
+use crate::kernel::netlink::KernelState;
 
 /// Where one program is attached.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -126,7 +126,7 @@ impl Attachments {
     }
 
     /// Detaches whatever is attached, either way, and not ours any more.
-    pub async fn detach_leftovers(&mut self, pins: &PinPath, observed: &Observed) -> Result<()> {
+    pub async fn detach_leftovers(&mut self, pins: &PinPath, observed: &KernelState) -> Result<()> {
         if self.tidy {
             return Ok(());
         }
@@ -165,7 +165,7 @@ impl Attachments {
 }
 
 /// Removes the filters of ours that no pin path holds, and returns the interfaces that had one.
-pub async fn remove_filters(netlink: &Handle, observed: &Observed) -> Result<Vec<String>> {
+pub async fn remove_filters(netlink: &Handle, observed: &KernelState) -> Result<Vec<String>> {
     let mut interfaces = Vec::new();
     for (hook, place) in clsact::find(netlink, observed).await? {
         if clsact::detach(netlink, hook, place.ifindex).await? {
