@@ -13,6 +13,9 @@ use ipnetwork::Ipv4Network;
 
 use crate::dotenv;
 
+/// Where flannel has it.
+pub const DEFAULT_PATH: &str = "/run/flannel/subnet.env";
+
 /// What the file says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SubnetEnv {

@@ -14,7 +14,7 @@ use crate::{
     admin::DEFAULT_SOCKET,
     cleanup::{Places, cleanup, own_lease},
     exit::{Exit, OwnExit as _, WithExit as _},
-    state_file,
+    state_file, subnet_env,
 };
 
 /// Where things of the agent's are.
@@ -25,7 +25,7 @@ pub struct PlacesArgs {
     pub pin_path: PathBuf,
 
     /// The file that tells Docker the subnet
-    #[arg(long, value_name = "FILE", default_value = "/run/flannel/subnet.env")]
+    #[arg(long, value_name = "FILE", default_value = subnet_env::DEFAULT_PATH)]
     pub subnet_file: PathBuf,
 
     /// The file by which this host finds its subnet again. It is removed with the lease

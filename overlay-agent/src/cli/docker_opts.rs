@@ -17,7 +17,7 @@ use crate::{
 #[expect(clippy::struct_excessive_bools, reason = "each is a flag of the command line")]
 pub struct DockerOptsArgs {
     /// The subnet file to read
-    #[arg(short = 'f', value_name = "FILE", default_value = "/run/flannel/subnet.env")]
+    #[arg(short = 'f', value_name = "FILE", default_value = subnet_env::DEFAULT_PATH)]
     pub subnet_file: PathBuf,
 
     /// The file to write

@@ -11,7 +11,7 @@ use overlay_lease::{
 
 use crate::{
     exit::{Exit, WithExit as _},
-    provision::{self, DEFAULT_NETWORK, Init},
+    provision::{self, Consent, DEFAULT_NETWORK, Init},
 };
 
 const ETCD: &str = "etcd";
@@ -54,6 +54,14 @@ pub struct InitArgs {
     #[arg(long, value_name = "FILE", requires = "etcd_certfile", help_heading = ETCD)]
     pub etcd_keyfile: Option<PathBuf>,
 
+    /// Do not ask before containers are ended
+    #[arg(long)]
+    pub yes: bool,
+
+    /// Only say what would be done
+    #[arg(long, conflicts_with = "yes")]
+    pub dry_run: bool,
+
     /// Set etcd up without certificates, open to everybody who reaches it: for a lab only
     #[arg(long, conflicts_with = "etcd_endpoints", help_heading = ETCD)]
     pub no_tls: bool,
@@ -86,6 +94,7 @@ impl From<InitArgs> for Init {
             prefix: args.etcd_prefix,
             tls: !args.no_tls,
             token_lifetime: Duration::from_hours(args.token_hours.into()),
+            consent: Consent::of(args.yes, args.dry_run),
         }
     }
 }

@@ -13,7 +13,7 @@ use overlay_lease::store::etcd::Secret;
 
 use crate::{
     exit::{Exit, WithExit as _},
-    provision::{self, Join, token::Token},
+    provision::{self, Consent, Join, token::Token},
 };
 
 /// Arguments of `join`.
@@ -27,13 +27,22 @@ pub struct JoinArgs {
     /// The interface that reaches the other hosts, by name or address; by default the way out
     #[arg(long, value_name = "NAME|IP")]
     pub iface: Option<String>,
+
+    /// Do not ask before containers are ended
+    #[arg(long)]
+    pub yes: bool,
+
+    /// Only say what would be done
+    #[arg(long, conflicts_with = "yes")]
+    pub dry_run: bool,
 }
 
 /// Makes this host a member.
 pub async fn run(args: JoinArgs) -> Result<()> {
     let line = line(args.token.reveal())?;
     let token = line.parse::<Token>().exit(Exit::Data)?;
-    provision::join(&Join { token, iface: args.iface }).await
+    let consent = Consent::of(args.yes, args.dry_run);
+    provision::join(&Join { token, iface: args.iface, consent }).await
 }
 
 /// The line itself, wherever it is.

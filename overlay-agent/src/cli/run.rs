@@ -10,7 +10,7 @@ use overlay_lease::config::RulesMode;
 use super::{etcd::EtcdArgs, flanneld::FlanneldArgs, go_bool, go_style::go_int};
 use crate::{
     admin::DEFAULT_SOCKET, dataplane::source_check::Strictness,
-    state_file::DEFAULT_PATH as DEFAULT_STATE_FILE,
+    state_file::DEFAULT_PATH as DEFAULT_STATE_FILE, subnet_env,
 };
 
 const UPLINK: &str = "Uplink";
@@ -48,7 +48,7 @@ pub struct RunArgs {
     pub public_ip: String,
 
     /// Where to write the subnet and the MTU for Docker
-    #[arg(long, value_name = "FILE", default_value = "/run/flannel/subnet.env")]
+    #[arg(long, value_name = "FILE", default_value = subnet_env::DEFAULT_PATH)]
     pub subnet_file: PathBuf,
 
     /// The address to serve health checks at. Whoever can reach it is answered; 0.0.0.0, flannel's own

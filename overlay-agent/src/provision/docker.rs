@@ -8,6 +8,8 @@ use serde_json::{Map, Value};
 
 use super::{
     DOCKER_DROP_IN,
+    consent::Ends,
+    containers,
     files::{self, Readers},
     report::Report,
     systemd,
@@ -16,7 +18,7 @@ use crate::{
     dotenv,
     exit::{Exit, WithExit as _},
     kernel::netlink,
-    subnet_env::bridge_address,
+    subnet_env::{self, bridge_address},
 };
 
 /// Docker's own bridge.
@@ -98,7 +100,8 @@ impl Docker {
             changed,
             "docker",
             &format!("runs with its bridge at {}/{}", wanted.0, wanted.1),
-        )
+        )?;
+        run_again(report).await
     }
 }
 
@@ -106,7 +109,7 @@ impl Docker {
 ///
 /// Docker remembers the last address of its bridge whatever becomes of the bridge, so it is started once with
 /// the one from before; that it remembers, too.
-pub(super) async fn release() -> Result<Option<String>> {
+pub(super) async fn release(report: &mut Report) -> Result<Option<String>> {
     let path = Path::new(DOCKER_DROP_IN);
     if !path.exists() {
         return Ok(None);
@@ -125,6 +128,7 @@ pub(super) async fn release() -> Result<Option<String>> {
     // Others may have settings there.
     path.parent().map(std::fs::remove_dir);
     systemd::reload().await?;
+    run_again(report).await?;
     Ok(Some(address))
 }
 
@@ -138,8 +142,40 @@ async fn bridge_address_now() -> Result<Option<String>> {
     }))
 }
 
+/// What ends when Docker is given another bridge. Where it has the one with this host's subnet, that is where it is
+/// going to be already.
+pub(super) async fn restart_ends(leaving: bool) -> Ends {
+    match running_on_another(leaving).await {
+        Ok(running) if running.is_empty() => Ends::Nothing,
+        Ok(running) => Ends::Containers(running),
+        Err(error) => Ends::Unknown(error),
+    }
+}
+
+async fn running_on_another(leaving: bool) -> Result<Vec<containers::Running>> {
+    let stays = if leaving {
+        !Path::new(DOCKER_DROP_IN).exists()
+    } else {
+        match subnet_env::read_subnet(Path::new(subnet_env::DEFAULT_PATH))? {
+            Some(subnet) => bridge_has((bridge_address(subnet), subnet.prefix())).await?,
+            None => false,
+        }
+    };
+    if stays || !systemd::is_active(UNIT).await? {
+        Ok(Vec::new())
+    } else {
+        containers::running().await
+    }
+}
+
 /// Docker keeps the address that it finds on its bridge, so the bridge has to go.
 async fn restart_on_new_bridge() -> Result<()> {
+    if systemd::is_active(UNIT).await? {
+        match containers::running().await {
+            Ok(running) => containers::remember(&running)?,
+            Err(error) => tracing::warn!("which containers run cannot be told: {error:#}"),
+        }
+    }
     // The socket would start the daemon again.
     let socket = systemd::files_of(SOCKET).await?.map(|_| SOCKET);
     let units: Vec<_> = socket.into_iter().chain([UNIT]).collect();
@@ -155,6 +191,15 @@ async fn restart_on_new_bridge() -> Result<()> {
             .with_context(|| format!("cannot remove {BRIDGE}, which has another subnet"))?;
     }
     systemd::start(UNIT).await.exit(Exit::Unavailable)
+}
+
+/// What ran before Docker was stopped, by this command or by one that was interrupted.
+async fn run_again(report: &mut Report) -> Result<()> {
+    let started = containers::start_again().await?;
+    if started.is_empty() {
+        return Ok(());
+    }
+    report.done("docker", &format!("runs {} again", started.join(", ")))
 }
 
 async fn bridge_has((address, length): (Ipv4Addr, u8)) -> Result<bool> {

@@ -21,9 +21,10 @@ use overlay_lease::{
 
 use super::{
     DEFAULT_NETWORK, ETCD_DATA, ETCD_DROP_IN, ETCD_ENV, ETCD_UNIT, Init, TOKEN_FILE, ca_file,
-    checks, docker, endpoint, enrol,
+    checks, consent, docker, endpoint, enrol,
     files::{self, Readers},
-    host_identity, member,
+    host_identity,
+    member::{self, SameEtcd},
     pki::{self, Authority, Credential},
     pki_file,
     report::Report,
@@ -58,7 +59,10 @@ pub async fn init(wanted: &Init) -> Result<()> {
         check_local().await?;
     }
     let etcd = wanted.etcd.clone().unwrap_or_else(|| local_config(uplink.address, wanted));
-    member::refuse_other(&etcd, wanted.iface.as_deref(), None)?;
+    // It may have another address than when this host's etcd was set up.
+    let is_ours = local && Path::new(ETCD_DROP_IN).exists();
+    let same = if is_ours { SameEtcd::Yes } else { SameEtcd::ByAddress };
+    member::refuse_other(&etcd, wanted.iface.as_deref(), same)?;
     let mut report = Report::default();
     // Of a network that is there, everything is checked before anything is changed.
     let existing = if local && !Path::new(ETCD_DROP_IN).exists() {
@@ -76,6 +80,9 @@ pub async fn init(wanted: &Init) -> Result<()> {
         ),
     )?;
 
+    if !consent::ask(wanted.consent, &steps(&etcd, local, &network), None).await? {
+        return Ok(());
+    }
     let renewed = local && set_up_local(uplink.address, wanted.tls, &etcd, &mut report).await?;
     let store = EtcdStore::new(&etcd)?;
     write_network(wanted, &etcd, &store, &mut report).await?;
@@ -167,12 +174,35 @@ fn local_config(address: Ipv4Addr, wanted: &Init) -> EtcdConfig {
     }
 }
 
+/// The same etcd, asked on its own host.
+pub(super) fn at_home(etcd: &EtcdConfig) -> EtcdConfig {
+    let endpoints = vec![endpoint(Ipv4Addr::LOCALHOST, etcd.ca_file.is_some())];
+    EtcdConfig { endpoints, ..etcd.clone() }
+}
+
+/// What is done, for `--dry-run`.
+fn steps(etcd: &EtcdConfig, local: bool, network: &NetworkConfig) -> Vec<String> {
+    let etcd = etcd.endpoints.join(",");
+    [
+        if local {
+            format!("set up this host's etcd at {etcd}")
+        } else {
+            format!("use etcd at {etcd}")
+        },
+        format!("make {} the overlay's network, unless there is one in etcd", network.network),
+        "start the agent, and start it at boot".to_owned(),
+        format!("have Docker start after it, with its bridge in a subnet of {}", network.network),
+        format!("write the line for other hosts to {TOKEN_FILE}"),
+    ]
+    .into()
+}
+
 /// The network config that is in etcd. Ours may be down, or not have got that far.
 async fn stored_config(etcd: &EtcdConfig, local: bool) -> Result<Option<Vec<u8>>> {
     if local && !ca_or_plain(etcd) {
         return Ok(None);
     }
-    let store = EtcdStore::new(etcd)?;
+    let store = EtcdStore::new(&if local { at_home(etcd) } else { etcd.clone() })?;
     match store.get(&store.prefix().config_key()).await {
         Ok(entry) => Ok(entry.map(|entry| entry.value)),
         Err(_) if local => Ok(None),
@@ -390,6 +420,7 @@ fn read_authority() -> Result<Authority> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::provision::Consent;
 
     fn wanted(network: Option<&str>) -> Init {
         Init {
@@ -399,6 +430,7 @@ mod tests {
             prefix: "/coreos.com/network".to_owned(),
             tls: true,
             token_lifetime: Duration::from_hours(24),
+            consent: Consent::Given,
         }
     }
 

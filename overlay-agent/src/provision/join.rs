@@ -13,9 +13,10 @@ use overlay_lease::{
 };
 
 use super::{
-    Join, ca_file, checks, docker, enrol,
+    Join, ca_file, checks, consent, docker, enrol,
     files::{self, Readers},
-    host_identity, member,
+    host_identity,
+    member::{self, SameEtcd},
     pki::Credential,
     report::Report,
     token::{Tls, Token},
@@ -32,8 +33,12 @@ pub async fn join(wanted: &Join) -> Result<()> {
     token.check(SystemTime::now()).exit(Exit::Data)?;
     let docker = docker::check().await?;
     let etcd = member_config(token);
-    let ca = token.tls.as_ref().map(|tls| tls.ca.as_str());
-    member::refuse_other(&etcd, wanted.iface.as_deref(), ca)?;
+    let same = match &token.tls {
+        None => SameEtcd::ByAddress,
+        Some(tls) if files::read(&ca_file())?.as_ref() == Some(&tls.ca) => SameEtcd::Yes,
+        Some(_) => SameEtcd::No,
+    };
+    member::refuse_other(&etcd, wanted.iface.as_deref(), same)?;
     let (network, own) = ask(token).await?;
     let uplink = checks::uplink(wanted.iface.as_deref()).await?;
     checks::kernel_and_network(&network).await?;
@@ -44,6 +49,14 @@ pub async fn join(wanted: &Join) -> Result<()> {
     );
     Report::found("machine", &text)?;
 
+    let steps = [
+        format!("keep the certificates for etcd at {}", token.endpoints.join(",")),
+        "start the agent, and start it at boot".to_owned(),
+        format!("have Docker start after it, with its bridge in a subnet of {}", network.network),
+    ];
+    if !consent::ask(wanted.consent, &steps, None).await? {
+        return Ok(());
+    }
     let changed = write_credentials(token, own.as_ref())?;
     report.step(changed, "etcd", &token.endpoints.join(","))?;
     member::start(&etcd, wanted.iface.as_deref(), changed, &docker, &mut report).await?;

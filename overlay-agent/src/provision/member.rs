@@ -1,12 +1,15 @@
 //! What every member needs, the first and the last: the agent's settings, the agent, and Docker.
 
-use std::{path::Path, time::Instant};
+use std::{
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Result, anyhow};
 use overlay_lease::store::etcd::EtcdConfig;
 
 use super::{
-    AGENT_ENV, AGENT_UNIT, READY_WITHIN, agent_env, ca_file,
+    AGENT_ENV, AGENT_UNIT, READY_WITHIN, agent_env,
     docker::Docker,
     files::{self, Readers},
     report::Report,
@@ -15,21 +18,45 @@ use super::{
 use crate::{
     admin::{DEFAULT_SOCKET, OverlayStatus, Status, fetch_status},
     exit::{Exit, WithExit as _},
+    output::print,
 };
 
 /// How often to ask the agent.
-const LOOK: std::time::Duration = std::time::Duration::from_millis(50);
+const LOOK: Duration = Duration::from_millis(50);
+/// How often to ask systemd about it, and to say what is waited for.
+const LOOK_AT_UNIT: Duration = Duration::from_secs(2);
+/// After so many starts that came to nothing, another one helps no more.
+const GIVEN_UP: u32 = 2;
+/// By which name its lines are in the journal.
+const AGENT: &str = "overlay-agent";
 
-/// A host has one overlay: fails where it is a member with other settings, or of another authority's.
-pub(super) fn refuse_other(etcd: &EtcdConfig, iface: Option<&str>, ca: Option<&str>) -> Result<()> {
+/// Whether an etcd is the one that this host is a member by, as its authority tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum SameEtcd {
+    /// It is, at whatever address.
+    Yes,
+    /// It is another.
+    No,
+    /// Nothing but its address tells.
+    ByAddress,
+}
+
+/// A host has one overlay: fails where it is a member with other settings, or of another etcd.
+pub(super) fn refuse_other(etcd: &EtcdConfig, iface: Option<&str>, same: SameEtcd) -> Result<()> {
     let Some(found) = files::read(Path::new(AGENT_ENV))? else {
         return Ok(());
     };
-    let same_authority = match ca {
-        Some(ca) => files::read(&ca_file())?.as_deref() == Some(ca),
-        None => true,
+    let wanted = agent_env(etcd, iface);
+    let but_address = |text: &str| {
+        let lines = text.lines().filter(|line| !line.starts_with("OVERLAY_ETCD_ENDPOINTS="));
+        lines.map(str::to_owned).collect::<Vec<_>>()
     };
-    if same_authority && found == agent_env(etcd, iface) {
+    let is_same = match same {
+        SameEtcd::Yes => but_address(&found) == but_address(&wanted),
+        SameEtcd::No => false,
+        SameEtcd::ByAddress => found == wanted,
+    };
+    if is_same {
         return Ok(());
     }
     Err(anyhow!(
@@ -67,9 +94,12 @@ pub(super) async fn start(
     wait("the overlay to be without problems", Status::is_fine).await.map(drop)
 }
 
-/// Asks the agent until it is as wanted; fails with what is in the way.
+/// Asks the agent until it is as wanted, saying what is waited for; fails with what is in the way, and at once where
+/// the agent does not stay up.
 async fn wait(what: &str, wanted: impl Fn(&Status) -> bool) -> Result<OverlayStatus> {
     let start = Instant::now();
+    let mut said = String::new();
+    let mut looked = start;
     loop {
         let last = match fetch_status(Path::new(DEFAULT_SOCKET)).await {
             Ok(status) if wanted(&status) => match status.overlay {
@@ -79,6 +109,21 @@ async fn wait(what: &str, wanted: impl Fn(&Status) -> bool) -> Result<OverlaySta
             Ok(status) => status.problems.join(" "),
             Err(error) => format!("{error:#}"),
         };
+        if looked.elapsed() > LOOK_AT_UNIT {
+            looked = Instant::now();
+            if systemd::restarts(AGENT_UNIT).await? >= GIVEN_UP {
+                let last = systemd::last_words(AGENT_UNIT, AGENT).await?;
+                return Err(anyhow!(
+                    "the agent does not stay up: {last}. Once that is mended, run this again: it goes on where it \
+                     stopped"
+                ))
+                .exit(Exit::Unavailable);
+            }
+            if said != last {
+                print(format_args!("{:<9} waits for {what}: {last}\n", "agent"))?;
+                said.clone_from(&last);
+            }
+        }
         if start.elapsed() > READY_WITHIN {
             return Err(anyhow!(
                 "waited {} s for {what}: {last} `journalctl --unit {AGENT_UNIT}` has the whole story; \

@@ -5,6 +5,8 @@
 //! interrupted goes on.
 
 mod checks;
+mod consent;
+mod containers;
 mod docker;
 mod enrol;
 mod etcd;
@@ -23,6 +25,7 @@ use ipnetwork::Ipv4Network;
 use overlay_lease::store::etcd::{EtcdConfig, Identity};
 
 pub use self::{
+    consent::Consent,
     docker::BRIDGE as DOCKER_BRIDGE,
     etcd::init,
     join::join,
@@ -83,6 +86,8 @@ pub struct Init {
     pub tls: bool,
     /// How long the line for other hosts is good.
     pub token_lifetime: Duration,
+    /// Whether containers may be ended.
+    pub consent: Consent,
 }
 
 /// What `join` is asked for.
@@ -92,6 +97,8 @@ pub struct Join {
     pub token: token::Token,
     /// As for [`Init`].
     pub iface: Option<String>,
+    /// As for [`Init`].
+    pub consent: Consent,
 }
 
 /// The text of [`AGENT_ENV`].

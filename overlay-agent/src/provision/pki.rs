@@ -1,6 +1,9 @@
 //! The authority that signs for etcd and for those who may use it.
 
-use std::{net::IpAddr, time::Duration};
+use std::{
+    net::IpAddr,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 use anyhow::{Context as _, Result};
 use rcgen::{
@@ -11,7 +14,7 @@ use time::OffsetDateTime;
 use x509_parser::{pem::parse_x509_pem, prelude::X509Certificate};
 
 /// Hosts whose clocks are behind must not take a new certificate for one of the future.
-const BACKDATED: Duration = Duration::from_hours(24);
+pub(super) const BACKDATED: Duration = Duration::from_hours(24);
 /// How long the authority and what it signs for hosts and etcd is good: the machines' lifetime.
 pub const LIFETIME: Duration = Duration::from_hours(10 * 365 * 24);
 /// With less than this left, a certificate is made anew.
@@ -104,6 +107,14 @@ pub fn left(certificate: &str) -> Result<Option<Duration>> {
     with_parsed(certificate, |certificate| {
         certificate.validity().time_to_expiration().and_then(|left| left.try_into().ok())
     })
+}
+
+/// When an authority, in PEM, was made, by the clock of whoever made it.
+pub fn made_at(certificate: &str) -> Result<SystemTime> {
+    let from =
+        with_parsed(certificate, |certificate| certificate.validity().not_before.timestamp())?;
+    let from = u64::try_from(from).context("a certificate is of before 1970")?;
+    Ok(UNIX_EPOCH + Duration::from_secs(from) + BACKDATED)
 }
 
 /// The addresses that a certificate, in PEM, is for.

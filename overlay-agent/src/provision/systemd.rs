@@ -14,18 +14,18 @@ async fn run(args: &[&str]) -> Result<Output> {
         .with_context(|| format!("cannot run `systemctl {}`", args.join(" ")))
 }
 
-async fn must(args: &[&str]) -> Result<()> {
+async fn must(args: &[&str]) -> Result<Output> {
     let output = run(args).await?;
     if !output.status.success() {
         let reason = String::from_utf8_lossy(&output.stderr);
         bail!("`systemctl {}` failed: {}", args.join(" "), reason.trim());
     }
-    Ok(())
+    Ok(output)
 }
 
 /// Has systemd read its files anew.
 pub(super) async fn reload() -> Result<()> {
-    must(&["daemon-reload"]).await
+    must(&["daemon-reload"]).await.map(drop)
 }
 
 /// What makes up a unit: all its files, as they are.
@@ -40,6 +40,31 @@ pub(super) async fn is_active(unit: &str) -> Result<bool> {
     Ok(matches!(output.stdout.trim_ascii(), b"active" | b"activating" | b"reloading"))
 }
 
+/// How often systemd has started a unit again by itself, since somebody last did.
+pub(super) async fn restarts(unit: &str) -> Result<u32> {
+    let output = must(&["show", "--property=NRestarts", "--value", unit]).await?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    text.trim()
+        .parse()
+        .with_context(|| format!("systemd says that {unit} restarted {text:?} times"))
+}
+
+/// The last thing that a unit's program has written about an error, or at all.
+pub(super) async fn last_words(unit: &str, program: &str) -> Result<String> {
+    let args =
+        ["--unit", unit, "--identifier", program, "--lines=20", "--output=cat", "--no-pager"];
+    let output = Command::new("journalctl")
+        .args(args)
+        .stdin(std::process::Stdio::null())
+        .output()
+        .await
+        .context("cannot run `journalctl`")?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let about_errors = |line: &&str| line.contains("ERROR") || line.starts_with("error");
+    let last = text.lines().rfind(about_errors).or_else(|| text.lines().next_back());
+    Ok(last.unwrap_or("it has written nothing").trim().trim_end_matches('.').to_owned())
+}
+
 /// Has a unit started at boot. Returns whether it was not.
 pub(super) async fn enable(unit: &str) -> Result<bool> {
     if run(&["is-enabled", "--quiet", unit]).await?.status.success() {
@@ -51,25 +76,25 @@ pub(super) async fn enable(unit: &str) -> Result<bool> {
 
 /// Has units not started at boot any more, and stops them.
 pub(super) async fn disable(unit: &str) -> Result<()> {
-    must(&["disable", "--now", unit]).await
+    must(&["disable", "--now", unit]).await.map(drop)
 }
 
 /// Starts a unit, and waits until it is.
 pub(super) async fn start(unit: &str) -> Result<()> {
-    must(&["start", unit]).await
+    must(&["start", unit]).await.map(drop)
 }
 
 /// Starts a unit again, and waits until it is.
 pub(super) async fn restart(unit: &str) -> Result<()> {
-    must(&["restart", unit]).await
+    must(&["restart", unit]).await.map(drop)
 }
 
 /// Starts a unit again and does not wait: whoever looks on sees more than systemd does.
 pub(super) async fn begin_restart(unit: &str) -> Result<()> {
-    must(&["restart", "--no-block", unit]).await
+    must(&["restart", "--no-block", unit]).await.map(drop)
 }
 
 /// Stops units, and waits until they have.
 pub(super) async fn stop(units: &[&str]) -> Result<()> {
-    must(&[&["stop"], units].concat()).await
+    must(&[&["stop"], units].concat()).await.map(drop)
 }

@@ -11,6 +11,8 @@ use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use ring::digest::{SHA256, digest};
 use serde::{Deserialize, Serialize};
 
+use super::pki;
+
 /// What every token begins with; the number is the format's.
 const MARK: &str = "overlay1";
 
@@ -57,8 +59,17 @@ pub enum TokenError {
     #[error("the join token is damaged: it was cut off or altered; copy the whole line again")]
     Altered,
     /// Its time is over.
-    #[error("the join token expired {} ago: `overlay-agent init` on the first host makes a new one", ago(*.0))]
+    #[error(
+        "the join token expired {} ago, by this host's clock: `overlay-agent init` on the first host makes a new \
+         one; if the clock is wrong, `timedatectl set-ntp true` sets it", ago(*.0)
+    )]
     Expired(Duration),
+    /// Its authority is of the future.
+    #[error(
+        "this host's clock is wrong: it is {} behind that of the host that made the join token; \
+         `timedatectl set-ntp true` sets it", ago(*.0)
+    )]
+    Early(Duration),
 }
 
 impl Token {
@@ -70,11 +81,17 @@ impl Token {
         format!("{MARK}.{payload}.{sum}")
     }
 
-    /// Fails once its time is over.
+    /// Fails once its time is over, and before it can have begun.
     pub fn check(&self, now: SystemTime) -> Result<(), TokenError> {
         match now.duration_since(self.end()) {
-            Ok(since) => Err(TokenError::Expired(since)),
-            Err(_) => Ok(()),
+            Ok(since) => return Err(TokenError::Expired(since)),
+            Err(_) => {}
+        }
+        let ca = self.tls.as_ref().map(|tls| pki::made_at(&tls.ca));
+        // An authority that cannot be read is refused by whoever uses it.
+        match ca.and_then(Result::ok).map(|made| made.duration_since(now)) {
+            Some(Ok(early)) if early > pki::BACKDATED => Err(TokenError::Early(early)),
+            _ => Ok(()),
         }
     }
 
@@ -163,6 +180,17 @@ mod tests {
         assert!(error.to_string().starts_with("the join token expired 2 hours ago"), "{error}");
         assert_eq!(token().left(at(990)), Duration::from_secs(10));
         assert_eq!(token().left(at(1_990)), Duration::ZERO);
+    }
+
+    #[test]
+    fn a_clock_that_is_behind_is_told_from_one_that_is_a_little_behind() {
+        let now = SystemTime::now();
+        let ca = pki::Authority::new(pki::LIFETIME).unwrap().own().certificate.clone();
+        let tls = Some(Tls { ca, client: None });
+        let token = Token { tls, expires: u64::MAX / 2, ..token() };
+        assert_eq!(token.check(now - Duration::from_hours(20)), Ok(()));
+        let error = token.check(now - Duration::from_hours(100)).unwrap_err().to_string();
+        assert!(error.starts_with("this host's clock is wrong: it is 4 days behind"), "{error}");
     }
 
     #[test]

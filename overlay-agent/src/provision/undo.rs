@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Result, anyhow};
+use anyhow::{Context as _, Result, anyhow};
 use ipnetwork::Ipv4Network;
 use overlay_common::MacAddr;
 use overlay_lease::store::{
@@ -12,8 +12,13 @@ use overlay_lease::store::{
 };
 
 use super::{
-    AGENT_UNIT, CONFIG_DIR, ETCD_DATA, ETCD_DROP_IN, ETCD_UNIT, checks, docker, files,
-    report::Report, systemd,
+    AGENT_UNIT, CONFIG_DIR, ETCD_DATA, ETCD_DROP_IN, ETCD_UNIT, checks,
+    consent::{self, Consent},
+    docker,
+    etcd::at_home,
+    files::{self, Readers},
+    report::Report,
+    systemd,
 };
 use crate::{
     cleanup::{Places, cleanup, own_lease},
@@ -25,6 +30,9 @@ use crate::{
 /// What `docker-opts` writes for Docker's service.
 const DOCKER_OPTIONS: &str = "/run/overlay/docker_opts.env";
 
+/// Who used this host's etcd when the agent left it running.
+const USERS: &str = "/var/lib/overlay/etcd-users";
+
 /// What `leave` is asked for.
 #[derive(Clone, Debug)]
 pub struct Leaving {
@@ -34,6 +42,10 @@ pub struct Leaving {
     pub etcd: EtcdConfig,
     /// Whether lease and credentials stay, for this host to come back.
     pub keep: bool,
+    /// Whether this host's etcd goes also where others use it.
+    pub delete_etcd: bool,
+    /// Whether containers may be ended.
+    pub consent: Consent,
 }
 
 impl Leaving {
@@ -47,9 +59,27 @@ impl Leaving {
 pub async fn leave(leaving: &Leaving) -> Result<()> {
     checks::root("leave")?;
     let subnet = leaving.subnet()?;
-    let serves = Path::new(ETCD_DROP_IN).exists() && !leaving.keep;
-    if serves {
-        refuse_to_strand_others(&leaving.etcd, subnet).await?;
+    let has_etcd = Path::new(ETCD_DROP_IN).exists();
+    let serves = has_etcd && !leaving.keep;
+    // Of whatever address the host has become, its own etcd is at home.
+    let etcd = if has_etcd { at_home(&leaving.etcd) } else { leaving.etcd.clone() };
+    if has_etcd {
+        let users = Users::of(&etcd, subnet).await;
+        if leaving.keep {
+            files::write(Path::new(USERS), &format!("{}\n", users.to_word()), Readers::All)?;
+        } else if !leaving.delete_etcd {
+            users.refuse_to_strand()?;
+        }
+    }
+    let sentence = match subnet {
+        Some(subnet) if !leaving.keep => format!("This host gives {subnet} back. "),
+        _ => String::new(),
+    };
+    let sentence = format!(
+        "{sentence}The overlay's agent is stopped, and Docker has a bridge of its own again.\n"
+    );
+    if !consent::ask(leaving.consent, &steps(leaving, subnet, serves), Some(&sentence)).await? {
+        return Ok(());
     }
     let mut report = Report::default();
     if systemd::files_of(AGENT_UNIT).await?.is_some() && systemd::is_active(AGENT_UNIT).await? {
@@ -57,7 +87,7 @@ pub async fn leave(leaving: &Leaving) -> Result<()> {
         report.done("agent", "stopped, and not started at boot any more")?;
     }
     if let Some(lease) = own_lease(&leaving.places).await?.filter(|_| !leaving.keep) {
-        release(&leaving.etcd, lease, &mut report).await?;
+        release(&etcd, lease, &mut report).await?;
     }
     for line in cleanup(&leaving.places).await? {
         report.done("removed", &line)?;
@@ -66,7 +96,7 @@ pub async fn leave(leaving: &Leaving) -> Result<()> {
         report.done("removed", &leaving.places.state_file.display().to_string())?;
     }
     files::remove(Path::new(DOCKER_OPTIONS))?;
-    if let Some(address) = docker::release().await? {
+    if let Some(address) = docker::release(&mut report).await? {
         report.done("docker", &format!("has its own bridge again, at {address}"))?;
     }
     if serves {
@@ -78,29 +108,74 @@ pub async fn leave(leaving: &Leaving) -> Result<()> {
     report.finish()
 }
 
-/// Without this host's etcd, nobody could take or renew a lease.
-async fn refuse_to_strand_others(etcd: &EtcdConfig, own: Option<Ipv4Network>) -> Result<()> {
-    let Ok(store) = EtcdStore::new(etcd) else { return Ok(()) };
-    let Ok(listing) = store.list().await else {
-        tracing::warn!("this host's etcd does not answer: whether others use it is not known");
-        return Ok(());
-    };
-    let others: Vec<_> = listing
-        .entries
-        .iter()
-        .filter_map(|entry| store.prefix().parse_subnet_key(&entry.key).ok())
-        .filter(|key| Some(key.subnet) != own)
-        .map(|key| key.subnet.to_string())
-        .collect();
-    if others.is_empty() {
-        return Ok(());
+/// What would be done, for `--dry-run`.
+fn steps(leaving: &Leaving, subnet: Option<Ipv4Network>, serves: bool) -> Vec<String> {
+    let lease = subnet.filter(|_| !leaving.keep).map(|subnet| format!("give {subnet} back"));
+    let etcd = serves.then(|| format!("remove this host's etcd with its data in {ETCD_DATA}"));
+    let settings = (!leaving.keep).then(|| format!("remove {CONFIG_DIR}"));
+    ["stop the agent".to_owned()]
+        .into_iter()
+        .chain(lease)
+        .chain(["remove programs, maps, device, routes and rules".to_owned()])
+        .chain(["start Docker on its own bridge, if it has the overlay's".to_owned()])
+        .chain(etcd)
+        .chain(settings)
+        .collect()
+}
+
+/// Who has leases in this host's etcd, besides this host.
+#[derive(Debug)]
+enum Users {
+    Nobody,
+    Others(Vec<String>),
+    Unknown(anyhow::Error),
+}
+
+impl Users {
+    async fn of(etcd: &EtcdConfig, own: Option<Ipv4Network>) -> Self {
+        match others(etcd, own).await {
+            Ok(others) if others.is_empty() => Self::Nobody,
+            Ok(others) => Self::Others(others),
+            Err(error) => Self::Unknown(error),
+        }
     }
-    Err(anyhow!(
-        "this host's etcd serves others, with leases of {}: they have to leave first. `overlay-agent lease \
-         release` forgets one that is gone for good",
-        others.join(", ")
-    ))
-    .exit(Exit::Conflict)
+
+    /// For the package's script, which deletes nothing but what nobody uses.
+    fn to_word(&self) -> String {
+        match self {
+            Self::Nobody => "nobody".to_owned(),
+            Self::Others(others) => others.join(","),
+            Self::Unknown(_) => "unknown".to_owned(),
+        }
+    }
+
+    /// Without this host's etcd, nobody could take or renew a lease.
+    fn refuse_to_strand(self) -> Result<()> {
+        match self {
+            Self::Nobody => Ok(()),
+            Self::Others(others) => Err(anyhow!(
+                "this host's etcd serves others, with leases of {}: they have to leave first. `overlay-agent \
+                 lease release` forgets one that is gone for good",
+                others.join(", ")
+            ))
+            .exit(Exit::Conflict),
+            Self::Unknown(error) => Err(error)
+                .context(
+                    "whether others use this host's etcd is not known, so nothing was removed. Start it (`systemctl \
+                     start etcd`; `overlay-agent init` gives it this host's address, if that is another now), or leave \
+                     with --delete-etcd, which ends the overlay for all who use it",
+                )
+                .exit(Exit::Unavailable),
+        }
+    }
+}
+
+async fn others(etcd: &EtcdConfig, own: Option<Ipv4Network>) -> Result<Vec<String>> {
+    let store = EtcdStore::new(etcd)?;
+    let listing = store.list().await?;
+    let keys =
+        listing.entries.iter().filter_map(|entry| store.prefix().parse_subnet_key(&entry.key).ok());
+    Ok(keys.filter(|key| Some(key.subnet) != own).map(|key| key.subnet.to_string()).collect())
 }
 
 /// A lease that cannot be given back ends by itself.

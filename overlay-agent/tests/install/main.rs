@@ -4,6 +4,7 @@
 
 mod firewalls;
 mod foreign;
+mod harmless;
 mod leave;
 mod ready;
 mod restart;

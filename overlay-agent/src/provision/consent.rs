@@ -1,0 +1,99 @@
+//! Whether what a command does to others is wanted.
+
+use std::io::{BufRead as _, Write as _};
+
+use anyhow::{Context as _, Result, anyhow};
+
+use super::{containers::Running, docker};
+use crate::{
+    exit::{Exit, WithExit as _},
+    output::print,
+};
+
+/// Whether a command may end containers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Consent {
+    /// Whoever runs it is asked.
+    #[default]
+    Ask,
+    /// They have said so.
+    Given,
+    /// They only want to know what it would do.
+    DryRun,
+}
+
+impl Consent {
+    /// As the flags `--yes` and `--dry-run` say.
+    pub const fn of(yes: bool, dry_run: bool) -> Self {
+        match (dry_run, yes) {
+            (true, _) => Self::DryRun,
+            (_, true) => Self::Given,
+            _ => Self::Ask,
+        }
+    }
+}
+
+/// What starting Docker on another bridge ends.
+#[derive(Debug)]
+pub(super) enum Ends {
+    /// Docker is not started anew, or no container runs.
+    Nothing,
+    /// These containers.
+    Containers(Vec<Running>),
+    /// It cannot be told: why.
+    Unknown(anyhow::Error),
+}
+
+impl Ends {
+    fn to_text(&self) -> String {
+        match self {
+            Self::Nothing => String::new(),
+            Self::Containers(running) => {
+                let lines: String =
+                    running.iter().map(|container| format!("  {container}\n")).collect();
+                format!(
+                    "Docker is restarted on a bridge with another subnet, and what runs in it ends; what is started \
+                     again has another address:\n{lines}"
+                )
+            }
+            Self::Unknown(error) => format!(
+                "Docker is restarted on a bridge with another subnet, and what runs in it ends. Which containers run \
+                 cannot be told: {error:#}.\n"
+            ),
+        }
+    }
+}
+
+/// Says what the command does, asks where that is due, and returns whether to go on. `steps` is the whole of it,
+/// in order; who leaves is asked also where no container ends, after the sentence `always`.
+pub(super) async fn ask(consent: Consent, steps: &[String], always: Option<&str>) -> Result<bool> {
+    let ends = docker::restart_ends(always.is_some()).await;
+    let text = ends.to_text();
+    match consent {
+        Consent::DryRun => {
+            let steps: String = steps.iter().map(|step| format!("  {step}\n")).collect();
+            print(format_args!("This would be done:\n{steps}{text}Nothing was changed.\n"))?;
+            return Ok(false);
+        }
+        Consent::Given => return print(&text).map(|()| true),
+        Consent::Ask if matches!(ends, Ends::Nothing) && always.is_none() => return Ok(true),
+        Consent::Ask => {}
+    }
+    print(format_args!("{}{text}Go on? [y/N] ", always.unwrap_or_default()))?;
+    std::io::stdout().flush().context("cannot ask")?;
+    let mut answer = String::new();
+    let length =
+        std::io::stdin().lock().read_line(&mut answer).context("cannot read the answer")?;
+    if length == 0 {
+        print("\n")?;
+        return Err(anyhow!(
+            "nobody answers, and nothing was changed: --yes goes on without asking"
+        ))
+        .exit(Exit::Conflict);
+    }
+    let agreed = matches!(answer.trim().to_ascii_lowercase().as_str(), "y" | "yes");
+    if !agreed {
+        print("Nothing was changed.\n")?;
+    }
+    Ok(agreed)
+}

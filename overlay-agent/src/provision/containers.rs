@@ -1,0 +1,142 @@
+//! The containers that run on this host: Docker ends them when it is started on another bridge.
+
+use std::{fmt, path::Path};
+
+use anyhow::{Context as _, Result, bail};
+use tokio::process::Command;
+
+use super::files::{self, Readers};
+
+/// Those that ran before Docker was stopped, should whoever stopped it not live to start them again.
+const REMEMBERED: &str = "/run/overlay/containers";
+
+/// A container that runs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Running {
+    id: String,
+    name: String,
+    after: After,
+}
+
+/// What becomes of a container when Docker is started anew.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum After {
+    /// Docker starts it again.
+    ByPolicy,
+    /// Docker does not, so we do.
+    ByUs,
+    /// It removes itself when it ends.
+    Gone,
+}
+
+impl fmt::Display for Running {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let what = match self.after {
+            After::ByPolicy => "started again by its restart policy",
+            After::ByUs => "has no restart policy, and is started again by this command",
+            After::Gone => "was started with --rm: it is GONE once it has ended",
+        };
+        write!(out, "{} ({what})", self.name)
+    }
+}
+
+async fn docker<S: AsRef<str>>(args: impl IntoIterator<Item = S>) -> Result<String> {
+    let mut command = Command::new("docker");
+    // Whatever the operator's own command talks to, this is about this host.
+    command.env_remove("DOCKER_CONTEXT").args(["--host", "unix:///var/run/docker.sock"]);
+    for arg in args {
+        command.arg(arg.as_ref());
+    }
+    let output =
+        command.stdin(std::process::Stdio::null()).output().await.context("cannot run `docker`")?;
+    if !output.status.success() {
+        bail!("docker: {}", String::from_utf8_lossy(&output.stderr).trim());
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// Those that run now. Docker has to run.
+pub(super) async fn running() -> Result<Vec<Running>> {
+    const FORMAT: &str =
+        "{{.Id}} {{.Name}} {{.HostConfig.AutoRemove}} {{.HostConfig.RestartPolicy.Name}}";
+    let ids = docker(["ps", "--quiet", "--no-trunc"]).await?;
+    let ids: Vec<_> = ids.split_whitespace().collect();
+    if ids.is_empty() {
+        return Ok(Vec::new());
+    }
+    let inspect = ["inspect", "--type", "container", "--format", FORMAT];
+    Ok(parse(&docker(inspect.into_iter().chain(ids)).await?))
+}
+
+fn parse(inspected: &str) -> Vec<Running> {
+    let line = |line: &str| {
+        let mut words = line.split_whitespace();
+        let (id, name) =
+            (words.next()?.to_owned(), words.next()?.trim_start_matches('/').to_owned());
+        let after = match (words.next()?, words.next()) {
+            ("true", _) => After::Gone,
+            (_, Some("always" | "unless-stopped")) => After::ByPolicy,
+            _ => After::ByUs,
+        };
+        Some(Running { id, name, after })
+    };
+    inspected.lines().filter_map(line).collect()
+}
+
+/// Remembers those that have to be started again, beside those of a command that was interrupted.
+pub(super) fn remember(running: &[Running]) -> Result<()> {
+    let mut text = files::read(Path::new(REMEMBERED))?.unwrap_or_default();
+    for Running { id, name, .. } in running.iter().filter(|found| found.after == After::ByUs) {
+        if !text.contains(id.as_str()) {
+            text.push_str(&format!("{id} {name}\n"));
+        }
+    }
+    if text.is_empty() {
+        return Ok(());
+    }
+    files::write(Path::new(REMEMBERED), &text, Readers::Root).map(drop)
+}
+
+/// Starts those again that were remembered, and returns their names. One that cannot be started is told of.
+pub(super) async fn start_again() -> Result<Vec<String>> {
+    let text = files::read(Path::new(REMEMBERED))?.unwrap_or_default();
+    let mut left: Vec<_> = text.lines().filter_map(|line| line.split_once(' ')).collect();
+    let mut started = Vec::new();
+    // One that uses another's network starts after that.
+    for last in [false, true] {
+        let mut failed = Vec::new();
+        for (id, name) in left {
+            match docker(["start", id]).await {
+                Ok(_) => started.push(name.to_owned()),
+                Err(error) if last => tracing::warn!("{name} does not start again: {error:#}"),
+                Err(_) => failed.push((id, name)),
+            }
+        }
+        left = failed;
+    }
+    files::remove(Path::new(REMEMBERED))?;
+    Ok(started)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_becomes_of_a_container_is_read_from_what_docker_says() {
+        let found = parse(
+            "aa /web false always\nbb /job false no\ncc /once true no\ndd /old false \nee /retry false on-failure\n",
+        );
+        let after: Vec<_> = found.iter().map(|found| (found.name.as_str(), found.after)).collect();
+        assert_eq!(
+            after,
+            [
+                ("web", After::ByPolicy),
+                ("job", After::ByUs),
+                ("once", After::Gone),
+                ("old", After::ByUs),
+                ("retry", After::ByUs),
+            ]
+        );
+    }
+}
