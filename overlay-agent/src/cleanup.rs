@@ -84,7 +84,8 @@ pub async fn cleanup(places: &Places) -> Result<Vec<String>> {
     Ok(removed)
 }
 
-fn is_ours(link: &Link) -> bool {
+/// Whether a device is the tunnel of an agent's.
+pub fn is_ours(link: &Link) -> bool {
     let number = link.name.strip_prefix("overlay.");
     matches!(link.kind, LinkKind::Vxlan { external: true, .. })
         && number.is_some_and(|vni| vni.parse::<u32>().is_ok())

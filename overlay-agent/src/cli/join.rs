@@ -1,4 +1,4 @@
-//! `overlay-agent join`: every other host, with the line that `init` printed.
+//! `overlay-agent join`: every other host, with the file that `init` made.
 
 use std::{
     fs,
@@ -19,8 +19,8 @@ use crate::{
 /// Arguments of `join`.
 #[derive(Debug, Args)]
 pub struct JoinArgs {
-    /// The line that `overlay-agent init` printed, or a file with it; - reads standard input, which keeps
-    /// it off the list of processes
+    /// The file that `overlay-agent init` made, or what is in it; - reads standard input, which keeps it off
+    /// the list of processes
     #[arg(value_name = "FILE|TOKEN")]
     pub token: Secret,
 

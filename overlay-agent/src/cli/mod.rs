@@ -70,7 +70,7 @@ pub enum Command {
     Doctor(Box<doctor::DoctorArgs>),
     /// Make this host the first one of an overlay: etcd, agent and Docker
     Init(Box<init::InitArgs>),
-    /// Make this host a member, with the line that `init` printed on the first one
+    /// Make this host a member, with the file that `init` made on the first one
     Join(join::JoinArgs),
     /// Give the lease back, and Docker a bridge of its own
     Leave(Box<leave::LeaveArgs>),

@@ -11,7 +11,7 @@ mod overlay;
 mod ping;
 mod store;
 
-use std::{collections::BTreeSet, fmt::Write as _, net::Ipv4Addr};
+use std::{collections::BTreeSet, fmt::Write as _, net::Ipv4Addr, path::Path};
 
 use anyhow::Result;
 use ipnetwork::Ipv4Network;
@@ -23,8 +23,9 @@ use serde::Serialize;
 
 use crate::{
     admin::{OverlayStatus, Status, fetch_status},
-    cleanup::Places,
+    cleanup::{Places, is_ours},
     kernel::netlink::{self, KernelState},
+    provision::AGENT_ENV,
     subnet_env::read_subnet,
 };
 
@@ -126,6 +127,13 @@ impl Host {
         }
     }
 
+    /// Whether nobody has made this host a member of anything, by whatever way.
+    fn is_a_stranger(&self) -> bool {
+        let has_device = self.observed.links.values().any(is_ours);
+        let is_told = Path::new(AGENT_ENV).exists() || self.places.socket.exists();
+        self.agent.is_err() && !has_device && self.subnet.is_none() && !is_told
+    }
+
     fn port(&self) -> u16 {
         let stored = self.network.as_ref().map(|network| network.port);
         self.overlay().map(|overlay| overlay.port).or(stored).unwrap_or(DEFAULT_PORT)
@@ -155,6 +163,11 @@ impl Findings {
         self.unknown.push(what.into());
     }
 
+    fn into_diagnosis(self, notes: Vec<String>) -> Diagnosis {
+        let Self { findings, unknown } = self;
+        Diagnosis { healthy: findings.is_empty(), findings, unknown, notes }
+    }
+
     fn has(&self, check: Check) -> bool {
         self.findings.iter().any(|finding| finding.check == check)
     }
@@ -164,6 +177,14 @@ impl Findings {
 pub async fn examine(places: Places, etcd: EtcdConfig) -> Result<Diagnosis> {
     let mut host = Host::observe(places, etcd).await?;
     let mut found = Findings::default();
+    if host.is_a_stranger() {
+        found.add(
+            Check::Agent,
+            "this host is no member of an overlay: there is no agent, no device and no subnet of one",
+            "overlay-agent join join.token, with the file that overlay-agent init made on the overlay's first host",
+        );
+        return Ok(found.into_diagnosis(Vec::new()));
+    }
     host::kernel(&mut found);
     if !found.has(Check::Kernel) {
         overlay::maps(&host, &mut found);
@@ -192,8 +213,7 @@ pub async fn examine(places: Places, etcd: EtcdConfig) -> Result<Diagnosis> {
     overlay::paths(&host, &unreachable, &mut found).await;
     agent(&host, &mut found);
     let notes = overlay::docker_networks(&host);
-    let Findings { findings, unknown } = found;
-    Ok(Diagnosis { healthy: findings.is_empty(), findings, unknown, notes })
+    Ok(found.into_diagnosis(notes))
 }
 
 /// What the agent complains of is a consequence of whatever else was found.

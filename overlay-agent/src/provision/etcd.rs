@@ -93,10 +93,9 @@ pub async fn init(wanted: &Init) -> Result<()> {
     let token = token(&etcd, local, wanted, &mut report)?;
     report.finish()?;
     print(format_args!(
-        "\nThis host is ready. On every other one, with the package installed:\n\n  \
-         overlay-agent join {}\n\nor copy {TOKEN_FILE} there and name that file. It is a secret, good for \
-         {} more; `overlay-agent init` makes a new one then.\n",
-        token.encode(),
+        "\nThis host is ready. Copy {TOKEN_FILE} to every other one, with the package installed, and run there:\n\n  \
+         overlay-agent join join.token\n\nThat file is a secret, good for {} more; `overlay-agent init` makes a new \
+         one then.\n",
         token::ago(token.left(SystemTime::now()))
     ))
 }

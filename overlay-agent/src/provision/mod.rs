@@ -93,7 +93,7 @@ pub struct Init {
 /// What `join` is asked for.
 #[derive(Clone, Debug)]
 pub struct Join {
-    /// The line that `init` printed.
+    /// What is in the file that `init` made.
     pub token: token::Token,
     /// As for [`Init`].
     pub iface: Option<String>,

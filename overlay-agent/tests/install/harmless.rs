@@ -34,6 +34,11 @@ fn containers_are_told_of_before_they_end_and_run_again_after() {
     install(&one);
     run_containers(&one);
     let before = configuration(&one);
+    // A host that is no member needs no second overlay.
+    let doctor = one.command("overlay-agent").unwrap().arg("doctor").output().unwrap();
+    assert_eq!(doctor.status.code(), Some(1), "{doctor:?}");
+    assert!(doctor.stdout.contains("no member of an overlay"), "{doctor:?}");
+    assert_eq!(doctor.stdout.matches("mend:").count(), 1, "{doctor:?}");
     let unchanged = |what: &str| {
         assert_eq!(configuration(&one), before, "{what}");
         assert_eq!(running(&one), ["job", "once", "web"], "{what}");

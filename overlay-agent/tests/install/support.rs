@@ -67,7 +67,7 @@ pub(crate) fn member<'lab>(lab: &'lab Lab, host: usize, first: &Machine<'_>) -> 
     machine
 }
 
-/// The line that `init` printed.
+/// What is in the file that `init` made.
 pub(crate) fn token(first: &Machine<'_>) -> String {
     first.run("cat", [TOKEN]).unwrap()
 }
