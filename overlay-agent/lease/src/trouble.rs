@@ -39,6 +39,11 @@ impl Troubles {
         self.board().troubles.remove(what);
     }
 
+    /// Whether `what` fails.
+    pub fn has(&self, what: &'static str) -> bool {
+        self.board().troubles.contains_key(what)
+    }
+
     /// Everything that fails, a sentence each.
     pub fn sentences(&self) -> Vec<String> {
         self.board()

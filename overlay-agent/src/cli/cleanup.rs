@@ -13,6 +13,7 @@ use super::{config::store, etcd::EtcdArgs};
 use crate::{
     admin::DEFAULT_SOCKET,
     cleanup::{Places, cleanup, own_lease},
+    control::last_known,
     exit::{Exit, OwnExit as _, WithExit as _},
     state_file, subnet_env,
 };
@@ -81,6 +82,7 @@ pub async fn run(args: CleanupArgs) -> anyhow::Result<()> {
             format!("everything on this host is removed, but lease {subnet} is still in etcd")
         })?;
         removed.push(format!("lease {subnet} from etcd"));
+        last_known::forget(&places.state_file)?;
         if state_file::remove(&places.state_file)? {
             removed.push(places.state_file.display().to_string());
         }

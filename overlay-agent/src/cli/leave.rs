@@ -12,6 +12,7 @@ use crate::{
 
 /// Arguments of `leave`.
 #[derive(Debug, Args)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag of its own")]
 pub struct LeaveArgs {
     /// Do not ask
     #[arg(long)]

@@ -6,7 +6,7 @@ use overlay_lease::{
     member::network::{ConfigUpdate, StoredConfig},
 };
 
-use super::{ControlLoop, joining::PendingMove, specs::overlay_mtu};
+use super::{ControlLoop, joining::Purpose, specs::overlay_mtu};
 
 impl ControlLoop {
     /// Does what can be done about another network config while the agent runs, and says what cannot.
@@ -39,6 +39,7 @@ impl ControlLoop {
                  host, and until then this one goes on as before"
             ));
         }
+        self.network.text.clone_from(&stored.text);
         if self.config_problems.is_empty() {
             // Otherwise, whoever takes a subnet by it must read it first.
             self.network.mod_revision = stored.mod_revision;
@@ -50,9 +51,11 @@ impl ControlLoop {
                 self.lease.subnet
             ));
         }
-        if let Some(PendingMove { previous, .. }) = self.moving {
-            // By the config of now there may be room.
-            self.join_again(stored.clone(), previous);
+        // By the config of now there may be room.
+        match self.moving.as_ref().map(|moving| moving.purpose) {
+            Some(Purpose::AnotherSubnet) => self.join_again(stored.clone(), None),
+            Some(Purpose::AnotherAddress(subnet)) => self.join_again(stored.clone(), Some(subnet)),
+            Some(Purpose::Confirmation) | None => {}
         }
         if all.iter().any(|change| matches!(change, ConfigChange::Mtu(..))) {
             let outcome = self.change_mtu().await;

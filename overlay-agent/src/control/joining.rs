@@ -7,11 +7,16 @@ use anyhow::Result;
 use ipnetwork::Ipv4Network;
 use overlay_common::Vni;
 use overlay_lease::{
+    config::NetworkConfig,
     member::{
-        incident::Incident, keeper::LeaseEvent, network::StoredConfig, registry::Joined,
+        incident::Incident,
+        keeper::LeaseEvent,
+        network::{ConfigUpdate, StoredConfig},
+        registry::{Following, Joined},
         request::Request,
     },
     outage::Outage,
+    wire::Lease,
 };
 use tokio_util::task::AbortOnDropHandle;
 
@@ -35,8 +40,18 @@ const TOLD: usize = 5;
 /// Waits for a lease, while the agent goes on with what it has.
 pub(super) struct PendingMove {
     task: AbortOnDropHandle<(StoredConfig, Joined)>,
-    /// The subnet that the new lease may be of.
-    pub(super) previous: Option<Ipv4Network>,
+    pub(super) purpose: Purpose,
+}
+
+/// What a lease is taken anew for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Purpose {
+    /// Our subnet has become another host's.
+    AnotherSubnet,
+    /// The lease of this subnet is to say our new address.
+    AnotherAddress(Ipv4Network),
+    /// Etcd was away at the start.
+    Confirmation,
 }
 
 /// What has happened lately, and when.
@@ -92,9 +107,8 @@ impl ControlLoop {
 
     /// Starts to take a lease for this host as it is now, if it may be that of subnet `previous`. Until there
     /// is one, which may take as long as etcd is away, everything else goes on.
-    pub(super) fn join_again(&mut self, mut network: StoredConfig, previous: Option<Ipv4Network>) {
+    pub(super) fn join_again(&mut self, network: StoredConfig, previous: Option<Ipv4Network>) {
         self.following.stop_keeping();
-        let store = self.store.clone();
         let request = Request {
             public_ip: self.uplink.public_ip,
             previous,
@@ -108,11 +122,32 @@ impl ControlLoop {
             Some(_) => "cannot tell the new address",
             None => "cannot take another subnet",
         };
+        let purpose = previous.map_or(Purpose::AnotherSubnet, Purpose::AnotherAddress);
+        self.join_with(network, request, doing, purpose);
+    }
+
+    /// Makes sure of a lease that is known from before: etcd was away at the start.
+    pub(super) fn confirm(&mut self, request: Request) {
+        let doing = "cannot confirm this host's lease";
+        self.join_with(self.network.clone(), request, doing, Purpose::Confirmation);
+    }
+
+    fn join_with(
+        &mut self,
+        mut network: StoredConfig,
+        request: Request,
+        doing: &'static str,
+        purpose: Purpose,
+    ) {
+        let store = self.store.clone();
         let task = AbortOnDropHandle::new(tokio::spawn(async move {
             let mut outage = Outage::on(doing, store.troubles());
             loop {
                 match Box::pin(store.join(&mut network, &request)).await {
-                    Ok(joined) => return (network, joined),
+                    Ok(joined) => {
+                        outage.over();
+                        return (network, joined);
+                    }
                     Err(error) => {
                         let error = format!("{:#}", anyhow::Error::from(error));
                         tokio::time::sleep(outage.failed(&error)).await;
@@ -120,10 +155,21 @@ impl ControlLoop {
                 }
             }
         }));
-        self.moving = Some(PendingMove { task, previous });
+        self.moving = Some(PendingMove { task, purpose });
     }
 
-    pub(super) async fn move_to(&mut self, network: StoredConfig, joined: Joined) {
+    /// Ends a move. A network config that has changed while etcd was away is followed as one that changes now.
+    pub(super) async fn arrive(&mut self, network: StoredConfig, joined: Joined) {
+        let purpose = self.moving.take().map(|moving| moving.purpose);
+        if purpose != Some(Purpose::Confirmation) {
+            return self.move_to(network, joined).await;
+        }
+        let config = self.network.config.clone();
+        self.move_to(StoredConfig { config, ..network.clone() }, joined).await;
+        self.config_update(ConfigUpdate::Changed(network)).await;
+    }
+
+    async fn move_to(&mut self, network: StoredConfig, joined: Joined) {
         let old = std::mem::replace(&mut self.lease, joined.lease);
         self.network = network;
         self.config_problems.clear();
@@ -168,6 +214,19 @@ impl ControlLoop {
             }
         }
     }
+}
+
+/// This host as it knew itself last, if that is known.
+pub(super) fn remembered(
+    network: &NetworkConfig,
+    request: &Request,
+    leases: Vec<Lease>,
+) -> Option<Joined> {
+    let subnet = request.previous.filter(|subnet| network.admits(*subnet))?;
+    let (public_ip, vtep_mac) = (request.public_ip, request.vtep_mac?);
+    let lease = Lease { subnet, public_ip, vtep_mac, vni: Some(network.vni) };
+    let others = leases.into_iter().filter(move |other| other.subnet != subnet);
+    Some(Joined { lease, incidents: Vec::new(), following: Following::remembered(others) })
 }
 
 /// The end of a move; never, if there is none.

@@ -4,6 +4,7 @@
 mod config;
 mod host;
 mod joining;
+pub mod last_known;
 mod leases;
 pub mod presence;
 pub mod run;
@@ -91,6 +92,7 @@ pub struct ControlLoop {
     presence: Presence,
     /// Networks that this host is in otherwise.
     occupied: Vec<Ipv4Network>,
+    last_known: last_known::Keeper,
 }
 
 impl ControlLoop {
@@ -102,13 +104,20 @@ impl ControlLoop {
         store: Registry,
         mut network: StoredConfig,
         uplink: Uplink,
+        known: Option<Vec<Lease>>,
     ) -> Result<Self> {
         let netlink = netlink::connect()?;
         let observed = netlink::observe(&netlink).await?;
         let request = joining::request(&config, network.config.vni, &uplink, &observed);
-        let joined = Box::pin(store.join(&mut network, &request)).await.own_exit()?;
+        let remembered =
+            known.and_then(|leases| joining::remembered(&network.config, &request, leases));
+        let is_remembered = remembered.is_some();
+        let joined = match remembered {
+            Some(joined) => joined,
+            None => Box::pin(store.join(&mut network, &request)).await.own_exit()?,
+        };
         let lease = joined.lease;
-        let occupied = request.occupied;
+        let occupied = request.occupied.clone();
         fail::point("lease");
         let mut scene = scene(&config, &network.config, &uplink, lease);
         let rules = Rules::read(&scene).await;
@@ -138,7 +147,11 @@ impl ControlLoop {
             incidents: Recent::default(),
             presence,
             occupied,
+            last_known: last_known::Keeper::default(),
         };
+        if is_remembered {
+            agent.confirm(request);
+        }
         agent.remember();
         agent.note_incidents(joined.incidents);
         agent.write_subnet_env()?;
@@ -174,8 +187,7 @@ impl ControlLoop {
                 Some(update) = self.following.configs.recv() => self.config_update(update).await,
                 moved = joining::moved(&mut self.moving) => {
                     let (network, joined) = moved.context("the task that takes a subnet has ended")?;
-                    self.moving = None;
-                    self.move_to(network, joined).await;
+                    self.arrive(network, joined).await;
                 }
                 () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {
                     self.reconcile().await;
@@ -276,6 +288,19 @@ impl ControlLoop {
         self.follow_uplink_interface();
         self.follow_uplink_mtu().await;
         self.follow_uplink_address().await;
+        self.keep_last_known().await;
+    }
+
+    /// What etcd has confirmed, for a start at which it is away.
+    async fn keep_last_known(&mut self) {
+        if self.config.peers.is_some() || self.moving.is_some() || !self.dataplane.synced() {
+            return;
+        }
+        let leases = self.dataplane.peers().leases();
+        let outcome = self.last_known.keep(&self.config, &self.network, leases).await;
+        if let Some(outcome) = outcome {
+            self.note("keeping what is known of the network", outcome);
+        }
     }
 
     fn ask_peers(&mut self) -> Result<()> {

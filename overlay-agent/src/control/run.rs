@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     admin::{self, Pulse, Waiting},
     cleanup::{Places, cleanup},
-    control::{ControlLoop, run_config::RunConfig},
+    control::{ControlLoop, last_known, run_config::RunConfig},
     exit::{Exit, OwnExit as _, WithExit as _},
     fail,
     kernel::{
@@ -80,7 +80,18 @@ async fn start(
     store: Registry,
     waiting: &Waiting,
 ) -> Result<ControlLoop> {
-    let network = store.network().await.own_exit()?;
+    let (network, known) = tokio::select! {
+        biased;
+        network = store.network() => (network.own_exit()?, None),
+        known = last_known::once_etcd_is_away(&store, &config) => {
+            tracing::warn!(
+                leases = known.leases.len(),
+                "etcd has not answered for {} s: starting on what this host knew last",
+                last_known::PATIENCE.as_secs()
+            );
+            (known.network, Some(known.leases))
+        }
+    };
     fail::point("network config");
     let handle = netlink::connect()?;
     let uplink = uplink::discover(&config.uplink).await.context("cannot choose an uplink")?;
@@ -92,7 +103,7 @@ async fn start(
     )?;
     fail::point("uplink");
     waiting.step("a subnet");
-    ControlLoop::start(config, pins, features, store, network, uplink).await
+    ControlLoop::start(config, pins, features, store, network, uplink, known).await
 }
 
 fn check_host() -> Result<Features> {

@@ -6,7 +6,7 @@ use overlay_common::Feature;
 use overlay_lease::wire::Lease;
 use tokio::sync::oneshot;
 
-use super::ControlLoop;
+use super::{ControlLoop, joining::Purpose};
 use crate::{
     admin::{
         Answered, CounterStatus, FeatureStatus, LeaseStatus, OverlayStatus, PeerStatus,
@@ -101,11 +101,15 @@ impl ControlLoop {
         }
         if let Some(moving) = &self.moving {
             let (subnet, address) = (self.lease.subnet, self.uplink.public_ip);
-            problems.push(match moving.previous {
-                Some(_) => format!(
+            problems.push(match moving.purpose {
+                Purpose::Confirmation => format!(
+                    "Etcd did not answer when the agent started: this host runs on {subnet} and the peers that it \
+                     knew last."
+                ),
+                Purpose::AnotherAddress(_) => format!(
                     "This host's address is {address} now, and the lease of {subnet} does not say so yet."
                 ),
-                None => format!(
+                Purpose::AnotherSubnet => format!(
                     "Our subnet {subnet} belongs to another host now, and another one is being taken."
                 ),
             });

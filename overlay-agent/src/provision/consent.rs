@@ -1,6 +1,9 @@
 //! Whether what a command does to others is wanted.
 
-use std::io::{BufRead as _, Write as _};
+use std::{
+    fmt::{self, Write as _},
+    io::{BufRead as _, Write as _},
+};
 
 use anyhow::{Context as _, Result, anyhow};
 
@@ -49,8 +52,7 @@ impl Ends {
         match self {
             Self::Nothing => String::new(),
             Self::Containers(running) => {
-                let lines: String =
-                    running.iter().map(|container| format!("  {container}\n")).collect();
+                let lines = indented(running);
                 format!(
                     "Docker is restarted on a bridge with another subnet, and what runs in it ends; what is started \
                      again has another address:\n{lines}"
@@ -71,7 +73,7 @@ pub(super) async fn ask(consent: Consent, steps: &[String], always: Option<&str>
     let text = ends.to_text();
     match consent {
         Consent::DryRun => {
-            let steps: String = steps.iter().map(|step| format!("  {step}\n")).collect();
+            let steps = indented(steps);
             print(format_args!("This would be done:\n{steps}{text}Nothing was changed.\n"))?;
             return Ok(false);
         }
@@ -96,4 +98,13 @@ pub(super) async fn ask(consent: Consent, steps: &[String], always: Option<&str>
         print("Nothing was changed.\n")?;
     }
     Ok(agreed)
+}
+
+fn indented(lines: &[impl fmt::Display]) -> String {
+    let mut text = String::new();
+    for line in lines {
+        // Writing to a string cannot fail.
+        writeln!(text, "  {line}").ok();
+    }
+    text
 }

@@ -1,6 +1,9 @@
 //! The containers that run on this host: Docker ends them when it is started on another bridge.
 
-use std::{fmt, path::Path};
+use std::{
+    fmt::{self, Write as _},
+    path::Path,
+};
 
 use anyhow::{Context as _, Result, bail};
 use tokio::process::Command;
@@ -88,7 +91,8 @@ pub(super) fn remember(running: &[Running]) -> Result<()> {
     let mut text = files::read(Path::new(REMEMBERED))?.unwrap_or_default();
     for Running { id, name, .. } in running.iter().filter(|found| found.after == After::ByUs) {
         if !text.contains(id.as_str()) {
-            text.push_str(&format!("{id} {name}\n"));
+            // Writing to a string cannot fail.
+            writeln!(text, "{id} {name}").ok();
         }
     }
     if text.is_empty() {

@@ -83,9 +83,8 @@ impl Token {
 
     /// Fails once its time is over, and before it can have begun.
     pub fn check(&self, now: SystemTime) -> Result<(), TokenError> {
-        match now.duration_since(self.end()) {
-            Ok(since) => return Err(TokenError::Expired(since)),
-            Err(_) => {}
+        if let Ok(since) = now.duration_since(self.end()) {
+            return Err(TokenError::Expired(since));
         }
         let ca = self.tls.as_ref().map(|tls| pki::made_at(&tls.ca));
         // An authority that cannot be read is refused by whoever uses it.

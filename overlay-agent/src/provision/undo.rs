@@ -22,6 +22,7 @@ use super::{
 };
 use crate::{
     cleanup::{Places, cleanup, own_lease},
+    control::last_known,
     exit::{Exit, OwnExit as _, WithExit as _},
     state_file,
     subnet_env::read_subnet,
@@ -91,6 +92,9 @@ pub async fn leave(leaving: &Leaving) -> Result<()> {
     }
     for line in cleanup(&leaving.places).await? {
         report.done("removed", &line)?;
+    }
+    if !leaving.keep {
+        last_known::forget(&leaving.places.state_file)?;
     }
     if !leaving.keep && state_file::remove(&leaving.places.state_file)? {
         report.done("removed", &leaving.places.state_file.display().to_string())?;

@@ -288,6 +288,66 @@ fn a_host_that_reboots_with_a_dead_hosts_address_keeps_its_subnet_and_is_reached
     .unwrap();
 }
 
+/// As after a power cut that takes the host with etcd, too: a host goes on with what it knew, as one does that loses
+/// etcd while it runs.
+#[test]
+fn a_host_that_reboots_while_etcd_is_away_starts_on_what_it_knew_last() {
+    let mut overlay = Overlay::new();
+    let [own, other] = [1, 0].map(|agent| overlay.agents[agent].status().unwrap()["lease"].clone());
+    let host = overlay.lab.host(1);
+    let known = host.state_file().with_file_name("last-known.json");
+    let peer = other["subnet"].as_str().unwrap();
+    eventually(Duration::from_secs(30), "what is known to be on disk", || {
+        let text = std::fs::read_to_string(&known)?;
+        anyhow::ensure!(text.contains(peer), "{text}");
+        Ok(())
+    })
+    .unwrap();
+    overlay.agents[1].stop().unwrap();
+    let removed = host.clean_up(env!("CARGO_BIN_EXE_overlay-agent")).unwrap();
+    assert!(removed.contains("overlay.1"), "{removed}");
+    overlay.etcd.as_mut().unwrap().stop().unwrap();
+
+    overlay.agents[1] = overlay.lab.host(1).start_agent(&overlay.options).unwrap();
+    let is_as_it_was = |status: &serde_json::Value| {
+        for field in ["subnet", "vtep_mac", "public_ip"] {
+            assert_eq!(status["lease"][field], own[field], "{status}");
+        }
+    };
+    let status = overlay.agents[1].status().unwrap();
+    is_as_it_was(&status);
+    assert!(status["problems"].to_string().contains("knew last"), "{}", status["problems"]);
+    let [one, two] = overlay.pair();
+    eventually(SOON, "containers to reach each other", || {
+        one.ping(two.address())?;
+        two.ping(one.address())
+    })
+    .unwrap();
+    let carried = overlay.rise("from_container", "encapsulated");
+    overlay.ping();
+    assert!(carried.of(&overlay).iter().all(|packets| *packets > 0), "by the fast path");
+
+    // The config that etcd has now is another.
+    let etcd = overlay.etcd.as_mut().unwrap();
+    etcd.start_again().unwrap();
+    let config = r#"{"Network":"10.1.0.0/16","Backend":{"Type":"vxlan","DirectRouting":true}}"#;
+    etcd.put(&format!("{ETCD_PREFIX}/config"), config).unwrap();
+    eventually(Duration::from_secs(30), "etcd to confirm the lease", || {
+        let status = overlay.agents[1].status()?;
+        anyhow::ensure!(status["problems"] == serde_json::json!([]), "{}", status["problems"]);
+        Ok(())
+    })
+    .unwrap();
+    is_as_it_was(&overlay.agents[1].status().unwrap());
+    let routed = overlay.rise("from_container", "routed");
+    eventually(SOON, "the config of now to be followed", || {
+        overlay.containers[1].ping(overlay.containers[0].address())?;
+        anyhow::ensure!(routed.of(&overlay)[1] > 0, "still encapsulated");
+        Ok(())
+    })
+    .unwrap();
+}
+
 #[test]
 fn cleanup_gives_the_lease_back_if_told_so() {
     let Overlay { mut agents, etcd, lab, .. } = Overlay::new();

@@ -49,7 +49,11 @@ fn snapshot(file: &PeersFile) -> LeaseUpdate {
 
 /// A file has no revisions.
 fn stored(file: &PeersFile) -> StoredConfig {
-    StoredConfig { config: file.network.clone(), mod_revision: Revision::NONE }
+    StoredConfig {
+        config: file.network.clone(),
+        text: file.config.clone(),
+        mod_revision: Revision::NONE,
+    }
 }
 
 /// Follows the file of one host.

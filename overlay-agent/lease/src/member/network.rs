@@ -15,11 +15,16 @@ use crate::{
 /// How often to look for a config that is not there yet, or is no good, give or take a half.
 const LOOK: Duration = Duration::from_secs(1);
 
+/// What fails while etcd does not answer at the start.
+pub(super) const UNREACHABLE: &str = "cannot read the network config";
+
 /// A network config, and which of its versions it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StoredConfig {
     /// The config.
     pub config: NetworkConfig,
+    /// The same, as it was written.
+    pub text: String,
     /// The revision at which it was written.
     pub mod_revision: Revision,
 }
@@ -37,7 +42,7 @@ pub struct MalformedConfig {
 /// Reads the network config; waits for etcd to answer and for the config to be there.
 pub async fn wait_for_config(store: &impl Store) -> Result<StoredConfig, MalformedConfig> {
     let key = store.prefix().config_key();
-    let mut unreachable = Outage::on("cannot read the network config", store.troubles());
+    let mut unreachable = Outage::on(UNREACHABLE, store.troubles());
     let mut absent = Outage::on("there is no network config yet", store.troubles());
     loop {
         let pause = match unreachable.attempt(store.get(&key)).await {
@@ -85,8 +90,9 @@ fn read(key: &str, entry: &Entry) -> Result<StoredConfig, MalformedConfig> {
     for note in parsed.notes {
         warn!("network config: {note}");
     }
-    info!("network config: {}", String::from_utf8_lossy(&entry.value));
-    Ok(StoredConfig { config: parsed.config, mod_revision: entry.mod_revision })
+    let text = String::from_utf8_lossy(&entry.value).into_owned();
+    info!("network config: {text}");
+    Ok(StoredConfig { config: parsed.config, text, mod_revision: entry.mod_revision })
 }
 
 /// What has become of the network config.

@@ -8,11 +8,12 @@ use tracing::info;
 
 use super::{
     acquire::{AcquireError, acquire},
+    claim::LeaseClaim,
     fixed,
     follow::Follower,
     incident::Incident,
     keeper::{Keeper, LeaseEvent},
-    network::{ConfigUpdate, MalformedConfig, StoredConfig, wait_for_good_config},
+    network::{ConfigUpdate, MalformedConfig, StoredConfig, UNREACHABLE, wait_for_good_config},
     request::Request,
     update::LeaseUpdate,
 };
@@ -88,6 +89,23 @@ impl Following {
     }
 }
 
+impl Following {
+    /// Hears these leases once, and nothing after: what is known while etcd is away.
+    pub fn remembered(leases: impl IntoIterator<Item = Lease>) -> Self {
+        let (updates_sender, updates) = mpsc::channel(1);
+        let (events_sender, events) = mpsc::channel(1);
+        let (configs_sender, configs) = mpsc::channel(1);
+        let snapshot = LeaseUpdate::Snapshot(leases.into_iter().map(LeaseClaim::listed).collect());
+        let follower = AbortOnDropHandle::new(tokio::spawn(async move {
+            // Closed means that the agent is stopping.
+            updates_sender.send(snapshot).await.ok();
+            std::future::pending::<()>().await;
+            drop((events_sender, configs_sender));
+        }));
+        Self { updates, events, configs, _follower: follower, keeper: None }
+    }
+}
+
 impl Registry {
     /// Reads the files that name how etcd is to be reached. Connects to nothing yet.
     pub fn new(config: &RegistryConfig) -> anyhow::Result<Self> {
@@ -111,6 +129,11 @@ impl Registry {
             Self::Etcd(store) => store.troubles(),
             Self::Fixed(store) => store.troubles(),
         }
+    }
+
+    /// Whether who waits for [`network`](Self::network) waits for a store that does not answer.
+    pub fn does_not_answer(&self) -> bool {
+        self.troubles().has(UNREACHABLE)
     }
 
     /// What this store calls a lease.
