@@ -1,13 +1,13 @@
 //! Whether what a command does to others is wanted.
 
-use std::{
-    fmt::{self, Write as _},
-    io::{BufRead as _, Write as _},
-};
+use std::io::{BufRead as _, Write as _};
 
 use anyhow::{Context as _, Result, anyhow};
 
-use super::{containers::Running, docker};
+use super::{
+    containers::{Ends, indented},
+    docker,
+};
 use crate::{
     exit::{Exit, WithExit as _},
     output::print,
@@ -32,36 +32,6 @@ impl Consent {
             (true, _) => Self::DryRun,
             (_, true) => Self::Given,
             _ => Self::Ask,
-        }
-    }
-}
-
-/// What starting Docker on another bridge ends.
-#[derive(Debug)]
-pub(super) enum Ends {
-    /// Docker is not started anew, or no container runs.
-    Nothing,
-    /// These containers.
-    Containers(Vec<Running>),
-    /// It cannot be told: why.
-    Unknown(anyhow::Error),
-}
-
-impl Ends {
-    fn to_text(&self) -> String {
-        match self {
-            Self::Nothing => String::new(),
-            Self::Containers(running) => {
-                let lines = indented(running);
-                format!(
-                    "Docker is restarted on a bridge with another subnet, and what runs in it ends; what is started \
-                     again has another address:\n{lines}"
-                )
-            }
-            Self::Unknown(error) => format!(
-                "Docker is restarted on a bridge with another subnet, and what runs in it ends. Which containers run \
-                 cannot be told: {error:#}.\n"
-            ),
         }
     }
 }
@@ -98,13 +68,4 @@ pub(super) async fn ask(consent: Consent, steps: &[String], always: Option<&str>
         print("Nothing was changed.\n")?;
     }
     Ok(agreed)
-}
-
-fn indented(lines: &[impl fmt::Display]) -> String {
-    let mut text = String::new();
-    for line in lines {
-        // Writing to a string cannot fail.
-        writeln!(text, "  {line}").ok();
-    }
-    text
 }

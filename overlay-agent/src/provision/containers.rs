@@ -43,6 +43,47 @@ impl fmt::Display for Running {
     }
 }
 
+/// What starting Docker on another bridge ends.
+#[derive(Debug)]
+pub(super) enum Ends {
+    /// Docker is not started anew, or no container runs.
+    Nothing,
+    /// These containers.
+    Containers(Vec<Running>),
+    /// It cannot be told: why.
+    Unknown(anyhow::Error),
+}
+
+impl Ends {
+    /// For whoever is asked.
+    pub(super) fn to_text(&self) -> String {
+        match self {
+            Self::Nothing => String::new(),
+            Self::Containers(running) => {
+                let lines = indented(running);
+                format!(
+                    "Docker is restarted on a bridge with another subnet, and what runs in it ends; what is started \
+                     again has another address:\n{lines}"
+                )
+            }
+            Self::Unknown(error) => format!(
+                "Docker is restarted on a bridge with another subnet, and what runs in it ends. Which containers run \
+                 cannot be told: {error:#}.\n"
+            ),
+        }
+    }
+}
+
+/// A line for each.
+pub(super) fn indented(lines: &[impl fmt::Display]) -> String {
+    let mut text = String::new();
+    for line in lines {
+        // Writing to a string cannot fail.
+        writeln!(text, "  {line}").ok();
+    }
+    text
+}
+
 async fn docker<S: AsRef<str>>(args: impl IntoIterator<Item = S>) -> Result<String> {
     let mut command = Command::new("docker");
     // Whatever the operator's own command talks to, this is about this host.

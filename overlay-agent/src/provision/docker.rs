@@ -8,8 +8,7 @@ use serde_json::{Map, Value};
 
 use super::{
     DOCKER_DROP_IN,
-    consent::Ends,
-    containers,
+    containers::{self, Ends},
     files::{self, Readers},
     report::Report,
     systemd,
