@@ -105,7 +105,7 @@ reasons! {
         Encapsulated = "encapsulated", "Encapsulated in BPF and sent straight to the peer.";
         Routed = "routed", "Sent to a peer on the same link as it is, without encapsulation.";
         ToEndpoint = "to_endpoint", "Delivered into the container through its veth, past the bridge.";
-        ToBridge = "to_bridge", "Delivered to the containers' bridge, past the host's netfilter.";
+        Bridged = "bridged", "Delivered to the containers' bridge, past the host's netfilter.";
         ToNetfilter = "to_netfilter", "Decapsulated in BPF and handed to the stack by the tunnel device, for netfilter to decide about its flow.";
         Echoed = "echoed", "A peer's agent asks whether this host is there: sent back.";
     }
@@ -188,6 +188,8 @@ mod tests {
         let texts: HashSet<_> = Reason::ALL.iter().map(|reason| reason.describe()).collect();
         assert_eq!(names.len(), Reason::ALL.len());
         assert_eq!(texts.len(), Reason::ALL.len());
+        // Whoever reads a counter's line has to know which of the two a word is.
+        assert!(Hook::ALL.iter().all(|hook| !names.contains(hook.name())));
     }
 
     #[test]

@@ -37,7 +37,7 @@ fn what_comes_from_such_a_peer_is_delivered_and_from_others_forged() {
     assert_eq!(outcome.reason, Reason::ToEndpoint);
 
     let unknown = udp(REMOTE, UNKNOWN_CONTAINER, 53, b"hello");
-    assert_eq!(world.run(Hook::FromUplink, &unknown).reason, Reason::ToBridge);
+    assert_eq!(world.run(Hook::FromUplink, &unknown).reason, Reason::Bridged);
     let host = udp(REMOTE, [10, 1, 15, 1], 53, b"hello");
     assert_eq!(world.run(Hook::FromUplink, &host).reason, Reason::HostDestination);
     let stranger = udp([10, 1, 21, 2], CONTAINER, 53, b"hello");

@@ -30,7 +30,7 @@ fn a_packet_for_an_unknown_container_goes_to_the_bridge() {
     let mut world = World::new();
     let packet = vxlan(Wire::default(), &udp(REMOTE, UNKNOWN_CONTAINER, 53, b"hello"));
     let outcome = world.run(Hook::FromUplink, &packet);
-    assert_eq!(outcome.reason, Reason::ToBridge);
+    assert_eq!(outcome.reason, Reason::Bridged);
     assert_eq!(outcome.packet[14..], udp(REMOTE, UNKNOWN_CONTAINER, 53, b"hello")[14..]);
 }
 

@@ -104,7 +104,7 @@ fn no_mutated_packet_gets_through_that_should_not() {
         let story = format!("seed {seed}, packet {packets}, {hook:?} {reason:?}: {packet:02x?}");
         packets += 1;
         match (hook, reason) {
-            (Hook::FromUplink, Reason::ToEndpoint | Reason::ToBridge) => {
+            (Hook::FromUplink, Reason::ToEndpoint | Reason::Bridged) => {
                 assert!(may_be_delivered(&packet), "{story}");
                 forwarded[0] += 1;
             }
@@ -113,7 +113,7 @@ fn no_mutated_packet_gets_through_that_should_not() {
                 forwarded[1] += 1;
             }
             // Nothing came through a tunnel here, no peer is on the link.
-            (_, Reason::ToEndpoint | Reason::ToBridge | Reason::Routed | Reason::HelperFailed) => {
+            (_, Reason::ToEndpoint | Reason::Bridged | Reason::Routed | Reason::HelperFailed) => {
                 panic!("{story}");
             }
             _ => {}

@@ -119,7 +119,7 @@ fn a_container_is_known_longer_than_the_bridge_remembers_it() {
         })
         .unwrap();
         let [fast, slow] =
-            ["to_endpoint", "to_bridge"].map(|reason| overlay.rise("from_uplink", reason));
+            ["to_endpoint", "bridged"].map(|reason| overlay.rise("from_uplink", reason));
         eventually(SOON, &format!("{what} to let packets take the fast path"), || {
             anyhow::ensure!(fast.of(&overlay)[0] > 1000, "{:?}", fast.of(&overlay));
             Ok(())

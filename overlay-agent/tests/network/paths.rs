@@ -85,9 +85,9 @@ fn an_address_that_no_port_is_known_to_have_is_found_through_the_bridge() {
     let [a, b, c, _] = server.address().octets();
     let service = std::net::Ipv4Addr::new(a, b, c, 99);
     server.namespace().ip(["address", "add", &format!("{service}/32"), "dev", "lo"]).unwrap();
-    let to_bridge = overlay.rise("from_uplink", "to_bridge");
+    let bridged = overlay.rise("from_uplink", "bridged");
     overlay.containers[0].ping(service).unwrap();
-    assert_eq!(to_bridge.of(&overlay)[1], 1);
+    assert_eq!(bridged.of(&overlay)[1], 1);
 }
 
 /// The kernel tells of it: nobody has to wait for its first packet.

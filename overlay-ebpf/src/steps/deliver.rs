@@ -58,7 +58,7 @@ fn to_bridge(ctx: &TcContext, host: &HostConfig) -> Result<Reason, Reason> {
     Mark::Delivered.set(ctx);
     // SAFETY: no next hop is given, so no memory is read.
     match unsafe { bpf_redirect_neigh(host.bridge_ifindex, core::ptr::null_mut(), 0, 0) } as i32 {
-        TC_ACT_REDIRECT => Ok(Reason::ToBridge),
+        TC_ACT_REDIRECT => Ok(Reason::Bridged),
         _ => Err(Reason::HelperFailed),
     }
 }

@@ -16,12 +16,10 @@ pub(super) enum Way {
 type Marks = [(&'static str, &'static [&'static str]); 2];
 
 const FAST: Marks =
-    [("from_container", &["encapsulated"]), ("from_uplink", &["to_endpoint", "to_bridge"])];
+    [("from_container", &["encapsulated"]), ("from_uplink", &["to_endpoint", "bridged"])];
 
-const SLOW: Marks = [
-    ("to_tunnel", &["tunnel_key_set"]),
-    ("from_tunnel", &["to_endpoint", "to_bridge", "to_stack"]),
-];
+const SLOW: Marks =
+    [("to_tunnel", &["tunnel_key_set"]), ("from_tunnel", &["to_endpoint", "bridged", "to_stack"])];
 
 /// Packets that left a host and that came to it, by one way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -109,7 +107,7 @@ mod tests {
             counter("from_container", "encapsulated", 3),
             counter("from_container", "not_overlay", 9),
             counter("from_uplink", "to_endpoint", 2),
-            counter("from_uplink", "to_bridge", 1),
+            counter("from_uplink", "bridged", 1),
             counter("to_tunnel", "tunnel_key_set", 5),
         ];
         let fast = Traffic::of(Way::Fast, &counters);
