@@ -60,6 +60,7 @@ pub async fn join(wanted: &Join) -> Result<()> {
     let changed = write_credentials(token, own.as_ref())?;
     report.step(changed, "etcd", &token.endpoints.join(","))?;
     member::start(&etcd, wanted.iface.as_deref(), changed, &docker, &mut report).await?;
+    member::hear_from_others().await?;
     report.finish()?;
     print(format_args!(
         "\nThis host is a member of {}. `overlay-agent status` shows the others, `overlay-agent doctor` \

@@ -27,6 +27,8 @@ const LOOK: Duration = Duration::from_millis(50);
 const LOOK_AT_UNIT: Duration = Duration::from_secs(2);
 /// After so many starts that came to nothing, another one helps no more.
 const GIVEN_UP: u32 = 2;
+/// How long the first answer of another host may take.
+const ANSWERS_WITHIN: Duration = Duration::from_secs(5);
 /// By which name its lines are in the journal.
 const AGENT: &str = "overlay-agent";
 
@@ -94,12 +96,40 @@ pub(super) async fn start(
     wait("the overlay to be without problems", Status::is_fine).await.map(drop)
 }
 
+/// Waits for another host's answer through the overlay, which takes UDP packets both ways, and says whether there is one.
+/// Where there is none, something between may drop them, or all of them are down.
+pub(super) async fn hear_from_others() -> Result<()> {
+    let start = Instant::now();
+    loop {
+        let status = fetch_status(Path::new(DEFAULT_SOCKET)).await?;
+        let Some(overlay) = status.overlay.filter(|overlay| !overlay.peers.is_empty()) else {
+            return Ok(());
+        };
+        let answered = overlay.peers.iter().find(|peer| peer.answered.is_some());
+        if let Some(peer) = answered {
+            let text = format!("{} answers at UDP port {}", peer.public_ip, overlay.port);
+            return Report::found("overlay", &text);
+        }
+        if start.elapsed() > ANSWERS_WITHIN {
+            let text = format!(
+                "no other host answers at UDP port {} yet: `overlay-agent doctor` looks for what is in the way, and has the \
+                 command for this host's firewall",
+                overlay.port
+            );
+            return Report::found("overlay", &text);
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
 /// Asks the agent until it is as wanted, saying what is waited for; fails with what is in the way, and at once where
 /// the agent does not stay up.
 async fn wait(what: &str, wanted: impl Fn(&Status) -> bool) -> Result<OverlayStatus> {
     let start = Instant::now();
     let mut said = String::new();
     let mut looked = start;
+    // It may have ended in earlier times, too, and starts to count anew some time after it is told to start.
+    let mut before = u32::MAX;
     loop {
         let last = match fetch_status(Path::new(DEFAULT_SOCKET)).await {
             Ok(status) if wanted(&status) => match status.overlay {
@@ -111,7 +141,9 @@ async fn wait(what: &str, wanted: impl Fn(&Status) -> bool) -> Result<OverlaySta
         };
         if looked.elapsed() > LOOK_AT_UNIT {
             looked = Instant::now();
-            if systemd::restarts(AGENT_UNIT).await? >= GIVEN_UP {
+            let restarts = systemd::restarts(AGENT_UNIT).await?;
+            before = before.min(restarts);
+            if restarts - before >= GIVEN_UP {
                 let last = systemd::last_words(AGENT_UNIT, AGENT).await?;
                 return Err(anyhow!(
                     "the agent does not stay up: {last}. Once that is mended, run this again: it goes on where it \

@@ -39,6 +39,10 @@ fn two_machines_are_ready_with_the_readmes_lines() {
         if line.ends_with(" init") {
             writes_the_file_for_others(&one, &said);
         }
+        if line.contains(" join ") {
+            let answers = format!("{} answers at UDP port 8472", one.host().address());
+            assert!(said.contains(&answers), "{said}");
+        }
     }
     for (host, limit) in [("one", 20), ("two", 10)] {
         let times = table.iter().filter(|(name, _)| *name == host).map(|(_, time)| *time);
