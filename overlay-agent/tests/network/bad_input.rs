@@ -4,12 +4,14 @@ use std::{
     fs,
     net::UdpSocket,
     os::unix::fs::PermissionsExt as _,
+    path::Path,
     time::{Duration, Instant},
 };
 
 use overlay_lab::{
-    AgentOptions, ETCD_PREFIX, Host, Lab, NETWORK_CONFIG, Process, UPLINK, eventually,
+    AgentOptions, ETCD_PREFIX, Host, Lab, NETWORK_CONFIG, Process, UPLINK, command::Cmd, eventually,
 };
+use tempfile::TempDir;
 
 use crate::overlay::{Overlay, SOON};
 
@@ -119,22 +121,26 @@ fn a_second_agent_on_a_pin_path_names_the_first() {
     overlay.ping();
 }
 
+/// Runs a program as the user `nobody`, from a folder where that may.
+///
+/// Copied by another process: what this one has open for writing, a child that another test's thread starts meanwhile has,
+/// too, and nobody can run it then.
+pub(crate) fn as_nobody(host: &Host, program: &Path) -> (TempDir, Cmd) {
+    let directory = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(&directory, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let copy = directory.path().join("program");
+    host.command("install").args(["-m", "755"]).arg(program).arg(&copy).run().unwrap();
+    let setpriv = ["--reuid=65534", "--regid=65534", "--clear-groups", "--"];
+    let command = host.command("setpriv").args(setpriv).arg(&copy);
+    (directory, command)
+}
+
 #[test]
 fn without_root_it_says_so() {
     let lab = Lab::builder().hosts(1).start().unwrap();
     let host = lab.host(0);
-    // Where the user `nobody` may run it.
-    let agent = tempfile::NamedTempFile::new().unwrap();
-    std::fs::copy(env!("CARGO_BIN_EXE_overlay-agent"), agent.path()).unwrap();
-    let agent = agent.into_temp_path();
-    std::fs::set_permissions(&agent, std::fs::Permissions::from_mode(0o755)).unwrap();
-    let output = host
-        .command("setpriv")
-        .args(["--reuid=65534", "--regid=65534", "--clear-groups", "--"])
-        .arg(&agent)
-        .arg("run")
-        .output()
-        .unwrap();
+    let (_directory, command) = as_nobody(host, Path::new(env!("CARGO_BIN_EXE_overlay-agent")));
+    let output = command.arg("run").output().unwrap();
     assert_eq!(output.status.code(), Some(77), "{}", output.stderr);
     assert!(output.stderr.contains("root"), "{}", output.stderr);
     nothing_is_left(host);
