@@ -92,7 +92,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
 
 /// What to expect, as measured on two cores.
 fn how_long(is_built: bool, seconds: u32) -> String {
-    let story = 20 + seconds;
+    let story = 10 + seconds;
     if is_built {
         return format!("This takes about {story} s, and leaves nothing behind.");
     }

@@ -164,8 +164,7 @@ impl ControlLoop {
         if purpose != Some(Purpose::Confirmation) {
             return self.move_to(network, joined).await;
         }
-        let config = self.network.config.clone();
-        self.move_to(StoredConfig { config, ..network.clone() }, joined).await;
+        self.move_to(self.network.clone(), joined).await;
         self.config_update(ConfigUpdate::Changed(network)).await;
     }
 

@@ -103,13 +103,21 @@ async fn docker<S: AsRef<str>>(args: impl IntoIterator<Item = S>) -> Result<Stri
 pub(super) async fn running() -> Result<Vec<Running>> {
     const FORMAT: &str =
         "{{.Id}} {{.Name}} {{.HostConfig.AutoRemove}} {{.HostConfig.RestartPolicy.Name}}";
-    let ids = docker(["ps", "--quiet", "--no-trunc"]).await?;
-    let ids: Vec<_> = ids.split_whitespace().collect();
-    if ids.is_empty() {
-        return Ok(Vec::new());
+    const TRIES: u32 = 5;
+    let mut tries = 1;
+    loop {
+        let ids = docker(["ps", "--quiet", "--no-trunc"]).await?;
+        let ids: Vec<_> = ids.split_whitespace().collect();
+        if ids.is_empty() {
+            return Ok(Vec::new());
+        }
+        let inspect = ["inspect", "--type", "container", "--format", FORMAT];
+        match docker(inspect.into_iter().chain(ids)).await {
+            // One that has ended and removed itself meanwhile fails the question about all.
+            Err(_) if tries < TRIES => tries += 1,
+            inspected => return Ok(parse(&inspected?)),
+        }
     }
-    let inspect = ["inspect", "--type", "container", "--format", FORMAT];
-    Ok(parse(&docker(inspect.into_iter().chain(ids)).await?))
 }
 
 fn parse(inspected: &str) -> Vec<Running> {
@@ -142,7 +150,13 @@ pub(super) fn remember(running: &[Running]) -> Result<()> {
     files::write(Path::new(REMEMBERED), &text, Readers::Root).map(drop)
 }
 
-/// Starts those again that were remembered, and returns their names. One that cannot be started is told of.
+/// Whether Docker says that somebody has removed a container.
+fn is_gone(error: &anyhow::Error) -> bool {
+    error.to_string().contains("No such container")
+}
+
+/// Starts those again that were remembered, and returns their names. One that cannot be started is told of, and stays
+/// remembered for the next time.
 pub(super) async fn start_again() -> Result<Vec<String>> {
     let text = files::read(Path::new(REMEMBERED))?.unwrap_or_default();
     let mut left: Vec<_> = text.lines().filter_map(|line| line.split_once(' ')).collect();
@@ -153,13 +167,23 @@ pub(super) async fn start_again() -> Result<Vec<String>> {
         for (id, name) in left {
             match docker(["start", id]).await {
                 Ok(_) => started.push(name.to_owned()),
-                Err(error) if last => tracing::warn!("{name} does not start again: {error:#}"),
-                Err(_) => failed.push((id, name)),
+                Err(error) if is_gone(&error) => {}
+                Err(error) => {
+                    if last {
+                        tracing::warn!("container {name} does not start again: {error:#}");
+                    }
+                    failed.push((id, name));
+                }
             }
         }
         left = failed;
     }
-    files::remove(Path::new(REMEMBERED))?;
+    if left.is_empty() {
+        files::remove(Path::new(REMEMBERED))?;
+    } else {
+        let text: Vec<_> = left.iter().map(|(id, name)| [*id, " ", *name, "\n"].concat()).collect();
+        files::write(Path::new(REMEMBERED), &text.concat(), Readers::Root)?;
+    }
     Ok(started)
 }
 

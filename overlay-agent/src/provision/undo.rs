@@ -24,7 +24,7 @@ use crate::{
     cleanup::{Places, cleanup, own_lease},
     control::last_known,
     exit::{Exit, OwnExit as _, WithExit as _},
-    state_file,
+    state_file::{self, HostState},
     subnet_env::read_subnet,
 };
 
@@ -64,13 +64,19 @@ pub async fn leave(leaving: &Leaving) -> Result<()> {
     let serves = has_etcd && !leaving.keep;
     // Of whatever address the host has become, its own etcd is at home.
     let etcd = if has_etcd { at_home(&leaving.etcd) } else { leaving.etcd.clone() };
-    if has_etcd {
-        let users = Users::of(&etcd, subnet).await;
-        if leaving.keep {
-            files::write(Path::new(USERS), &format!("{}\n", users.to_word()), Readers::All)?;
-        } else if !leaving.delete_etcd {
-            users.refuse_to_strand()?;
-        }
+    let mut users = None;
+    if has_etcd && !leaving.delete_etcd {
+        // After `leave --keep` only the state file tells which lease is this host's own.
+        let own = match subnet {
+            Some(subnet) => Some(subnet),
+            None => HostState::read(&leaving.places.state_file)?.map(|state| state.subnet),
+        };
+        let found = Users::of(&etcd, own).await;
+        users = if leaving.keep {
+            Some(found.to_word())
+        } else {
+            found.refuse_to_strand().map(|()| None)?
+        };
     }
     let sentence = match subnet {
         Some(subnet) if !leaving.keep => format!("This host gives {subnet} back. "),
@@ -81,6 +87,9 @@ pub async fn leave(leaving: &Leaving) -> Result<()> {
     );
     if !consent::ask(leaving.consent, &steps(leaving, subnet, serves), Some(&sentence)).await? {
         return Ok(());
+    }
+    if let Some(users) = users {
+        files::write(Path::new(USERS), &format!("{users}\n"), Readers::All)?;
     }
     let mut report = Report::default();
     if systemd::files_of(AGENT_UNIT).await?.is_some() && systemd::is_active(AGENT_UNIT).await? {
