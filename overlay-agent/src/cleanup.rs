@@ -1,6 +1,7 @@
-//! Removes everything that is ours on this host, and nothing else. What is ours shows in its name or its
-//! place: the pin path, VXLAN devices named `overlay.<VNI>`, routes with our numbers, the firewall rules that name such a device, filters
-//! with our priority, handle and name, the subnet file and the socket.
+//! Removes everything that one agent made on this host, and nothing else. What is an agent's shows in its name or its
+//! place: the pin path, VXLAN devices named `overlay.<VNI>`, routes with our numbers, the firewall rules that name such
+//! a device, filters with our priority, the pin path's number and a hook's name, the subnet file and the socket. What
+//! another agent of this host has by its settings stays.
 
 use std::{
     fs, io,
@@ -37,9 +38,19 @@ pub struct Places {
 /// This host's lease, as what the agent has made shows it: the subnet of the subnet file, the MAC of the
 /// tunnel device. None where either is missing.
 pub async fn own_lease(places: &Places) -> Result<Option<(Ipv4Network, MacAddr)>> {
+    let Some(subnet) = read_subnet(&places.subnet_file)? else { return Ok(None) };
     let observed = netlink::observe(&netlink::connect()?).await?;
-    let device = observed.links.values().find(|link| is_ours(link));
-    Ok(read_subnet(&places.subnet_file)?.zip(device.map(|device| device.mac)))
+    let devices: Vec<_> = observed.links.values().filter(|link| is_ours(link)).collect();
+    let has_address = |link: &Link| {
+        let mut addresses = observed.addresses.iter();
+        addresses.any(|(index, address, _)| (*index, *address) == (link.index, subnet.network()))
+    };
+    // Another agent of this host has another subnet's address on its device.
+    let device = match devices.as_slice() {
+        [only] => Some(only),
+        several => several.iter().find(|link| has_address(link)),
+    };
+    Ok(device.map(|device| (subnet, device.mac)))
 }
 
 /// Removes everything, and returns what there was, for people to read. Fails where an agent is running.
@@ -50,7 +61,9 @@ pub async fn cleanup(places: &Places) -> Result<Vec<String>> {
     let pins = PinPath::open(&places.pin_path)?;
     let handle = netlink::connect()?;
     let observed = netlink::observe(&handle).await?;
-    for device in observed.links.values().filter(|link| is_ours(link)) {
+    let others = datapath::other_agents(&pins, &observed)?;
+    let is_its = |link: &&Link| is_ours(link) && !others.have_device(link);
+    for device in observed.links.values().filter(is_its) {
         if firewall::remove(&device.name).await? {
             removed.push(format!("firewall rules for {}", device.name));
         }
@@ -58,17 +71,17 @@ pub async fn cleanup(places: &Places) -> Result<Vec<String>> {
         removed.push(format!("device {}, its address and its routes", device.name));
     }
     // Those to peers on the same link do not go with the device.
-    if netlink::remove_lease_routes(&handle).await? > 0 {
+    if netlink::remove_lease_routes(&handle, |subnet| others.have_subnet(subnet)).await? > 0 {
         removed.push("routes to peers on the same link".to_owned());
     }
-    if netlink::remove_vrf_rules(&handle).await? > 0 {
+    if netlink::remove_vrf_rules(&handle, |port| others.have_port(port)).await? > 0 {
         removed.push("routing rule for the VRF".to_owned());
     }
-    for subnet in netlink::remove_blackholes(&handle).await? {
+    for subnet in netlink::remove_blackholes(&handle, |subnet| others.have_subnet(subnet)).await? {
         removed.push(format!("blackhole route for {subnet}"));
     }
     // Filters outlive their pin path; links go with it.
-    let filtered = datapath::remove_filters(&handle, &observed).await?;
+    let filtered = datapath::remove_filters(&handle, &pins, &observed).await?;
     if !filtered.is_empty() {
         removed.push(format!("filters on {}", filtered.join(", ")));
     }

@@ -15,6 +15,7 @@ use crate::{
     cleanup::{Places, cleanup, own_lease},
     control::last_known,
     exit::{Exit, OwnExit as _, WithExit as _},
+    kernel::datapath::DEFAULT_PIN_PATH,
     state_file, subnet_env,
 };
 
@@ -22,7 +23,7 @@ use crate::{
 #[derive(Debug, Args)]
 pub struct PlacesArgs {
     /// Where the programs and maps are pinned
-    #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf/overlay")]
+    #[arg(long, value_name = "DIR", default_value = DEFAULT_PIN_PATH)]
     pub pin_path: PathBuf,
 
     /// The file that tells Docker the subnet

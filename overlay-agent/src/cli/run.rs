@@ -9,7 +9,7 @@ use overlay_lease::config::RulesMode;
 
 use super::{etcd::EtcdArgs, flanneld::FlanneldArgs, go_bool, go_style::go_int};
 use crate::{
-    admin::DEFAULT_SOCKET, dataplane::source_check::Strictness,
+    admin::DEFAULT_SOCKET, dataplane::source_check::Strictness, kernel::datapath::DEFAULT_PIN_PATH,
     state_file::DEFAULT_PATH as DEFAULT_STATE_FILE, subnet_env,
 };
 
@@ -153,7 +153,7 @@ pub struct RunArgs {
     pub state_file: PathBuf,
 
     /// Where the programs and maps are pinned
-    #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf/overlay", help_heading = OURS)]
+    #[arg(long, value_name = "DIR", default_value = DEFAULT_PIN_PATH, help_heading = OURS)]
     pub pin_path: PathBuf,
 
     /// Where to listen for `overlay-agent status`

@@ -14,6 +14,7 @@ mod view;
 use std::net::Ipv4Addr;
 
 use anyhow::Result;
+use ipnetwork::Ipv4Network;
 use overlay_common::tables::{ABI_VERSION, HostConfig};
 use overlay_lease::config::policy::Policy;
 use rtnetlink::Handle;
@@ -129,6 +130,9 @@ impl Dataplane {
         };
         let containers = Containers::new(known, spec.source_check.exempt.clone())?;
         let adopted = tables.settings.get()?;
+        let before = adopted.network();
+        let before = Ipv4Network::new(before.address.into(), before.length).ok();
+        let before = before.filter(|network| network.prefix() > 0);
         let mut dataplane = Self {
             peers: Peers::new(scope(&spec), Limits::default(), Surroundings::default()),
             config: HostConfig {
@@ -154,7 +158,7 @@ impl Dataplane {
             policy: InForce::adopted(&adopted),
             ways: Routing::default(),
             ways_are_stale: true,
-            lease_routes: LeaseRoutes::default(),
+            lease_routes: LeaseRoutes::new(before),
             unrouted: Unrouted::All,
             blackhole: Blackhole::default(),
             synced: false,

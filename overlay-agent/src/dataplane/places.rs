@@ -51,6 +51,8 @@ pub struct Newcomers {
     /// nobody can tell.
     since: BTreeMap<u32, Instant>,
     young: BTreeSet<u32>,
+    /// They are not those that [`take_change`](Self::take_change) was asked about the last time.
+    changed: bool,
 }
 
 impl Newcomers {
@@ -68,7 +70,14 @@ impl Newcomers {
             .map(|link| (link.index, before.get(&link.index).copied().unwrap_or(now)))
             .collect();
         let young = self.since.iter().filter(|(_, since)| now.duration_since(**since) < ALONE);
-        self.young = young.map(|(ifindex, _)| *ifindex).collect();
+        let young = young.map(|(ifindex, _)| *ifindex).collect();
+        self.changed |= self.young != young;
+        self.young = young;
+    }
+
+    /// Whether there are others since this was asked the last time: some have come, or are no newcomers any more.
+    pub const fn take_change(&mut self) -> bool {
+        std::mem::replace(&mut self.changed, false)
     }
 
     /// What the map `homes` should hold for them.
@@ -205,5 +214,9 @@ mod tests {
         assert_eq!(young(&host, start + ALONE / 2), [20, 21]);
         assert_eq!(young(&host, start + ALONE), [21]);
         assert!(young(&host, start + ALONE * 2).is_empty());
+        // Nobody else has changed what they are in the map.
+        assert!(newcomers.take_change() && !newcomers.take_change());
+        newcomers.look(&host, start + ALONE * 2);
+        assert!(!newcomers.take_change());
     }
 }

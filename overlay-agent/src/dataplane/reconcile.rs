@@ -248,7 +248,7 @@ impl Dataplane {
         let endpoints = self.tables.endpoints.converge(&now.endpoints)?;
         let homes = now.homes.iter().map(|(key, home)| (*key, *home));
         let homes = self.tables.homes.converge(&homes.chain(self.newcomers.homes()).collect())?;
-        if *now != before {
+        if self.newcomers.take_change() || *now != before {
             return Ok(());
         }
         for (map, changes) in [("ports", ports), ("endpoints", endpoints), ("homes", homes)] {

@@ -24,6 +24,7 @@ mod pins;
 mod policy;
 mod presence;
 mod rules;
+mod side_by_side;
 mod survival;
 mod switching;
 mod throughput;

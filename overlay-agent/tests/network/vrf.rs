@@ -50,7 +50,7 @@ fn the_rule_for_a_vrf_is_made_once_follows_and_goes() {
 
     let remove = || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        runtime.block_on(async { remove_vrf_rules(&connect()?).await })
+        runtime.block_on(async { remove_vrf_rules(&connect()?, |_| false).await })
     };
     assert_eq!(host.namespace().within(remove).unwrap(), 1);
     assert_eq!(rules(), none);

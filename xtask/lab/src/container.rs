@@ -25,7 +25,10 @@ impl Container {
             .with_context(|| format!("container {name} on {} needs a subnet", host.name()))?;
         ensure_bridge(host, &subnet)?;
         let address = subnet.container(number);
-        let veth = format!("veth{number}");
+        let veth = match host.bridge() {
+            BRIDGE => format!("veth{number}"),
+            other => format!("{other}-{number}"),
+        };
         let mtu = subnet.mtu.to_string();
         let cidr = format!("{address}/{}", subnet.prefix_length);
         let gateway = subnet.gateway.to_string();
@@ -47,7 +50,7 @@ impl Container {
             "netns",
             namespace.name(),
         ])?;
-        host.ip(["link", "set", &veth, "master", BRIDGE, "up"])?;
+        host.ip(["link", "set", &veth, "master", host.bridge(), "up"])?;
         namespace.ip(["address", "add", &cidr, "dev", "eth0"])?;
         namespace.ip(["link", "set", "eth0", "up"])?;
         namespace.ip(["route", "add", "default", "via", &gateway])?;
@@ -90,14 +93,14 @@ impl Container {
 
 /// Makes the bridge that Docker would make, unless there is one.
 fn ensure_bridge(host: &Host, subnet: &LeasedSubnet) -> Result<()> {
-    let exists =
-        host.namespace().command("ip").args(["link", "show", BRIDGE]).output()?.status.success();
+    let bridge = host.bridge();
+    let exists = host.command("ip").args(["link", "show", bridge]).output()?.status.success();
     if exists {
         return Ok(());
     }
     let mtu = subnet.mtu.to_string();
-    host.ip(["link", "add", BRIDGE, "mtu", &mtu, "type", "bridge"])?;
-    host.ip(["address", "add", &subnet.gateway_cidr(), "dev", BRIDGE])?;
-    host.ip(["link", "set", BRIDGE, "up"])?;
+    host.ip(["link", "add", bridge, "mtu", &mtu, "type", "bridge"])?;
+    host.ip(["address", "add", &subnet.gateway_cidr(), "dev", bridge])?;
+    host.ip(["link", "set", bridge, "up"])?;
     Ok(())
 }

@@ -4,7 +4,10 @@ use std::{
     fs,
     net::Ipv4Addr,
     path::{Path, PathBuf},
-    sync::atomic::{AtomicU32, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
     time::Duration,
 };
 
@@ -12,7 +15,7 @@ use anyhow::{Context as _, Result};
 use serde_json::Value;
 
 use crate::{
-    Agent, AgentOptions, Capture, Container, Docker,
+    Agent, AgentOptions, BRIDGE, Capture, Container, Docker,
     command::Cmd,
     ledger::{HostRecord, Ledger},
     namespace::Namespace,
@@ -27,10 +30,12 @@ const READY_WITHIN: Duration = Duration::from_secs(20);
 #[derive(Debug)]
 pub struct Host {
     name: String,
-    namespace: Namespace,
+    namespace: Arc<Namespace>,
     address: Ipv4Addr,
     directory: PathBuf,
     pins: PathBuf,
+    /// The bridge of its plain containers.
+    bridge: String,
     /// How many plain containers it has had: their addresses count up from the bridge's.
     containers: AtomicU32,
     ledger: Ledger,
@@ -63,12 +68,31 @@ impl Host {
         })?;
         Ok(Self {
             name: name.to_owned(),
-            namespace,
+            namespace: Arc::new(namespace),
             address,
             directory,
             pins,
+            bridge: BRIDGE.to_owned(),
             containers: AtomicU32::new(0),
             ledger: ledger.clone(),
+        })
+    }
+
+    /// The same host for another agent, which keeps its files and pins elsewhere, and whose containers are behind a
+    /// bridge of their own.
+    pub fn beside(&self, name: &str) -> Result<Self> {
+        let directory = self.directory.join(name);
+        fs::create_dir_all(&directory)
+            .with_context(|| format!("cannot create {}", directory.display()))?;
+        Ok(Self {
+            name: format!("{}-{name}", self.name),
+            namespace: Arc::clone(&self.namespace),
+            address: self.address,
+            directory,
+            pins: self.pins.with_file_name(format!("{}-{name}", self.name)),
+            bridge: format!("br-{name}"),
+            containers: AtomicU32::new(0),
+            ledger: self.ledger.clone(),
         })
     }
 
@@ -100,6 +124,11 @@ impl Host {
     /// Where its agent pins maps and programs. The agent makes this folder itself.
     pub fn pins(&self) -> &Path {
         &self.pins
+    }
+
+    /// The bridge that its plain containers are behind.
+    pub fn bridge(&self) -> &str {
+        &self.bridge
     }
 
     /// The `subnet.env` that its agent writes.

@@ -14,6 +14,9 @@ use nix::{
 
 use crate::exit::{Exit, WithExit};
 
+/// Where an agent pins unless it is told otherwise.
+pub const DEFAULT_PIN_PATH: &str = "/sys/fs/bpf/overlay";
+
 /// The directory, on a BPF file system, where maps and links outlive the agent. Locked for as long as
 /// this value lives: one agent per pin path.
 #[derive(Debug)]
@@ -46,6 +49,27 @@ impl PinPath {
             self.lock = create_and_lock(&self.directory)?;
         }
         Ok(true)
+    }
+
+    /// By which filters, which are pinned nowhere, are known to be those of this pin path: 0 at the default one, as
+    /// earlier versions have it everywhere.
+    pub fn number(&self) -> u16 {
+        if self.directory == Path::new(DEFAULT_PIN_PATH) {
+            return 0;
+        }
+        // FNV-1a: the same in every build.
+        let bytes = self.directory.as_os_str().as_encoded_bytes();
+        let hash = bytes.iter().fold(0x811c_9dc5_u32, |hash, byte| {
+            (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193)
+        });
+        let [a, b, c, d] = hash.to_be_bytes();
+        u16::from_be_bytes([a ^ c, b ^ d]).max(1)
+    }
+
+    /// Whether filters that bear the number of the default pin path were made by an earlier version for this one: nobody
+    /// else has pins there.
+    pub fn inherits(&self) -> bool {
+        self.number() != 0 && !Path::new(DEFAULT_PIN_PATH).exists()
     }
 
     /// Where a map is pinned.

@@ -66,11 +66,14 @@ async fn ensure(handle: &Handle, network: Ipv4Network, wanted: Option<Ipv4Networ
         .with_context(|| format!("adding a blackhole route for {subnet}"))
 }
 
-/// Removes all blackhole routes of ours, and returns what they were for.
-pub async fn remove_blackholes(handle: &Handle) -> Result<Vec<Ipv4Network>> {
+/// Removes all blackhole routes of ours but those that `keep` wants, and returns what they were for.
+pub async fn remove_blackholes(
+    handle: &Handle,
+    keep: impl Fn(Ipv4Network) -> bool,
+) -> Result<Vec<Ipv4Network>> {
     let routes = main_table(handle).await?;
-    let ours: Vec<_> =
-        routes.iter().filter(|route| is_ours(route)).filter_map(destination).collect();
+    let ours = routes.iter().filter(|route| is_ours(route)).filter_map(destination);
+    let ours: Vec<_> = ours.filter(|subnet| !keep(*subnet)).collect();
     for subnet in &ours {
         remove(handle, *subnet).await?;
     }

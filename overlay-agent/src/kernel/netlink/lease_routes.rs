@@ -65,6 +65,8 @@ impl LeaseRoute {
 #[derive(Debug, Default)]
 pub struct LeaseRoutes {
     known: BTreeMap<Ipv4Network, LeaseRoute>,
+    /// The overlay's networks, today's and earlier ones: another agent of this host has routes with our number in its own.
+    networks: Vec<Ipv4Network>,
     /// Subnets to which somebody else has a route.
     taken: BTreeSet<Ipv4Network>,
     /// Where else in the overlay's network somebody's routes lead.
@@ -78,10 +80,18 @@ enum Request {
 }
 
 impl LeaseRoutes {
+    /// None known yet; an earlier agent may have made some in network `before`.
+    pub fn new(before: Option<Ipv4Network>) -> Self {
+        Self { networks: before.into_iter().collect(), ..Self::default() }
+    }
+
     /// Takes note of what there is: of the main table's routes, those that are ours, and those to our device that an
     /// earlier version has made; of others' routes, those into the overlay's `network`.
     pub fn look(&mut self, main: &[RouteMessage], tunnel: u32, network: Ipv4Network) {
         self.taken.clear();
+        if !self.networks.contains(&network) {
+            self.networks.push(network);
+        }
         let others = main.iter().filter(|message| message.header.protocol != PROTOCOL);
         self.others =
             others.filter_map(destination).filter(|other| network.contains(other.ip())).collect();
@@ -89,8 +99,11 @@ impl LeaseRoutes {
             .iter()
             .filter_map(|message| {
                 let (subnet, route) = parse(message)?;
-                let ours = message.header.protocol == PROTOCOL
-                    || (route.ifindex == tunnel && route.gateway == GATEWAY);
+                let is_marked = message.header.protocol == PROTOCOL;
+                let is_to_us = route.ifindex == tunnel;
+                let is_within = self.networks.iter().any(|network| network.contains(subnet.ip()));
+                let ours = (is_marked && (is_to_us || is_within))
+                    || (is_to_us && route.gateway == GATEWAY);
                 ours.then_some((subnet, route))
             })
             .collect();
@@ -248,10 +261,12 @@ fn parse(message: &RouteMessage) -> Option<(Ipv4Network, LeaseRoute)> {
     Some((subnet, LeaseRoute { ifindex: ifindex?, gateway: gateway?, source }))
 }
 
-/// Removes every route of ours. Returns how many there were.
-pub async fn remove(handle: &Handle) -> Result<usize> {
+/// Removes every route of ours but those that `keep` wants, by where they lead. Returns how many there were.
+pub async fn remove(handle: &Handle, keep: impl Fn(Ipv4Network) -> bool) -> Result<usize> {
     let main = super::main_table(handle).await?;
-    let ours = main.into_iter().filter(|route| route.header.protocol == PROTOCOL);
+    let is_kept = |route: &RouteMessage| destination(route).is_some_and(&keep);
+    let ours =
+        main.into_iter().filter(|route| route.header.protocol == PROTOCOL && !is_kept(route));
     let mut removed = 0;
     for route in ours {
         handle.route().del(route).execute().await.context("removing the route to a lease")?;

@@ -164,14 +164,16 @@ impl Rule {
     }
 }
 
-/// Removes every rule of ours. Returns how many there were.
-pub async fn remove_vrf_rules(handle: &Handle) -> Result<usize> {
-    let rules = ours(handle).await?;
-    let count = rules.len();
-    for rule in rules {
-        remove(handle, rule).await?;
+/// Removes every rule of ours but those for the UDP ports that `keep` wants. Returns how many there were.
+pub async fn remove_vrf_rules(handle: &Handle, keep: impl Fn(u16) -> bool) -> Result<usize> {
+    let mut removed = 0;
+    for rule in ours(handle).await? {
+        if !Rule::parse(&rule).is_some_and(|rule| keep(rule.port)) {
+            remove(handle, rule).await?;
+            removed += 1;
+        }
     }
-    Ok(count)
+    Ok(removed)
 }
 
 async fn remove(handle: &Handle, rule: RuleMessage) -> Result<()> {

@@ -79,7 +79,7 @@ impl Attachments {
                 let Some(place) = self.attached.get(&(hook.name(), ifindex)) else { continue };
                 let runs = match self.mechanism {
                     Mechanism::Tcx => tcx::runs(pins, hook, place, id)?,
-                    Mechanism::Clsact => clsact::runs(&self.netlink, hook, place, id).await?,
+                    Mechanism::Clsact => clsact::runs(&self.netlink, pins, hook, place, id).await?,
                 };
                 if !runs {
                     lost.push((hook.name(), place.clone()));
@@ -109,7 +109,7 @@ impl Attachments {
         let program = programs.get(hook)?;
         match self.mechanism {
             Mechanism::Tcx => tcx::attach(program, pins, hook, to),
-            Mechanism::Clsact => clsact::attach(&self.netlink, program, hook, to).await,
+            Mechanism::Clsact => clsact::attach(&self.netlink, pins, program, hook, to).await,
         }
         .with_context(|| format!("attaching {} to {}", hook.name(), to.interface))?;
         self.attached.insert((hook.name(), to.ifindex), to.clone());
@@ -121,7 +121,7 @@ impl Attachments {
         self.attached.remove(&(hook.name(), ifindex));
         match self.mechanism {
             Mechanism::Tcx => tcx::detach(pins, hook, ifindex),
-            Mechanism::Clsact => clsact::detach(&self.netlink, hook, ifindex).await.map(drop),
+            Mechanism::Clsact => clsact::detach(&self.netlink, pins, hook, ifindex).await.map(drop),
         }
     }
 
@@ -135,9 +135,9 @@ impl Attachments {
                 && self.attached.keys().any(|&(name, index)| name == hook && index == ifindex)
         };
         tcx::detach_others(pins, |hook, ifindex| ours(Mechanism::Tcx, hook, ifindex))?;
-        for (hook, place) in clsact::find(&self.netlink, observed).await? {
+        for (hook, place) in clsact::find(&self.netlink, pins, observed).await? {
             if !ours(Mechanism::Clsact, hook.name(), place.ifindex) {
-                clsact::detach(&self.netlink, hook, place.ifindex).await?;
+                clsact::detach(&self.netlink, pins, hook, place.ifindex).await?;
             }
         }
         self.tidy = true;
@@ -164,11 +164,15 @@ impl Attachments {
     }
 }
 
-/// Removes the filters of ours that no pin path holds, and returns the interfaces that had one.
-pub async fn remove_filters(netlink: &Handle, observed: &KernelState) -> Result<Vec<String>> {
+/// Removes the filters of a pin path, which do not go with it, and returns the interfaces that had one.
+pub async fn remove_filters(
+    netlink: &Handle,
+    pins: &PinPath,
+    observed: &KernelState,
+) -> Result<Vec<String>> {
     let mut interfaces = Vec::new();
-    for (hook, place) in clsact::find(netlink, observed).await? {
-        if clsact::detach(netlink, hook, place.ifindex).await? {
+    for (hook, place) in clsact::find(netlink, pins, observed).await? {
+        if clsact::detach(netlink, pins, hook, place.ifindex).await? {
             interfaces.push(place.interface);
         }
     }
