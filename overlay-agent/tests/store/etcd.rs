@@ -14,6 +14,10 @@ use overlay_lease::{
     wire::key::KeyPrefix,
 };
 use tempfile::TempDir;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+};
 
 /// How long etcd may take to answer after it was started.
 const START: Duration = Duration::from_secs(30);
@@ -226,4 +230,15 @@ fn binary() -> OsString {
 /// hands ports out in turn.
 fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).unwrap().port()
+}
+
+/// What an etcd says of itself, in Prometheus' text format.
+pub(crate) async fn metrics(etcd: &TestEtcd) -> String {
+    let address = etcd.endpoint().trim_start_matches("http://").to_owned();
+    let mut stream = TcpStream::connect(&address).await.unwrap();
+    let get = format!("GET /metrics HTTP/1.0\r\nHost: {address}\r\n\r\n");
+    stream.write_all(get.as_bytes()).await.unwrap();
+    let mut text = String::new();
+    stream.read_to_string(&mut text).await.unwrap();
+    text
 }

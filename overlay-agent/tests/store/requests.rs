@@ -5,26 +5,17 @@ use std::collections::BTreeMap;
 use overlay_lease::member::{
     acquire::acquire, follow::Follower, keeper::Keeper, network::wait_for_config, request::Request,
 };
-use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::TcpStream,
-    sync::mpsc,
-};
+use tokio::sync::mpsc;
 
 use crate::{
-    etcd::TestEtcd,
+    etcd::{TestEtcd, metrics},
     support::{CONFIG, Followed, LeaseUpdate, World, key, lease, request, subnet, value},
     wire::Wire,
 };
 
 /// How many requests of each kind etcd has begun to serve.
 async fn requests(etcd: &TestEtcd) -> BTreeMap<String, u64> {
-    let address = etcd.endpoint().trim_start_matches("http://").to_owned();
-    let mut stream = TcpStream::connect(&address).await.unwrap();
-    let get = format!("GET /metrics HTTP/1.0\r\nHost: {address}\r\n\r\n");
-    stream.write_all(get.as_bytes()).await.unwrap();
-    let mut text = String::new();
-    stream.read_to_string(&mut text).await.unwrap();
+    let text = metrics(etcd).await;
     text.lines()
         .filter_map(|line| {
             let labels = line.strip_prefix("grpc_server_started_total{")?;
