@@ -6,9 +6,11 @@ use std::{
     time::Duration,
 };
 
-use overlay_lab::{AgentOptions, ETCD_PREFIX, Lab, NETWORK_CONFIG, UPLINK, eventually};
+use overlay_lab::{AgentOptions, ETCD_PREFIX, Etcd, Lab, NETWORK_CONFIG, UPLINK, eventually};
 
-use crate::support::{PROBES, SOON, options, probe, wait_for_no_problem, wait_for_problem};
+use crate::support::{
+    Asking, PROBES, SOON, options, options_for, probe, wait_for_no_problem, wait_for_problem,
+};
 
 #[test]
 fn an_agent_says_what_it_waits_for_until_it_is_ready() {
@@ -194,4 +196,40 @@ fn an_agent_without_a_free_descriptor_takes_nothing_for_detached() {
     assert_eq!(after["repairs"], before["repairs"]);
     let log = agent.log().unwrap();
     assert!(!log.contains("detached") && !log.contains("unpinned"), "{log}");
+}
+
+/// The moment in which an agent's host has another address is the one in which no connection of its own is any good.
+#[test]
+fn four_endpoints_that_do_not_answer_keep_no_question_waiting_while_the_address_changes() {
+    let lab = Lab::builder().start().unwrap();
+    let [host, other] = [lab.host(0), lab.host(1)];
+    let etcd = Etcd::on_host(other).unwrap();
+    etcd.put(&format!("{ETCD_PREFIX}/config"), NETWORK_CONFIG).unwrap();
+    let silent = ["-A", "INPUT", "-p", "tcp", "--dport", "9001:9004", "-j", "DROP"];
+    other.command("iptables").args(silent).run().unwrap();
+    let address = other.address();
+    let mut endpoints = etcd.endpoint();
+    (9001..=9004).for_each(|port| endpoints += &format!(",http://{address}:{port}"));
+    let mut agent = host.start_agent(&options_for(&endpoints).any_address()).unwrap();
+    let idle = Asking::start(host);
+    std::thread::sleep(Duration::from_secs(1));
+    let (idle, _) = idle.stop();
+
+    let asking = Asking::start(host);
+    etcd.freeze().unwrap();
+    let new = "192.168.33.77";
+    host.ip(["address", "del", &format!("{}/24", host.address()), "dev", UPLINK]).unwrap();
+    host.ip(["address", "add", &format!("{new}/24"), "dev", UPLINK]).unwrap();
+    // A dial of each endpoint takes five seconds.
+    std::thread::sleep(Duration::from_secs(8));
+    etcd.thaw().unwrap();
+    agent
+        .wait_status(SOON * 4, "the lease to name the new address", |status| {
+            anyhow::ensure!(status["lease"]["public_ip"] == new, "{}", status["lease"]);
+            Ok(())
+        })
+        .unwrap();
+    let (longest, count) = asking.stop();
+    println!("{count} answers, the longest in {longest:?}, idle in {idle:?}");
+    assert!(longest < idle * 2 + Duration::from_millis(500), "{longest:?}, but {idle:?} when idle");
 }

@@ -3,11 +3,6 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    thread::JoinHandle,
     time::{Duration, Instant},
 };
 
@@ -22,7 +17,7 @@ use serde_json::Value;
 
 use overlay_agent::fail::LEASES_VARIABLE;
 
-use crate::support::{SOON, options, wait_for_no_problem, wait_for_problem};
+use crate::support::{Asking, SOON, options, wait_for_no_problem, wait_for_problem};
 
 /// Hosts that exist have subnets of 10.1.1.0/24 to 10.1.9.0/24; the others are the tests'.
 const CONFIG: &str = r#"{"Network":"10.1.0.0/16","SubnetMin":"10.1.1.0","SubnetMax":"10.1.9.0","Backend":{"Type":"vxlan"}}"#;
@@ -255,37 +250,6 @@ fn megabytes_under_our_prefix_keep_no_agent_from_starting() {
         let log = agent.log().unwrap();
         let lines = log.lines().filter(|line| line.contains("ignoring")).count();
         assert_eq!(lines, 10, "{log}");
-    }
-}
-
-/// Asks an agent all the time, and returns the longest that an answer took.
-struct Asking {
-    stop: Arc<AtomicBool>,
-    thread: JoinHandle<(Duration, u32)>,
-}
-
-impl Asking {
-    fn start(host: &Host) -> Self {
-        let stop = Arc::new(AtomicBool::new(false));
-        let (socket, stopped) = (host.agent_socket(), Arc::clone(&stop));
-        let thread = std::thread::spawn(move || {
-            let runtime =
-                tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-            let (mut longest, mut count) = (Duration::ZERO, 0);
-            while !stopped.load(Ordering::Relaxed) {
-                let start = Instant::now();
-                runtime.block_on(overlay_agent::admin::fetch_status(&socket)).unwrap();
-                longest = longest.max(start.elapsed());
-                count += 1;
-            }
-            (longest, count)
-        });
-        Self { stop, thread }
-    }
-
-    fn stop(self) -> (Duration, u32) {
-        self.stop.store(true, Ordering::Relaxed);
-        self.thread.join().unwrap()
     }
 }
 

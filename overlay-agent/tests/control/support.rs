@@ -3,7 +3,12 @@
 use std::{
     io::{Read as _, Write as _},
     net::{SocketAddr, TcpStream},
-    time::Duration,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::JoinHandle,
+    time::{Duration, Instant},
 };
 
 use overlay_lab::{Agent, AgentOptions, Etcd, Host, eventually};
@@ -81,4 +86,35 @@ pub(crate) fn wait_for_log(agent: &Agent, text: &str) {
         Ok(())
     })
     .unwrap();
+}
+
+/// Asks an agent all the time, and returns the longest that an answer took.
+pub(crate) struct Asking {
+    stop: Arc<AtomicBool>,
+    thread: JoinHandle<(Duration, u32)>,
+}
+
+impl Asking {
+    pub(crate) fn start(host: &Host) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let (socket, stopped) = (host.agent_socket(), Arc::clone(&stop));
+        let thread = std::thread::spawn(move || {
+            let runtime =
+                tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            let (mut longest, mut count) = (Duration::ZERO, 0);
+            while !stopped.load(Ordering::Relaxed) {
+                let start = Instant::now();
+                runtime.block_on(overlay_agent::admin::fetch_status(&socket)).unwrap();
+                longest = longest.max(start.elapsed());
+                count += 1;
+            }
+            (longest, count)
+        });
+        Self { stop, thread }
+    }
+
+    pub(crate) fn stop(self) -> (Duration, u32) {
+        self.stop.store(true, Ordering::Relaxed);
+        self.thread.join().unwrap()
+    }
 }

@@ -1,5 +1,10 @@
 //! Several endpoints, of which some do not answer.
 
+use std::{
+    net::TcpListener,
+    time::{Duration, Instant},
+};
+
 use overlay_lease::{
     member::network::wait_for_config,
     store::{
@@ -22,6 +27,26 @@ async fn an_endpoint_that_is_down_is_passed_over() {
         config.endpoints.insert(position, "http://127.0.0.1:1".to_owned());
         let store = EtcdStore::new(&config).unwrap();
         within(wait_for_config(&store)).await.unwrap();
+    }
+}
+
+/// As of members whose machines are gone: three of them would take 15 s one after the other.
+#[tokio::test]
+async fn endpoints_that_say_nothing_do_not_keep_us_from_the_one_that_answers() {
+    let etcd = TestEtcd::start().await;
+    etcd.client().await.put(CONFIG_KEY, CONFIG, None).await.unwrap();
+    let silent: Vec<_> = (0..3).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
+    let silent = silent.iter().map(|socket| format!("http://{}", socket.local_addr().unwrap()));
+    let silent: Vec<_> = silent.collect();
+    // Which of them is the first is by chance.
+    for position in [0, 1, 2, 3, 0, 1, 2, 3] {
+        let mut config = etcd.config();
+        config.endpoints.extend(silent.clone());
+        config.endpoints.swap(0, position);
+        let store = EtcdStore::new(&config).unwrap();
+        let start = Instant::now();
+        within(wait_for_config(&store)).await.unwrap();
+        assert!(start.elapsed() < Duration::from_secs(4), "{:?}", start.elapsed());
     }
 }
 

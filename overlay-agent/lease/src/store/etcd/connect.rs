@@ -13,6 +13,7 @@ use std::{
 
 use anyhow::Context as _;
 use etcd_client::{Certificate, Client, ConnectOptions, Error, GetOptions, Identity, TlsOptions};
+use futures::{StreamExt as _, stream::FuturesUnordered};
 use rand::Rng;
 use tokio::{sync::Mutex, time::timeout};
 use tracing::info;
@@ -21,6 +22,8 @@ use super::config::{EtcdConfig, Secret};
 
 /// How long an endpoint has to accept a connection and answer a first request.
 const CONNECT: Duration = Duration::from_secs(5);
+/// How long an endpoint is asked alone.
+const HEAD_START: Duration = Duration::from_millis(250);
 /// etcd refuses clients that ping more often than every 5 s.
 const PING: Duration = Duration::from_secs(15);
 /// How long a ping may take. With [`PING`], how long a dead connection can go unnoticed.
@@ -113,26 +116,41 @@ impl Connector {
         self.disconnections.fetch_add(1, Ordering::Relaxed);
     }
 
+    /// The first endpoint that answers. One after the other is asked, without waiting for long: one that is silent does
+    /// not keep us from the next (as RFC 8305, section 5, has it for addresses).
     async fn dial(&self, first: usize) -> Result<(Client, usize), NoEndpoint> {
-        let mut failures = Vec::new();
+        let count = self.endpoints.len();
+        let mut waiting = (0..count).map(|offset| (first + offset) % count);
+        let mut dials = FuturesUnordered::new();
+        let mut failures = vec![None; count];
         let mut refused = true;
-        for offset in 0..self.endpoints.len() {
-            let index = (first + offset) % self.endpoints.len();
-            let endpoint = &self.endpoints[index];
-            let reason = match timeout(CONNECT, Box::pin(self.dial_one(endpoint))).await {
+        loop {
+            let next = waiting.next();
+            dials.extend(next.map(|index| async move {
+                let dial = Box::pin(self.dial_one(&self.endpoints[index]));
+                (index, timeout(CONNECT, dial).await)
+            }));
+            let patience = if next.is_some() { HEAD_START } else { CONNECT };
+            let (index, outcome) = match timeout(patience, dials.next()).await {
+                Ok(Some(ended)) => ended,
+                Ok(None) => break,
+                Err(_) => continue,
+            };
+            failures[index] = Some(match outcome {
                 Ok(Ok(client)) => return Ok((client, index)),
                 Ok(Err(error)) => {
                     refused &= is_refusal(&error);
-                    explain_end(endpoint, explain(&error))
+                    explain_end(&self.endpoints[index], explain(&error))
                 }
                 Err(_) => {
                     refused = false;
                     format!("no answer within {} s", CONNECT.as_secs())
                 }
-            };
-            failures.push((endpoint.clone(), reason));
+            });
         }
-        Err(NoEndpoint { failures, refused })
+        let failures = self.endpoints.iter().cloned().zip(failures);
+        let failures = failures.filter_map(|(endpoint, reason)| Some((endpoint, reason?)));
+        Err(NoEndpoint { failures: failures.collect(), refused })
     }
 
     /// Connecting alone says little, it happens on first use: so something is asked for.
