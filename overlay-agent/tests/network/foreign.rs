@@ -2,16 +2,24 @@
 
 use std::{
     fs, mem,
-    os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
+    os::{
+        fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
+        unix::fs::symlink,
+    },
 };
 
-use anyhow::{Context as _, Result};
-use nix::{libc, net::if_::if_nametoindex, sys::signal::Signal};
-use overlay_lab::{Host, UPLINK, eventually};
+use anyhow::{Context as _, Result, ensure};
+use nix::{
+    fcntl::{Flock, FlockArg},
+    libc,
+    net::if_::if_nametoindex,
+    sys::signal::Signal,
+};
+use overlay_lab::{Host, Lab, UPLINK, eventually};
 
 use crate::{
     damage::{self, Target},
-    overlay::{Overlay, SOON},
+    overlay::{Overlay, SOON, peers_file},
 };
 
 /// Somebody's XDP program on an interface, which lets everything pass; gone when dropped.
@@ -188,4 +196,48 @@ fn a_device_in_the_way_of_ours_keeps_nothing_else_from_being_done() {
     })
     .unwrap();
     overlay.ping();
+}
+
+/// Exit code 4 of `iptables` is «somebody holds the lock», and not «there is no such rule».
+#[test]
+fn rules_that_a_lock_keeps_from_being_listed_are_not_taken_for_gone() {
+    let lab = Lab::builder().start().unwrap();
+    let [tools, lock] = ["tools", "xtables.lock"].map(|name| lab.directory().join(name));
+    fs::create_dir(&tools).unwrap();
+    for tool in ["iptables", "iptables-restore"] {
+        symlink("/usr/sbin/xtables-legacy-multi", tools.join(tool)).unwrap();
+    }
+    let path = format!("{}:{}", tools.display(), std::env::var("PATH").unwrap());
+    let lock_path = lock.display().to_string();
+    let options =
+        peers_file(&lab).environment("PATH", &path).environment("XTABLES_LOCKFILE", &lock_path);
+    let mut agent = lab.host(0).start_agent(&options).unwrap();
+    let host = lab.host(0);
+    let rules = || host.command(tools.join("iptables")).args(["-S", "FORWARD"]).read().unwrap();
+    eventually(SOON, "rules of ours", || {
+        ensure!(rules().contains("overlay.1"), "{}", rules());
+        Ok(())
+    })
+    .unwrap();
+    agent.kill().unwrap();
+
+    let cleanup = || {
+        host.command(env!("CARGO_BIN_EXE_overlay-agent"))
+            .args(["cleanup", "--pin-path"])
+            .arg(host.pins())
+            .arg("--subnet-file")
+            .arg(host.subnet_file())
+            .env("PATH", &path)
+            .env("XTABLES_LOCKFILE", &lock_path)
+            .output()
+            .unwrap()
+    };
+    let held = Flock::lock(fs::File::create(&lock).unwrap(), FlockArg::LockExclusive).unwrap();
+    let refused = cleanup();
+    assert!(!refused.status.success() && refused.stderr.contains("lock"), "{refused:?}");
+    assert!(rules().contains("overlay.1"), "{}", rules());
+    drop(held);
+    let done = cleanup();
+    assert!(done.status.success() && done.stdout.contains("firewall rules"), "{done:?}");
+    assert!(!rules().contains("overlay.1"), "{}", rules());
 }

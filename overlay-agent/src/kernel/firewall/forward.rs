@@ -8,7 +8,7 @@
 
 use std::{io::ErrorKind, net::Ipv4Addr, process::Stdio};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use ipnetwork::Ipv4Network;
 use tokio::{io::AsyncWriteExt, process::Command};
 
@@ -159,8 +159,12 @@ pub(super) async fn can_filter() -> Result<bool> {
 pub(super) async fn remove(device: &str) -> Result<bool> {
     let mut removed = false;
     for chain in [FORWARD, PREROUTING] {
-        // Where nothing can be listed, nothing of ours can have been made, and the rest is to go all the same.
-        let found = list(chain.table, chain.name).await.ok().flatten().unwrap_or_default();
+        let found = match list(chain.table, chain.name).await {
+            Ok(found) => found.unwrap_or_default(),
+            Err(Unlisted::Busy(error)) => return Err(error),
+            // Where nothing can be listed, nothing of ours can have been made, and the rest is to go all the same.
+            Err(Unlisted::Impossible(_)) => Rules::new(),
+        };
         let lines = changes(chain, &found, &Rules::new(), |rule| is_of(device, rule), None);
         removed |= !lines.is_empty();
         change(chain, &lines).await?;
@@ -168,20 +172,44 @@ pub(super) async fn remove(device: &str) -> Result<bool> {
     Ok(removed)
 }
 
+/// Why rules could not be listed.
+enum Unlisted {
+    /// Somebody holds the lock, or there is no memory: there may be rules, of ours too.
+    Busy(anyhow::Error),
+    /// There can be none.
+    Impossible(anyhow::Error),
+}
+
+impl From<Unlisted> for anyhow::Error {
+    fn from(unlisted: Unlisted) -> Self {
+        let (Unlisted::Busy(error) | Unlisted::Impossible(error)) = unlisted;
+        error
+    }
+}
+
+/// `RESOURCE_PROBLEM` of iptables (`include/xtables.h`): nothing that others hold says what there is.
+const RESOURCE_PROBLEM: i32 = 4;
+
 /// The rules of a chain; nothing where there is no tool, or no such chain.
-async fn list(table: &str, chain: &str) -> Result<Option<Rules>> {
+async fn list(table: &str, chain: &str) -> Result<Option<Rules>, Unlisted> {
     let output =
         Command::new("iptables").args(["-w", "5", "-t", table, "-S", chain]).output().await;
     let output = match output {
         Ok(output) => output,
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(error).context("running iptables"),
+        Err(error) => {
+            return Err(Unlisted::Busy(anyhow::Error::new(error).context("running iptables")));
+        }
     };
     if !output.status.success() {
-        let error = String::from_utf8_lossy(&output.stderr);
-        // A kernel without that table, too.
-        ensure!(chain != FORWARD.name, "listing the rules of {chain}: {}", error.trim());
-        return Ok(None);
+        let said = String::from_utf8_lossy(&output.stderr);
+        let error = anyhow!("listing the rules of {chain}: {}", said.trim());
+        return match output.status.code() {
+            Some(RESOURCE_PROBLEM) | None => Err(Unlisted::Busy(error)),
+            Some(_) if chain == FORWARD.name => Err(Unlisted::Impossible(error)),
+            // A kernel without that table, too.
+            Some(_) => Ok(None),
+        };
     }
     let listing = String::from_utf8_lossy(&output.stdout);
     let prefix = format!("-A {chain} ");
