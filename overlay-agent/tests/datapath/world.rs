@@ -9,7 +9,8 @@ use overlay_agent::kernel::datapath::{CounterRow, Maps, Programs, read_counters}
 use overlay_common::{
     Class, Hook, MacAddr, Prefix, Reason,
     tables::{
-        ABI_VERSION, Endpoint, EndpointKey, HostConfig, Peer, PeerKey, Port, PortKey, Vtep, VtepKey,
+        ABI_VERSION, Endpoint, EndpointKey, HostConfig, Peer, PeerKey, Port, PortKey, Vtep,
+        VtepKey, Way,
     },
 };
 
@@ -34,8 +35,8 @@ const PEER: Peer = Peer {
     public_address: PEER_PUBLIC,
     next_hop: [0; 4],
     vtep_mac: PEER_MAC.0,
-    direct: 0,
-    elsewhere: 0,
+    way: Way::Vxlan as u8,
+    reserved: 0,
 };
 
 /// Where the neighbour is.
@@ -157,7 +158,7 @@ impl World {
     /// Puts the peer on the same link (`DirectRouting`).
     pub(crate) fn put_peer_on_link(&mut self) {
         let key = PeerKey::new(PEER_SUBNET);
-        self.tables.peers.insert(&key, &Peer { direct: 1, ..PEER }).unwrap();
+        self.tables.peers.insert(&key, &Peer { way: Way::Direct as u8, ..PEER }).unwrap();
     }
 
     /// Changes the host's settings.

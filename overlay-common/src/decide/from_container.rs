@@ -12,7 +12,7 @@ use super::{
 use crate::{
     Reason,
     packet::{ETHERNET_LENGTH, Ethernet, Packet},
-    tables::{Direction, HostConfig},
+    tables::{Direction, HostConfig, Way},
 };
 
 /// Decides about a packet that a container sent into its veth `ifindex`: encapsulate it, leave it to the
@@ -55,7 +55,7 @@ pub fn from_container(
     }
     let inner_length = fitting_length(packet, host, &ipv4)?;
     let peer = lookup_peer(host, tables, ipv4.dst_addr).ok_or(Reason::NoPeer)?;
-    if peer.is_elsewhere() {
+    if peer.way() == Way::Stack {
         return Err(Reason::OtherWay);
     }
     note_leaving(packet, 0, host, tables);

@@ -254,10 +254,10 @@ mod tests {
             bytes in proptest::collection::vec(any::<u8>(), 0..100),
             length in 0_usize..120,
             segment_size in prop_oneof![Just(0), any::<u32>()],
-            peer_is_direct: bool,
+            peer_way: u8,
         ) {
             let mut world = World::new();
-            world.peer.direct = peer_is_direct.into();
+            world.peer.way = peer_way;
             let mut packet = match start {
                 0 => vxlan_packet(&world.host, REMOTE, LOCAL),
                 1 => inner_packet(&world.host, REMOTE, LOCAL),

@@ -19,7 +19,7 @@ use crate::{
     tables::{
         Accepted, Direction, Endpoint, EndpointKey, Home, HomeKey, HostConfig, POLICY_RULES, Peer,
         PeerKey, PolicyField, PolicyFlow, PolicyRule, Port, PortKey, RuleSet, SeatKey, StackFlow,
-        StackFlowKey, Vtep, VtepKey,
+        StackFlowKey, Vtep, VtepKey, Way,
     },
 };
 
@@ -31,8 +31,8 @@ pub(super) const PEER: Peer = Peer {
     public_address: [192, 168, 33, 11],
     next_hop: [0; 4],
     vtep_mac: [2, 0, 0, 0, 0, 11],
-    direct: 0,
-    elsewhere: 0,
+    way: Way::Vxlan as u8,
+    reserved: 0,
 };
 pub(super) const ENDPOINT: Endpoint =
     Endpoint { ifindex: 7, mac: [2, 0, 0, 0, 15, 2], reserved: [0; 2] };

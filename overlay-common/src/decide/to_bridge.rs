@@ -111,7 +111,7 @@ mod tests {
         decide::test_support::{
             ENDPOINT, HOST, LOCAL, NEIGHBOUR, NEIGHBOUR_ENDPOINT, PEER, REMOTE, World, udp_packet,
         },
-        tables::Peer,
+        tables::{Peer, Way},
     };
 
     fn decide(world: &World, from: [u8; 4], ifindex: u32) -> Reason {
@@ -152,7 +152,7 @@ mod tests {
 
     #[test]
     fn a_peer_on_the_link_may_come_by_the_uplink() {
-        let world = World { peer: Peer { direct: 1, ..PEER }, ..World::new() };
+        let world = World { peer: Peer { way: Way::Direct as u8, ..PEER }, ..World::new() };
         assert_eq!(decide(&world, REMOTE, world.host.uplink_ifindex), Reason::FromStack);
         assert_eq!(decide(&world, REMOTE, 99), Reason::Unencapsulated);
     }

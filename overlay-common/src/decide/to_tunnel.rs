@@ -8,7 +8,7 @@ use super::{
 use crate::{
     Reason,
     packet::Packet,
-    tables::{Direction, EndpointKey, HomeKey, HostConfig, Peer},
+    tables::{Direction, EndpointKey, HomeKey, HostConfig, Peer, Way},
 };
 
 /// Where the kernel shall send a packet that left the host's stack through the tunnel device.
@@ -53,7 +53,7 @@ pub fn encapsulate(
     tables: &impl Tables,
 ) -> Result<Encapsulation, Reason> {
     let (_, ipv4) = load_headers(packet)?;
-    if target.peer.is_direct() || target.peer.is_elsewhere() {
+    if target.peer.way() != Way::Vxlan {
         return Err(Reason::OtherWay);
     }
     // The kernel has its mark lead the packet around it, or carried to the other host.
@@ -146,7 +146,8 @@ mod tests {
         assert_eq!(edited(|packet| packet.bytes[20] = 0x20), Some(Reason::Fragment));
         let large = udp_packet(LOCAL, REMOTE, 1423);
         assert_eq!(refused(&world, &large, PEER), Some(Reason::TooBig));
-        for peer in [Peer { direct: 1, ..PEER }, Peer { elsewhere: 1, ..PEER }] {
+        for way in [Way::Direct, Way::Stack] {
+            let peer = Peer { way: way as u8, ..PEER };
             assert_eq!(refused(&world, &packet, peer), Some(Reason::OtherWay));
         }
         world.host.flags &= !HostConfig::HONOUR_RULES;

@@ -19,7 +19,7 @@ pub use config::{CONFIG_MAP, CONFIG_SLOT_MAP, CONFIG_SLOTS, HostConfig, PEER_PRE
 pub use counter::{COUNTERS_MAP, Counter, counter_index, counter_slots};
 pub use endpoint::{ENDPOINTS_CAPACITY, ENDPOINTS_MAP, Endpoint, EndpointKey};
 pub use home::{HOMES_CAPACITY, HOMES_MAP, Home, HomeKey};
-pub use peer::{PEERS_CAPACITY, PEERS_MAP, Peer, PeerKey};
+pub use peer::{PEERS_CAPACITY, PEERS_MAP, Peer, PeerKey, Way};
 pub use policy::{
     POLICY_CAPACITY, POLICY_DENIED_MAP, POLICY_FLOWS_MAP, POLICY_MAP, POLICY_RULES,
     POLICY_RULES_MAP, PolicyField, PolicyFlow, PolicyRule, RuleSet,
@@ -35,7 +35,7 @@ pub use vtep::{VTEPS_CAPACITY, VTEPS_MAP, Vtep, VtepKey};
 /// Version of every layout in this module, and of the order of hooks and reasons, by which counters are numbered. A new
 /// agent adopts pinned maps only if theirs is the same; raise it with any change of a key, a value, a capacity or the
 /// meaning of a field.
-pub const ABI_VERSION: u32 = 10;
+pub const ABI_VERSION: u32 = 11;
 
 #[cfg(test)]
 mod tests {

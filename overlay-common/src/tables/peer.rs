@@ -30,25 +30,42 @@ map_type! {
         pub next_hop: [u8; 4],
         /// Inner destination MAC: `VtepMAC` of the lease. A kernel VTEP drops every other.
         pub vtep_mac: [u8; 6],
-        /// 1 where containers' packets go to the peer as they are, over the link that both are on
-        /// (`DirectRouting`); else 0. The stack has a route for that.
-        pub direct: u8,
-        /// 1 where the kernel's way to the peer is not by the uplink, or not known: only the stack sends there; else 0.
-        pub elsewhere: u8,
+        /// The number of a [`Way`].
+        pub way: u8,
+        /// Padding, zero.
+        pub reserved: u8,
     }
 }
 
+/// How packets for a peer's containers get there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Way {
+    /// In VXLAN, by the uplink.
+    Vxlan = 0,
+    /// As they are, over the link that both hosts are on (`DirectRouting`). The stack has a route for that.
+    Direct = 1,
+    /// As the stack knows: the kernel's way to the peer is not by the uplink, or not known.
+    Stack = 2,
+}
+
 impl Peer {
-    /// Whether packets may go to the peer, and come from it, without encapsulation.
+    /// How packets get there: as the stack knows, where another version has written what this one does not know.
     #[inline(always)]
-    pub const fn is_direct(&self) -> bool {
-        self.direct != 0
+    pub const fn way(&self) -> Way {
+        const VXLAN: u8 = Way::Vxlan as u8;
+        const DIRECT: u8 = Way::Direct as u8;
+        match self.way {
+            VXLAN => Way::Vxlan,
+            DIRECT => Way::Direct,
+            _ => Way::Stack,
+        }
     }
 
-    /// Whether only the stack knows the way to the peer.
+    /// Whether packets go to the peer, and may come from it, without encapsulation.
     #[inline(always)]
-    pub const fn is_elsewhere(&self) -> bool {
-        self.elsewhere != 0
+    pub const fn is_direct(&self) -> bool {
+        matches!(self.way(), Way::Direct)
     }
 }
 
@@ -57,5 +74,19 @@ impl PeerKey {
     #[inline(always)]
     pub const fn new(subnet: Prefix) -> Self {
         Self { subnet: subnet.masked(), prefix_length: subnet.length as u32 }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_way_is_what_was_written_and_the_stacks_where_it_is_unknown() {
+        let way = |way| Peer { way, ..Peer::default() }.way();
+        for known in [Way::Vxlan, Way::Direct, Way::Stack] {
+            assert_eq!(way(known as u8), known);
+        }
+        assert!((2..=u8::MAX).all(|unknown| way(unknown) == Way::Stack));
     }
 }

@@ -18,7 +18,7 @@ use std::{
 use ipnetwork::Ipv4Network;
 use overlay_common::{
     Prefix,
-    tables::{PEER_PREFIX_LENGTHS, Peer, PeerKey, Vtep, VtepKey},
+    tables::{PEER_PREFIX_LENGTHS, Peer, PeerKey, Vtep, VtepKey, Way},
 };
 use overlay_lease::{
     member::claim::{LeaseClaim, Rank},
@@ -275,13 +275,19 @@ fn peer(lease: &Lease, ways: &Routing) -> Peer {
         NextHop::Neighbour(address) => address,
         NextHop::Uplink | NextHop::Elsewhere => Ipv4Addr::UNSPECIFIED,
     };
+    // As flannel decides it: by the way to the peer, if it has no gateway.
+    let is_on_link = ways.direct_routing && next_hop == lease.public_ip;
+    let way = match way {
+        NextHop::Elsewhere => Way::Stack,
+        _ if is_on_link => Way::Direct,
+        _ => Way::Vxlan,
+    };
     Peer {
         public_address: lease.public_ip.octets(),
         next_hop: next_hop.octets(),
         vtep_mac: lease.vtep_mac.0,
-        // As flannel decides it: by the way to the peer, if it has no gateway.
-        direct: u8::from(ways.direct_routing && next_hop == lease.public_ip),
-        elsewhere: u8::from(way == NextHop::Elsewhere),
+        way: way as u8,
+        reserved: 0,
     }
 }
 

@@ -4,7 +4,7 @@ use crate::{
         ENDPOINT, HOST, LOCAL, PEER, REMOTE, World, tagged, udp_packet, vxlan_packet,
     },
     packet::test_support::Bytes,
-    tables::Peer,
+    tables::{Peer, Way},
 };
 
 fn decide(edit: impl FnOnce(&mut Vec<u8>)) -> Result<Arrival, Reason> {
@@ -223,7 +223,7 @@ type Edit = fn(&mut Vec<u8>);
 
 #[test]
 fn a_peer_on_the_link_may_send_packets_as_they_are() {
-    let on_link = Peer { direct: 1, ..PEER };
+    let on_link = Peer { way: Way::Direct as u8, ..PEER };
     let arrival = from_link(on_link, |_| ()).expect("delivered");
     assert_eq!((arrival.encapsulated, arrival.recipient), (false, Recipient::Endpoint(ENDPOINT)));
     let cases: [(Reason, Edit); 8] = [
