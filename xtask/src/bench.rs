@@ -1,4 +1,5 @@
-//! `bench`: what our overlay costs, beside flannel, Cilium's way, plain routing and no overlay at all.
+//! `bench`: what our overlay costs, beside flannel, Docker's own overlay, Cilium's way, plain routing and no overlay
+//! at all.
 //!
 //! All contenders stand at once, on the same wire, and are measured round by round, so that a machine
 //! that is not quiet disturbs all of them alike. What is compared are ratios within a round.
@@ -14,6 +15,7 @@ mod report;
 mod rounds;
 mod setting;
 mod survival;
+mod tcp;
 mod work;
 mod worker;
 
@@ -25,6 +27,7 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::{Args, Subcommand, ValueEnum};
 
+pub(crate) use self::tcp::Tcp;
 use self::{
     contenders::{Agents, Contender, OURS_BEFORE},
     report::{Machine, Report},

@@ -2,6 +2,7 @@
 
 mod paths;
 mod progress;
+mod stream;
 
 use std::{
     net::Ipv4Addr,
@@ -12,14 +13,14 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::Args;
 use overlay_lab::{
-    Agent, AgentOptions, Docker, ETCD_PREFIX, Etcd, Lab, NETWORK_CONFIG, Process, command::Cmd,
-    dump, eventually, interrupt, workspace,
+    Agent, AgentOptions, Docker, ETCD_PREFIX, Etcd, Lab, NETWORK_CONFIG, command::Cmd, dump,
+    eventually, interrupt, workspace,
 };
-use serde_json::Value;
 
 use self::{
     paths::{Traffic, Way},
     progress::Steps,
+    stream::Ends,
 };
 use crate::lab;
 
@@ -163,8 +164,11 @@ fn tell(steps: &Steps, lab: &Lab, agent_binary: &Path, options: &Options) -> Res
         Ok(agents)
     })?;
     let title = format!("Throughput between the two containers, {} s", options.seconds);
-    let throughput = steps.run(&title, || measure(lab, one, two, to, options.seconds))?;
-    Steps::show([throughput.as_str()]);
+    let throughput = steps.run(&title, || {
+        let ends = Ends { lab, daemons: [two, one], name: "guest", to };
+        stream::measure(&ends, options.seconds)
+    })?;
+    Steps::show(throughput.iter().map(String::as_str));
 
     if options.keep {
         lab.leave_standing()?;
@@ -314,32 +318,6 @@ fn ping(from: &Docker, to: Ipv4Addr, count: u32) -> Result<()> {
     let ping = Cmd::new("ping").args(["-n", "-q", "-i", "0.05", "-W", "1", "-c"]);
     let ping = ping.args([count.to_string(), to.to_string()]);
     from.in_network_of("guest", ping)?.run().map(drop)
-}
-
-/// One TCP stream from the second host to the first. The machine's iperf3 in the containers'
-/// networks: it is linked with libraries that the image does not have.
-fn measure(lab: &Lab, one: &Docker, two: &Docker, to: Ipv4Addr, seconds: u32) -> Result<String> {
-    let server = Cmd::new("iperf3").args(["--server", "--one-off", "--forceflush"]);
-    let log = lab.directory().join("iperf3.log");
-    let mut server =
-        Process::spawn(lab.ledger(), "iperf3", &one.in_network_of("guest", server)?, &log)?;
-    eventually(Duration::from_secs(5), "iperf3 listens", || {
-        server.check_running()?;
-        ensure!(server.log()?.contains("listening"), "it has not said so yet");
-        Ok(())
-    })?;
-    let client = Cmd::new("iperf3")
-        .args(["--json", "--client", &to.to_string(), "--time", &seconds.to_string()])
-        .deadline(Duration::from_secs(u64::from(seconds) + 30));
-    let report = two.in_network_of("guest", client)?.read()?;
-    let report: Value = serde_json::from_str(&report).context("iperf3 printed no JSON")?;
-    let rate = report
-        .pointer("/end/sum_received/bits_per_second")
-        .and_then(Value::as_f64)
-        .with_context(|| format!("iperf3 reports no rate: {report}"))?;
-    let retransmits =
-        report.pointer("/end/sum_sent/retransmits").and_then(Value::as_u64).unwrap_or(0);
-    Ok(format!("{:.2} Gbit/s, one TCP stream, {retransmits} segments sent again", rate / 1e9))
 }
 
 #[cfg(test)]

@@ -51,7 +51,7 @@ enum Verb {
     Load(load::Options),
     /// Make the Debian package and the tarball that users install
     Dist(dist::Options),
-    /// Measure us beside flannel, Cilium's way and no overlay at all
+    /// Measure us beside flannel, Docker's own overlay, Cilium's way and no overlay at all
     Bench(bench::Options),
 }
 

@@ -6,16 +6,16 @@ use overlay_lab::statistics::{self, Estimate};
 use serde::Serialize;
 
 use super::{
-    contenders::{CEILING, FLANNEL, HOST, OURS, OURS_BEFORE, OURS_HONOUR, OURS_MANY},
+    contenders::{CEILING, FLANNEL, HOST, OURS, OURS_BEFORE, OURS_HONOUR, OURS_MANY, SWARM},
     goals::{Goal, Verdict},
     rounds::{Sample, Wire},
     work::{Quantity, Work},
 };
 
-/// What else is compared, where both were measured: what is out of reach for us, what a change has cost, and what leases and
-/// rules cost.
-const PAIRS: [[&str; 2]; 4] =
-    [[CEILING, HOST], [OURS, OURS_BEFORE], [OURS_HONOUR, OURS], [OURS_MANY, OURS]];
+/// What else is compared, where both were measured: what is out of reach for us, what Docker has itself, what a change has
+/// cost, and what leases and rules cost.
+const PAIRS: [[&str; 2]; 5] =
+    [[CEILING, HOST], [OURS, SWARM], [OURS, OURS_BEFORE], [OURS_HONOUR, OURS], [OURS_MANY, OURS]];
 
 /// One line of the table.
 #[derive(Debug, Clone, Serialize)]

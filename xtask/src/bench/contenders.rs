@@ -13,6 +13,7 @@ mod ours_slow;
 mod program;
 mod redirect;
 mod route;
+mod swarm;
 
 use std::{fmt, fs, net::Ipv4Addr, path::PathBuf, time::Duration};
 
@@ -28,11 +29,12 @@ const REACHABLE_WITHIN: Duration = Duration::from_secs(15);
 const OVERHEAD: u32 = 50;
 
 /// All of them, in the order of a report's columns. A new one is a file and a line here.
-pub(super) const ALL: [Contender; 11] = [
+pub(super) const ALL: [Contender; 12] = [
     host::CONTENDER,
     redirect::CONTENDER,
     route::CONTENDER,
     flannel::CONTENDER,
+    swarm::CONTENDER,
     collect_metadata::CONTENDER,
     ours_slow::CONTENDER,
     ours_before::CONTENDER,
@@ -46,6 +48,8 @@ pub(super) const ALL: [Contender; 11] = [
 pub(super) const HOST: &str = "host";
 /// See [`HOST`].
 pub(super) const FLANNEL: &str = "flannel";
+/// Docker's own overlay, which ours is compared with where both are measured.
+pub(super) const SWARM: &str = "swarm";
 /// The one that has goals to reach.
 pub(super) const OURS: &str = "ours";
 /// What a program outside of the container can reach at best.
@@ -96,6 +100,7 @@ pub(super) struct Standing {
     /// Dropped in this order: agents stop before their containers go.
     _agents: Vec<Agent>,
     _containers: Vec<Container>,
+    _namespaces: Vec<Namespace>,
 }
 
 /// Where one end of the traffic runs.
@@ -146,7 +151,12 @@ impl fmt::Debug for Contender {
 
 impl Standing {
     fn between(places: [Place; 2], agents: Vec<Agent>, containers: Vec<Container>) -> Self {
-        Self { places, _agents: agents, _containers: containers }
+        Self { places, _agents: agents, _containers: containers, _namespaces: Vec::new() }
+    }
+
+    /// The traffic runs between two of these namespaces, which a contender has made itself.
+    fn of_namespaces(places: [Place; 2], namespaces: Vec<Namespace>) -> Self {
+        Self { places, _agents: Vec::new(), _containers: Vec::new(), _namespaces: namespaces }
     }
 
     /// The traffic runs between containers.

@@ -17,6 +17,7 @@ use overlay_lab::{
     workspace,
 };
 
+use super::tcp::Tcp;
 use crate::{build, setup};
 
 /// How long a scenario goes on after what happens in it.
@@ -111,33 +112,8 @@ struct Transfer {
 }
 
 /// What the TCP of a container's namespace has counted.
-#[derive(Clone, Copy)]
-struct Tcp {
-    sent: u64,
-    sent_again: u64,
-    /// Of those, what the other end said it had already (RFC 2883): nothing was lost, a timer was
-    /// impatient with a busy machine.
-    needless: u64,
-}
-
-/// Reads it from `/proc/net/snmp` (RFC 4022: tcpOutSegs does not count what is sent again) and
-/// `/proc/net/netstat`.
 fn tcp(container: &Container) -> Result<Tcp> {
-    let text = container.command("cat").args(["/proc/net/snmp", "/proc/net/netstat"]).read()?;
-    let number = |table: &str, wanted: &str| {
-        let mut lines = text.lines().filter_map(|line| line.strip_prefix(table));
-        let (names, values) = lines.next().zip(lines.next())?;
-        let position = names.split(' ').position(|name| name == wanted)?;
-        values.split(' ').nth(position)?.parse::<u64>().ok()
-    };
-    let number = |table: &str, wanted: &str| {
-        number(table, wanted).with_context(|| format!("no {table}{wanted} in {text}"))
-    };
-    Ok(Tcp {
-        sent: number("Tcp: ", "OutSegs")?,
-        sent_again: number("Tcp: ", "RetransSegs")?,
-        needless: number("TcpExt: ", "TCPDSACKRecv")?,
-    })
+    Tcp::read(|command| Ok(container.namespace().wrap(command)))
 }
 
 /// What happens while the streams run.
@@ -203,20 +179,13 @@ struct Row {
 
 impl Row {
     const fn is_clean(&self) -> bool {
-        let needed = self.segments.sent_again.saturating_sub(self.segments.needless);
-        self.datagrams.lost == 0 && self.datagrams.doubled == 0 && needed == 0
+        self.datagrams.lost == 0 && self.datagrams.doubled == 0 && self.segments.needed() == 0
     }
 }
 
 fn measure(site: &mut Site, scenario: Scenario) -> Result<Row> {
-    let both = |site: &Site| -> Result<Tcp> {
-        let [one, two] = [tcp(&site.containers[0])?, tcp(&site.containers[1])?];
-        Ok(Tcp {
-            sent: one.sent + two.sent,
-            sent_again: one.sent_again + two.sent_again,
-            needless: one.needless + two.needless,
-        })
-    };
+    let both =
+        |site: &Site| -> Result<Tcp> { Ok(tcp(&site.containers[0])? + tcp(&site.containers[1])?) };
     let [one, two] = [&site.containers[0], &site.containers[1]];
     let streams = [Stream::start(one, two, 7001)?, Stream::start(two, one, 7002)?];
     let before = both(site)?;
@@ -231,11 +200,7 @@ fn measure(site: &mut Site, scenario: Scenario) -> Result<Row> {
         datagrams.doubled += seen.doubled;
         datagrams.longest_gap = datagrams.longest_gap.max(seen.longest_gap);
     }
-    let segments = Tcp {
-        sent: after.sent - before.sent,
-        sent_again: after.sent_again - before.sent_again,
-        needless: after.needless - before.needless,
-    };
+    let segments = after.since(before);
     ensure!(segments.sent > 1000, "the TCP stream stands still in «{}»", scenario.what);
     Ok(Row { what: scenario.what, datagrams, segments })
 }

@@ -27,6 +27,7 @@ pub(super) fn colour(contender: &str) -> RGBColor {
         "ours-65536" => RGBColor(0x05, 0x5a, 0x48),
         "ours-slow" => RGBColor(0x7c, 0xc4, 0xb2),
         "flannel" => RGBColor(0xe0, 0x7b, 0x2c),
+        "swarm" => RGBColor(0xc2, 0x4d, 0x6c),
         "collect-metadata" => RGBColor(0x7a, 0x5c, 0xc4),
         "host" => RGBColor(0x4a, 0x55, 0x61),
         "redirect" => RGBColor(0x3b, 0x82, 0xc4),
