@@ -136,6 +136,8 @@ impl TryFrom<RunArgs> for RunConfig {
             cleanup_on_exit: args.on_exit == OnExit::Cleanup,
             replace_flannel: args.replace_flannel,
             state_file: args.state_file,
+            start_without_etcd: (args.start_without_etcd > 0)
+                .then(|| Duration::from_secs(args.start_without_etcd.into())),
             pin_path: args.pin_path,
             socket: args.socket,
         })

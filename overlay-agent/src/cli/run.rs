@@ -152,6 +152,10 @@ pub struct RunArgs {
     #[arg(long, value_name = "FILE", default_value = DEFAULT_STATE_FILE, help_heading = OURS)]
     pub state_file: PathBuf,
 
+    /// After how long without etcd to start on the subnet and the peers that this host knew last. 0: never
+    #[arg(long, value_name = "SECONDS", default_value_t = 10, help_heading = OURS)]
+    pub start_without_etcd: u16,
+
     /// Where the programs and maps are pinned
     #[arg(long, value_name = "DIR", default_value = DEFAULT_PIN_PATH, help_heading = OURS)]
     pub pin_path: PathBuf,

@@ -23,9 +23,6 @@ use tokio::task::JoinHandle;
 
 use crate::{control::run_config::RunConfig, subnet_env::replace};
 
-/// For so long etcd is waited for.
-pub(super) const PATIENCE: Duration = Duration::from_secs(10);
-
 /// How often to look whether etcd has failed to answer, after that.
 const LOOK: Duration = Duration::from_millis(250);
 
@@ -126,12 +123,19 @@ pub(super) async fn once_etcd_is_away(store: &Registry, config: &RunConfig) -> L
             None
         }
     };
-    let Some(known) = known else { return std::future::pending().await };
-    tokio::time::sleep(PATIENCE).await;
+    let (Some(known), Some(patience)) = (known, config.start_without_etcd) else {
+        return std::future::pending().await;
+    };
+    tokio::time::sleep(patience).await;
     // One that answers that there is no config is there.
     while !store.does_not_answer() {
         tokio::time::sleep(LOOK).await;
     }
+    tracing::warn!(
+        leases = known.leases.len(),
+        "etcd has not answered for {} s: starting on what this host knew last",
+        patience.as_secs()
+    );
     known
 }
 

@@ -84,11 +84,6 @@ async fn start(
         biased;
         network = store.network() => (network.own_exit()?, None),
         known = last_known::once_etcd_is_away(&store, &config) => {
-            tracing::warn!(
-                leases = known.leases.len(),
-                "etcd has not answered for {} s: starting on what this host knew last",
-                last_known::PATIENCE.as_secs()
-            );
             (known.network, Some(known.leases))
         }
     };

@@ -48,6 +48,8 @@ pub struct RunConfig {
     pub replace_flannel: bool,
     /// Where this host keeps what it is known by.
     pub state_file: PathBuf,
+    /// After how long without etcd to start on what this host knew last; none where that is not wanted.
+    pub start_without_etcd: Option<Duration>,
     /// Where programs and maps are pinned.
     pub pin_path: PathBuf,
     /// Where to listen for our own command line.
