@@ -15,6 +15,8 @@ pub const UDP_LENGTH: usize = 8;
 
 /// `EtherType` of IPv4, in network order.
 pub const ETHERTYPE_IPV4: [u8; 2] = [0x08, 0x00];
+/// `EtherType` of IPv6, in network order.
+pub const ETHERTYPE_IPV6: [u8; 2] = [0x86, 0xdd];
 /// `EtherType` of ARP, in network order.
 pub const ETHERTYPE_ARP: [u8; 2] = [0x08, 0x06];
 /// `EtherType` of a customer's VLAN tag (IEEE 802.1Q), in network order.

@@ -159,6 +159,7 @@ reasons! {
         UnknownVtep = "unknown_vtep", "The outer source is not the address of any lease.";
         WrongInnerMac = "wrong_inner_mac", "The inner destination MAC is not this host's VTEP.";
         InnerNotIpv4 = "inner_not_ipv4", "The inner packet is not IPv4.";
+        InnerIpv6 = "inner_ipv6", "The inner packet is IPv6, as of a network with `EnableIPv6`: this version carries none.";
         InnerTruncated = "inner_truncated", "The inner packet ends before its header says.";
         ForeignInnerSource = "foreign_inner_source", "The inner source is outside the sender's lease: forged.";
         ForeignInnerDestination = "foreign_inner_destination", "The inner destination is outside this host's subnet.";

@@ -144,6 +144,8 @@ fn nothing_forged_gets_in() {
     let wire = Wire::default();
     let mut not_ipv4 = inner();
     not_ipv4[12..14].copy_from_slice(&[8, 6]);
+    let mut ipv6 = inner();
+    ipv6[12..14].copy_from_slice(&[0x86, 0xdd]);
     let mut lying = inner();
     patch(&mut lying, 3, 200);
     let cases = [
@@ -160,6 +162,7 @@ fn nothing_forged_gets_in() {
         (Reason::ForeignInnerDestination, vxlan(wire, &udp(REMOTE, [10, 1, 16, 2], 53, b""))),
         (Reason::ForeignInnerDestination, vxlan(wire, &udp(REMOTE, [192, 0, 2, 1], 53, b""))),
         (Reason::InnerNotIpv4, vxlan(wire, &not_ipv4)),
+        (Reason::InnerIpv6, vxlan(wire, &ipv6)),
         (Reason::InnerTruncated, vxlan(wire, &lying)),
         (Reason::InnerTruncated, vxlan(wire, &inner())[..70].to_vec()),
         (Reason::VxlanTruncated, vxlan(wire, &inner())[..46].to_vec()),

@@ -33,8 +33,8 @@ pub use to_wire::{Sender, to_wire};
 use crate::{
     Reason,
     packet::{
-        ETHERNET_LENGTH, ETHERTYPE_IPV4, Ethernet, IPV4_LENGTH, PROTOCOL_TCP, Packet,
-        TCP_DATA_OFFSET, UDP_LENGTH,
+        ETHERNET_LENGTH, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Ethernet, IPV4_LENGTH, PROTOCOL_TCP,
+        Packet, TCP_DATA_OFFSET, UDP_LENGTH,
     },
     prefix::Prefix,
     tables::{
@@ -206,8 +206,10 @@ fn check_inner(
     if ethernet.destination.0 != host.vtep_mac {
         return Err(Reason::WrongInnerMac);
     }
-    if ethernet.ethertype != ETHERTYPE_IPV4 {
-        return Err(Reason::InnerNotIpv4);
+    match ethernet.ethertype {
+        ETHERTYPE_IPV4 => {}
+        ETHERTYPE_IPV6 => return Err(Reason::InnerIpv6),
+        _ => return Err(Reason::InnerNotIpv4),
     }
     let start = offset + ETHERNET_LENGTH;
     let ipv4: Ipv4Hdr = packet.load(start).ok_or(Reason::InnerTruncated)?;

@@ -35,7 +35,7 @@ pub use vtep::{VTEPS_CAPACITY, VTEPS_MAP, Vtep, VtepKey};
 /// Version of every layout in this module, and of the order of hooks and reasons, by which counters are numbered. A new
 /// agent adopts pinned maps only if theirs is the same; raise it with any change of a key, a value, a capacity or the
 /// meaning of a field.
-pub const ABI_VERSION: u32 = 11;
+pub const ABI_VERSION: u32 = 12;
 
 #[cfg(test)]
 mod tests {

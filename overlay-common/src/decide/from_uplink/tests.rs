@@ -60,7 +60,7 @@ fn what_the_bridge_does_not_carry_is_the_stacks() {
 
 #[test]
 fn every_refusal_has_its_name() {
-    let cases: [(Reason, Edit); 16] = [
+    let cases: [(Reason, Edit); 17] = [
         (Reason::NotIpv4, |bytes| bytes[13] = 0x06),
         (Reason::NotVxlan, |bytes| bytes[33] ^= 1),
         (Reason::NotVxlan, |bytes| bytes[23] = 6),
@@ -73,7 +73,8 @@ fn every_refusal_has_its_name() {
         (Reason::WrongVni, |bytes| bytes[48] = 2),
         (Reason::UnknownVtep, |bytes| bytes[29] = 99),
         (Reason::WrongInnerMac, |bytes| bytes[50] ^= 4),
-        (Reason::InnerNotIpv4, |bytes| bytes[62] = 0x86),
+        (Reason::InnerNotIpv4, |bytes| bytes[63] = 0x06),
+        (Reason::InnerIpv6, |bytes| bytes[62..64].copy_from_slice(&[0x86, 0xdd])),
         (Reason::InnerTruncated, |bytes| bytes.truncate(80)),
         (Reason::ForeignInnerSource, |bytes| bytes[78] ^= 1),
         (Reason::ForeignInnerDestination, |bytes| bytes[82] ^= 1),
