@@ -198,10 +198,7 @@ impl ControlLoop {
                 change = changes.next() => {
                     let change = change.context("the netlink socket for events was closed")?;
                     self.forget_ports(&change.gone);
-                    if change.routes {
-                        self.dataplane.routes_changed();
-                        self.surroundings_are_stale = true;
-                    }
+                    self.surroundings_are_stale |= self.dataplane.routes_changed(&change.routes);
                     if change.containers {
                         self.dataplane.containers_changed();
                     }

@@ -32,7 +32,9 @@ use crate::{
     kernel::{
         datapath::{Attachment, Attachments, Features, Maps, Mechanism, PinPath, Programs},
         firewall::Scrutiny,
-        netlink::{self, Blackhole, LeaseRoutes, Link, Tunnel, TunnelSpec, Underlay, Vrf},
+        netlink::{
+            self, Blackhole, ChangedRoutes, LeaseRoutes, Link, Tunnel, TunnelSpec, Underlay, Vrf,
+        },
         policy::InForce,
     },
 };
@@ -210,9 +212,15 @@ impl Dataplane {
         self.containers.changed();
     }
 
-    /// The routes may have changed: the next pass looks at them.
-    pub const fn routes_changed(&mut self) {
-        self.ways_are_stale = true;
+    /// Routes may have changed: the next pass looks at them if that matters to the overlay. Returns whether it does.
+    pub fn routes_changed(&mut self, changed: &ChangedRoutes) -> bool {
+        let matters = match changed {
+            ChangedRoutes::None => false,
+            ChangedRoutes::To(networks) => self.concern(networks),
+            ChangedRoutes::All => true,
+        };
+        self.ways_are_stale |= matters;
+        matters
     }
 
     fn write_config(&mut self) -> Result<()> {

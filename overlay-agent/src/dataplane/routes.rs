@@ -8,6 +8,7 @@ use std::{
 use anyhow::Result;
 use ipnetwork::Ipv4Network;
 use overlay_common::tables::Peer;
+use overlay_lease::wire::allocate::overlap;
 
 use super::Dataplane;
 use crate::{fail, kernel::netlink::LeaseRoute};
@@ -65,6 +66,19 @@ impl Dataplane {
         fail::point("route");
         self.unrouted = Unrouted::Some(BTreeSet::new());
         Ok(())
+    }
+
+    /// Whether any of these networks has addresses of the overlay's, or of a peer.
+    pub(super) fn concern(&self, networks: &BTreeSet<Ipv4Network>) -> bool {
+        let overlay = self.spec.tunnel.network;
+        if networks.iter().any(|network| overlap(*network, overlay)) {
+            return true;
+        }
+        let peers = self.peers.addresses();
+        let has_peer = |network: &Ipv4Network| {
+            peers.range(network.network()..=network.broadcast()).next().is_some()
+        };
+        networks.iter().any(has_peer)
     }
 
     /// Whether there is a route of ours to a peer's subnet.

@@ -208,9 +208,9 @@ fn four_endpoints_that_do_not_answer_keep_no_question_waiting_while_the_address_
     let silent = ["-A", "INPUT", "-p", "tcp", "--dport", "9001:9004", "-j", "DROP"];
     other.command("iptables").args(silent).run().unwrap();
     let address = other.address();
-    let mut endpoints = etcd.endpoint();
-    (9001..=9004).for_each(|port| endpoints += &format!(",http://{address}:{port}"));
-    let mut agent = host.start_agent(&options_for(&endpoints).any_address()).unwrap();
+    let silent = (9001..=9004).map(|port| format!("http://{address}:{port}"));
+    let endpoints: Vec<_> = [etcd.endpoint()].into_iter().chain(silent).collect();
+    let mut agent = host.start_agent(&options_for(&endpoints.join(",")).any_address()).unwrap();
     let idle = Asking::start(host);
     std::thread::sleep(Duration::from_secs(1));
     let (idle, _) = idle.stop();

@@ -7,7 +7,7 @@ use overlay_lab::{AgentOptions, ETCD_PREFIX, Host, Lab, NETWORK_CONFIG, UPLINK, 
 
 use crate::{
     direct,
-    overlay::{Overlay, SOON, network_of},
+    overlay::{Overlay, SOON, network_of, peers_file},
 };
 
 /// flannel routes subnets that are leased; in a network as wide as 10.0.0.0/8, a name server or etcd may well be
@@ -377,6 +377,70 @@ fn a_route_that_changes_while_the_kernel_has_no_room_to_tell_is_followed() {
     })
     .unwrap();
     assert!(sent.of(&overlay)[0] > 0, "by the fast path");
+}
+
+/// As a host has that takes part in BGP. Nobody asks for the whole table, neither idle nor because one of them changes.
+#[test]
+fn two_hundred_thousand_routes_cost_next_to_nothing() {
+    const ROUTES: u32 = 200_000;
+    let lab = Lab::builder().start().unwrap();
+    let lines = (0..ROUTES).map(|number| {
+        let [_, high, middle, low] = number.to_be_bytes();
+        format!("route add 100.{}.{middle}.{low}/32 dev {UPLINK}\n", 64 + high)
+    });
+    let lines: String = lines.collect();
+    lab.host(0).command("ip").args(["-batch", "-"]).input(lines).run().unwrap();
+    let options = peers_file(&lab);
+    let mut overlay = Overlay::on(lab, None, options);
+    let pids = [0, 1].map(|host| overlay.agents[host].process().pid());
+    let host = overlay.lab.host(0);
+    let shares = || {
+        let period = Duration::from_secs(4);
+        let before = pids.map(ticks);
+        std::thread::sleep(period);
+        let after = pids.map(ticks);
+        [0, 1].map(|host| f64::from(after[host] - before[host]) / 100.0 / period.as_secs_f64())
+    };
+    // Containers have just come: an interface more or less may change any route.
+    let idle = || {
+        let [many, few] = shares();
+        anyhow::ensure!(many < few + 0.1, "{many:.3} of a core, {few:.3} without those routes");
+        Ok((many, few))
+    };
+    let (many, few) = eventually(SOON * 3, "an idle agent", idle).unwrap();
+    let changing = std::thread::scope(|scope| {
+        let shares = scope.spawn(shares);
+        for verb in ["add", "del"].into_iter().cycle().take(20) {
+            host.ip(["route", verb, "198.18.0.1/32", "dev", UPLINK]).unwrap();
+            std::thread::sleep(Duration::from_millis(200));
+        }
+        shares.join().unwrap()[0]
+    });
+    println!(
+        "{ROUTES} routes: {many:.3} of a core, {changing:.3} while one changes five times a second; \
+         without them: {few:.3}"
+    );
+    // To read the table once a second alone would be more.
+    assert!(changing < few + 0.1, "{changing:.3} of a core, {few:.3} without those routes");
+
+    // And the one that matters among them is followed.
+    let peer = overlay.lab.host(1).address().to_string();
+    host.ip(["route", "add", "blackhole", &peer]).unwrap();
+    let [one, two] = overlay.pair();
+    eventually(SOON, "the peer to be out of reach", || {
+        anyhow::ensure!(one.ping(two.address()).is_err(), "still reached");
+        Ok(())
+    })
+    .unwrap();
+    host.ip(["route", "del", "blackhole", &peer]).unwrap();
+    eventually(SOON, "the peer to be back", || one.ping(two.address())).unwrap();
+}
+
+/// What a process has used so far, in hundredths of a second (`USER_HZ`).
+fn ticks(pid: i32) -> u32 {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    let fields: Vec<_> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
+    [11, 12].map(|field| fields[field].parse::<u32>().unwrap()).iter().sum()
 }
 
 /// How many messages of the kernel's the sockets on a host have had no room for.

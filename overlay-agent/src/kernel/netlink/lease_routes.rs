@@ -236,12 +236,15 @@ fn is(error: &rtnetlink::Error, code: i32) -> bool {
     matches!(error, rtnetlink::Error::NetlinkError(message) if message.raw_code() == -code)
 }
 
-fn destination(message: &RouteMessage) -> Option<Ipv4Network> {
+/// Where a route leads; a default route says so by its length alone.
+pub(super) fn destination(message: &RouteMessage) -> Option<Ipv4Network> {
+    let length = message.header.destination_prefix_length;
     let address = message.attributes.iter().find_map(|attribute| match attribute {
         RouteAttribute::Destination(RouteAddress::Inet(address)) => Some(*address),
         _ => None,
     });
-    Ipv4Network::new(address?, message.header.destination_prefix_length).ok()
+    let address = address.or((length == 0).then_some(Ipv4Addr::UNSPECIFIED));
+    Ipv4Network::new(address?, length).ok()
 }
 
 fn parse(message: &RouteMessage) -> Option<(Ipv4Network, LeaseRoute)> {

@@ -18,7 +18,7 @@ pub use peer_namespace::{Inspector, PeerEnd};
 pub use routes::{NextHop, Routes, way_to};
 pub use tunnel::{Tunnel, TunnelSpec, check_port, ensure_tunnel, flannel_name, tunnel_name};
 pub use vrf::{Underlay, Vrf, remove_vrf_rules};
-pub use watch::{KernelEvents, changes};
+pub use watch::{ChangedRoutes, KernelEvents, changes};
 
 use anyhow::{Context, Result};
 use rtnetlink::Handle;

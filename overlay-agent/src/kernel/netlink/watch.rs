@@ -1,15 +1,18 @@
+use std::collections::BTreeSet;
+
 use anyhow::{Context, Result};
 use futures::{
     Stream, StreamExt,
     stream::{self, BoxStream},
 };
+use ipnetwork::Ipv4Network;
 use netlink_packet_core::NetlinkPayload;
 use netlink_packet_route::{RouteNetlinkMessage, link::LinkFlags};
 use netlink_sys::{AsyncSocket as _, AsyncSocketExt as _, TokioSocket, protocols::NETLINK_ROUTE};
 use nix::libc::ENOBUFS;
 use rtnetlink::MulticastGroup;
 
-use super::lease_routes::PROTOCOL;
+use super::lease_routes::{PROTOCOL, destination};
 
 /// What changed in the kernel.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -17,10 +20,38 @@ pub struct KernelEvents {
     /// Interfaces that are gone or down: whatever was behind them is not there any more, and that cannot
     /// wait for the next look.
     pub gone: Vec<u32>,
-    /// Whether the way to peers may have changed: a route or a rule did, or an interface.
-    pub routes: bool,
+    /// Where the way may have changed.
+    pub routes: ChangedRoutes,
     /// Whether a container's own interface may have changed.
     pub containers: bool,
+}
+
+/// To which addresses the kernel's way may have changed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum ChangedRoutes {
+    /// To none.
+    #[default]
+    None,
+    /// To some of those in these networks: a host with a full routing table has changes all the time, hardly any of which
+    /// matters to the overlay.
+    To(BTreeSet<Ipv4Network>),
+    /// To any: by a rule or an interface, or we have not heard of all changes.
+    All,
+}
+
+impl ChangedRoutes {
+    fn add(self, event: &NetlinkPayload<RouteNetlinkMessage>) -> Self {
+        match (self, changed_by(event)) {
+            (Self::All, _) | (_, Self::All) => Self::All,
+            (before, Self::None) => before,
+            (Self::None, now) => now,
+            (Self::To(mut before), Self::To(now)) => {
+                // One by one: `append` makes the whole set anew.
+                before.extend(now);
+                Self::To(before)
+            }
+        }
+    }
 }
 
 /// Yields an item whenever a link, an IPv4 address, route or rule has changed here, or a link or an address in a
@@ -38,7 +69,9 @@ pub fn changes() -> Result<impl Stream<Item = KernelEvents> + Unpin + Send> {
     // A batch of events is one change.
     let here = messages.ready_chunks(4096).map(|events| KernelEvents {
         gone: events.iter().filter_map(|(event, _)| gone(&event.payload)).collect(),
-        routes: events.iter().any(|(event, _)| concerns_routes(&event.payload)),
+        routes: events
+            .iter()
+            .fold(ChangedRoutes::None, |changed, (event, _)| changed.add(&event.payload)),
         containers: false,
     });
     // The end of the first is the end of all; the second has none.
@@ -85,23 +118,27 @@ fn in_containers() -> BoxStream<'static, KernelEvents> {
 
 /// The kernel tells of no route that goes with its interface, so that changes of interfaces count too; and after an
 /// overrun, anything may have changed. What we add ourselves, we know.
-fn concerns_routes(payload: &NetlinkPayload<RouteNetlinkMessage>) -> bool {
-    if let NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewRoute(route)) = payload {
-        return route.header.protocol != PROTOCOL;
+fn changed_by(event: &NetlinkPayload<RouteNetlinkMessage>) -> ChangedRoutes {
+    let message = match event {
+        NetlinkPayload::InnerMessage(message) => message,
+        NetlinkPayload::Overrun(_) => return ChangedRoutes::All,
+        _ => return ChangedRoutes::None,
+    };
+    match message {
+        RouteNetlinkMessage::NewRoute(route) if route.header.protocol == PROTOCOL => {
+            ChangedRoutes::None
+        }
+        RouteNetlinkMessage::NewRoute(route) | RouteNetlinkMessage::DelRoute(route) => {
+            destination(route).map_or(ChangedRoutes::All, |to| ChangedRoutes::To([to].into()))
+        }
+        RouteNetlinkMessage::NewRule(_)
+        | RouteNetlinkMessage::DelRule(_)
+        | RouteNetlinkMessage::NewLink(_)
+        | RouteNetlinkMessage::DelLink(_)
+        | RouteNetlinkMessage::NewAddress(_)
+        | RouteNetlinkMessage::DelAddress(_) => ChangedRoutes::All,
+        _ => ChangedRoutes::None,
     }
-    matches!(
-        payload,
-        NetlinkPayload::Overrun(_)
-            | NetlinkPayload::InnerMessage(
-                RouteNetlinkMessage::DelRoute(_)
-                    | RouteNetlinkMessage::NewRule(_)
-                    | RouteNetlinkMessage::DelRule(_)
-                    | RouteNetlinkMessage::NewLink(_)
-                    | RouteNetlinkMessage::DelLink(_)
-                    | RouteNetlinkMessage::NewAddress(_)
-                    | RouteNetlinkMessage::DelAddress(_)
-            )
-    )
 }
 
 fn gone(payload: &NetlinkPayload<RouteNetlinkMessage>) -> Option<u32> {
@@ -112,5 +149,59 @@ fn gone(payload: &NetlinkPayload<RouteNetlinkMessage>) -> Option<u32> {
             (!up).then_some(link.header.index)
         }
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use netlink_packet_route::{
+        link::LinkMessage,
+        route::{RouteMessage, RouteProtocol},
+    };
+    use rtnetlink::RouteMessageBuilder;
+
+    use super::*;
+
+    type Event = NetlinkPayload<RouteNetlinkMessage>;
+
+    fn route(to: [u8; 4], length: u8) -> RouteMessage {
+        RouteMessageBuilder::<Ipv4Addr>::new()
+            .destination_prefix(to.into(), length)
+            .protocol(RouteProtocol::Bgp)
+            .build()
+    }
+
+    fn changed(events: &[Event]) -> ChangedRoutes {
+        events.iter().fold(ChangedRoutes::None, ChangedRoutes::add)
+    }
+
+    #[test]
+    fn routes_are_told_by_where_they_lead_and_what_may_change_any_by_itself() {
+        let new = |route| Event::InnerMessage(RouteNetlinkMessage::NewRoute(route));
+        let gone = |route| Event::InnerMessage(RouteNetlinkMessage::DelRoute(route));
+        let to = |networks: &[&str]| {
+            ChangedRoutes::To(networks.iter().map(|network| network.parse().unwrap()).collect())
+        };
+        assert_eq!(changed(&[]), ChangedRoutes::None);
+        let routes = vec![new(route([10, 9, 0, 0], 16)), gone(route([192, 0, 2, 7], 32))];
+        assert_eq!(changed(&routes), to(&["10.9.0.0/16", "192.0.2.7/32"]));
+        // The default route has no destination in its message.
+        let mut default = route([0, 0, 0, 0], 0);
+        default.attributes.clear();
+        assert_eq!(changed(&[new(default)]), to(&["0.0.0.0/0"]));
+        let mut ours = route([10, 1, 2, 0], 24);
+        ours.header.protocol = PROTOCOL;
+        assert_eq!(changed(&[new(ours.clone())]), ChangedRoutes::None);
+        assert_eq!(changed(&[gone(ours)]), to(&["10.1.2.0/24"]));
+        for any in [
+            Event::InnerMessage(RouteNetlinkMessage::NewLink(LinkMessage::default())),
+            Event::Overrun(Vec::new()),
+        ] {
+            let mut events = routes.clone();
+            events.insert(1, any);
+            assert_eq!(changed(&events), ChangedRoutes::All);
+        }
     }
 }
