@@ -1,29 +1,39 @@
 //! What the agent says, and where: answers to stdout, everything else to stderr.
 
-use std::io::{self, IsTerminal as _, Write};
+use std::{
+    env,
+    io::{self, IsTerminal as _, Write},
+};
 
-use tracing_subscriber::EnvFilter;
-
-/// The netlink library warns when the agent stops listening, as it does when it stops.
-const QUIET: &str = "netlink_proto=error";
+use tracing::Level;
+use tracing_subscriber::{
+    Layer as _, filter::Targets, fmt, layer::SubscriberExt as _, util::SubscriberInitExt as _,
+};
 
 use crate::exit::Exit;
 
 /// Starts logging to stderr. `RUST_LOG` decides what is logged; without it, the level of `-v` does.
 pub fn start(verbosity: u8) {
-    let level = match verbosity {
-        0 => "info",
-        1..=4 => "info,overlay_agent=debug,overlay_lease=debug",
-        _ => "debug,overlay_agent=trace,overlay_lease=trace",
-    };
-    let filter = EnvFilter::try_from_default_env()
-        .unwrap_or_else(|_| EnvFilter::new(format!("{level},{QUIET}")));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
+    let asked = env::var("RUST_LOG").ok().and_then(|filter| filter.parse().ok());
+    let filter: Targets = asked.unwrap_or_else(|| by_verbosity(verbosity));
+    let lines = fmt::layer()
         .with_writer(io::stderr)
         .with_ansi(io::stderr().is_terminal())
         .with_target(false)
-        .init();
+        .with_filter(filter);
+    tracing_subscriber::registry().with(lines).init();
+}
+
+fn by_verbosity(verbosity: u8) -> Targets {
+    let (others, ours) = match verbosity {
+        0 => (Level::INFO, Level::INFO),
+        1..=4 => (Level::INFO, Level::DEBUG),
+        _ => (Level::DEBUG, Level::TRACE),
+    };
+    let targets = Targets::new().with_default(others);
+    let targets = targets.with_targets([("overlay_agent", ours), ("overlay_lease", ours)]);
+    // The netlink library warns when the agent stops listening, as it does when it stops.
+    targets.with_target("netlink_proto", Level::ERROR)
 }
 
 /// Prints what clap has to say: help to stdout, complaints to stderr.
@@ -55,6 +65,17 @@ mod tests {
 
     use super::*;
     use crate::exit::WithExit as _;
+
+    #[test]
+    fn more_verbosity_is_more_of_ours_first() {
+        let says =
+            |verbosity, target: &str, level| by_verbosity(verbosity).would_enable(target, &level);
+        assert!(says(0, "overlay_agent::control", Level::INFO) && says(0, "h2", Level::INFO));
+        assert!(!says(0, "overlay_agent::control", Level::DEBUG));
+        assert!(says(1, "overlay_lease::member", Level::DEBUG) && !says(1, "h2", Level::DEBUG));
+        assert!(says(5, "overlay_agent::control", Level::TRACE) && says(5, "h2", Level::DEBUG));
+        assert!(!says(5, "netlink_proto::connection", Level::WARN));
+    }
 
     #[test]
     fn a_failure_is_one_line_with_all_its_causes() {
