@@ -41,8 +41,17 @@ enum Runs {
 const OTHER_ETCD: (&str, &str) = ("trixie", "3.5");
 
 /// Tests of `network` that hold the agent to a second, count every packet of a stream, or fill the wire.
-const PUNCTUAL: &[&str] =
-    &["chaos::", "damage::", "policy::", "rules::", "survival::", "switching::", "throughput::"];
+const PUNCTUAL: &[&str] = &[
+    "chaos::",
+    "damage::",
+    "policy::",
+    "rules::",
+    "side_by_side::",
+    "survival::",
+    "switching::",
+    "throughput::",
+    "two_hundred_thousand_routes",
+];
 
 /// A layer of tests.
 #[derive(Debug)]

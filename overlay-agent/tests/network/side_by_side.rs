@@ -47,6 +47,16 @@ impl Second {
     }
 }
 
+/// The rules about addresses are made once before the containers' bridge is there, and once more.
+fn rules_are_made(host: &Host, device: &str) {
+    eventually(SOON, "the rules to name the bridge", || {
+        let table = host.command("nft").args(["list", "table", "ip", device]).read()?;
+        ensure!(table.contains(host.bridge()), "{table}");
+        Ok(())
+    })
+    .unwrap();
+}
+
 /// Until every agent sees nothing wrong, its peer and its container, and has nothing left to do.
 fn at_rest(agents: &[&Agent]) {
     let numbers = |agent: &Agent| -> Result<(u64, u64)> {
@@ -89,9 +99,11 @@ fn two_agents_leave_each_other_alone(
 ) {
     let config = format!(r#"{{"Network":"10.1.0.0/16","Backend":{}}}"#, backends[0]);
     let mut overlay = Overlay::of(&config, first, options);
+    overlay.lab.hosts().iter().for_each(|host| rules_are_made(host, "overlay.1"));
     at_rest(&overlay.agents.iter().collect::<Vec<_>>());
     let untouched = repairs(&overlay.agents[1]);
     let mut second = Second::beside(&overlay, backends[1]);
+    second.hosts.iter().for_each(|host| rules_are_made(host, "overlay.2"));
     let agents = |overlay: &Overlay, second: &Second| {
         at_rest(&overlay.agents.iter().chain(&second.agents).collect::<Vec<_>>());
     };

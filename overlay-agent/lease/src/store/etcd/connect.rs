@@ -22,8 +22,9 @@ use super::config::{EtcdConfig, Secret};
 
 /// How long an endpoint has to accept a connection and answer a first request.
 const CONNECT: Duration = Duration::from_secs(5);
-/// How long an endpoint is asked alone.
-const HEAD_START: Duration = Duration::from_millis(250);
+/// How long an endpoint is asked alone. Thousands who connect anew at once keep a busy etcd waiting, and are not to ask all
+/// of its members for that.
+const HEAD_START: Duration = Duration::from_secs(1);
 /// etcd refuses clients that ping more often than every 5 s.
 const PING: Duration = Duration::from_secs(15);
 /// How long a ping may take. With [`PING`], how long a dead connection can go unnoticed.
