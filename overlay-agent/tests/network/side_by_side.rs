@@ -233,3 +233,15 @@ fn a_filter_that_an_earlier_version_made_gives_way_to_ours() {
     let owners = 1 + usize::from(Path::new(DEFAULT_PIN_PATH).exists());
     assert_eq!(filters(overlay.lab.host(0), UPLINK, "ingress").len(), owners);
 }
+
+/// Filters keep settings alive of which nobody knows by then whose they were, but for the subnet.
+#[test]
+fn an_agent_whose_pins_were_removed_by_hand_is_cleaned_up_all_the_same() {
+    let mut overlay = Overlay::by_file(by_filters);
+    overlay.agents[0].kill().unwrap();
+    let host = overlay.lab.host(0);
+    std::fs::remove_dir_all(host.pins()).unwrap();
+    let removed = host.clean_up(env!("CARGO_BIN_EXE_overlay-agent")).unwrap();
+    assert!(removed.contains("overlay.1") && removed.contains("filters on"), "{removed}");
+    assert!(!host.ip(["link"]).unwrap().contains("overlay.1"));
+}
