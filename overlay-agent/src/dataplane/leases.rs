@@ -21,8 +21,13 @@ impl Dataplane {
     pub fn replace_leases(&mut self, claims: Vec<LeaseClaim>) -> Result<()> {
         self.peers.replace_all(claims);
         // Whoever is new has not been asked about.
-        self.ways_are_stale |= self.ways.routes.are_answers();
+        self.ways_are_stale |= self.knows_only_ways_to_peers();
         self.program_all_leases()
+    }
+
+    /// Whether the way to a new peer has to be looked for.
+    const fn knows_only_ways_to_peers(&self) -> bool {
+        self.ways.routes.are_answers() || self.routes_were_passed_over
     }
 
     fn program_all_leases(&mut self) -> Result<()> {
@@ -60,7 +65,7 @@ impl Dataplane {
     /// time.
     pub async fn program_leases(&mut self) -> Result<()> {
         // As above.
-        self.ways_are_stale |= self.ways.routes.are_answers() && self.peers.have_changed();
+        self.ways_are_stale |= self.knows_only_ways_to_peers() && self.peers.have_changed();
         let programmed = self.fill_maps();
         let routed = match self.follow_ways().await {
             Ok(()) => self.route_leases().await,

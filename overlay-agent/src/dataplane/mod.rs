@@ -91,6 +91,8 @@ pub struct Dataplane {
     peers: Peers,
     ways: Routing,
     ways_are_stale: bool,
+    /// Routes have changed that mattered to nobody: they may matter to a peer that comes.
+    routes_were_passed_over: bool,
     lease_routes: LeaseRoutes,
     unrouted: Unrouted,
     blackhole: Blackhole,
@@ -160,6 +162,7 @@ impl Dataplane {
             policy: InForce::adopted(&adopted),
             ways: Routing::default(),
             ways_are_stale: true,
+            routes_were_passed_over: false,
             lease_routes: LeaseRoutes::new(before),
             unrouted: Unrouted::All,
             blackhole: Blackhole::default(),
@@ -220,6 +223,7 @@ impl Dataplane {
             ChangedRoutes::All => true,
         };
         self.ways_are_stale |= matters;
+        self.routes_were_passed_over |= !matters && *changed != ChangedRoutes::None;
         matters
     }
 

@@ -150,6 +150,7 @@ impl Dataplane {
         self.lease_routes.look(&main, self.tunnel.ifindex, network);
         self.unrouted = Unrouted::All;
         self.ways_are_stale = false;
+        self.routes_were_passed_over = false;
         Ok(())
     }
 

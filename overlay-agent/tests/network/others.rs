@@ -443,6 +443,37 @@ fn ticks(pid: i32) -> u32 {
     [11, 12].map(|field| fields[field].parse::<u32>().unwrap()).iter().sum()
 }
 
+/// Such a route matters to nobody when it is made.
+#[test]
+fn a_route_that_is_older_than_the_peer_it_leads_to_counts() {
+    let overlay = Overlay::new();
+    let (host, router) = (overlay.lab.host(0), overlay.lab.host(1).address());
+    let looked = || overlay.agents[0].status().unwrap()["verifications"].as_u64().unwrap();
+    host.ip(["route", "add", "198.18.7.0/24", "via", &router.to_string()]).unwrap();
+    let before = looked();
+    eventually(SOON, "the route to have been heard of", || {
+        anyhow::ensure!(looked() >= before + 4, "{} looks", looked() - before);
+        Ok(())
+    })
+    .unwrap();
+    let key = format!("{ETCD_PREFIX}/subnets/10.1.200.0-24");
+    let value = r#"{"PublicIP":"198.18.7.9","BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"02:00:00:00:00:99"}}"#;
+    overlay.etcd().put(&key, value).unwrap();
+    let pin = host.pins().join("peers");
+    eventually(SOON, "the peer to be reached by the router", || {
+        let dump =
+            host.command("bpftool").args(["-j", "map", "dump", "pinned"]).arg(&pin).read()?;
+        let dump: serde_json::Value = serde_json::from_str(&dump)?;
+        let entries = dump.as_array().into_iter().flatten();
+        let mut values = entries.map(|entry| &entry["formatted"]["value"]);
+        let peer = values.find(|peer| peer["public_address"] == serde_json::json!([198, 18, 7, 9]));
+        let next_hop = peer.map(|peer| peer["next_hop"].clone());
+        anyhow::ensure!(next_hop == Some(serde_json::json!(router.octets())), "{dump}");
+        Ok(())
+    })
+    .unwrap();
+}
+
 /// How many messages of the kernel's the sockets on a host have had no room for.
 fn lost_messages(host: &Host) -> u64 {
     let sockets = read_on(host, "/proc/thread-self/net/netlink");
