@@ -61,7 +61,8 @@ pub async fn cleanup(places: &Places) -> Result<Vec<String>> {
     let pins = PinPath::open(&places.pin_path)?;
     let handle = netlink::connect()?;
     let observed = netlink::observe(&handle).await?;
-    let subnet = read_subnet(&places.subnet_file)?;
+    // Not even a file that cannot be read keeps what it is about.
+    let subnet = read_subnet(&places.subnet_file).unwrap_or_default();
     let others = datapath::other_agents(&pins, subnet, &observed)?;
     let is_its = |link: &&Link| is_ours(link) && !others.have_device(link);
     for device in observed.links.values().filter(is_its) {

@@ -39,6 +39,8 @@ fn defaults_are_flannels() {
     assert_eq!(config.etcd.prefix.config_key(), "/coreos.com/network/config");
     assert_eq!(config.subnet_file, Path::new("/run/flannel/subnet.env"));
     assert_eq!(config.lease_ttl.as_secs(), 86_400);
+    assert_eq!(config.start_without_etcd.map(|patience| patience.as_secs()), Some(10));
+    assert_eq!(run(&["--start-without-etcd=0"], &[]).start_without_etcd, None);
     assert_eq!(config.pin_path, Path::new("/sys/fs/bpf/overlay"));
     assert_eq!(config.socket, Path::new("/run/overlay/agent.sock"));
     assert!(config.fast_path && !config.ip_masq);

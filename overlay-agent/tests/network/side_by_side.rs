@@ -10,9 +10,7 @@ use aya::programs::{
 };
 use overlay_agent::kernel::datapath::{DEFAULT_PIN_PATH, Programs};
 use overlay_common::Hook;
-use overlay_lab::{
-    Agent, AgentOptions, Builder, Container, Host, Lab, UPLINK, eventually, stream::Stream,
-};
+use overlay_lab::{Agent, AgentOptions, Container, Host, Lab, UPLINK, eventually, stream::Stream};
 
 use crate::{
     kernels::{by_filters, filters},
@@ -96,13 +94,12 @@ fn received(agent: &Agent) -> u64 {
 }
 
 fn two_agents_leave_each_other_alone(
-    first: Builder,
     backends: [&str; 2],
     options: impl FnOnce(AgentOptions) -> AgentOptions,
     fast: bool,
 ) {
     let config = format!(r#"{{"Network":"10.1.0.0/16","Backend":{}}}"#, backends[0]);
-    let mut overlay = Overlay::of(&config, first, options);
+    let mut overlay = Overlay::of(&config, Lab::builder(), options);
     overlay.lab.hosts().iter().for_each(|host| rules_are_made(host, "overlay.1", backends[0]));
     at_rest(&overlay.agents.iter().collect::<Vec<_>>());
     let untouched = repairs(&overlay.agents[1]);
@@ -183,18 +180,18 @@ const TWO: &str = r#"{"Type":"vxlan","VNI":2,"Port":8473}"#;
 
 #[test]
 fn two_agents_on_one_host_leave_each_other_alone() {
-    two_agents_leave_each_other_alone(Lab::builder(), [ONE, TWO], |options| options, true);
+    two_agents_leave_each_other_alone([ONE, TWO], |options| options, true);
 }
 
 #[test]
 fn two_agents_on_one_host_leave_each_others_devices_and_routes_alone() {
     let slow = |options: AgentOptions| options.fast_path(false);
-    two_agents_leave_each_other_alone(Lab::builder(), [ONE, TWO], slow, false);
+    two_agents_leave_each_other_alone([ONE, TWO], slow, false);
 }
 
 #[test]
 fn two_agents_on_one_host_leave_each_others_filters_alone() {
-    two_agents_leave_each_other_alone(Lab::builder(), [ONE, TWO], by_filters, true);
+    two_agents_leave_each_other_alone([ONE, TWO], by_filters, true);
 }
 
 #[test]
@@ -203,7 +200,7 @@ fn two_agents_on_one_host_leave_each_others_routes_to_peers_on_the_same_link_alo
         r#"{"Type":"vxlan","DirectRouting":true}"#,
         r#"{"Type":"vxlan","VNI":2,"Port":8473,"DirectRouting":true}"#,
     ];
-    two_agents_leave_each_other_alone(Lab::builder(), direct, |options| options, false);
+    two_agents_leave_each_other_alone(direct, |options| options, false);
 }
 
 /// Earlier versions gave filters the same numbers at every pin path.
