@@ -5,7 +5,7 @@ use std::{io, process::ExitCode};
 use overlay_agent::{
     cli::{
         Cli, Command, checked::visible_password, cleanup, config, docker_opts, doctor,
-        env::HostEnvironment, init, join, lease, leave, status,
+        env::HostEnvironment, etcd_cluster, init, join, lease, leave, status,
     },
     control::run_config::RunConfig,
     exit::{Exit, WithExit as _},
@@ -50,6 +50,7 @@ async fn run() -> ExitCode {
         Command::Leave(args) => Box::pin(leave::run(*args)).await.map(|()| Exit::Ok),
         Command::Config(command) => config::run(command).await,
         Command::Lease(command) => lease::run(command).await,
+        Command::Etcd(command) => Box::pin(etcd_cluster::run(command)).await,
         Command::Cleanup(args) => cleanup::run(args).await.map(|()| Exit::Ok),
         Command::DockerOpts(args) => docker_opts::run(&args).map(|()| Exit::Ok),
     };

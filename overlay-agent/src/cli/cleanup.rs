@@ -13,7 +13,7 @@ use super::{config::store, etcd::EtcdArgs};
 use crate::{
     admin::DEFAULT_SOCKET,
     cleanup::{Places, cleanup, own_lease},
-    control::last_known,
+    control::{etcd_members, last_known},
     exit::{Exit, OwnExit as _, WithExit as _},
     kernel::datapath::DEFAULT_PIN_PATH,
     state_file, subnet_env,
@@ -84,6 +84,7 @@ pub async fn run(args: CleanupArgs) -> anyhow::Result<()> {
         })?;
         removed.push(format!("lease {subnet} from etcd"));
         last_known::forget(&places.state_file)?;
+        etcd_members::forget(&places.state_file)?;
         if state_file::remove(&places.state_file)? {
             removed.push(places.state_file.display().to_string());
         }

@@ -11,7 +11,7 @@ use overlay_lease::{
     config::{NetworkConfig, ParsedConfig},
     store::{
         Store as _,
-        etcd::{EtcdConfig, EtcdStore},
+        etcd::EtcdStore,
         operate::{self, OperateError},
     },
 };
@@ -20,6 +20,7 @@ use super::etcd::EtcdArgs;
 use crate::{
     exit::{Exit, OwnExit as _, WithExit as _},
     output::print,
+    state_file,
 };
 
 /// The verbs of `config`.
@@ -93,7 +94,7 @@ pub async fn run(command: ConfigCommand) -> anyhow::Result<Exit> {
 
 /// The store of one command: it asks, and does not wait for etcd to come back.
 pub(super) fn store(args: &EtcdArgs) -> anyhow::Result<EtcdStore> {
-    let config = EtcdConfig::try_from(args).exit(Exit::Usage)?;
+    let config = args.reach(Path::new(state_file::DEFAULT_PATH))?;
     EtcdStore::new(&config).exit(Exit::Usage)
 }
 

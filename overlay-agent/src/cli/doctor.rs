@@ -2,14 +2,9 @@
 
 use anyhow::Result;
 use clap::Args;
-use overlay_lease::store::etcd::EtcdConfig;
 
 use super::{cleanup::PlacesArgs, etcd::EtcdArgs};
-use crate::{
-    doctor::examine,
-    exit::{Exit, WithExit as _},
-    output::OutputFormat,
-};
+use crate::{doctor::examine, exit::Exit, output::OutputFormat};
 
 /// Arguments of `doctor`.
 #[derive(Debug, Args)]
@@ -29,7 +24,7 @@ pub struct DoctorArgs {
 
 /// Looks at everything and prints what it found. That decides the exit code.
 pub async fn run(args: DoctorArgs) -> Result<Exit> {
-    let etcd = EtcdConfig::try_from(&args.etcd).exit(Exit::Usage)?;
+    let etcd = args.etcd.reach(&args.places.state_file)?;
     let diagnosis = examine(args.places.into(), etcd).await?;
     args.output.print(&diagnosis, || diagnosis.to_text())?;
     Ok(if diagnosis.healthy { Exit::Ok } else { Exit::Failure })

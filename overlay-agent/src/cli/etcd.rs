@@ -1,7 +1,14 @@
 //! The flags that say how to reach etcd: the same for every verb that does.
 
+use std::path::Path;
+
 use clap::Args;
-use overlay_lease::store::etcd::Secret;
+use overlay_lease::store::etcd::{EtcdConfig, Secret};
+
+use crate::{
+    control::etcd_members,
+    exit::{Exit, WithExit as _},
+};
 
 const ETCD: &str = "etcd";
 
@@ -62,4 +69,16 @@ pub struct EtcdArgs {
         help_heading = ETCD
     )]
     pub etcd_password_file: String,
+}
+
+impl EtcdArgs {
+    /// Where etcd is: as typed, and wherever else its members were when the agent last heard of them.
+    pub(super) fn reach(&self, state_file: &Path) -> anyhow::Result<EtcdConfig> {
+        let mut config = EtcdConfig::try_from(self).exit(Exit::Usage)?;
+        let heard = etcd_members::heard_of(state_file, &config.endpoints);
+        let others: Vec<_> =
+            heard.into_iter().filter(|member| !config.endpoints.contains(member)).collect();
+        config.endpoints.extend(others);
+        Ok(config)
+    }
 }

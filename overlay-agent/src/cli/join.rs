@@ -28,6 +28,10 @@ pub struct JoinArgs {
     #[arg(long, value_name = "NAME|IP")]
     pub iface: Option<String>,
 
+    /// Take part in etcd, too, with the file for members that `init` made: with three such hosts, any one may be lost
+    #[arg(long)]
+    pub etcd: bool,
+
     /// Do not ask before containers are ended
     #[arg(long)]
     pub yes: bool,
@@ -39,10 +43,14 @@ pub struct JoinArgs {
 
 /// Makes this host a member.
 pub async fn run(args: JoinArgs) -> Result<()> {
-    let line = line(args.token.reveal())?;
-    let token = line.parse::<Token>().exit(Exit::Data)?;
+    let token = token(&args.token)?;
     let consent = Consent::of(args.yes, args.dry_run);
-    provision::join(&Join { token, iface: args.iface, consent }).await
+    provision::join(&Join { token, iface: args.iface, etcd: args.etcd, consent }).await
+}
+
+/// What was made by `init`, however it is given.
+pub(super) fn token(given: &Secret) -> Result<Token> {
+    line(given.reveal())?.parse::<Token>().exit(Exit::Data)
 }
 
 /// The line itself, wherever it is.

@@ -2,13 +2,9 @@
 
 use anyhow::Result;
 use clap::Args;
-use overlay_lease::store::etcd::EtcdConfig;
 
 use super::{cleanup::PlacesArgs, etcd::EtcdArgs};
-use crate::{
-    exit::{Exit, WithExit as _},
-    provision::{self, Consent, Leaving},
-};
+use crate::provision::{self, Consent, Leaving};
 
 /// Arguments of `leave`.
 #[derive(Debug, Args)]
@@ -42,8 +38,8 @@ pub struct LeaveArgs {
 /// Leaves, after asking.
 pub async fn run(args: LeaveArgs) -> Result<()> {
     let leaving = Leaving {
+        etcd: args.etcd.reach(&args.places.state_file)?,
         places: args.places.into(),
-        etcd: EtcdConfig::try_from(&args.etcd).exit(Exit::Usage)?,
         keep: args.keep,
         delete_etcd: args.delete_etcd,
         consent: Consent::of(args.yes, args.dry_run),

@@ -7,6 +7,7 @@ pub mod docker_opts;
 pub mod doctor;
 pub mod env;
 pub mod etcd;
+pub mod etcd_cluster;
 pub mod flanneld;
 mod go_style;
 pub mod init;
@@ -80,6 +81,9 @@ pub enum Command {
     /// Look at leases, reserve subnets and release them
     #[command(subcommand)]
     Lease(lease::LeaseCommand),
+    /// Look at etcd's members, add and remove them, and keep copies of what it holds
+    #[command(subcommand)]
+    Etcd(etcd_cluster::EtcdCommand),
     /// Remove everything that the agent made on this host; the lease stays
     Cleanup(cleanup::CleanupArgs),
     /// Turn subnet.env into options for dockerd, as flannel's mk-docker-opts.sh does

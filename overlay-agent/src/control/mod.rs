@@ -2,6 +2,7 @@
 //! and signals.
 
 mod config;
+pub mod etcd_members;
 mod host;
 mod joining;
 pub mod last_known;

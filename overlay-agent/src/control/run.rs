@@ -6,12 +6,12 @@ use tokio::{
     signal::unix::{SignalKind, signal},
     sync::mpsc,
 };
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use crate::{
     admin::{self, Pulse, Waiting},
     cleanup::{Places, cleanup},
-    control::{ControlLoop, last_known, run_config::RunConfig},
+    control::{ControlLoop, etcd_members, last_known, run_config::RunConfig},
     exit::{Exit, OwnExit as _, WithExit as _},
     fail,
     kernel::{
@@ -55,6 +55,13 @@ async fn start_and_run(config: RunConfig, stop: CancellationToken) -> Result<()>
     let pins = PinPath::open(&config.pin_path)?;
     fail::point("pin path");
     let store = Registry::new(&config.registry()).exit(Exit::Usage)?;
+    let _members = match &store {
+        Registry::Etcd(etcd) => {
+            let members = etcd_members::follow(etcd.clone(), config.state_file.clone());
+            Some(AbortOnDropHandle::new(tokio::spawn(members)))
+        }
+        Registry::Fixed(_) => None,
+    };
 
     // From here on, whoever asks is told what the agent waits for.
     let (asker, mut requests) = mpsc::channel(16);

@@ -40,18 +40,29 @@ impl Consent {
 /// in order; who leaves is asked also where no container ends, after the sentence `always`.
 pub(super) async fn ask(consent: Consent, steps: &[String], always: Option<&str>) -> Result<bool> {
     let ends = docker::restart_ends(always.is_some()).await;
-    let text = ends.to_text();
-    match consent {
+    let must_ask = always.is_some() || !matches!(ends, Ends::Nothing);
+    decide(consent, steps, &ends.to_text(), must_ask.then(|| always.unwrap_or_default()))
+}
+
+/// The same where no container ends: of what concerns others it is always asked.
+pub(super) fn ask_about(consent: Consent, steps: &[String], sentence: &str) -> Result<bool> {
+    decide(consent, steps, "", Some(sentence))
+}
+
+fn decide(consent: Consent, steps: &[String], text: &str, question: Option<&str>) -> Result<bool> {
+    let sentence = match consent {
         Consent::DryRun => {
             let steps = indented(steps);
             print(format_args!("This would be done:\n{steps}{text}Nothing was changed.\n"))?;
             return Ok(false);
         }
-        Consent::Given => return print(&text).map(|()| true),
-        Consent::Ask if matches!(ends, Ends::Nothing) && always.is_none() => return Ok(true),
-        Consent::Ask => {}
-    }
-    print(format_args!("{}{text}Go on? [y/N] ", always.unwrap_or_default()))?;
+        Consent::Given => return print(text).map(|()| true),
+        Consent::Ask => match question {
+            None => return Ok(true),
+            Some(sentence) => sentence,
+        },
+    };
+    print(format_args!("{sentence}{text}Go on? [y/N] "))?;
     std::io::stdout().flush().context("cannot ask")?;
     let mut answer = String::new();
     let length =

@@ -13,7 +13,7 @@ use overlay_lease::{
 };
 
 use super::{
-    Join, ca_file, checks, consent, docker, enrol,
+    Join, ca_file, checks, consent, docker, enrol, etcd,
     files::{self, Readers},
     host_identity,
     member::{self, SameEtcd},
@@ -31,8 +31,11 @@ pub async fn join(wanted: &Join) -> Result<()> {
     checks::root("join")?;
     let token = &wanted.token;
     token.check(SystemTime::now()).exit(Exit::Data)?;
+    if wanted.etcd {
+        etcd::check_invitation(token).await?;
+    }
     let docker = docker::check().await?;
-    let etcd = member_config(token);
+    let mut etcd = member_config(token);
     let same = match &token.tls {
         None => SameEtcd::ByAddress,
         Some(tls) if files::read(&ca_file())?.as_ref() == Some(&tls.ca) => SameEtcd::Yes,
@@ -49,16 +52,23 @@ pub async fn join(wanted: &Join) -> Result<()> {
     );
     Report::found("machine", &text)?;
 
-    let steps = [
+    let shares = wanted.etcd.then(|| "take part in etcd, with a copy of all it holds".to_owned());
+    let steps: Vec<_> = [
         format!("keep the certificates for etcd at {}", token.endpoints.join(",")),
         "start the agent, and start it at boot".to_owned(),
         format!("have Docker start after it, with its bridge in a subnet of {}", network.network),
-    ];
+    ]
+    .into_iter()
+    .chain(shares)
+    .collect();
     if !consent::ask(wanted.consent, &steps, None).await? {
         return Ok(());
     }
     let changed = write_credentials(token, own.as_ref())?;
     report.step(changed, "etcd", &token.endpoints.join(","))?;
+    if wanted.etcd {
+        etcd.endpoints = etcd::take_part(token, &etcd, uplink.address, &mut report).await?;
+    }
     member::start(&etcd, wanted.iface.as_deref(), changed, &docker, &mut report).await?;
     member::hear_from_others().await?;
     report.finish()?;

@@ -27,7 +27,10 @@ use overlay_lease::store::etcd::{EtcdConfig, Identity};
 pub use self::{
     consent::Consent,
     docker::BRIDGE as DOCKER_BRIDGE,
-    etcd::init,
+    etcd::{
+        Backup, ClusterStatus, MemberState, Remove, Restore, TakePart, add, backup, init, remove,
+        restore, status,
+    },
     join::join,
     undo::{Leaving, leave},
 };
@@ -40,6 +43,8 @@ pub const AGENT_ENV: &str = "/etc/overlay/agent.env";
 pub const OPERATOR_ENV: &str = "/etc/default/overlay-agent";
 /// The line for other hosts, on the first one.
 pub const TOKEN_FILE: &str = "/etc/overlay/join.token";
+/// The line for hosts that take part in etcd, on every host that does.
+pub const MEMBER_TOKEN_FILE: &str = "/etc/overlay/member.token";
 
 const ETCD_ENV: &str = "/etc/overlay/etcd.env";
 const ETCD_DROP_IN: &str = "/etc/systemd/system/etcd.service.d/overlay.conf";
@@ -97,6 +102,8 @@ pub struct Join {
     pub token: token::Token,
     /// As for [`Init`].
     pub iface: Option<String>,
+    /// Whether this host takes part in etcd.
+    pub etcd: bool,
     /// As for [`Init`].
     pub consent: Consent,
 }

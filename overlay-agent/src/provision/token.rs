@@ -27,6 +27,9 @@ pub struct Token {
     pub tls: Option<Tls>,
     /// Seconds since 1970 at which it ends.
     pub expires: u64,
+    /// The private key of etcd's authority, in PEM, for a host that takes part in etcd.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub authority: Option<String>,
 }
 
 /// The part about TLS, in PEM.
@@ -159,6 +162,7 @@ mod tests {
                 }),
             }),
             expires: 1_000,
+            authority: None,
         }
     }
 

@@ -12,17 +12,17 @@ use overlay_lease::store::{
 };
 
 use super::{
-    AGENT_UNIT, CONFIG_DIR, ETCD_DATA, ETCD_DROP_IN, ETCD_UNIT, checks,
+    AGENT_UNIT, CONFIG_DIR, ETCD_DATA, ETCD_DROP_IN, checks,
     consent::{self, Consent},
     docker,
-    etcd::at_home,
+    etcd::{self, at_home},
     files::{self, Readers},
     report::Report,
     systemd,
 };
 use crate::{
     cleanup::{Places, cleanup, own_lease},
-    control::last_known,
+    control::{etcd_members, last_known},
     exit::{Exit, OwnExit as _, WithExit as _},
     state_file::{self, HostState},
     subnet_env::read_subnet,
@@ -64,8 +64,14 @@ pub async fn leave(leaving: &Leaving) -> Result<()> {
     let serves = has_etcd && !leaving.keep;
     // Of whatever address the host has become, its own etcd is at home.
     let etcd = if has_etcd { at_home(&leaving.etcd) } else { leaving.etcd.clone() };
+    let everywhere = EtcdConfig {
+        endpoints: etcd.endpoints.iter().chain(&leaving.etcd.endpoints).cloned().collect(),
+        ..leaving.etcd.clone()
+    };
+    let others =
+        if serves { etcd::others(&everywhere).await.unwrap_or_default() } else { Vec::new() };
     let mut users = None;
-    if has_etcd && !leaving.delete_etcd {
+    if has_etcd && !leaving.delete_etcd && others.is_empty() {
         // After `leave --keep` only the state file tells which lease is this host's own.
         let own = match subnet {
             Some(subnet) => Some(subnet),
@@ -92,6 +98,17 @@ pub async fn leave(leaving: &Leaving) -> Result<()> {
         files::write(Path::new(USERS), &format!("{users}\n"), Readers::All)?;
     }
     let mut report = Report::default();
+    let etcd = match others.as_slice() {
+        [] => etcd,
+        // The others have to be able to go on: before anything is changed here.
+        others => match etcd::part_with(&everywhere, others, &mut report).await {
+            Err(error) if leaving.delete_etcd => {
+                tracing::warn!("etcd's other members are not told: {error:#}");
+                etcd
+            }
+            outcome => outcome?,
+        },
+    };
     if systemd::files_of(AGENT_UNIT).await?.is_some() && systemd::is_active(AGENT_UNIT).await? {
         systemd::disable(AGENT_UNIT).await?;
         report.done("agent", "stopped, and not started at boot any more")?;
@@ -104,6 +121,7 @@ pub async fn leave(leaving: &Leaving) -> Result<()> {
     }
     if !leaving.keep {
         last_known::forget(&leaving.places.state_file)?;
+        etcd_members::forget(&leaving.places.state_file)?;
     }
     if !leaving.keep && state_file::remove(&leaving.places.state_file)? {
         report.done("removed", &leaving.places.state_file.display().to_string())?;
@@ -112,8 +130,12 @@ pub async fn leave(leaving: &Leaving) -> Result<()> {
     if let Some(address) = docker::release(&mut report).await? {
         report.done("docker", &format!("has its own bridge again, at {address}"))?;
     }
+    if has_etcd && leaving.keep {
+        // Without the package there is nothing that could make copies.
+        etcd::disable_timer().await?;
+    }
     if serves {
-        stop_serving(&mut report).await?;
+        etcd::stop_serving(&mut report).await?;
     }
     if !leaving.keep && files::remove_all(&PathBuf::from(CONFIG_DIR))? {
         report.done("removed", CONFIG_DIR)?;
@@ -208,17 +230,4 @@ async fn release(
             Ok(())
         }
     }
-}
-
-/// This host's etcd becomes what the package makes of it.
-async fn stop_serving(report: &mut Report) -> Result<()> {
-    systemd::stop(&[ETCD_UNIT]).await?;
-    let path = Path::new(ETCD_DROP_IN);
-    files::remove(path)?;
-    // Others may have settings there.
-    path.parent().map(std::fs::remove_dir);
-    files::remove_all(Path::new(ETCD_DATA))?;
-    systemd::reload().await?;
-    systemd::start(ETCD_UNIT).await?;
-    report.done("etcd", "has its package's settings again; the overlay's data is removed")
 }

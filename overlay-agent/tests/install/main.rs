@@ -6,6 +6,7 @@ mod firewalls;
 mod foreign;
 mod harmless;
 mod leave;
+mod members;
 mod ready;
 mod restart;
 mod support;

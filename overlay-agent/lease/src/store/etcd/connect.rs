@@ -32,7 +32,7 @@ const PONG: Duration = Duration::from_secs(10);
 
 /// Knows the endpoints and holds the connection to one of them.
 pub(super) struct Connector {
-    endpoints: Vec<String>,
+    configured: Vec<String>,
     options: ConnectOptions,
     user: Option<(String, Secret)>,
     tls: Option<TlsOptions>,
@@ -45,6 +45,8 @@ pub(super) struct Connector {
 }
 
 struct State {
+    /// Those that were configured, and those that were heard of since.
+    endpoints: Vec<String>,
     /// The endpoint to try first.
     next: usize,
     /// Counts connections, so that nobody gives up one that he does not have.
@@ -72,14 +74,44 @@ impl Connector {
             .with_auto_token_refresh(true);
         let next = rand::rng().random_range(0..config.endpoints.len().max(1));
         Ok(Self {
-            endpoints: config.endpoints.clone(),
+            configured: config.endpoints.clone(),
             options,
             user: config.user.clone(),
             tls: tls(config)?,
             probe: config.prefix.config_key(),
             disconnections: AtomicU64::new(0),
-            state: Mutex::new(State { next, generation: 0, disconnections: 0, client: None }),
+            state: Mutex::new(State {
+                endpoints: config.endpoints.clone(),
+                next,
+                generation: 0,
+                disconnections: 0,
+                client: None,
+            }),
         })
+    }
+
+    /// The endpoints that were configured.
+    pub(super) fn configured(&self) -> &[String] {
+        &self.configured
+    }
+
+    /// Tries these, too, from now on, in place of those that this was said of before. A connection stays as it is.
+    pub(super) async fn also_try(&self, others: &[String]) {
+        let mut state = self.state.lock().await;
+        let current = state.endpoints.get(state.next).cloned();
+        let mut endpoints = self.configured.clone();
+        for other in others {
+            if !endpoints.contains(other) {
+                endpoints.push(other.clone());
+            }
+        }
+        let place = |endpoint| endpoints.iter().position(|known| *known == endpoint);
+        match current.and_then(place) {
+            Some(next) => state.next = next,
+            // It is no member any more.
+            None => (state.next, state.client) = (0, None),
+        }
+        state.endpoints = endpoints;
     }
 
     /// The connection there is, or else a new one to the first endpoint that answers.
@@ -90,12 +122,12 @@ impl Connector {
             (state.disconnections, state.client) = (disconnections, None);
         }
         if state.client.is_none() {
-            let (client, index) = self.dial(state.next).await?;
+            let (client, index) = self.dial(&state.endpoints, state.next).await?;
             state.client = Some(client);
             state.next = index;
             state.generation += 1;
         }
-        let endpoint = self.endpoints[state.next].clone();
+        let endpoint = state.endpoints[state.next].clone();
         match &state.client {
             Some(client) => {
                 Ok(Connection { client: client.clone(), endpoint, generation: state.generation })
@@ -108,7 +140,7 @@ impl Connector {
     pub(super) async fn give_up(&self, connection: &Connection) {
         let mut state = self.state.lock().await;
         if state.generation == connection.generation && state.client.take().is_some() {
-            state.next = (state.next + 1) % self.endpoints.len();
+            state.next = (state.next + 1) % state.endpoints.len();
         }
     }
 
@@ -119,8 +151,12 @@ impl Connector {
 
     /// The first endpoint that answers. One after the other is asked, without waiting for long: one that is silent does
     /// not keep us from the next (as RFC 8305, section 5, has it for addresses).
-    async fn dial(&self, first: usize) -> Result<(Client, usize), NoEndpoint> {
-        let count = self.endpoints.len();
+    async fn dial(
+        &self,
+        endpoints: &[String],
+        first: usize,
+    ) -> Result<(Client, usize), NoEndpoint> {
+        let count = endpoints.len();
         let mut waiting = (0..count).map(|offset| (first + offset) % count);
         let mut dials = FuturesUnordered::new();
         let mut failures = vec![None; count];
@@ -128,7 +164,7 @@ impl Connector {
         loop {
             let next = waiting.next();
             dials.extend(next.map(|index| async move {
-                let dial = Box::pin(self.dial_one(&self.endpoints[index]));
+                let dial = Box::pin(self.dial_one(&endpoints[index]));
                 (index, timeout(CONNECT, dial).await)
             }));
             let patience = if next.is_some() { HEAD_START } else { CONNECT };
@@ -141,7 +177,7 @@ impl Connector {
                 Ok(Ok(client)) => return Ok((client, index)),
                 Ok(Err(error)) => {
                     refused &= is_refusal(&error);
-                    explain_end(&self.endpoints[index], explain(&error))
+                    explain_end(&endpoints[index], explain(&error))
                 }
                 Err(_) => {
                     refused = false;
@@ -149,7 +185,7 @@ impl Connector {
                 }
             });
         }
-        let failures = self.endpoints.iter().cloned().zip(failures);
+        let failures = endpoints.iter().cloned().zip(failures);
         let failures = failures.filter_map(|(endpoint, reason)| Some((endpoint, reason?)));
         Err(NoEndpoint { failures: failures.collect(), refused })
     }

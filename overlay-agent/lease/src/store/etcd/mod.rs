@@ -2,6 +2,7 @@
 
 mod config;
 mod connect;
+mod members;
 mod page;
 mod watch;
 
@@ -16,6 +17,7 @@ use tokio::time::timeout;
 
 pub use self::{
     config::{EtcdConfig, Identity, Secret},
+    members::{Condition, Member, Promotion, Snapshot},
     watch::EtcdWatch,
 };
 use self::{

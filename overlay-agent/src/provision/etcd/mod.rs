@@ -1,8 +1,14 @@
-//! `init`: the first host, with the etcd that all others use.
+//! `init`: the first host, with the etcd that all others use; and the hosts that have a share in that etcd.
+
+mod certificates;
+mod cluster;
+mod settings;
+mod snapshot;
+mod status;
+mod take_part;
 
 use std::{
-    fmt::Write as _,
-    net::{IpAddr, Ipv4Addr},
+    net::Ipv4Addr,
     path::Path,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -13,20 +19,30 @@ use overlay_lease::{
     config::NetworkConfig,
     store::{
         Store as _,
-        etcd::{EtcdConfig, EtcdStore, Identity},
+        etcd::{EtcdConfig, EtcdStore},
         operate::set_config,
     },
     wire::key::KeyPrefix,
 };
 
+use self::settings::Settings;
+pub use self::{
+    cluster::{Remove, TakePart, add, remove},
+    snapshot::{Backup, Restore, backup, restore},
+    status::{ClusterStatus, MemberState, status},
+};
+pub(super) use self::{
+    cluster::{others, part_with, stop_serving},
+    snapshot::disable_timer,
+    take_part::{check_invitation, take_part},
+};
 use super::{
-    DEFAULT_NETWORK, ETCD_DATA, ETCD_DROP_IN, ETCD_ENV, ETCD_UNIT, Init, TOKEN_FILE, ca_file,
-    checks, consent, docker, endpoint, enrol,
+    DEFAULT_NETWORK, ETCD_DROP_IN, ETCD_UNIT, Init, MEMBER_TOKEN_FILE, TOKEN_FILE, ca_file, checks,
+    consent, docker, endpoint, enrol,
     files::{self, Readers},
     host_identity,
     member::{self, SameEtcd},
-    pki::{self, Authority, Credential},
-    pki_file,
+    pki::Authority,
     report::Report,
     systemd,
     token::{self, Token},
@@ -37,13 +53,12 @@ use crate::{
     output::print,
 };
 
-const DROP_IN: &str = include_str!("../../../packaging/systemd/etcd.conf");
 /// What Debian's etcd reads its settings from.
 const DEBIAN_ENV: &str = "/etc/default/etcd";
 /// Where it keeps its data by them.
 const LOOPBACK: &str = "http://127.0.0.1:2379";
-/// As whom it runs.
-const GROUP: &str = "etcd";
+/// Where members of etcd reach each other.
+const PEER_PORT: u16 = 2380;
 /// How long a question about an etcd that may not be there may take.
 const ASK_WITHIN: Duration = Duration::from_secs(3);
 /// How long ours may take until it answers.
@@ -58,7 +73,10 @@ pub async fn init(wanted: &Init) -> Result<()> {
     if local {
         check_local().await?;
     }
-    let etcd = wanted.etcd.clone().unwrap_or_else(|| local_config(uplink.address, wanted));
+    let etcd = wanted
+        .etcd
+        .clone()
+        .unwrap_or_else(|| local_config(uplink.address, wanted.tls, &wanted.prefix));
     // It may have another address than when this host's etcd was set up.
     let is_ours = local && Path::new(ETCD_DROP_IN).exists();
     let same = if is_ours { SameEtcd::Yes } else { SameEtcd::ByAddress };
@@ -87,15 +105,24 @@ pub async fn init(wanted: &Init) -> Result<()> {
     let store = EtcdStore::new(&etcd)?;
     write_network(wanted, &etcd, &store, &mut report).await?;
     if local && let Some(identity) = &etcd.identity {
-        enrol::publish(&store, &read_identity(identity)?).await?;
+        enrol::publish(&store, &certificates::read_identity(identity)?).await?;
     }
     member::start(&etcd, wanted.iface.as_deref(), renewed, &docker, &mut report).await?;
-    let token = token(&etcd, local, wanted, &mut report)?;
+    let endpoints = if local { cluster::endpoints(&etcd).await } else { etcd.endpoints.clone() };
+    let token = invite(&etcd, endpoints, local, wanted, &mut report)?;
     report.finish()?;
     print(format_args!(
         "\nThis host is ready. Copy {TOKEN_FILE} to every other one, with the package installed, and run there:\n\n  \
-         overlay-agent join join.token\n\nThat file is a secret, good for {} more; `overlay-agent init` makes a new \
-         one then.\n",
+         overlay-agent join join.token\n\n"
+    ))?;
+    if local {
+        print(format_args!(
+            "etcd is on this host alone. For it to outlive any one host, have two of the others take part in it, with \
+             {MEMBER_TOKEN_FILE}:\n\n  overlay-agent join --etcd member.token\n\n"
+        ))?;
+    }
+    print(format_args!(
+        "What you copy is a secret, good for {} more; `overlay-agent init` makes a new one then.\n",
         token::ago(token.left(SystemTime::now()))
     ))
 }
@@ -163,12 +190,12 @@ async fn keys_at(endpoint: &str) -> Option<i64> {
 }
 
 /// How to reach this host's etcd once it is set up.
-fn local_config(address: Ipv4Addr, wanted: &Init) -> EtcdConfig {
+fn local_config(address: Ipv4Addr, tls: bool, prefix: &str) -> EtcdConfig {
     EtcdConfig {
-        endpoints: vec![endpoint(address, wanted.tls)],
-        prefix: KeyPrefix::new(&wanted.prefix),
-        ca_file: wanted.tls.then(ca_file),
-        identity: wanted.tls.then(host_identity),
+        endpoints: vec![endpoint(address, tls)],
+        prefix: KeyPrefix::new(prefix),
+        ca_file: tls.then(ca_file),
+        identity: tls.then(host_identity),
         user: None,
     }
 }
@@ -253,16 +280,20 @@ async fn set_up_local(
     etcd: &EtcdConfig,
     report: &mut Report,
 ) -> Result<bool> {
-    let mut changed = tls && make_certificates(address)?;
+    let mut changed = tls && certificates::make(address)?;
     if !tls {
         tracing::warn!("--no-tls: whoever reaches {address} can read and change the overlay");
     }
-    changed |= files::write(Path::new(ETCD_ENV), &etcd_env(address, tls), Readers::All)?;
-    changed |= files::write(Path::new(ETCD_DROP_IN), DROP_IN, Readers::All)?;
+    let settings = match Settings::read()? {
+        Some(found) => Settings { address, tls, ..found },
+        None => Settings::first(address, tls),
+    };
+    changed |= settings.write()?;
     if changed {
         systemd::reload().await?;
     }
     changed |= systemd::enable(ETCD_UNIT).await?;
+    changed |= snapshot::enable_timer().await?;
     // It may run with the settings of before, if an earlier `init` was interrupted.
     let answers = !changed && {
         let store = EtcdStore::new(etcd)?;
@@ -272,6 +303,7 @@ async fn set_up_local(
         systemd::restart(ETCD_UNIT).await.exit(Exit::Unavailable)?;
         wait_for_answer(etcd).await?;
     }
+    cluster::tell_where(&settings, etcd).await?;
     let who = if tls { "clients need a certificate" } else { "open to everybody" };
     report.step(!answers, "etcd", &format!("{}, {who}", etcd.endpoints.join(",")))?;
     Ok(changed)
@@ -294,126 +326,64 @@ async fn wait_for_answer(etcd: &EtcdConfig) -> Result<()> {
     }
 }
 
-/// Makes what is missing or about to expire. Returns whether that was anything.
-fn make_certificates(address: Ipv4Addr) -> Result<bool> {
-    let (ca, ca_key) = (ca_file(), pki_file("ca-key.pem"));
-    let mut changed = false;
-    let authority =
-        if let (Some(certificate), Some(key)) = (files::read(&ca)?, files::read(&ca_key)?) {
-            Authority::load(Credential { certificate, key })?
-        } else {
-            let authority = Authority::new(pki::LIFETIME)?;
-            // Without the key, the certificate is of no use: it comes last.
-            changed |= files::write(&ca_key, &authority.own().key, Readers::Root)?;
-            changed |= files::write(&ca, &authority.own().certificate, Readers::All)?;
-            authority
-        };
-    let addresses = [IpAddr::V4(address), IpAddr::V4(Ipv4Addr::LOCALHOST)];
-    let server = (pki_file("server.pem"), pki_file("server-key.pem"));
-    if !is_good(&server.0, &server.1, &authority, &addresses)? {
-        let made = authority.server(&addresses, pki::LIFETIME)?;
-        changed |= files::write(&server.1, &made.key, Readers::Group(GROUP))?;
-        changed |= files::write(&server.0, &made.certificate, Readers::All)?;
-    }
-    let Identity { cert_file, key_file } = host_identity();
-    if !is_good(&cert_file, &key_file, &authority, &[])? {
-        let made = authority.client("overlay host", pki::LIFETIME)?;
-        changed |= files::write(&key_file, &made.key, Readers::Root)?;
-        changed |= files::write(&cert_file, &made.certificate, Readers::All)?;
-    }
-    Ok(changed)
-}
-
-/// Whether a certificate is there with its key, of this authority, for these addresses, and for long enough.
-fn is_good(cert: &Path, key: &Path, authority: &Authority, addresses: &[IpAddr]) -> Result<bool> {
-    let Some(text) = files::read(cert)?.filter(|_| key.exists()) else {
-        return Ok(false);
-    };
-    Ok(pki::left(&text)?.is_some_and(|left| left > pki::RENEWAL)
-        && pki::addresses(&text)? == addresses
-        && pki::is_signed_by(&text, &authority.own().certificate)?)
-}
-
-/// The settings of etcd.
-fn etcd_env(address: Ipv4Addr, tls: bool) -> String {
-    let client = endpoint(address, tls);
-    let local = endpoint(Ipv4Addr::LOCALHOST, tls);
-    let peer = local.replace("2379", "2380");
-    let mut text = format!(
-        "# Written by `overlay-agent init`, removed by `overlay-agent leave`.\n\
-         ETCD_NAME=overlay\n\
-         ETCD_DATA_DIR={ETCD_DATA}\n\
-         ETCD_LISTEN_CLIENT_URLS={client},{local}\n\
-         ETCD_ADVERTISE_CLIENT_URLS={client}\n\
-         ETCD_LISTEN_PEER_URLS={peer}\n\
-         ETCD_INITIAL_ADVERTISE_PEER_URLS={peer}\n\
-         ETCD_INITIAL_CLUSTER=overlay={peer}\n\
-         ETCD_AUTO_COMPACTION_RETENTION=1h\n"
-    );
-    // Writing to a string cannot fail.
-    if tls {
-        for role in ["", "PEER_"] {
-            for (name, file) in [
-                ("TRUSTED_CA_FILE", "ca.pem"),
-                ("CERT_FILE", "server.pem"),
-                ("KEY_FILE", "server-key.pem"),
-            ] {
-                writeln!(text, "ETCD_{role}{name}={}", pki_file(file).display()).ok();
-            }
-            writeln!(text, "ETCD_{role}CLIENT_CERT_AUTH=true").ok();
-        }
-    }
-    text
-}
-
-/// The line for other hosts: the one that was made before while it is good, else a new one.
-fn token(etcd: &EtcdConfig, local: bool, wanted: &Init, report: &mut Report) -> Result<Token> {
-    let path = Path::new(TOKEN_FILE);
+/// The lines for other hosts: those that were made before while they are good, else new ones. One is for those that only
+/// ask etcd, one, with the authority's key, for those that take part in it.
+fn invite(
+    etcd: &EtcdConfig,
+    endpoints: Vec<String>,
+    local: bool,
+    wanted: &Init,
+    report: &mut Report,
+) -> Result<Token> {
     let ca = etcd.ca_file.as_deref().map(files::read).transpose()?.flatten();
-    let old = files::read(path)?.and_then(|line| line.parse::<Token>().ok()).filter(|old| {
+    let own = if local { certificates::read_authority()? } else { None };
+    let is_good = |old: &Token, authority: Option<&String>| {
         old.check(SystemTime::now()).is_ok()
-            && old.endpoints == etcd.endpoints
+            && old.endpoints == endpoints
             && old.tls.as_ref().map(|tls| &tls.ca) == ca.as_ref()
-    });
-    if let Some(old) = old {
-        Report::kept("token", &format!("in {TOKEN_FILE}"))?;
-        return Ok(old);
+            && old.authority.as_ref() == authority
+    };
+    let read = |path| -> Result<Option<Token>> {
+        Ok(files::read(Path::new(path))?.and_then(|line| line.parse().ok()))
+    };
+    let key = own.as_ref().map(|own| &own.key);
+    let wants_members = local && read(MEMBER_TOKEN_FILE)?.is_none_or(|old| !is_good(&old, key));
+    match read(TOKEN_FILE)?.filter(|old| !wants_members && is_good(old, None)) {
+        Some(old) => {
+            Report::kept("token", &format!("in {TOKEN_FILE}"))?;
+            return Ok(old);
+        }
+        None => {}
     }
     let end = SystemTime::now() + wanted.token_lifetime;
-    let client = match &etcd.identity {
-        None => None,
-        Some(identity) => {
-            let own = read_identity(identity)?;
-            Some(if local {
-                let authority = read_authority()?;
-                let made = authority.client("overlay join", wanted.token_lifetime)?;
-                token::Client { certificate: made.certificate, key: made.key, temporary: true }
-            } else {
-                token::Client { certificate: own.certificate, key: own.key, temporary: false }
-            })
+    let client = match (&etcd.identity, own.clone()) {
+        (None, _) => None,
+        (Some(_), Some(own)) => {
+            let made = Authority::load(own)?.client("overlay join", wanted.token_lifetime)?;
+            Some(token::Client { certificate: made.certificate, key: made.key, temporary: true })
+        }
+        (Some(identity), None) => {
+            let own = certificates::read_identity(identity)?;
+            Some(token::Client { certificate: own.certificate, key: own.key, temporary: false })
         }
     };
     let new = Token {
-        endpoints: etcd.endpoints.clone(),
+        endpoints,
         prefix: etcd.prefix.to_string(),
         tls: ca.map(|ca| token::Tls { ca, client }),
         expires: end.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
+        authority: None,
     };
-    files::write(path, &format!("{}\n", new.encode()), Readers::Root)?;
-    report.done("token", &format!("in {TOKEN_FILE}"))?;
+    let mut written = format!("in {TOKEN_FILE}");
+    files::write(Path::new(TOKEN_FILE), &format!("{}\n", new.encode()), Readers::Root)?;
+    if local {
+        let members = Token { authority: own.map(|own| own.key), ..new.clone() };
+        let line = format!("{}\n", members.encode());
+        files::write(Path::new(MEMBER_TOKEN_FILE), &line, Readers::Root)?;
+        written = format!("{written}, and {MEMBER_TOKEN_FILE} for hosts with a share in etcd");
+    }
+    report.done("token", &written)?;
     Ok(new)
-}
-
-fn read_identity(identity: &Identity) -> Result<Credential> {
-    let read = |path: &Path| {
-        std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))
-    };
-    Ok(Credential { certificate: read(&identity.cert_file)?, key: read(&identity.key_file)? })
-}
-
-fn read_authority() -> Result<Authority> {
-    let files = Identity { cert_file: ca_file(), key_file: pki_file("ca-key.pem") };
-    Authority::load(read_identity(&files)?)
 }
 
 #[cfg(test)]
@@ -431,19 +401,6 @@ mod tests {
             token_lifetime: Duration::from_hours(24),
             consent: Consent::Given,
         }
-    }
-
-    #[test]
-    fn with_tls_etcd_asks_everybody_for_a_certificate() {
-        let text = etcd_env(Ipv4Addr::new(192, 0, 2, 1), true);
-        let settings: std::collections::BTreeMap<_, _> = dotenv::assignments(&text).collect();
-        assert_eq!(
-            settings["ETCD_LISTEN_CLIENT_URLS"],
-            "https://192.0.2.1:2379,https://127.0.0.1:2379"
-        );
-        assert_eq!(settings["ETCD_CLIENT_CERT_AUTH"], "true");
-        assert_eq!(settings["ETCD_PEER_CLIENT_CERT_AUTH"], "true");
-        assert!(settings.values().all(|value| !value.contains("http://")));
     }
 
     #[test]

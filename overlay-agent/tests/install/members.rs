@@ -1,0 +1,183 @@
+//! Three hosts with a share in etcd: each is lost for good and replaced, and all of them at once.
+
+use std::fs;
+
+use anyhow::{Result, ensure};
+use overlay_lab::{Container, Lab, Machine, eventually, stream::Stream};
+use serde_json::Value;
+
+use crate::support::{SOON, boot, copy_token, first, install, refusal, wait_until_fine};
+
+const MEMBER_TOKEN: &str = "/etc/overlay/member.token";
+
+/// For what agents hear of, and what a member takes to be in step.
+const LATER: std::time::Duration = std::time::Duration::from_secs(90);
+
+fn copy_member_token(from: &Machine<'_>, to: &Machine<'_>) {
+    let token = from.run("cat", [MEMBER_TOKEN]).unwrap();
+    to.write("/srv/member.token", token.as_bytes()).unwrap();
+    to.run("chmod", ["600", "/srv/member.token"]).unwrap();
+}
+
+/// A machine that is a member of both, the overlay and its etcd.
+fn share<'lab>(lab: &'lab Lab, host: usize, first: &Machine<'_>) -> Machine<'lab> {
+    let machine = boot(lab, host);
+    install(&machine);
+    copy_member_token(first, &machine);
+    machine.run("overlay-agent", ["join", "--etcd", "/srv/member.token"]).unwrap();
+    machine
+}
+
+fn cluster(machine: &Machine<'_>) -> Result<Value> {
+    let command = machine.command("overlay-agent")?.args(["etcd", "status", "--output", "json"]);
+    Ok(serde_json::from_str(&command.output()?.stdout)?)
+}
+
+fn wait_until_all_answer(machine: &Machine<'_>, count: usize) {
+    eventually(SOON, &format!("{count} members of etcd answer"), || {
+        let cluster = cluster(machine)?;
+        let members = cluster["members"].as_array().map_or(0, Vec::len);
+        ensure!(members == count && cluster["answering"] == count, "{cluster}");
+        ensure!(
+            cluster["members"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .all(|member| member["is_learner"] == false),
+            "{cluster}"
+        );
+        Ok(())
+    })
+    .unwrap();
+}
+
+/// A plain container behind Docker's bridge.
+fn container(machine: &Machine<'_>) -> Container {
+    let subnet = machine.run("cat", ["/run/flannel/subnet.env"]).unwrap();
+    fs::write(machine.host().subnet_file(), subnet).unwrap();
+    machine.host().add_container("stream").unwrap()
+}
+
+/// What an agent would ask, were all that it was configured with gone.
+fn wait_until_known(machine: &Machine<'_>, member: &Machine<'_>) {
+    let address = member.host().address().to_string();
+    eventually(LATER, &format!("the agent to know of {address}"), || {
+        let known = machine.run("cat", ["/var/lib/overlay/etcd-members.json"])?;
+        ensure!(known.contains(&address), "{known}");
+        Ok(())
+    })
+    .unwrap();
+}
+
+fn leases(machine: &Machine<'_>) -> String {
+    let all = machine.run("overlay-agent", ["lease", "list", "--output", "json"]).unwrap();
+    let all: Value = serde_json::from_str(&all).unwrap();
+    let all = all.as_array().unwrap_or_else(|| panic!("{all}"));
+    let mut subnets: Vec<_> = all.iter().map(|lease| lease["subnet"].to_string()).collect();
+    subnets.sort_unstable();
+    subnets.join(" ")
+}
+
+/// What two hosts send each other meanwhile has to arrive.
+struct Traffic(Vec<Stream>);
+
+impl Traffic {
+    fn between(one: &Container, two: &Container) -> Self {
+        let start = |from, to| Stream::start(from, to, 7000).unwrap();
+        Self(vec![start(one, two), start(two, one)])
+    }
+
+    fn stop(self, what: &str) {
+        for stream in self.0 {
+            let seen = stream.stop().unwrap();
+            assert_eq!((seen.lost, seen.doubled), (0, 0), "{what}: {seen:?}");
+        }
+    }
+}
+
+#[test]
+fn each_member_of_etcd_is_lost_for_good_and_replaced_and_all_at_once() {
+    let lab = Lab::builder().hosts(6).start().unwrap();
+    let mut machines = vec![first(&lab)];
+    for host in [1, 2] {
+        let machine = share(&lab, host, &machines[0]);
+        machines.push(machine);
+    }
+    wait_until_all_answer(&machines[0], 3);
+    let mut containers: Vec<_> = machines.iter().map(container).collect();
+    for new in [3, 4, 5] {
+        let mut dead = machines.remove(0);
+        drop(containers.remove(0));
+        for machine in &machines {
+            wait_until_known(machine, &machines[1]);
+        }
+        let traffic = Traffic::between(&containers[0], &containers[1]);
+        dead.crash().unwrap();
+        let address = dead.host().address().to_string();
+        let said = machines[0].command("overlay-agent").unwrap().args(["etcd", "status"]).output();
+        let said = said.unwrap();
+        assert_eq!(said.status.code(), Some(1), "{said:?}");
+        assert!(said.stdout.contains("2 of 3 members answer: none may be lost"), "{said:?}");
+        // Whichever member it is, it lets others in.
+        machines[0].run("overlay-agent", ["init"]).unwrap();
+        if new == 3 {
+            let machine = boot(&lab, new);
+            install(&machine);
+            copy_token(&machines[0], &machine);
+            machine.run("overlay-agent", ["join", "/srv/join.token"]).unwrap();
+            copy_member_token(&machines[0], &machine);
+            let replace = ["etcd", "replace", &address, "/srv/member.token", "--yes"];
+            machine.run("overlay-agent", replace).unwrap();
+            machines.push(machine);
+        } else {
+            machines[1].run("overlay-agent", ["etcd", "remove", &address, "--yes"]).unwrap();
+            let machine = share(&lab, new, &machines[0]);
+            machines.push(machine);
+        }
+        wait_until_all_answer(&machines[2], 3);
+        for machine in &machines {
+            wait_until_fine(machine);
+        }
+        traffic.stop(&format!("{address} is lost and replaced"));
+        containers.push(container(&machines[2]));
+    }
+    all_are_lost_at_once(&machines, &containers);
+}
+
+fn all_are_lost_at_once(machines: &[Machine<'_>], containers: &[Container]) {
+    let [one, two, three] = machines else { panic!("three machines") };
+    let before = leases(one);
+    let (code, said) = refusal(one, &["etcd", "restore", "/no/such/file"], "");
+    assert_eq!(code, 66, "{said}");
+    one.run("overlay-agent", ["etcd", "backup", "/srv/etcd.tar"]).unwrap();
+    let (code, said) = refusal(one, &["etcd", "restore", "/srv/etcd.tar", "--yes"], "");
+    assert_eq!(code, 73, "{said}");
+    assert!(said.contains("etcd works, with 3 members"), "{said}");
+
+    let traffic = Traffic::between(&containers[0], &containers[2]);
+    for machine in machines {
+        machine
+            .shell(
+                "systemctl kill --signal=KILL etcd; systemctl stop etcd; \
+                 rm -r /var/lib/etcd/overlay /etc/overlay/etcd.env /etc/overlay/pki/ca-key.pem",
+            )
+            .unwrap();
+    }
+    let (code, said) = refusal(two, &["etcd", "restore", "--yes"], "");
+    assert_eq!(code, 66, "{said}");
+    one.shell("head --bytes=20000 /srv/etcd.tar > /srv/cut.tar").unwrap();
+    let (code, said) = refusal(one, &["etcd", "restore", "/srv/cut.tar", "--yes"], "");
+    assert_eq!(code, 65, "{said}");
+    one.run("overlay-agent", ["etcd", "restore", "/srv/etcd.tar", "--yes"]).unwrap();
+    one.run("overlay-agent", ["init"]).unwrap();
+    for machine in [two, three] {
+        copy_member_token(one, machine);
+        machine.run("overlay-agent", ["etcd", "add", "/srv/member.token"]).unwrap();
+    }
+    wait_until_all_answer(three, 3);
+    for machine in machines {
+        wait_until_fine(machine);
+    }
+    assert_eq!(leases(three), before);
+    traffic.stop("all are lost, and restored");
+}
