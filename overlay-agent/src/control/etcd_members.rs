@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::subnet_env::replace;
 
 /// How often to ask, half of it more or less: tens of thousands of hosts ask.
-const EVERY: Duration = Duration::from_secs(30);
+const EVERY: Duration = Duration::from_secs(20);
 
 /// What was heard of, beside the state file.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -96,6 +96,27 @@ pub(super) async fn start(
     wait("the overlay to be without problems", Status::is_fine).await.map(drop)
 }
 
+/// Has the agent, where there is one, ask etcd at these places from now on.
+pub(super) async fn ask_at(endpoints: &[String], report: &mut Report) -> Result<()> {
+    const SETTING: &str = "OVERLAY_ETCD_ENDPOINTS=";
+    let Some(text) = files::read(Path::new(AGENT_ENV))? else {
+        return Ok(());
+    };
+    let line = |line: &str| match line.strip_prefix(SETTING) {
+        Some(_) => format!("{SETTING}{}\n", endpoints.join(",")),
+        None => format!("{line}\n"),
+    };
+    let text: String = text.lines().map(line).collect();
+    if !files::write(Path::new(AGENT_ENV), &text, Readers::All)?
+        || !systemd::is_active(AGENT_UNIT).await?
+    {
+        return Ok(());
+    }
+    systemd::begin_restart(AGENT_UNIT).await?;
+    wait("the agent to be ready", |status| status.ready).await?;
+    report.done("agent", &format!("asks etcd at {}", endpoints.join(",")))
+}
+
 /// Waits for another host's answer through the overlay, which takes UDP packets both ways, and says whether there is one.
 /// Where there is none, something between may drop them, or all of them are down.
 pub(super) async fn hear_from_others() -> Result<()> {

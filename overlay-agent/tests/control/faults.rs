@@ -193,3 +193,38 @@ fn faults_of_one_member_of_three_cost_nothing_and_hide_nothing() {
     }
     world.ends("one of three");
 }
+
+/// An agent hears of the others from etcd itself, and knows them after a reboot.
+#[test]
+fn the_only_member_that_an_agent_was_configured_with_is_lost() {
+    let lab = Lab::builder().hosts(3).start().unwrap();
+    let mut cluster = Etcd::cluster(lab.hosts()).unwrap();
+    cluster[0].put(&format!("{ETCD_PREFIX}/config"), NETWORK_CONFIG).unwrap();
+    let host = lab.host(2);
+    let options = options_for(&cluster[0].endpoint()).argument("--start-without-etcd=0");
+    let mut agent = host.start_agent(&options).unwrap();
+    let members = host.state_file().with_file_name("etcd-members.json");
+    eventually(SOON, "the agent to hear of the others", || {
+        let known = std::fs::read_to_string(&members)?;
+        for member in &cluster {
+            anyhow::ensure!(known.contains(&member.endpoint()), "{known}");
+        }
+        Ok(())
+    })
+    .unwrap();
+    let _container = host.add_container("c").unwrap();
+
+    cluster[0].process().kill().unwrap();
+    let hears_of = |agent: &Agent, third: u8| {
+        put(&cluster[1], third, 1);
+        eventually(SOON, "the agent to hear what is new", || {
+            anyhow::ensure!(leases_known_to(agent)? == leases_in(&cluster[1]), "it has not");
+            Ok(())
+        })
+        .unwrap();
+    };
+    hears_of(&agent, 201);
+    agent.kill().unwrap();
+    let agent = host.start_agent(&options).unwrap();
+    hears_of(&agent, 202);
+}

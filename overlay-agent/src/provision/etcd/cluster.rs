@@ -12,7 +12,7 @@ use super::{
     super::{
         ETCD_DATA, ETCD_DROP_IN, ETCD_ENV, ETCD_UNIT, MEMBER_TOKEN_FILE, ca_file, checks,
         consent::{self, Consent},
-        files, host_identity, pki_file,
+        files, host_identity, member, pki_file,
         report::Report,
         systemd,
         token::Token,
@@ -189,7 +189,8 @@ pub async fn add(wanted: &TakePart) -> Result<()> {
         take_out(&EtcdStore::new(&etcd)?, &member).await?;
         report.done("etcd", &format!("{} is no member any more", describe(&member)))?;
     }
-    take_part(token, &etcd, uplink.address, &mut report).await?;
+    let endpoints = take_part(token, &etcd, uplink.address, &mut report).await?;
+    member::ask_at(&endpoints, &mut report).await?;
     report.finish()
 }
 
@@ -222,6 +223,7 @@ pub async fn remove(wanted: &Remove) -> Result<()> {
     report.done("etcd", &format!("{name} is no member any more"))?;
     if is_here {
         stop_serving(&mut report).await?;
+        member::ask_at(&elsewhere.endpoints, &mut report).await?;
     }
     let voting = others.iter().filter(|member| !member.is_learner).count();
     Report::found("etcd", &format!("has {voting} members; {}", may_be_lost(voting, voting)))

@@ -37,47 +37,72 @@ pub struct MemberState {
     pub errors: Vec<String>,
 }
 
-/// How the members are, each asked by itself.
+/// How the members are, each asked by itself. Where too few of them answer to say who they are, those are asked that this
+/// host knows of.
 pub async fn status(etcd: &EtcdConfig) -> Result<ClusterStatus> {
-    let members = EtcdStore::new(etcd)?.members().await.exit(Exit::Unavailable)?;
-    let conditions = join_all(members.iter().map(|member| condition(etcd, member))).await;
-    let leader =
-        conditions.iter().flatten().find(|found| found.leader != 0).map_or(0, |found| found.leader);
-    let states: Vec<_> = members
-        .iter()
-        .zip(conditions)
-        .map(|(member, condition)| {
-            let (answer, errors) = match condition {
-                Ok(Condition { version, size, index, errors, .. }) => {
-                    (Some((version, size, index)), errors)
-                }
-                Err(error) => (None, vec![format!("{error:#}")]),
-            };
-            MemberState {
-                name: member.name.clone(),
-                peer_urls: member.peer_urls.clone(),
-                is_learner: member.is_learner,
-                leads: member.id == leader,
-                answer,
-                errors,
+    let store = EtcdStore::new(etcd)?;
+    let members = match store.members().await {
+        Ok(members) => members,
+        Err(error) => {
+            let known: Vec<_> = etcd.endpoints.iter().map(|endpoint| known(endpoint)).collect();
+            let states = states(&store, &known).await;
+            if states.iter().all(|state| state.answer.is_none()) {
+                return Err(error).exit(Exit::Unavailable);
             }
-        })
-        .collect();
-    let voting: Vec<_> = states.iter().filter(|state| !state.is_learner).collect();
-    let quorum = voting.len() / 2 + 1;
-    let answering = voting.iter().filter(|state| state.answer.is_some()).count();
-    Ok(ClusterStatus { members: states, quorum, answering })
+            return Ok(ClusterStatus::of(states));
+        }
+    };
+    Ok(ClusterStatus::of(states(&store, &members).await))
 }
 
-async fn condition(etcd: &EtcdConfig, member: &Member) -> Result<Condition> {
-    if member.client_urls.is_empty() {
-        bail!("it has never started");
+/// A member of which nothing is known but where it is asked.
+fn known(endpoint: &str) -> Member {
+    Member {
+        id: 0,
+        name: endpoint.to_owned(),
+        peer_urls: Vec::new(),
+        client_urls: vec![endpoint.to_owned()],
+        is_learner: false,
     }
-    let alone = EtcdConfig { endpoints: member.client_urls.clone(), ..etcd.clone() };
-    Ok(EtcdStore::new(&alone)?.condition().await?)
+}
+
+async fn states(store: &EtcdStore, members: &[Member]) -> Vec<MemberState> {
+    let conditions = join_all(members.iter().map(|member| condition(store, member))).await;
+    let leader = conditions.iter().flatten().map(|found| found.leader).find(|leader| *leader != 0);
+    let state = |(member, condition): (&Member, Result<Condition>)| {
+        let id = condition.as_ref().map_or(member.id, |found| found.id);
+        let (answer, errors) = match condition {
+            Ok(Condition { version, size, index, errors, .. }) => {
+                (Some((version, size, index)), errors)
+            }
+            Err(error) => (None, vec![format!("{error:#}")]),
+        };
+        MemberState {
+            name: member.name.clone(),
+            peer_urls: member.peer_urls.clone(),
+            is_learner: member.is_learner,
+            leads: Some(id) == leader,
+            answer,
+            errors,
+        }
+    };
+    members.iter().zip(conditions).map(state).collect()
+}
+
+async fn condition(store: &EtcdStore, member: &Member) -> Result<Condition> {
+    match member.client_urls.first() {
+        None => bail!("it has never started"),
+        Some(url) => Ok(store.condition(url).await?),
+    }
 }
 
 impl ClusterStatus {
+    fn of(members: Vec<MemberState>) -> Self {
+        let voting: Vec<_> = members.iter().filter(|state| !state.is_learner).collect();
+        let answering = voting.iter().filter(|state| state.answer.is_some()).count();
+        Self { quorum: voting.len() / 2 + 1, answering, members }
+    }
+
     /// Whether everybody answers, and nothing is wrong with anybody.
     pub fn is_fine(&self) -> bool {
         self.members.iter().all(|member| member.answer.is_some() && member.errors.is_empty())

@@ -192,14 +192,19 @@ impl Connector {
 
     /// Connecting alone says little, it happens on first use: so something is asked for.
     async fn dial_one(&self, endpoint: &str) -> Result<Client, Error> {
+        let mut client = self.dial_unproved(endpoint).await?;
+        let count = GetOptions::new().with_count_only();
+        client.get(self.probe.as_str(), Some(count)).await?;
+        Ok(client)
+    }
+
+    /// The same for what a member answers without the others.
+    pub(super) async fn dial_unproved(&self, endpoint: &str) -> Result<Client, Error> {
         let mut options = self.options.clone();
         if let Some(tls) = self.tls.clone().filter(|_| !endpoint.starts_with("http://")) {
             options = options.with_tls(tls);
         }
-        let mut client = self.log_in(endpoint, options).await?;
-        let count = GetOptions::new().with_count_only();
-        client.get(self.probe.as_str(), Some(count)).await?;
-        Ok(client)
+        self.log_in(endpoint, options).await
     }
 
     /// Connects as the user, or as nobody where etcd asks nobody who he is: Go's client does the same.

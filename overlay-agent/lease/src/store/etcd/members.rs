@@ -164,20 +164,32 @@ impl EtcdStore {
         .await
     }
 
-    /// How the member is that answers.
-    pub async fn condition(&self) -> Result<Condition, StoreError> {
-        self.request("ask about itself", "etcd", async |mut connection| {
-            let answer = connection.client.status().await?;
-            Ok(Condition {
-                id: answer.header().map_or(0, etcd_client::ResponseHeader::member_id),
-                version: answer.version().to_owned(),
-                size: answer.db_size(),
-                leader: answer.leader(),
-                index: answer.raft_index(),
-                errors: answer.errors().to_vec(),
-            })
+    /// How the member at this endpoint is, by its own account, also where the others are away.
+    pub async fn condition(&self, endpoint: &str) -> Result<Condition, StoreError> {
+        let ask = async {
+            let mut client = self.connector.dial_unproved(endpoint).await?;
+            client.status().await
+        };
+        let reason = match timeout(ANSWER, Box::pin(ask)).await {
+            Ok(Ok(answer)) => {
+                return Ok(Condition {
+                    id: answer.header().map_or(0, etcd_client::ResponseHeader::member_id),
+                    version: answer.version().to_owned(),
+                    size: answer.db_size(),
+                    leader: answer.leader(),
+                    index: answer.raft_index(),
+                    errors: answer.errors().to_vec(),
+                });
+            }
+            Ok(Err(error)) => explain(&error),
+            Err(_) => format!("no answer within {} s", ANSWER.as_secs()),
+        };
+        Err(StoreError::Refused {
+            doing: "ask about itself",
+            what: "etcd's member".to_owned(),
+            endpoint: endpoint.to_owned(),
+            reason,
         })
-        .await
     }
 
     /// Begins to copy everything that the member holds that answers.
