@@ -1,6 +1,6 @@
 //! `join`: every host but the first.
 
-use std::time::SystemTime;
+use std::{net::Ipv4Addr, time::SystemTime};
 
 use anyhow::{Context as _, Result};
 use overlay_lease::{
@@ -42,8 +42,8 @@ pub async fn join(wanted: &Join) -> Result<()> {
         Some(_) => SameEtcd::No,
     };
     member::refuse_other(&etcd, wanted.iface.as_deref(), same)?;
-    let (network, own) = ask(token).await?;
     let uplink = checks::uplink(wanted.iface.as_deref()).await?;
+    let (network, own) = ask(token, wanted.etcd.then_some(uplink.address)).await?;
     checks::kernel_and_network(&network).await?;
     let mut report = Report::default();
     let text = format!(
@@ -91,8 +91,12 @@ fn member_config(token: &Token) -> EtcdConfig {
     }
 }
 
-/// Asks etcd, as whom the token makes us, for the network config and the certificate to keep.
-async fn ask(token: &Token) -> Result<(NetworkConfig, Option<Credential>)> {
+/// Asks etcd, as whom the token makes us, for the network config and the certificate to keep; and whether a `member` at
+/// this address would reach the others.
+async fn ask(
+    token: &Token,
+    member: Option<Ipv4Addr>,
+) -> Result<(NetworkConfig, Option<Credential>)> {
     // The library takes files; these are gone with this function.
     let directory =
         tempfile::tempdir().context("cannot make a folder for the token's certificate")?;
@@ -123,6 +127,9 @@ async fn ask(token: &Token) -> Result<(NetworkConfig, Option<Credential>)> {
         .with_context(|| format!("the network config at {key} is malformed"))
         .exit(Exit::Config)?
         .config;
+    if let Some(address) = member {
+        etcd::others_of(&store, address, token.tls.is_some()).await?;
+    }
     let client = token.tls.as_ref().and_then(|tls| tls.client.as_ref());
     if client.is_some_and(|client| client.temporary) {
         own = Some(enrol::fetch(&store).await?);

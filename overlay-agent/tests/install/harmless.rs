@@ -1,10 +1,10 @@
 //! No command ends what others run, or deletes what others use, unless somebody has said so.
 
 use anyhow::ensure;
-use overlay_lab::{IMAGE, Lab, Machine, UPLINK, eventually};
+use overlay_lab::{IMAGE, Lab, Machine, eventually};
 
 use crate::support::{
-    SOON, boot, configuration, copy_token, first, install, member, refusal, status, timed,
+    SOON, boot, configuration, copy_token, first, install, member, move_to, refusal, status, timed,
     wait_until_fine,
 };
 
@@ -105,12 +105,7 @@ fn a_store_that_others_use_outlives_its_hosts_address_leaving_and_purging() {
     one.run("test", ["-e", "/etc/overlay/pki/ca-key.pem"]).unwrap();
 
     // It cannot listen at the old address, either.
-    let was = format!("{}/24", one.host().address());
-    let default = one.host().ip(["route", "show", "default"]).unwrap();
-    one.host().ip(["address", "del", &was, "dev", UPLINK]).unwrap();
-    one.host().ip(["address", "add", "192.168.33.77/24", "dev", UPLINK]).unwrap();
-    let default = ["route", "replace"].into_iter().chain(default.split_whitespace());
-    one.host().ip(default).unwrap();
+    move_to(&one, "192.168.33.77/24");
     let said = one.run("overlay-agent", ["init"]).unwrap();
     assert!(said.contains("https://192.168.33.77:2379"), "{said}");
     assert_eq!(wait_until_fine(&one), bridges[0]);

@@ -6,7 +6,10 @@ use anyhow::{Result, ensure};
 use overlay_lab::{Container, Lab, Machine, UPLINK, eventually, stream::Stream};
 use serde_json::Value;
 
-use crate::support::{SOON, boot, copy_token, first, install, refusal, status, wait_until_fine};
+use crate::support::{
+    SOON, boot, configuration, copy_token, first, install, move_to, refusal, status,
+    wait_until_fine,
+};
 
 const MEMBER_TOKEN: &str = "/etc/overlay/member.token";
 
@@ -172,4 +175,65 @@ fn all_are_lost_at_once(machines: &[Machine<'_>], containers: &[Container]) {
     }
     assert_eq!(leases(three), before);
     traffic.stop("all are lost, and restored");
+}
+
+/// Two members, of which one moves and one leaves. What is done twice is done once.
+#[test]
+fn a_member_of_etcd_comes_twice_moves_makes_copies_and_leaves() {
+    let lab = Lab::builder().start().unwrap();
+    let one = first(&lab);
+    let two = boot(&lab, 1);
+    install(&two);
+    copy_token(&one, &two);
+    let before = configuration(&two);
+    let (code, said) = refusal(&two, &["join", "--etcd", "/srv/join.token"], "");
+    assert_eq!(code, 65, "{said}");
+    assert!(said.contains(MEMBER_TOKEN), "{said}");
+    copy_member_token(&one, &two);
+    let (code, said) = refusal(&two, &["etcd", "add", "/srv/member.token"], "");
+    assert_eq!(code, 73, "{said}");
+    assert!(said.contains("join --etcd"), "{said}");
+    // Nobody hears it knock, which is known before anything is changed.
+    one.shell("iptables -I INPUT -p tcp --dport 2380 -j DROP").unwrap();
+    let (code, said) = refusal(&two, &["join", "--etcd", "/srv/member.token"], "");
+    assert_eq!(code, 69, "{said}");
+    assert!(said.contains(":2380") && said.contains("firewall"), "{said}");
+    assert_eq!(configuration(&two), before);
+    one.shell("iptables -D INPUT -p tcp --dport 2380 -j DROP").unwrap();
+
+    let join = ["join", "--etcd", "/srv/member.token"];
+    let said = two.run("overlay-agent", join).unwrap();
+    assert!(said.contains("one of 2 members") && said.contains("take a third"), "{said}");
+    wait_until_all_answer(&one, 2);
+    let said = two.run("overlay-agent", join).unwrap();
+    assert!(said.contains("Nothing had to be changed"), "{said}");
+    let bridges = [&one, &two].map(wait_until_fine);
+    let traffic = Traffic::between(&container(&one), &container(&two));
+    for machine in [&one, &two] {
+        machine.run("systemctl", ["is-active", "overlay-agent-backup.timer"]).unwrap();
+        machine.run("systemctl", ["start", "overlay-agent-backup.service"]).unwrap();
+        let copies = machine.shell("stat --format=%a:%n /var/lib/overlay/backups/*").unwrap();
+        assert!(copies.starts_with("600:") && copies.lines().count() == 1, "{copies}");
+    }
+    traffic.stop("copies are made");
+
+    move_to(&one, "192.168.33.77/24");
+    let said = one.run("overlay-agent", ["init"]).unwrap();
+    assert!(said.contains("192.168.33.77"), "{said}");
+    wait_until_all_answer(&two, 2);
+    let members = cluster(&two).unwrap()["members"].to_string();
+    assert!(
+        members.contains("192.168.33.77:2380") && !members.contains("192.168.33.10:"),
+        "{members}"
+    );
+    assert_eq!([&one, &two].map(wait_until_fine), bridges);
+
+    one.run("overlay-agent", ["leave", "--yes"]).unwrap();
+    wait_until_all_answer(&two, 1);
+    assert!(one.run("test", ["-e", "/var/lib/etcd/overlay"]).is_err());
+    assert!(!leases(&two).contains(&bridges[0].replace(".1/", ".0/")), "{}", leases(&two));
+    assert_eq!(wait_until_fine(&two), bridges[1]);
+    let (code, said) = refusal(&two, &["etcd", "remove", "192.168.33.11", "--yes"], "");
+    assert_eq!(code, 73, "{said}");
+    assert!(said.contains("only member"), "{said}");
 }

@@ -6,7 +6,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use overlay_lab::{IMAGE, Lab, Machine, eventually, workspace};
+use overlay_lab::{IMAGE, Lab, Machine, UPLINK, eventually, workspace};
 use serde_json::Value;
 
 /// For whatever takes seconds at most.
@@ -200,4 +200,13 @@ pub(crate) fn refusal(machine: &Machine<'_>, args: &[&str], input: &str) -> (i32
 pub(crate) fn timed<T>(work: impl FnOnce() -> T) -> (T, Duration) {
     let start = Instant::now();
     (work(), start.elapsed())
+}
+
+/// Gives a machine another address on its uplink; its routes stay.
+pub(crate) fn move_to(machine: &Machine<'_>, address: &str) {
+    let host = machine.host();
+    let default = host.ip(["route", "show", "default"]).unwrap();
+    host.ip(["address", "flush", "dev", UPLINK, "scope", "global"]).unwrap();
+    host.ip(["address", "add", address, "dev", UPLINK]).unwrap();
+    host.ip(["route", "replace"].into_iter().chain(default.split_whitespace())).unwrap();
 }

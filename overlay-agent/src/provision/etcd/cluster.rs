@@ -1,6 +1,9 @@
 //! The members of etcd, as hosts come and go: any of three may be lost.
 
-use std::{path::Path, time::SystemTime};
+use std::{
+    path::Path,
+    time::{Duration, SystemTime},
+};
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use overlay_lease::{
@@ -21,12 +24,15 @@ use super::{
     settings::Settings,
     snapshot,
     status::may_be_lost,
-    take_part::{check_invitation, take_part},
+    take_part::{check_invitation, once_settled, take_part},
 };
 use crate::{
     control::etcd_members::reachable,
     exit::{Exit, WithExit as _},
 };
+
+/// How long the others may take to agree that one of them goes.
+const AGREED_WITHIN: Duration = Duration::from_secs(15);
 
 /// What `etcd add` and `etcd replace` are asked for.
 #[derive(Clone, Debug)]
@@ -103,8 +109,7 @@ pub(in super::super) async fn part_with(
 
 /// Removes a member from the list. The others have to be able to go on without it.
 async fn take_out(store: &EtcdStore, member: &Member) -> Result<()> {
-    store
-        .remove_member(member.id)
+    once_settled(AGREED_WITHIN, async || store.remove_member(member.id).await)
         .await
         .with_context(|| format!("etcd's member {} has to stay", describe(member)))
         .exit(Exit::Conflict)

@@ -34,7 +34,7 @@ pub use self::{
 pub(super) use self::{
     cluster::{others, part_with, stop_serving},
     snapshot::disable_timer,
-    take_part::{check_invitation, take_part},
+    take_part::{check_invitation, others_of, take_part},
 };
 use super::{
     DEFAULT_NETWORK, ETCD_DROP_IN, ETCD_UNIT, Init, MEMBER_TOKEN_FILE, TOKEN_FILE, ca_file, checks,

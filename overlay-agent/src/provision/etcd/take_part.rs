@@ -7,7 +7,10 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, anyhow};
-use overlay_lease::store::etcd::{EtcdConfig, EtcdStore, Member, Promotion};
+use overlay_lease::store::{
+    StoreError,
+    etcd::{EtcdConfig, EtcdStore, Member, Promotion},
+};
 
 use super::{
     super::{
@@ -49,6 +52,20 @@ pub(in super::super) async fn check_invitation(token: &Token) -> Result<()> {
     check_local().await
 }
 
+/// The member at this address, if there is one, and the others, which can be reached from here.
+pub(in super::super) async fn others_of(
+    store: &EtcdStore,
+    address: Ipv4Addr,
+    tls: bool,
+) -> Result<(Option<Member>, Vec<Member>)> {
+    let members = store.members().await.exit(Exit::Unavailable)?;
+    let own_url = peer_url(address, tls);
+    let (own, others): (Vec<_>, Vec<_>) =
+        members.into_iter().partition(|member| member.peer_urls.contains(&own_url));
+    check_reachable(&others)?;
+    Ok((own.into_iter().next(), others))
+}
+
 /// Makes this host a member of etcd's cluster, as the token says, and returns where to ask etcd from now on. Its
 /// credentials are in place.
 pub(in super::super) async fn take_part(
@@ -58,14 +75,10 @@ pub(in super::super) async fn take_part(
     report: &mut Report,
 ) -> Result<Vec<String>> {
     let store = EtcdStore::new(etcd)?;
-    let members = store.members().await.exit(Exit::Unavailable)?;
     let tls = token.tls.is_some();
     let own_url = peer_url(address, tls);
-    let (own, others): (Vec<_>, Vec<_>) =
-        members.into_iter().partition(|member| member.peer_urls.contains(&own_url));
-    check_others(&others)?;
+    let (mut own, others) = others_of(&store, address, tls).await?;
     let has_data = Path::new(ETCD_DATA).join("member").exists();
-    let mut own = own.into_iter().next();
     if let Some(lost) = own.take_if(|own| own.has_started() && !has_data) {
         store.remove_member(lost.id).await.exit(Exit::Unavailable)?;
         report
@@ -86,7 +99,7 @@ pub(in super::super) async fn take_part(
     let is_news = own.is_none();
     let id = match own {
         Some(own) => own.id,
-        None => invite(&store, &own_url).await?,
+        None => once_settled(IN_STEP_WITHIN, async || store.add_learner(&own_url).await).await?,
     };
     if !in_place {
         let named: Vec<_> = others
@@ -129,7 +142,7 @@ pub(in super::super) async fn take_part(
 }
 
 /// Fails where other members cannot be reached from here, which they could not tell either.
-fn check_others(others: &[Member]) -> Result<()> {
+fn check_reachable(others: &[Member]) -> Result<()> {
     for url in others.iter().flat_map(|member| &member.peer_urls) {
         let place = url.split_once("://").map_or(url.as_str(), |(_, place)| place);
         let Ok(place) = place.parse::<SocketAddr>() else {
@@ -157,25 +170,27 @@ fn check_others(others: &[Member]) -> Result<()> {
     Ok(())
 }
 
-/// Has the others make room. They take one at a time.
-async fn invite(store: &EtcdStore, own_url: &str) -> Result<u64> {
+/// Asks the members for what changes who they are, again while they are busy with the change before: they take one at a
+/// time, and look whether they have been in touch for some seconds.
+pub(super) async fn once_settled<T>(
+    within: Duration,
+    ask: impl AsyncFn() -> Result<T, StoreError>,
+) -> Result<T> {
+    const BUSY: [&str; 3] = ["too many learner", "unhealthy cluster", "not enough started"];
     let start = Instant::now();
     let mut said = start;
     loop {
-        match store.add_learner(own_url).await {
-            Ok(id) => return Ok(id),
-            Err(error) => {
-                let busy = ["too many learner", "unhealthy cluster", "not enough started"];
-                let text = error.to_string();
-                if !busy.iter().any(|word| text.contains(word)) || start.elapsed() > IN_STEP_WITHIN
-                {
-                    return Err(error).exit(Exit::Unavailable);
-                }
-                if said.elapsed() > SAY {
-                    said = Instant::now();
-                    print(format_args!("{:<9} waits for the other members: {text}\n", "etcd"))?;
-                }
-            }
+        let error = match ask().await {
+            Ok(done) => return Ok(done),
+            Err(error) => error,
+        };
+        let text = error.to_string();
+        if !BUSY.iter().any(|word| text.contains(word)) || start.elapsed() > within {
+            return Err(error).exit(Exit::Unavailable);
+        }
+        if said.elapsed() > SAY {
+            said = Instant::now();
+            print(format_args!("{:<9} waits for its members to agree: {text}\n", "etcd"))?;
         }
         tokio::time::sleep(LOOK).await;
     }
