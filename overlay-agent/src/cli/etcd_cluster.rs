@@ -18,7 +18,7 @@ use crate::{
 #[derive(Debug, Subcommand)]
 pub enum EtcdCommand {
     /// Say how every member is, and how many of them may be lost
-    Status(StatusArgs),
+    Status(ClusterArgs),
     /// Make this host, which is one of the overlay, a member of etcd
     Add(AddArgs),
     /// Take a member out of etcd, mostly one that is gone for good
@@ -33,7 +33,7 @@ pub enum EtcdCommand {
 
 /// Arguments of `etcd status`.
 #[derive(Debug, Args)]
-pub struct StatusArgs {
+pub struct ClusterArgs {
     /// How to answer
     #[arg(long, value_enum, default_value_t = OutputFormat::Text)]
     pub output: OutputFormat,

@@ -195,6 +195,7 @@ pub async fn examine(places: Places, etcd: EtcdConfig) -> Result<Diagnosis> {
         Err(error) => found.unknown(format!("etcd: {error:#}")),
     }
     if !found.has(Check::Etcd) {
+        store::members(&host, &mut found).await;
         clock::skew(&host.etcd, &mut found).await;
     }
     overlay::device(&host, &mut found);

@@ -11,7 +11,10 @@ use overlay_lease::{
 };
 
 use super::{Check, Findings, Host};
-use crate::provision::pki::{self, RENEWAL};
+use crate::provision::{
+    self,
+    pki::{self, RENEWAL},
+};
 
 /// Leases live for a day; but whoever starts, waits for this.
 const SLOW: Duration = Duration::from_secs(1);
@@ -55,6 +58,30 @@ pub(super) async fn answers(etcd: &EtcdStore, found: &mut Findings) -> Option<Ne
             found.add(Check::Etcd, problem, "overlay-agent config set");
             None
         }
+    }
+}
+
+/// Whether all members are there of an etcd that `init` set up: what answers still does not say how few are left.
+/// Of others' etcd nobody knows whether its members are to be reached from here.
+pub(super) async fn members(host: &Host, found: &mut Findings) {
+    if host.etcd.ca_file.as_deref() != Some(provision::ca_file().as_path()) {
+        return;
+    }
+    let cluster = match provision::status(&host.etcd).await {
+        Ok(cluster) => cluster,
+        Err(error) => {
+            found.unknown(format!("etcd's members: {error:#}"));
+            return;
+        }
+    };
+    for (member, problem) in cluster.problems() {
+        found.add(
+            Check::Etcd,
+            format!("etcd's member {member}: {problem}; {}", cluster.summary()),
+            format!(
+                "start it there; one that is gone for good: overlay-agent etcd remove {member}, and on another host overlay-agent etcd add"
+            ),
+        );
     }
 }
 

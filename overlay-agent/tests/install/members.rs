@@ -112,6 +112,9 @@ fn each_member_of_etcd_is_lost_for_good_and_replaced_and_all_at_once() {
             Ok(())
         })
         .unwrap();
+        let doctor = machines[1].command("overlay-agent").unwrap().arg("doctor").output().unwrap();
+        assert!(doctor.stdout.contains("etcd remove overlay"), "{}", doctor.stdout);
+        assert!(doctor.stdout.contains("none may be lost"), "{}", doctor.stdout);
         // Whichever member it is, it lets others in.
         machines[0].run("overlay-agent", ["init"]).unwrap();
         if new == 3 {

@@ -13,16 +13,14 @@ use overlay_lease::{
 
 use super::{
     super::{
-        ETCD_DATA, ETCD_DROP_IN, ETCD_ENV, ETCD_UNIT, MEMBER_TOKEN_FILE, ca_file, checks,
+        ETCD_DATA, ETCD_DROP_IN, ca_file, checks,
         consent::{self, Consent},
-        files, host_identity, member, pki_file,
+        files, host_identity, member,
         report::Report,
-        systemd,
         token::Token,
     },
-    at_home, certificates,
+    service::stop_serving,
     settings::Settings,
-    snapshot,
     status::may_be_lost,
     take_part::{check_invitation, once_settled, take_part},
 };
@@ -56,25 +54,6 @@ pub struct Remove {
     pub etcd: EtcdConfig,
     /// Whether to ask.
     pub consent: Consent,
-}
-
-/// Where etcd is asked: this member and the others.
-pub(super) async fn endpoints(etcd: &EtcdConfig) -> Vec<String> {
-    let asked = async { EtcdStore::new(etcd).ok()?.members().await.ok() };
-    let found = asked.await.map(|members| reachable(&members, &etcd.endpoints));
-    found.filter(|found| !found.is_empty()).unwrap_or_else(|| etcd.endpoints.clone())
-}
-
-/// Tells the other members where this one is, if it has moved.
-pub(super) async fn tell_where(settings: &Settings, etcd: &EtcdConfig) -> Result<()> {
-    let store = EtcdStore::new(&at_home(etcd))?;
-    let members = store.members().await.exit(Exit::Unavailable)?;
-    let own = members.iter().find(|member| member.name == settings.name);
-    let own_url = settings.peer_url();
-    match own.filter(|own| own.peer_urls != [own_url.as_str()]) {
-        None => Ok(()),
-        Some(own) => store.move_member(own.id, &own_url).await.exit(Exit::Unavailable),
-    }
 }
 
 /// The other members of this host's etcd.
@@ -232,28 +211,6 @@ pub async fn remove(wanted: &Remove) -> Result<()> {
     }
     let voting = others.iter().filter(|member| !member.is_learner).count();
     Report::found("etcd", &format!("has {voting} members; {}", may_be_lost(voting, voting)))
-}
-
-/// This host's etcd becomes what the package makes of it.
-pub(in super::super) async fn stop_serving(report: &mut Report) -> Result<()> {
-    snapshot::disable_timer().await?;
-    systemd::stop(&[ETCD_UNIT]).await?;
-    let path = Path::new(ETCD_DROP_IN);
-    files::remove(path)?;
-    // Others may have settings there.
-    path.parent().map(std::fs::remove_dir);
-    for file in [ETCD_ENV, MEMBER_TOKEN_FILE] {
-        files::remove(Path::new(file))?;
-    }
-    // Whoever does not serve signs for nobody, either.
-    let keys = [certificates::ca_key_file(), pki_file("server-key.pem"), pki_file("server.pem")];
-    for file in keys {
-        files::remove(&file)?;
-    }
-    files::remove_all(Path::new(ETCD_DATA))?;
-    systemd::reload().await?;
-    systemd::start(ETCD_UNIT).await?;
-    report.done("etcd", "has its package's settings again; the overlay's data is removed")
 }
 
 #[cfg(test)]

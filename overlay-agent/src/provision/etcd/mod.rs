@@ -2,6 +2,7 @@
 
 mod certificates;
 mod cluster;
+mod service;
 mod settings;
 mod snapshot;
 mod status;
@@ -32,7 +33,8 @@ pub use self::{
     status::{ClusterStatus, MemberState, status},
 };
 pub(super) use self::{
-    cluster::{others, part_with, stop_serving},
+    cluster::{others, part_with},
+    service::stop_serving,
     snapshot::disable_timer,
     take_part::{check_invitation, others_of, take_part},
 };
@@ -108,7 +110,7 @@ pub async fn init(wanted: &Init) -> Result<()> {
         enrol::publish(&store, &certificates::read_identity(identity)?).await?;
     }
     member::start(&etcd, wanted.iface.as_deref(), renewed, &docker, &mut report).await?;
-    let endpoints = if local { cluster::endpoints(&etcd).await } else { etcd.endpoints.clone() };
+    let endpoints = if local { service::endpoints(&etcd).await } else { etcd.endpoints.clone() };
     let token = invite(&etcd, endpoints, local, wanted, &mut report)?;
     report.finish()?;
     print(format_args!(
@@ -303,7 +305,7 @@ async fn set_up_local(
         systemd::restart(ETCD_UNIT).await.exit(Exit::Unavailable)?;
         wait_for_answer(etcd).await?;
     }
-    cluster::tell_where(&settings, etcd).await?;
+    service::tell_where(&settings, etcd).await?;
     let who = if tls { "clients need a certificate" } else { "open to everybody" };
     report.step(!answers, "etcd", &format!("{}, {who}", etcd.endpoints.join(",")))?;
     Ok(changed)

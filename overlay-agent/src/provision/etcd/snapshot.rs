@@ -49,7 +49,7 @@ const USER: &str = "etcd";
 pub struct Backup {
     /// How to reach etcd.
     pub etcd: EtcdConfig,
-    /// Where to write it; otherwise one of those in [`BACKUPS`].
+    /// Where to write it; otherwise a new one in `/var/lib/overlay/backups`.
     pub file: Option<PathBuf>,
     /// How many of those to keep.
     pub keep: usize,

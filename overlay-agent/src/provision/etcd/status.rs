@@ -137,19 +137,26 @@ impl ClusterStatus {
             ]);
         }
         let mut text = format!("{table}\n");
-        for member in &self.members {
-            for error in &member.errors {
-                // Writing to a string cannot fail.
-                writeln!(text, "{}: {error}", member.name).ok();
-            }
+        for (member, problem) in self.problems() {
+            // Writing to a string cannot fail.
+            writeln!(text, "{member}: {problem}").ok();
         }
-        let voting = self.members.iter().filter(|member| !member.is_learner).count();
-        text.push_str(&format!(
-            "{} of {voting} members answer: {}.\n",
-            self.answering,
-            may_be_lost(voting, self.answering)
-        ));
+        writeln!(text, "{}.", self.summary()).ok();
         text
+    }
+
+    /// Who of them has which problem.
+    pub fn problems(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.members.iter().flat_map(|member| {
+            member.errors.iter().map(|error| (member.name.as_str(), error.as_str()))
+        })
+    }
+
+    /// How many there are, and how many may be lost.
+    pub fn summary(&self) -> String {
+        let voting = self.members.iter().filter(|member| !member.is_learner).count();
+        let may = may_be_lost(voting, self.answering);
+        format!("{} of {voting} members answer: {may}", self.answering)
     }
 }
 

@@ -18,7 +18,7 @@ use super::{
         token::Token,
     },
     at_home, certificates, check_local,
-    cluster::{endpoints, stop_serving},
+    service::{endpoints, stop_serving},
     settings::{Settings, peer_url},
     snapshot,
     status::may_be_lost,

@@ -106,11 +106,12 @@ impl Connector {
             }
         }
         let place = |endpoint| endpoints.iter().position(|known| *known == endpoint);
-        match current.and_then(place) {
-            Some(next) => state.next = next,
-            // It is no member any more.
-            None => (state.next, state.client) = (0, None),
+        let next = current.and_then(place);
+        if next.is_none() {
+            // Who answers is no member any more.
+            state.client = None;
         }
+        state.next = next.unwrap_or_default();
         state.endpoints = endpoints;
     }
 
