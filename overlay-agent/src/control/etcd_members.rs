@@ -132,7 +132,7 @@ mod tests {
         assert!(heard_of(&state_file, std::slice::from_ref(&one)).is_empty());
         let heard = Heard { configured: vec![one.clone()], members: vec![two.clone()] };
         write(&state_file, &heard).unwrap();
-        assert_eq!(heard_of(&state_file, std::slice::from_ref(&one)), [two.clone()]);
+        assert_eq!(heard_of(&state_file, std::slice::from_ref(&one)), [two.as_str()]);
         assert!(heard_of(&state_file, &[two]).is_empty());
         assert!(forget(&state_file).unwrap());
         assert!(heard_of(&state_file, &[one]).is_empty());

@@ -33,13 +33,12 @@ pub(super) fn keep_authority(authority: &Credential) -> Result<bool> {
 /// Makes what is missing or about to expire. Returns whether that was anything.
 pub(super) fn make(address: Ipv4Addr) -> Result<bool> {
     let mut changed = false;
-    let authority = match read_authority()? {
-        Some(own) => Authority::load(own)?,
-        None => {
-            let authority = Authority::new(pki::LIFETIME)?;
-            changed |= keep_authority(authority.own())?;
-            authority
-        }
+    let authority = if let Some(own) = read_authority()? {
+        Authority::load(own)?
+    } else {
+        let authority = Authority::new(pki::LIFETIME)?;
+        changed |= keep_authority(authority.own())?;
+        authority
     };
     let addresses = [IpAddr::V4(address), IpAddr::V4(Ipv4Addr::LOCALHOST)];
     let server = (pki_file("server.pem"), pki_file("server-key.pem"));

@@ -350,12 +350,9 @@ fn invite(
     };
     let key = own.as_ref().map(|own| &own.key);
     let wants_members = local && read(MEMBER_TOKEN_FILE)?.is_none_or(|old| !is_good(&old, key));
-    match read(TOKEN_FILE)?.filter(|old| !wants_members && is_good(old, None)) {
-        Some(old) => {
-            Report::kept("token", &format!("in {TOKEN_FILE}"))?;
-            return Ok(old);
-        }
-        None => {}
+    if let Some(old) = read(TOKEN_FILE)?.filter(|old| !wants_members && is_good(old, None)) {
+        Report::kept("token", &format!("in {TOKEN_FILE}"))?;
+        return Ok(old);
     }
     let end = SystemTime::now() + wanted.token_lifetime;
     let client = match (&etcd.identity, own.clone()) {

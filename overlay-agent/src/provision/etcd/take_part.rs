@@ -44,8 +44,7 @@ const OPEN_WITHIN: Duration = Duration::from_secs(3);
 pub(in super::super) async fn check_invitation(token: &Token) -> Result<()> {
     if token.tls.is_some() && token.authority.is_none() {
         return Err(anyhow!(
-            "with this token a host asks etcd, and cannot take part in it: that takes {} of a host that does",
-            MEMBER_TOKEN_FILE
+            "with this token a host asks etcd, and cannot take part in it: that takes {MEMBER_TOKEN_FILE} of a host that does"
         ))
         .exit(Exit::Data);
     }
