@@ -98,7 +98,7 @@ mod tests {
     #[test]
     fn a_lease_has_less_left_as_time_goes_by_and_never_less_than_nothing() {
         let since = Instant::now();
-        let lease = LeaseTime { since, ttl: Duration::from_secs(60) };
+        let lease = LeaseTime { since, ttl: Duration::from_mins(1) };
         let left = |seconds| lease.left(since + Duration::from_secs(seconds)).as_secs();
         assert_eq!([0, 20, 60, 61].map(left), [60, 40, 0, 0]);
     }

@@ -4,7 +4,10 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use overlay_common::{Class, tables::ABI_VERSION, tables::Way};
+use overlay_common::{
+    Class,
+    tables::{ABI_VERSION, Way},
+};
 use prometheus_client::{
     collector::Collector,
     encoding::{DescriptorEncoder, MetricEncoder, NoLabelSet, text::encode},
@@ -16,6 +19,7 @@ use super::snapshot::{Etcd, Snapshot};
 use crate::{admin::Verdicts, kernel::datapath::CounterRow};
 
 /// Metrics of one name.
+#[derive(Clone, Copy)]
 pub(super) struct Family {
     /// Without unit and suffix.
     stem: &'static str,
@@ -309,7 +313,7 @@ fn exact(level: usize) -> f64 {
 }
 
 impl Family {
-    /// The name that OpenMetrics has for all of it.
+    /// The name that `OpenMetrics` has for all of it.
     fn family_name(&self) -> String {
         match self.unit {
             Some(unit) => format!("{}_{}", self.stem, Unit::from(unit).as_str()),
@@ -362,7 +366,7 @@ impl Collector for Snapshot {
     }
 }
 
-/// Everything, as OpenMetrics has it.
+/// Everything, as `OpenMetrics` has it.
 pub(super) fn open_metrics(snapshot: Snapshot) -> Result<String> {
     let mut registry = Registry::default();
     registry.register_collector(Box::new(snapshot));

@@ -96,7 +96,7 @@ impl Meters {
         }
     }
 
-    /// Everything, in the format of OpenMetrics.
+    /// Everything, in the format of `OpenMetrics`.
     async fn page(&self) -> Result<Arc<str>> {
         let mut page = Arc::clone(&self.0.page).lock_owned().await;
         if let Some((made, text)) = &page.text

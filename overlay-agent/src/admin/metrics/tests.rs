@@ -19,7 +19,7 @@ use crate::{
 fn snapshot() -> Snapshot {
     let row = |hook, reason, packets| CounterRow { hook, reason, packets, bytes: 100 * packets };
     Snapshot {
-        started: SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000),
+        started: SystemTime::UNIX_EPOCH + Duration::from_hours(500_000),
         ready: true,
         latest: Some(Latest {
             age: Duration::from_millis(250),
