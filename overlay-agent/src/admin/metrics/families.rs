@@ -209,7 +209,7 @@ pub(super) const FAMILIES: &[Family] = &[
         gauge(
             "overlay_lease_left",
             &[],
-            "How long etcd keeps this host's lease if nobody renews it from now on. Not there where it does not end: a reservation, or a peers file.",
+            "How long etcd keeps this host's lease if nobody renews it from now on. Not there where it does not end (a reservation, a peers file), and before etcd has granted it.",
             |now| seconds(lease(now).map(|(_, left)| left)),
         ),
     ),

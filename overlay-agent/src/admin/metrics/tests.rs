@@ -8,10 +8,7 @@ use regex::Regex;
 
 use super::{families::FAMILIES, snapshot::Etcd, *};
 use crate::{
-    admin::{
-        Verdicts,
-        pulse::{Census, Latest},
-    },
+    admin::{Census, Pulse, Verdicts, pulse::Latest},
     kernel::datapath::{Contents, CounterRow, MapFill},
 };
 
@@ -131,6 +128,19 @@ fn who_understands_open_metrics_says_so() {
     assert!(!wants(&[]) && !wants(&["*/*"]) && !wants(&["text/plain;version=0.0.4"]));
 }
 
+#[tokio::test]
+async fn who_asks_all_the_time_is_shown_the_same_page() {
+    let (pulse, listener) = Pulse::new();
+    pulse.beat(true, Vec::new(), Census::default());
+    let meters = Meters::new(listener, None, None);
+    let first = meters.page().await.unwrap();
+    assert!(first.contains("overlay_ready 1.0\n"), "{first}");
+    assert!(Arc::ptr_eq(&first, &meters.page().await.unwrap()));
+    meters.0.page.lock().await.text =
+        Some((Instant::now().checked_sub(FRESH).unwrap(), first.clone()));
+    assert!(!Arc::ptr_eq(&first, &meters.page().await.unwrap()));
+}
+
 fn file(path: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("..").join(path)
 }
@@ -166,7 +176,8 @@ fn rules_and_dashboard_name_only_what_there_is() {
         let named: BTreeSet<_> =
             name.find_iter(&text).map(|found| found.as_str().to_owned()).collect();
         assert!(!named.is_empty(), "{path}");
-        assert!(named.is_subset(&metrics), "{path}: {:?}", named.difference(&metrics));
+        let unknown: Vec<_> = named.difference(&metrics).collect();
+        assert!(unknown.is_empty(), "{path} names what there is not: {unknown:?}");
         for (label, known) in &labels {
             for value in label_values(&text, label) {
                 assert!(known.contains(value.as_str()), "{path}: no {label} is called {value}");
