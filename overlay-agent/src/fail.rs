@@ -15,8 +15,11 @@ pub const HANG_VARIABLE: &str = "OVERLAY_HANG_WHILE";
 
 /// Hangs here while there is the file that [`HANG_VARIABLE`] names.
 pub async fn hang() {
-    let file = std::env::var_os(HANG_VARIABLE).filter(|_| cfg!(debug_assertions));
-    while file.as_ref().is_some_and(|file| std::path::Path::new(file).exists()) {
+    if !cfg!(debug_assertions) {
+        return;
+    }
+    let Some(file) = std::env::var_os(HANG_VARIABLE) else { return };
+    while std::path::Path::new(&file).exists() {
         tokio::time::sleep(std::time::Duration::from_millis(20)).await;
     }
 }
