@@ -1,5 +1,5 @@
 //! What a test can do to an agent from inside: have it die, as if it had been killed just there, or believe
-//! that its kernel is older, or its maps smaller, than they are. A release build knows nothing of this.
+//! that its kernel is older, or its maps smaller, than they are, or hang. A release build knows nothing of this.
 
 /// Names the place to die at.
 pub const VARIABLE: &str = "OVERLAY_FAIL_AT";
@@ -9,6 +9,20 @@ pub const WITHOUT_VARIABLE: &str = "OVERLAY_WITHOUT";
 
 /// How many leases the maps are taken to hold.
 pub const LEASES_VARIABLE: &str = "OVERLAY_LEASES";
+
+/// Names a file for as long as whose existence the agent's loop hangs.
+pub const HANG_VARIABLE: &str = "OVERLAY_HANG_WHILE";
+
+/// Hangs here while there is the file that [`HANG_VARIABLE`] names.
+pub async fn hang() {
+    if !cfg!(debug_assertions) {
+        return;
+    }
+    let Some(file) = std::env::var_os(HANG_VARIABLE) else { return };
+    while std::path::Path::new(&file).exists() {
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+}
 
 /// Dies here if [`VARIABLE`] names this place.
 pub fn point(name: &str) {

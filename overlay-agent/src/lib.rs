@@ -4,6 +4,7 @@
 //! `dataplane` (what the kernel should look like), `kernel` (what it looks like, and the few things we do to it).
 
 pub mod admin;
+pub mod certificate;
 pub mod cleanup;
 pub mod cli;
 pub mod control;

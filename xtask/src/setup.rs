@@ -80,6 +80,10 @@ const PACKAGES: &[Package] = &[
     package(&["binutils"], "strip makes what goes into their memory small"),
     package(&["debian-archive-keyring"], "proves that they are Debian's"),
     package(&["procps"], "sysctl and pgrep"),
+    package(
+        &["prometheus"],
+        "promtool judges our metrics and tries our alerts; the server is not started",
+    ),
     package(&["faketime"], "gives a program another clock than the machine's"),
     package(&["dpkg-dev"], "finds the libraries that our package depends on"),
     package(&["lintian"], "checks our package as Debian checks its own"),
@@ -389,6 +393,7 @@ fn programs_missing(nightly: bool) -> Vec<String> {
         ("sysctl", "sets kernel parameters (procps)"),
         ("nsenter", "enters namespaces (util-linux)"),
         ("busybox", "the containers' image, statically linked"),
+        ("promtool", "judges our metrics and tries our alerts (prometheus)"),
         ("qemu-system-x86_64", "boots the kernels that people run, for the tests in layer vm"),
         ("modinfo", "says which modules those kernels need (kmod)"),
         ("xz", "their modules are compressed"),

@@ -1,6 +1,7 @@
 //! What the agent tells about itself: over its socket to the command line, over HTTP to probes.
 
 mod client;
+mod metrics;
 mod probes;
 mod pulse;
 mod server;
@@ -8,8 +9,9 @@ mod status;
 mod waiting;
 
 pub use client::fetch_status;
+pub use metrics::Meters;
 pub use probes::serve_probes;
-pub use pulse::{Listener, Pulse, Readiness};
+pub use pulse::{Census, Listener, Pulse, Readiness};
 pub use server::{Requests, serve_socket};
 pub use status::{
     Answered, CounterStatus, FeatureStatus, LeaseStatus, OverlayStatus, PeerStatus,

@@ -1,4 +1,4 @@
-//! `/healthz` and `/readyz`, for whoever may reach the port: nobody has to say who he is, so nothing that is done
+//! `/healthz`, `/readyz` and `/metrics`, for whoever may reach the port: nobody has to say who he is, so nothing that is done
 //! here costs the agent more than a moment, a little memory and a few file descriptors.
 
 use std::{collections::VecDeque, net::SocketAddr, time::Duration};
@@ -17,6 +17,7 @@ use tokio::{
 };
 
 use super::{
+    Meters, metrics,
     pulse::{Heard, Listener, Readiness},
     server::{Asker, ask},
 };
@@ -70,8 +71,13 @@ async fn readyz(State(sources): State<Sources>) -> impl IntoResponse {
     (code, Json(readiness))
 }
 
-/// Answers `/healthz` and `/readyz`.
-pub async fn serve_probes(address: SocketAddr, asker: Asker, listener: Listener) -> Result<()> {
+/// Answers `/healthz`, `/readyz` and `/metrics`.
+pub async fn serve_probes(
+    address: SocketAddr,
+    asker: Asker,
+    listener: Listener,
+    meters: Meters,
+) -> Result<()> {
     let socket = TcpListener::bind(address)
         .await
         .with_context(|| format!("cannot listen for health probes on {address}"))
@@ -79,7 +85,8 @@ pub async fn serve_probes(address: SocketAddr, asker: Asker, listener: Listener)
     let router = Router::new()
         .route("/healthz", get(healthz))
         .route("/readyz", get(readyz))
-        .with_state(Sources { asker, listener });
+        .with_state(Sources { asker, listener })
+        .merge(metrics::router(meters));
     tokio::spawn(accept(socket, router));
     Ok(())
 }
@@ -128,7 +135,7 @@ mod tests {
     };
 
     use super::*;
-    use crate::admin::Pulse;
+    use crate::admin::{Census, Pulse};
 
     /// A server that nobody answers behind.
     async fn server() -> (SocketAddr, Pulse) {
@@ -136,7 +143,8 @@ mod tests {
         let address = socket.local_addr().unwrap();
         drop(socket);
         let (pulse, listener) = Pulse::new();
-        serve_probes(address, mpsc::channel(1).0, listener).await.unwrap();
+        let meters = Meters::new(listener.clone(), None, None);
+        serve_probes(address, mpsc::channel(1).0, listener, meters).await.unwrap();
         (address, pulse)
     }
 
@@ -152,7 +160,7 @@ mod tests {
     #[tokio::test]
     async fn half_open_requests_neither_stay_nor_keep_others_out() {
         let (address, pulse) = server().await;
-        pulse.beat(true, Vec::new());
+        pulse.beat(true, Vec::new(), Census::default());
         let mut half_open = Vec::new();
         for _ in 0..3 * CONNECTIONS {
             let mut stream = TcpStream::connect(address).await.unwrap();
@@ -180,7 +188,7 @@ mod tests {
         let (address, pulse) = server().await;
         assert!(get(address, "/healthz").await.contains("is starting"));
         assert!(get(address, "/readyz").await.starts_with("HTTP/1.1 503"));
-        pulse.beat(true, vec!["There is no bridge.".to_owned()]);
+        pulse.beat(true, vec!["There is no bridge.".to_owned()], Census::default());
         assert!(get(address, "/healthz").await.contains("is running"));
         let answer = get(address, "/readyz").await;
         assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("no bridge"), "{answer}");

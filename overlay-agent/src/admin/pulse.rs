@@ -21,6 +21,19 @@ pub struct Readiness {
     pub problems: Vec<String>,
 }
 
+/// What the loop alone knows, in numbers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Census {
+    /// Other hosts' leases that are believed and have a place in the maps.
+    pub peers: usize,
+    /// Those that are not believed.
+    pub refused_leases: usize,
+    /// Local containers that are delivered to directly.
+    pub endpoints: usize,
+    /// How often everything was looked at.
+    pub verifications: u32,
+}
+
 /// The agent's end.
 #[derive(Debug)]
 pub struct Pulse(watch::Sender<Option<Beat>>);
@@ -33,6 +46,17 @@ pub struct Listener(watch::Receiver<Option<Beat>>);
 struct Beat {
     at: Instant,
     readiness: Readiness,
+    census: Census,
+}
+
+/// What was told last, however long ago.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Latest {
+    /// How long.
+    pub(super) age: Duration,
+    /// How many things were wrong.
+    pub(super) problems: usize,
+    pub(super) census: Census,
 }
 
 /// What can be heard.
@@ -59,15 +83,23 @@ impl Pulse {
     }
 
     /// Tells.
-    pub fn beat(&self, ready: bool, problems: Vec<String>) {
+    pub fn beat(&self, ready: bool, problems: Vec<String>, census: Census) {
         let readiness = Readiness { ready, problems };
-        self.0.send_replace(Some(Beat { at: Instant::now(), readiness }));
+        self.0.send_replace(Some(Beat { at: Instant::now(), readiness, census }));
     }
 }
 
 impl Listener {
     pub(super) fn listen(&self) -> Heard {
         heard(self.0.borrow().as_ref(), Instant::now())
+    }
+
+    pub(super) fn latest(&self) -> Option<Latest> {
+        self.0.borrow().as_ref().map(|beat| Latest {
+            age: beat.at.elapsed(),
+            problems: beat.readiness.problems.len(),
+            census: beat.census,
+        })
     }
 }
 
@@ -88,12 +120,12 @@ mod tests {
         let (pulse, listener) = Pulse::new();
         assert!(pulse.is_due());
         assert_eq!(listener.listen(), Heard::Nothing);
-        pulse.beat(true, vec!["why".to_owned()]);
+        pulse.beat(true, vec!["why".to_owned()], Census::default());
         assert!(!pulse.is_due());
         let readiness = Readiness { ready: true, problems: vec!["why".to_owned()] };
         assert_eq!(listener.listen(), Heard::Beats(readiness.clone()));
         let at = Instant::now();
-        let beat = Beat { at, readiness };
+        let beat = Beat { at, readiness, census: Census::default() };
         assert_eq!(heard(Some(&beat), at + LONG), Heard::Silence(LONG));
     }
 }

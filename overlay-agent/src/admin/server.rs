@@ -17,7 +17,7 @@ use tokio::{
     sync::{mpsc, oneshot},
 };
 
-use super::Status;
+use super::{Meters, Status, metrics};
 
 /// Questions to the agent, each with the place for its answer.
 pub type Requests = mpsc::Receiver<oneshot::Sender<Status>>;
@@ -30,12 +30,22 @@ pub(super) async fn ask(asker: &Asker) -> Option<Status> {
     status.await.ok()
 }
 
-async fn status(State(asker): State<Asker>) -> impl IntoResponse {
-    let Some(status) = ask(&asker).await else {
+#[derive(Clone)]
+struct Sources {
+    asker: Asker,
+    meters: Meters,
+}
+
+async fn status(State(Sources { asker, meters }): State<Sources>) -> impl IntoResponse {
+    let Some(mut status) = ask(&asker).await else {
         return StatusCode::SERVICE_UNAVAILABLE.into_response();
     };
     // Of thousands of peers it is megabytes, for which nobody else should have to wait.
-    match tokio::task::spawn_blocking(move || serde_json::to_vec(&status)).await {
+    let write = move || {
+        meters.add_counters(&mut status);
+        serde_json::to_vec(&status)
+    };
+    match tokio::task::spawn_blocking(write).await {
         Ok(Ok(json)) => ([(CONTENT_TYPE, "application/json")], json).into_response(),
         Ok(Err(_)) | Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
     }
@@ -52,9 +62,9 @@ impl Drop for SocketFile {
     }
 }
 
-/// Answers `overlay-agent status` on a Unix socket that only root can use. Takes the place of a socket
+/// Answers `overlay-agent status`, and `/metrics`, on a Unix socket that only root can use. Takes the place of a socket
 /// that a killed agent left; the lock on the pin path has made sure that none is running.
-pub fn serve_socket(path: &Path, asker: Asker) -> Result<SocketFile> {
+pub fn serve_socket(path: &Path, asker: Asker, meters: Meters) -> Result<SocketFile> {
     let place = || format!("listening on {}", path.display());
     if let Some(directory) = path.parent() {
         fs::create_dir_all(directory).with_context(place)?;
@@ -67,7 +77,10 @@ pub fn serve_socket(path: &Path, asker: Asker) -> Result<SocketFile> {
     }
     let listener = UnixListener::bind(path).with_context(place)?;
     fs::set_permissions(path, fs::Permissions::from_mode(0o600)).with_context(place)?;
-    let router = Router::new().route("/status", get(status)).with_state(asker);
+    let router = Router::new()
+        .route("/status", get(status))
+        .with_state(Sources { asker, meters: meters.clone() })
+        .merge(metrics::router(meters));
     tokio::spawn(async move {
         if let Err(error) = axum::serve(listener, router).await {
             tracing::error!(%error, "the status socket has failed");

@@ -264,6 +264,18 @@ pub enum Verdicts {
     Dropped,
 }
 
+impl Verdicts {
+    /// The same word as in JSON.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Forwarded => "forwarded",
+            Self::Passed => "passed",
+            Self::Declined => "declined",
+            Self::Dropped => "dropped",
+        }
+    }
+}
+
 impl From<Class> for Verdicts {
     fn from(class: Class) -> Self {
         match class {

@@ -56,7 +56,7 @@ pub struct RunArgs {
     #[arg(long, value_name = "IP", default_value = "127.0.0.1")]
     pub healthz_ip: String,
 
-    /// The port to serve /healthz and /readyz at; 0 serves none
+    /// The port to serve /healthz, /readyz and /metrics at; 0 serves none
     #[arg(
         long, value_name = "PORT", default_value_t = 0, allow_hyphen_values = true,
         value_parser = go_int

@@ -179,6 +179,7 @@ impl ControlLoop {
         let mut earliest = Instant::now();
         let mut ready = Some(ready);
         loop {
+            fail::hang().await;
             let mut first = None;
             tokio::select! {
                 biased;
@@ -214,7 +215,7 @@ impl ControlLoop {
                 ready();
             }
             if is_ready || pulse.is_due() {
-                pulse.beat(self.dataplane.synced(), self.problems().await);
+                pulse.beat(self.dataplane.synced(), self.problems().await, self.census());
                 self.log_leases();
             }
             if self.firewall.is_dead() {

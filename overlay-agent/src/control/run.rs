@@ -9,7 +9,7 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use crate::{
-    admin::{self, Pulse, Waiting},
+    admin::{self, Listener, Meters, Pulse, Waiting},
     cleanup::{Places, cleanup},
     control::{ControlLoop, etcd_members, last_known, run_config::RunConfig},
     exit::{Exit, OwnExit as _, WithExit as _},
@@ -66,9 +66,10 @@ async fn start_and_run(config: RunConfig, stop: CancellationToken) -> Result<()>
     // From here on, whoever asks is told what the agent waits for.
     let (asker, mut requests) = mpsc::channel(16);
     let (pulse, listener) = Pulse::new();
-    let _socket_file = admin::serve_socket(&config.socket, asker.clone())?;
+    let meters = meters(&config, &store, &listener);
+    let _socket_file = admin::serve_socket(&config.socket, asker.clone(), meters.clone())?;
     if let Some(address) = config.healthz {
-        admin::serve_probes(address, asker.clone(), listener).await?;
+        admin::serve_probes(address, asker.clone(), listener, meters.clone()).await?;
     }
     let waiting = Waiting::new("the network config", store.troubles().clone());
     let agent = tokio::select! {
@@ -77,7 +78,14 @@ async fn start_and_run(config: RunConfig, stop: CancellationToken) -> Result<()>
         agent = Box::pin(start(config, pins, features, store, &waiting)) => agent?,
         never = waiting.answer(&mut requests) => match never {},
     };
+    meters.read_from(agent.readings().context("opening the maps for metrics")?);
     Box::pin(agent.run(stop, requests, pulse, notify_ready)).await
+}
+
+fn meters(config: &RunConfig, store: &Registry, listener: &Listener) -> Meters {
+    let identity = config.etcd.identity.as_ref().filter(|_| store.figures().is_some());
+    let certificate = identity.map(|identity| identity.cert_file.clone());
+    Meters::new(listener.clone(), store.figures().cloned(), certificate)
 }
 
 async fn start(

@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use anyhow::Result;
 use overlay_common::Feature;
 use overlay_lease::wire::Lease;
 use tokio::sync::oneshot;
@@ -9,10 +10,10 @@ use tokio::sync::oneshot;
 use super::{ControlLoop, joining::Purpose};
 use crate::{
     admin::{
-        Answered, CounterStatus, FeatureStatus, LeaseStatus, OverlayStatus, PeerStatus,
-        PolicyRuleStatus, ProgramStatus, RulesStatus, Status, UplinkStatus,
+        Answered, Census, FeatureStatus, LeaseStatus, OverlayStatus, PeerStatus, PolicyRuleStatus,
+        ProgramStatus, RulesStatus, Status, UplinkStatus,
     },
-    kernel::{datapath::read_counters, firewall::Scrutiny, netlink, repairs},
+    kernel::{datapath::Readings, firewall::Scrutiny, netlink, repairs},
 };
 
 /// Half of the leases that are named.
@@ -35,16 +36,27 @@ impl ControlLoop {
         });
     }
 
-    /// Everything but the peers.
+    /// What only this loop knows, for metrics.
+    pub(super) fn census(&self) -> Census {
+        let dataplane = &self.dataplane;
+        Census {
+            peers: dataplane.peers().count(),
+            refused_leases: dataplane.peers().refused(),
+            endpoints: dataplane.endpoints(),
+            verifications: dataplane.verifications(),
+        }
+    }
+
+    /// Handles to the maps for who reads them without asking this loop.
+    pub(super) fn readings(&self) -> Result<Readings> {
+        Readings::of(self.dataplane.tables())
+    }
+
+    /// Everything but the peers and the counters.
     async fn status(&self) -> Status {
         let dataplane = &self.dataplane;
         let spec = dataplane.spec();
-        let mut problems = self.problems().await;
-        // Nothing that somebody asks ends the agent.
-        let counters = read_counters(&dataplane.tables().counters).unwrap_or_else(|error| {
-            problems.push(format!("The counters cannot be read: {error:#}."));
-            Vec::new()
-        });
+        let problems = self.problems().await;
         let overlay = OverlayStatus {
             network: spec.tunnel.network,
             vni: spec.tunnel.vni.get(),
@@ -83,7 +95,8 @@ impl ControlLoop {
                     interface: place.interface.clone(),
                 })
                 .collect(),
-            counters: counters.into_iter().map(CounterStatus::from).collect(),
+            // The maps have them, for whoever answers to read.
+            counters: Vec::new(),
         };
         Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),

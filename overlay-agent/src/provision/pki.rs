@@ -11,7 +11,9 @@ use rcgen::{
     KeyUsagePurpose, SanType,
 };
 use time::OffsetDateTime;
-use x509_parser::{pem::parse_x509_pem, prelude::X509Certificate};
+
+use crate::certificate::with_parsed;
+pub use crate::certificate::{addresses, is_signed_by, left};
 
 /// Hosts whose clocks are behind must not take a new certificate for one of the future.
 pub(super) const BACKDATED: Duration = Duration::from_hours(24);
@@ -102,13 +104,6 @@ fn params(name: &str, lifetime: Duration) -> CertificateParams {
     params
 }
 
-/// How much is left of a certificate, in PEM; nothing if it has expired.
-pub fn left(certificate: &str) -> Result<Option<Duration>> {
-    with_parsed(certificate, |certificate| {
-        certificate.validity().time_to_expiration().and_then(|left| left.try_into().ok())
-    })
-}
-
 /// When an authority, in PEM, was made, by the clock of whoever made it.
 pub fn made_at(certificate: &str) -> Result<SystemTime> {
     let from =
@@ -117,41 +112,10 @@ pub fn made_at(certificate: &str) -> Result<SystemTime> {
     Ok(UNIX_EPOCH + Duration::from_secs(from) + BACKDATED)
 }
 
-/// The addresses that a certificate, in PEM, is for.
-pub fn addresses(certificate: &str) -> Result<Vec<IpAddr>> {
-    with_parsed(certificate, |certificate| {
-        let names = certificate.subject_alternative_name().ok().flatten();
-        let names = names.map(|names| names.value.general_names.as_slice()).unwrap_or_default();
-        names
-            .iter()
-            .filter_map(|name| match name {
-                x509_parser::extensions::GeneralName::IPAddress(bytes) => match bytes.len() {
-                    4 => <[u8; 4]>::try_from(*bytes).ok().map(IpAddr::from),
-                    _ => <[u8; 16]>::try_from(*bytes).ok().map(IpAddr::from),
-                },
-                _ => None,
-            })
-            .collect()
-    })
-}
-
-/// Whether an authority, in PEM, has signed a certificate, in PEM.
-pub fn is_signed_by(certificate: &str, authority: &str) -> Result<bool> {
-    with_parsed(authority, |authority| {
-        with_parsed(certificate, |certificate| {
-            certificate.verify_signature(Some(authority.public_key())).is_ok()
-        })
-    })?
-}
-
-fn with_parsed<T>(text: &str, read: impl FnOnce(&X509Certificate<'_>) -> T) -> Result<T> {
-    let (_, pem) = parse_x509_pem(text.as_bytes()).context("a certificate is no PEM")?;
-    let certificate = pem.parse_x509().context("a certificate is malformed")?;
-    Ok(read(&certificate))
-}
-
 #[cfg(test)]
 mod tests {
+    use x509_parser::pem::parse_x509_pem;
+
     use super::*;
 
     const DAY: Duration = Duration::from_hours(24);

@@ -9,5 +9,6 @@ mod flanneld;
 mod health;
 mod identity;
 mod leases;
+mod monitoring;
 mod release;
 mod support;

@@ -1,8 +1,9 @@
 //! What these tests say over and over.
 
 use std::{
-    io::{Read as _, Write as _},
+    io::{Read, Write},
     net::{SocketAddr, TcpStream},
+    os::unix::net::UnixStream,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -11,6 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use anyhow::Context as _;
 use overlay_lab::{Agent, AgentOptions, Etcd, Host, eventually};
 use serde_json::Value;
 
@@ -33,21 +35,49 @@ pub(crate) fn options_for(endpoints: &str) -> AgentOptions {
 
 /// Asks a probe of the agent on a host: the status code, and the body.
 pub(crate) fn probe(host: &Host, path: &str) -> anyhow::Result<(u16, String)> {
-    let request = format!("GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n");
+    let (head, body) = ask(host, path, "*/*", SOON)?;
+    let code = head.split(' ').nth(1).and_then(|code| code.parse().ok());
+    Ok((code.context("no HTTP")?, body))
+}
+
+/// Asks the agent on a host at the port of its probes, for one kind of answer: the head of the answer, and the body.
+pub(crate) fn ask(
+    host: &Host,
+    path: &str,
+    accept: &str,
+    within: Duration,
+) -> anyhow::Result<(String, String)> {
+    let request = request(path, accept);
     host.namespace().within(move || {
         let address = SocketAddr::from(([127, 0, 0, 1], PROBES));
-        let mut stream = TcpStream::connect_timeout(&address, SOON)?;
-        stream.set_read_timeout(Some(SOON))?;
-        stream.write_all(request.as_bytes())?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer)?;
-        let code = answer.split(' ').nth(1).and_then(|code| code.parse().ok());
-        let body = answer.split_once("\r\n\r\n").map(|(_, body)| body.to_owned());
-        let (Some(code), Some(body)) = (code, body) else {
-            anyhow::bail!("no HTTP: {answer}");
-        };
-        Ok((code, body))
+        let mut stream = TcpStream::connect_timeout(&address, within)?;
+        stream.set_read_timeout(Some(within))?;
+        converse(&mut stream, &request)
     })
+}
+
+/// The same at the agent's socket.
+pub(crate) fn ask_socket(
+    host: &Host,
+    path: &str,
+    accept: &str,
+) -> anyhow::Result<(String, String)> {
+    let mut stream = UnixStream::connect(host.agent_socket())?;
+    stream.set_read_timeout(Some(SOON))?;
+    converse(&mut stream, &request(path, accept))
+}
+
+fn request(path: &str, accept: &str) -> String {
+    format!("GET {path} HTTP/1.0\r\nHost: localhost\r\nAccept: {accept}\r\n\r\n")
+}
+
+fn converse(stream: &mut (impl Read + Write), request: &str) -> anyhow::Result<(String, String)> {
+    stream.write_all(request.as_bytes())?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    let parts = answer.split_once("\r\n\r\n");
+    let (head, body) = parts.with_context(|| format!("no HTTP: {answer}"))?;
+    Ok((head.to_owned(), body.to_owned()))
 }
 
 /// Waits until a status has a problem with these words.

@@ -46,6 +46,8 @@ pub struct Acquired {
     pub lease: Lease,
     /// What is to be kept alive; `None` for a reservation, which does not expire.
     pub etcd_lease: Option<i64>,
+    /// Since when it is kept: before the request that made it so.
+    pub kept: Instant,
     /// How we came by it.
     pub origin: LeaseOrigin,
     /// The address that the lease had before, if it was another.
@@ -102,6 +104,7 @@ pub async fn acquire(
         granted: None,
         limit: CANDIDATES,
         incidents: Vec::new(),
+        kept: Instant::now(),
     };
     let mut outage = Outage::on("cannot take a subnet yet", store.troubles());
     let mut races = 0;
@@ -109,6 +112,7 @@ pub async fn acquire(
         let wait = match attempt.make().await {
             Ok(Step::Done(mut acquired)) => {
                 acquired.incidents = std::mem::take(&mut attempt.incidents);
+                acquired.kept = attempt.kept;
                 break Ok(*acquired);
             }
             Ok(Step::Again) => {
@@ -164,6 +168,8 @@ struct Attempt<'a, S> {
     limit: usize,
     /// What was put right so far.
     incidents: Vec<Incident>,
+    /// When what our key is to hang on was last asked for.
+    kept: Instant,
 }
 
 impl<S: Store> Attempt<'_, S> {
@@ -274,10 +280,13 @@ impl<S: Store> Attempt<'_, S> {
     }
 
     /// Whether an etcd lease of ours can be used on, which saves everybody an event.
-    async fn is_good(&self, id: i64) -> Result<bool, StoreError> {
+    async fn is_good(&mut self, id: i64) -> Result<bool, StoreError> {
         let wanted = i64::try_from(self.request.ttl.as_secs()).unwrap_or(i64::MAX);
         match self.store.etcd_lease(id).await? {
-            Some(lease) if lease.granted == wanted => self.store.keep(id).await,
+            Some(lease) if lease.granted == wanted => {
+                self.kept = Instant::now();
+                self.store.keep(id).await
+            }
             _ => Ok(false),
         }
     }
@@ -388,6 +397,7 @@ impl<S: Store> Attempt<'_, S> {
 
     /// One etcd lease serves all attempts.
     async fn grant(&mut self) -> Result<i64, StoreError> {
+        self.kept = Instant::now();
         // A wait between attempts may have outlasted it.
         if let Some(id) = self.granted
             && self.store.keep(id).await?
@@ -414,8 +424,16 @@ fn done(
     displaced: Option<Ipv4Addr>,
     listing: Listing,
 ) -> Step {
-    let incidents = Vec::new();
-    Step::Done(Box::new(Acquired { lease, etcd_lease, origin, displaced, incidents, listing }))
+    let (kept, incidents) = (Instant::now(), Vec::new());
+    Step::Done(Box::new(Acquired {
+        lease,
+        etcd_lease,
+        kept,
+        origin,
+        displaced,
+        incidents,
+        listing,
+    }))
 }
 
 /// What a value that is not as it should be says.

@@ -20,6 +20,7 @@ use super::{
     update::LeaseUpdate,
 };
 use crate::{
+    figures::LeaseTime,
     outage::Outage,
     store::{Created, Entry, Store, StoreError},
     wire::{
@@ -72,6 +73,8 @@ pub struct Keeper<S> {
     ttl: Duration,
     /// Whether it hangs on no etcd lease, and is to stay so.
     is_reservation: bool,
+    /// When it was last granted or renewed, or before that.
+    kept: Instant,
     /// The address that the lease had before it got ours, if it was another.
     displaced: Option<Ipv4Addr>,
     /// When our key was last found to have that one again.
@@ -131,16 +134,26 @@ enum Look {
 impl<S: Store> Keeper<S> {
     /// Keeps what was acquired, with the TTL that was asked for.
     pub fn new(store: S, acquired: &Acquired, ttl: Duration) -> Self {
-        Self {
+        let keeper = Self {
             store,
             lease: acquired.lease,
             etcd_lease: acquired.etcd_lease,
             ttl,
             is_reservation: acquired.etcd_lease.is_none(),
+            kept: acquired.kept.into(),
             displaced: acquired.displaced,
             displaced_again: None,
             nudge: Arc::new(Notify::new()),
-        }
+        };
+        keeper.tell();
+        keeper
+    }
+
+    /// Says until when our key stays where it is.
+    fn tell(&self) {
+        let ends = self.etcd_lease.is_some() && !self.is_reservation;
+        let since = self.kept.into_std();
+        self.store.figures().set_lease(ends.then_some(LeaseTime { since, ttl: self.ttl }));
     }
 
     /// The end to give to whoever follows the leases.
@@ -182,6 +195,7 @@ impl<S: Store> Keeper<S> {
             if let Some(entry) = taken {
                 return self.report_loss(events, &entry).await;
             }
+            self.tell();
             outage.over();
             if due {
                 renewal = Instant::now() + self.until_renewal();
@@ -198,14 +212,17 @@ impl<S: Store> Keeper<S> {
     ) -> Option<Entry> {
         loop {
             let id = self.etcd_lease?;
+            let asked = Instant::now();
             match self.store.keep(id).await {
                 Ok(true) => {
+                    self.kept = asked;
                     debug!("renewed the lease of {}", self.lease.subnet);
                     return None;
                 }
                 Ok(false) => {
                     warn!("our lease of {} has expired in etcd", self.lease.subnet);
                     self.etcd_lease = None;
+                    self.tell();
                     return self.look_until_clear(events, outage).await;
                 }
                 Err(error) => tokio::time::sleep(outage.failed(&error)).await,
@@ -332,17 +349,22 @@ impl<S: Store> Keeper<S> {
 
     /// The etcd lease to hang our key on: the one we have, if it still exists, else a new one.
     async fn etcd_lease(&mut self) -> Result<i64, StoreError> {
+        let asked = Instant::now();
         if let Some(id) = self.etcd_lease
             && self.store.keep(id).await?
         {
+            self.kept = asked;
             return Ok(id);
         }
+        let asked = Instant::now();
         let id = self.store.grant(self.ttl).await?;
+        self.kept = asked;
         self.etcd_lease = Some(id);
         Ok(id)
     }
 
     async fn report_loss(&self, events: &mpsc::Sender<LeaseEvent>, entry: &Entry) {
+        self.store.figures().set_lease(None);
         let key = String::from_utf8_lossy(&entry.key).into_owned();
         let owner = LeaseValue::decode(&entry.value).ok().map(|value| value.public_ip);
         let whose = owner.map_or_else(|| "another host".to_owned(), |ip| ip.to_string());

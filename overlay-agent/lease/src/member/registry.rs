@@ -18,6 +18,7 @@ use super::{
     update::LeaseUpdate,
 };
 use crate::{
+    figures::Figures,
     store::{
         Store as _,
         etcd::{EtcdConfig, EtcdStore},
@@ -128,6 +129,14 @@ impl Registry {
         match self {
             Self::Etcd(store) => store.troubles(),
             Self::Fixed(store) => store.troubles(),
+        }
+    }
+
+    /// What is counted of etcd and of our lease there; nothing where there is no etcd.
+    pub fn figures(&self) -> Option<&Figures> {
+        match self {
+            Self::Etcd(store) => Some(store.figures()),
+            Self::Fixed(_) => None,
         }
     }
 

@@ -18,6 +18,7 @@ use super::{
     WatchEnded,
 };
 use crate::{
+    figures::Figures,
     trouble::Troubles,
     wire::{guard::guards, key::KeyPrefix},
 };
@@ -36,6 +37,7 @@ const HERE: &str = "memory";
 pub struct MemoryStore {
     prefix: KeyPrefix,
     troubles: Troubles,
+    figures: Figures,
     state: Arc<Mutex<State>>,
     /// Tells whoever watches that there is something to look at.
     latest: Arc<watch::Sender<Revision>>,
@@ -133,6 +135,7 @@ impl MemoryStore {
         Self {
             prefix,
             troubles: Troubles::default(),
+            figures: Figures::default(),
             state: Arc::default(),
             latest: Arc::new(watch::Sender::new(Revision::NONE)),
         }
@@ -199,6 +202,10 @@ impl Store for MemoryStore {
 
     fn troubles(&self) -> &Troubles {
         &self.troubles
+    }
+
+    fn figures(&self) -> &Figures {
+        &self.figures
     }
 
     async fn get(&self, key: &str) -> Result<Option<Entry>, StoreError> {

@@ -14,7 +14,7 @@ use std::{fmt, future::Future, time::Duration};
 use ipnetwork::Ipv4Network;
 
 pub use self::revision::Revision;
-use crate::{trouble::Troubles, wire::key::KeyPrefix};
+use crate::{figures::Figures, trouble::Troubles, wire::key::KeyPrefix};
 
 /// A place for the leases and the config of one network. Every write is conditional on what was read. Cheap to clone;
 /// clones are the same place.
@@ -27,6 +27,9 @@ pub trait Store: Clone + fmt::Debug + Send + Sync + 'static {
 
     /// What fails at this moment, whoever of us it is that fails.
     fn troubles(&self) -> &Troubles;
+
+    /// What is counted and measured meanwhile.
+    fn figures(&self) -> &Figures;
 
     /// Reads one key.
     fn get(&self, key: &str) -> impl Future<Output = Result<Option<Entry>, StoreError>> + Send;

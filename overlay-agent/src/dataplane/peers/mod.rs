@@ -96,6 +96,11 @@ impl Peers {
         self.seats.taken()
     }
 
+    /// How many leases are not believed.
+    pub fn refused(&self) -> usize {
+        self.judge.refused()
+    }
+
     /// The lease of a subnet.
     pub fn lease(&self, subnet: Ipv4Network) -> Option<&Lease> {
         self.claim(subnet).map(|claim| &claim.lease)

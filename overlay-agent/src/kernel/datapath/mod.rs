@@ -6,6 +6,7 @@ mod features;
 mod loader;
 mod others;
 mod pins;
+mod readings;
 mod settings;
 mod tables;
 
@@ -15,5 +16,6 @@ pub use features::{Features, Missing};
 pub use loader::{Programs, pinned_abi_version};
 pub use others::{OtherAgents, other_agents};
 pub use pins::{DEFAULT_PIN_PATH, PinPath};
+pub use readings::{Contents, MapFill, Readings};
 pub use settings::Settings;
 pub use tables::{MapChanges, Maps, TypedMap};

@@ -63,6 +63,13 @@ impl Maps {
         Self { flow_share, ids, ..self }
     }
 
+    /// Another handle to a map.
+    pub(super) fn open(&self, name: &'static str) -> Result<MapData> {
+        let found = self.ids.iter().find(|(known, _)| *known == name);
+        let (_, id) = found.with_context(|| format!("BPF map {name} is not there"))?;
+        MapData::from_id(*id).with_context(|| format!("opening BPF map {name}"))
+    }
+
     /// Pins every map that is not pinned, in place of whatever is in its place. Returns their names.
     ///
     /// The settings come last: with the version in them, they say that the others are there.

@@ -19,6 +19,7 @@ use tokio::{sync::Mutex, time::timeout};
 use tracing::info;
 
 use super::config::{EtcdConfig, Secret};
+use crate::figures::Figures;
 
 /// How long an endpoint has to accept a connection and answer a first request.
 const CONNECT: Duration = Duration::from_secs(5);
@@ -42,6 +43,7 @@ pub(super) struct Connector {
     /// do not answer.
     disconnections: AtomicU64,
     state: Mutex<State>,
+    figures: Figures,
 }
 
 struct State {
@@ -66,7 +68,7 @@ pub(super) struct Connection {
 
 impl Connector {
     /// Reads the files that `config` names. Connects to nothing yet.
-    pub(super) fn new(config: &EtcdConfig) -> anyhow::Result<Self> {
+    pub(super) fn new(config: &EtcdConfig, figures: Figures) -> anyhow::Result<Self> {
         let options = ConnectOptions::new()
             .with_require_leader(true)
             .with_connect_timeout(CONNECT)
@@ -87,6 +89,7 @@ impl Connector {
                 disconnections: 0,
                 client: None,
             }),
+            figures,
         })
     }
 
@@ -109,7 +112,9 @@ impl Connector {
         let next = current.and_then(place);
         if next.is_none() {
             // Who answers is no member any more.
-            state.client = None;
+            if state.client.take().is_some() {
+                self.figures.disconnected();
+            }
         }
         state.next = next.unwrap_or_default();
         state.endpoints = endpoints;
@@ -127,6 +132,7 @@ impl Connector {
             state.client = Some(client);
             state.next = index;
             state.generation += 1;
+            self.figures.connected();
         }
         let endpoint = state.endpoints[state.next].clone();
         match &state.client {
@@ -141,6 +147,7 @@ impl Connector {
     pub(super) async fn give_up(&self, connection: &Connection) {
         let mut state = self.state.lock().await;
         if state.generation == connection.generation && state.client.take().is_some() {
+            self.figures.disconnected();
             state.next = (state.next + 1) % state.endpoints.len();
         }
     }
@@ -148,6 +155,7 @@ impl Connector {
     /// Makes the next request connect anew: our side of the connection in use is gone.
     pub(super) fn disconnect(&self) {
         self.disconnections.fetch_add(1, Ordering::Relaxed);
+        self.figures.disconnected();
     }
 
     /// The first endpoint that answers. One after the other is asked, without waiting for long: one that is silent does

@@ -26,6 +26,7 @@ use self::{
 };
 use super::{Created, Entry, EtcdLease, Listing, Past, Revision, Store, StoreError};
 use crate::{
+    figures::Figures,
     trouble::Troubles,
     wire::{guard, key::KeyPrefix, value::LARGEST_VALUE},
 };
@@ -43,6 +44,7 @@ pub struct EtcdStore {
     connector: Arc<Connector>,
     prefix: KeyPrefix,
     troubles: Troubles,
+    figures: Figures,
 }
 
 /// A key as etcd has it.
@@ -67,10 +69,12 @@ fn listed(kv: KeyValue) -> Entry {
 impl EtcdStore {
     /// Reads the files that `config` names. Connects on first use.
     pub fn new(config: &EtcdConfig) -> anyhow::Result<Self> {
+        let figures = Figures::default();
         Ok(Self {
-            connector: Arc::new(Connector::new(config)?),
+            connector: Arc::new(Connector::new(config, figures.clone())?),
             prefix: config.prefix.clone(),
             troubles: Troubles::default(),
+            figures,
         })
     }
 
@@ -143,6 +147,10 @@ impl Store for EtcdStore {
         &self.troubles
     }
 
+    fn figures(&self) -> &Figures {
+        &self.figures
+    }
+
     fn prefix(&self) -> &KeyPrefix {
         &self.prefix
     }
@@ -205,7 +213,10 @@ impl Store for EtcdStore {
                     start.clone_from(&last.key);
                     start.push(0);
                 }
-                _ => return Ok(listing),
+                _ => {
+                    self.figures.listed();
+                    return Ok(listing);
+                }
             }
         }
     }
@@ -222,6 +233,7 @@ impl Store for EtcdStore {
             if let Some((key, options)) = config {
                 stream.watch(key, Some(options)).await?;
             }
+            self.figures.watched();
             Ok(EtcdWatch::new(stream, Arc::clone(&self.connector), connection))
         })
         .await

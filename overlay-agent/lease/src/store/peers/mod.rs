@@ -16,7 +16,7 @@ use super::{
     Created, Entry, EtcdLease, Listing, News, Past, Revision, Store, StoreError, Watch, WatchEnded,
     memory::{MemoryStore, MemoryWatch},
 };
-use crate::{trouble::Troubles, wire::key::KeyPrefix};
+use crate::{figures::Figures, trouble::Troubles, wire::key::KeyPrefix};
 
 /// How often to look at the file. Looking is reliable where waiting for events is not: whatever way the
 /// file is replaced, and whatever file system it is on.
@@ -82,6 +82,10 @@ impl Store for PeersStore {
 
     fn troubles(&self) -> &Troubles {
         self.said.troubles()
+    }
+
+    fn figures(&self) -> &Figures {
+        self.said.figures()
     }
 
     async fn get(&self, key: &str) -> Result<Option<Entry>, StoreError> {
