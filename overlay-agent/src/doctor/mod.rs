@@ -65,6 +65,8 @@ pub enum Check {
     Mtu,
     /// The underlay carries the overlay's UDP packets.
     UdpPort,
+    /// Other hosts reach this host's etcd.
+    TcpPort,
     /// The agent runs and has nothing to complain of.
     Agent,
 }
@@ -204,6 +206,7 @@ pub async fn examine(places: Places, etcd: EtcdConfig) -> Result<Diagnosis> {
     host::forward_policy(&host, &mut found).await;
     firewall::rules(&host, &mut found).await;
     firewall::udp_port(&host, &mut found);
+    firewall::store_ports(&host, &mut found).await;
     let unreachable = host::rp_filter(&host, &mut found).await.unwrap_or_else(|error| {
         found.unknown(format!("return paths: {error:#}"));
         BTreeSet::new()
@@ -257,6 +260,7 @@ impl Check {
             Self::Peer => "peer",
             Self::Mtu => "mtu",
             Self::UdpPort => "udp_port",
+            Self::TcpPort => "tcp_port",
             Self::Agent => "agent",
         }
     }

@@ -12,6 +12,7 @@ use crate::{
     exit::{Exit, WithExit as _},
     kernel::{
         datapath::{Features, Programs},
+        firewall::{Rules, Scene, ServicePort, mend},
         netlink::{self, KernelState},
         uplink::{self, Uplink, UplinkConfig},
     },
@@ -60,6 +61,39 @@ pub(super) async fn kernel_and_network(network: &NetworkConfig) -> Result<()> {
         ))
         .exit(Exit::Conflict),
     }
+}
+
+/// Fails where this host's firewall drops all that others send to the overlay's port, or to one of these, and says what
+/// mends that. Whether they come so far, this host cannot know.
+pub(super) async fn firewall(
+    uplink: &Uplink,
+    network: &NetworkConfig,
+    etcd: &[ServicePort],
+) -> Result<()> {
+    let scene = Scene {
+        network: network.network,
+        subnet: network.network,
+        bridge: None,
+        tunnel: netlink::tunnel_name(network.vni),
+        uplink: uplink.name.clone(),
+        direct: network.direct_routing,
+        port: network.port,
+        peers: Vec::new(),
+    };
+    let services: Vec<_> = etcd.iter().copied().chain([ServicePort::Udp(network.port)]).collect();
+    let closed: Vec<_> = Rules::closing(&scene, &services)
+        .await
+        .into_iter()
+        .flat_map(|(service, rules)| rules.into_iter().map(move |rule| (service, rule)))
+        .map(|(service, rule)| {
+            format!("{service} ({rule}), which `{}` opens", mend::for_service(&rule, service))
+        })
+        .collect();
+    if closed.is_empty() {
+        return Ok(());
+    }
+    Err(anyhow!("this host's firewall keeps other hosts out: it drops {}", closed.join("; ")))
+        .exit(Exit::Unavailable)
 }
 
 fn port_is_free(port: u16) -> Result<()> {

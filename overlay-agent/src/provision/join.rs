@@ -45,6 +45,8 @@ pub async fn join(wanted: &Join) -> Result<()> {
     let uplink = checks::uplink(wanted.iface.as_deref()).await?;
     let (network, own) = ask(token, wanted.etcd.then_some(uplink.address)).await?;
     checks::kernel_and_network(&network).await?;
+    let etcd_ports: &[_] = if wanted.etcd { &etcd::PORTS } else { &[] };
+    checks::firewall(&uplink, &network, etcd_ports).await?;
     let mut report = Report::default();
     let text = format!(
         "kernel takes the programs, UDP port {} is free, {} overlaps no route; {} on {} is the way out",

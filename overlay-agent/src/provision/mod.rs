@@ -19,10 +19,17 @@ mod systemd;
 pub mod token;
 mod undo;
 
-use std::{fmt::Write as _, net::Ipv4Addr, path::PathBuf, time::Duration};
+use std::{
+    fmt::Write as _,
+    net::Ipv4Addr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use ipnetwork::Ipv4Network;
 use overlay_lease::store::etcd::{EtcdConfig, Identity};
+
+use crate::kernel::firewall::ServicePort;
 
 pub use self::{
     consent::Consent,
@@ -57,6 +64,14 @@ const ETCD_UNIT: &str = "etcd.service";
 
 /// The network of our first users.
 pub const DEFAULT_NETWORK: &str = "10.1.0.0/16";
+
+/// Where etcd answers its clients.
+pub const ETCD_PORT: ServicePort = ServicePort::Tcp(2379);
+
+/// Whether this host has a share in etcd, by `init` or `join --etcd`.
+pub fn serves_etcd() -> bool {
+    Path::new(ETCD_DROP_IN).exists()
+}
 
 /// How long the agent may take until every lease is programmed and Docker's bridge is there.
 const READY_WITHIN: Duration = Duration::from_mins(1);

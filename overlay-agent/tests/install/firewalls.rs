@@ -6,7 +6,8 @@ use overlay_lab::{Lab, Machine, eventually};
 use serde_json::{Value, json};
 
 use crate::support::{
-    SOON, address, boot, copy_token, first, install, listen, status, wait_until_fine,
+    SOON, address, boot, configuration, copy_token, install, listen, refusal, status,
+    wait_until_fine,
 };
 
 /// A firewall that refuses something, in a way that its administrators know.
@@ -36,10 +37,11 @@ const UFW: &[Refusal] = &[
 /// Docker ran first and knows nothing of firewalld, in whose default zone everything is then.
 const FIREWALLD: &[Refusal] = &[
     Refusal {
-        made: "firewall-offline-cmd --add-port=2379/tcp && systemctl enable --now firewalld.service",
+        made: "systemctl enable --now firewalld.service",
         found: &[
             ("rules", "firewalld filter_FWD_public: reject"),
             ("udp_port", "firewalld filter_IN_public: reject"),
+            ("tcp_port", "firewalld filter_IN_public: reject"),
         ],
     },
     // Only for now: what is set so is not to be lost.
@@ -59,18 +61,34 @@ const FIREWALLD: &[Refusal] = &[
 #[test]
 fn what_doctor_prints_mends_what_ufw_and_firewalld_refuse() {
     let lab = Lab::builder().start().unwrap();
-    let one = first(&lab);
-    let two = boot(&lab, 1);
-    install(&two);
-    // Who has ufw, and has read what is to be open, is as well as others.
-    two.shell("ufw allow 8472/udp && ufw --force enable").unwrap();
+    let [one, two] = [0, 1].map(|host| boot(&lab, host));
+    for machine in [&one, &two] {
+        install(machine);
+        machine.shell("ufw --force enable").unwrap();
+    }
+    is_opened(&one, &["init"], &["ufw allow 2379/tcp", "ufw allow 8472/udp"]);
+    one.shell("ufw --force disable").unwrap();
     copy_token(&one, &two);
-    two.run("overlay-agent", ["join", "/srv/join.token"]).unwrap();
+    is_opened(&two, &["join", "/srv/join.token"], &["ufw allow 8472/udp"]);
     for machine in [&one, &two] {
         listen(machine, "listener");
     }
     are_mended(&two, &one, UFW, "ufw reload");
     are_mended(&one, &two, FIREWALLD, "firewall-cmd --reload");
+}
+
+/// A closed door is told of before anything is changed, with what opens it, which is done.
+fn is_opened(machine: &Machine<'_>, command: &[&str], ways: &[&str]) {
+    let before = configuration(machine);
+    let (code, said) = refusal(machine, command, "");
+    assert_eq!(code, 69, "{said}");
+    assert!(configuration(machine) == before, "{command:?} has changed something: {said}");
+    let printed: Vec<_> = said.split('`').skip(1).step_by(2).collect();
+    assert_eq!(printed, ways, "{said}");
+    for way in printed {
+        machine.shell(way).unwrap();
+    }
+    machine.run("overlay-agent", command.iter().copied()).unwrap();
 }
 
 /// Each is named, and mended by what is printed, which holds when rules are made anew.

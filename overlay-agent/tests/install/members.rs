@@ -201,8 +201,15 @@ fn a_member_of_etcd_comes_twice_moves_makes_copies_and_leaves() {
     let (code, said) = refusal(&two, &["join", "--etcd", "/srv/member.token"], "");
     assert_eq!(code, 69, "{said}");
     assert!(said.contains(":2380") && said.contains("firewall"), "{said}");
-    assert_eq!(configuration(&two), before);
+    assert!(configuration(&two) == before, "{said}");
     one.shell("iptables -D INPUT -p tcp --dport 2380 -j DROP").unwrap();
+    // Nor does it hear anybody.
+    two.shell("iptables -I INPUT -p tcp --dport 2380 -j DROP").unwrap();
+    let (code, said) = refusal(&two, &["join", "--etcd", "/srv/member.token"], "");
+    assert_eq!(code, 69, "{said}");
+    assert!(said.contains("TCP port 2380") && said.contains("iptables -I INPUT"), "{said}");
+    assert!(configuration(&two) == before, "{said}");
+    two.shell("iptables -D INPUT -p tcp --dport 2380 -j DROP").unwrap();
 
     let join = ["join", "--etcd", "/srv/member.token"];
     let said = two.run("overlay-agent", join).unwrap();

@@ -5,6 +5,7 @@ mod changes;
 mod conntrack;
 mod docker_nftables;
 mod forward;
+pub mod mend;
 mod nat;
 mod nft;
 mod rules;
@@ -24,7 +25,7 @@ use tokio_util::task::AbortOnDropHandle;
 use changes::RulesetEvents;
 
 pub use nat::{Masquerade, Nat};
-pub use rules::{Concern, Flow, Rules, Scene};
+pub use rules::{Concern, Flow, Rules, Scene, ServicePort};
 
 /// What netfilter sees of what containers of two hosts send each other.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -7,6 +7,7 @@ use std::{
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use overlay_lease::{
+    config::NetworkConfig,
     store::etcd::{EtcdConfig, EtcdStore, Member},
     wire::key::KeyPrefix,
 };
@@ -19,9 +20,11 @@ use super::{
         report::Report,
         token::Token,
     },
+    PORTS,
     service::stop_serving,
     settings::Settings,
     status::may_be_lost,
+    stored_config,
     take_part::{check_invitation, once_settled, take_part},
 };
 use crate::{
@@ -141,6 +144,10 @@ pub async fn add(wanted: &TakePart) -> Result<()> {
         user: None,
     };
     let uplink = checks::uplink(wanted.iface.as_deref()).await?;
+    let network = stored_config(&etcd, false).await?;
+    if let Some(network) = network.and_then(|text| NetworkConfig::parse(&text).ok()) {
+        checks::firewall(&uplink, &network.config, &PORTS).await?;
+    }
     let leaving = match &wanted.replaces {
         None => None,
         Some(name) => {

@@ -39,8 +39,8 @@ pub(super) use self::{
     take_part::{check_invitation, others_of, take_part},
 };
 use super::{
-    DEFAULT_NETWORK, ETCD_DROP_IN, ETCD_UNIT, Init, MEMBER_TOKEN_FILE, TOKEN_FILE, ca_file, checks,
-    consent, docker, endpoint, enrol,
+    DEFAULT_NETWORK, ETCD_DROP_IN, ETCD_PORT, ETCD_UNIT, Init, MEMBER_TOKEN_FILE, TOKEN_FILE,
+    ca_file, checks, consent, docker, endpoint, enrol,
     files::{self, Readers},
     host_identity,
     member::{self, SameEtcd},
@@ -52,6 +52,7 @@ use super::{
 use crate::{
     dotenv,
     exit::{Exit, OwnExit as _, WithExit as _},
+    kernel::firewall::ServicePort,
     output::print,
 };
 
@@ -61,6 +62,8 @@ const DEBIAN_ENV: &str = "/etc/default/etcd";
 const LOOPBACK: &str = "http://127.0.0.1:2379";
 /// Where members of etcd reach each other.
 const PEER_PORT: u16 = 2380;
+/// Where members of etcd are reached.
+pub(super) const PORTS: [ServicePort; 2] = [ETCD_PORT, ServicePort::Tcp(PEER_PORT)];
 /// How long a question about an etcd that may not be there may take.
 const ASK_WITHIN: Duration = Duration::from_secs(3);
 /// How long ours may take until it answers.
@@ -92,6 +95,8 @@ pub async fn init(wanted: &Init) -> Result<()> {
     };
     let (_, network) = choose_network(wanted, existing.as_deref())?;
     checks::kernel_and_network(&network).await?;
+    let ports: &[_] = if local { &[ETCD_PORT] } else { &[] };
+    checks::firewall(&uplink, &network, ports).await?;
     Report::found(
         "machine",
         &format!(

@@ -126,6 +126,7 @@ impl Connector {
         let disconnections = self.disconnections.load(Ordering::Relaxed);
         if state.disconnections != disconnections {
             (state.disconnections, state.client) = (disconnections, None);
+            self.figures.disconnected();
         }
         if state.client.is_none() {
             let (client, index) = self.dial(&state.endpoints, state.next).await?;

@@ -35,7 +35,7 @@ mod tests;
 
 use std::{
     collections::{HashMap, HashSet},
-    fs,
+    fmt, fs,
     io::ErrorKind,
     net::{Ipv4Addr, SocketAddrV4},
 };
@@ -128,6 +128,15 @@ impl Rules {
         Sources::read().await.rules(scene)
     }
 
+    /// Reads them, and returns for each of these services the rules that drop all that others send to it.
+    pub async fn closing(
+        scene: &Scene,
+        services: &[ServicePort],
+    ) -> Vec<(ServicePort, Vec<String>)> {
+        let tables = Sources::read().await.tables(&scene.tunnel);
+        services.iter().map(|service| (*service, tables.closing(scene, *service))).collect()
+    }
+
     /// Reads them, and counts for each by its text how many of these flows meet it, as far as is known.
     pub async fn met_by(scene: &Scene, flows: &[Flow]) -> HashMap<String, usize> {
         let tables = Sources::read().await.tables(&scene.tunnel);
@@ -138,6 +147,32 @@ impl Rules {
             }
         }
         met
+    }
+}
+
+/// A port at which others reach this host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ServicePort {
+    /// Of TCP
+    Tcp(u16),
+    /// Of UDP
+    Udp(u16),
+}
+
+impl ServicePort {
+    /// The protocol's name, in small letters, and the number.
+    pub const fn parts(self) -> (&'static str, u16) {
+        match self {
+            Self::Tcp(port) => ("tcp", port),
+            Self::Udp(port) => ("udp", port),
+        }
+    }
+}
+
+impl fmt::Display for ServicePort {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (protocol, port) = self.parts();
+        write!(out, "{} port {port}", protocol.to_uppercase())
     }
 }
 
@@ -258,9 +293,7 @@ impl Sources {
         let of_scene = |find: fn(&Table, &Scene) -> _| move |table| find(table, scene);
         let found = tables.tables.iter().flat_map(of_scene(walk::concerns));
         let concerns = each_once(tables.unclear().chain(found));
-        let mut told = HashSet::new();
-        let closing = tables.tables.iter().flat_map(|table| walk::closing(table, scene));
-        let closing = closing.filter(|rule| told.insert(rule.clone())).collect();
+        let closing = tables.closing(scene, ServicePort::Udp(scene.port));
         Rules { concerns, closing }
     }
 
@@ -314,6 +347,13 @@ struct Tables {
 impl Tables {
     fn unclear(&self) -> impl Iterator<Item = Concern> {
         self.unclear.iter().cloned().map(Concern::unclear)
+    }
+
+    /// The rules that drop all that others send to this service, each once.
+    fn closing(&self, scene: &Scene, service: ServicePort) -> Vec<String> {
+        let mut told = HashSet::new();
+        let found = self.tables.iter().flat_map(|table| walk::closing(table, scene, service));
+        found.filter(|rule| told.insert(rule.clone())).collect()
     }
 
     /// What packets of this flow meet.

@@ -2,7 +2,7 @@ use std::net::Ipv4Addr;
 
 use ipnetwork::Ipv4Network;
 
-use super::Flow;
+use super::{Flow, ServicePort};
 
 /// Whether a rule matches packets of which not everything is known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -275,22 +275,32 @@ impl Packet {
 }
 
 impl super::Scene {
-    /// The packets that the tunnel's are carried in, as they come by a chain that is entered there, on these devices
-    /// if it is one of a device. Each is the first of its flow: no answer has the ports of what it answers.
-    pub(super) fn carriers(&self, hook: Hook, devices: &[String]) -> Vec<Packet> {
+    /// What others send to this port of the host's, as it comes by a chain that is entered there, on these devices if it
+    /// is one of a device; of the packets that the tunnel's are carried in, also what the host sends. Each is the first of
+    /// its flow: no answer has the ports of what it answers.
+    pub(super) fn services(
+        &self,
+        hook: Hook,
+        devices: &[String],
+        service: ServicePort,
+    ) -> Vec<Packet> {
+        let (protocol, port) = match service {
+            ServicePort::Udp(port) => (UDP, port),
+            ServicePort::Tcp(port) => (TCP, port),
+        };
         let any = || vec![Range::ALL];
         let uplink = || Some(self.uplink.clone());
         let comes = |peer: Vec<Range>| Packet {
             from: uplink(),
             is_for_host: true,
-            protocol: Some(UDP),
-            port: Some(self.port),
+            protocol: Some(protocol),
+            port: Some(port),
             ..Packet::of(peer, any())
         };
         let goes = |peer: Vec<Range>| Packet {
             to: uplink(),
-            protocol: Some(UDP),
-            port: Some(self.port),
+            protocol: Some(protocol),
+            port: Some(port),
             ..Packet::of(any(), peer)
         };
         let peers = self.peers.iter().map(|(address, _)| vec![Range::between(*address, *address)]);
@@ -299,6 +309,7 @@ impl super::Scene {
             peers.push(any());
         }
         match hook {
+            Hook::Postrouting | Hook::Output if protocol == TCP => Vec::new(),
             Hook::Prerouting | Hook::Input => peers.into_iter().map(comes).collect(),
             Hook::Postrouting | Hook::Output => peers.into_iter().map(goes).collect(),
             Hook::Link if devices.contains(&self.uplink) => peers.into_iter().map(comes).collect(),

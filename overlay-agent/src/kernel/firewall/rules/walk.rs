@@ -1,7 +1,7 @@
 use std::collections::HashMap;
 
 use super::{
-    Concern, Scene, begin,
+    Concern, Scene, ServicePort, begin,
     packet::{Fit, Hook, Packet, all},
     plumbing,
     table::{Action, Base, DEPTH, Rule, Table},
@@ -47,10 +47,10 @@ pub(super) fn met(
     found
 }
 
-/// Every rule in `table` by which the host drops all packets that the tunnel's are carried in, coming or going.
-pub(super) fn closing(table: &Table, scene: &Scene) -> Vec<String> {
+/// Every rule in `table` by which the host drops all packets of this service's.
+pub(super) fn closing(table: &Table, scene: &Scene, service: ServicePort) -> Vec<String> {
     let of_base = |(name, base): (&String, &Base)| {
-        let packets = scene.carriers(base.hook, &base.devices).into_iter();
+        let packets = scene.services(base.hook, &base.devices, service).into_iter();
         let refusals =
             packets.flat_map(|packet| begin::refusals(table, scene, (name, base), packet));
         refusals.collect::<Vec<_>>()
