@@ -1,9 +1,10 @@
 //! The agent: leases a subnet, follows everybody else's leases, and keeps the kernel in step.
 //!
-//! What stands higher uses what stands lower: `cli` and `doctor`, `provision` (whole hosts), `control` (the loop),
+//! What stands higher uses what stands lower: `cli`, `bug_report`, `doctor`, `provision` (whole hosts), `control` (the loop),
 //! `dataplane` (what the kernel should look like), `kernel` (what it looks like, and the few things we do to it).
 
 pub mod admin;
+pub mod bug_report;
 pub mod certificate;
 pub mod cleanup;
 pub mod cli;

@@ -5,7 +5,7 @@ use std::{io, process::ExitCode};
 use overlay_agent::{
     cli::{
         Cli, Command, checked::visible_password, cleanup, config, docker_opts, doctor,
-        env::HostEnvironment, etcd_cluster, init, join, lease, leave, status,
+        env::HostEnvironment, etcd_cluster, init, join, lease, leave, report, status,
     },
     control::run_config::RunConfig,
     exit::{Exit, WithExit as _},
@@ -45,6 +45,7 @@ async fn run() -> ExitCode {
         },
         Command::Status(args) => status::run(args).await,
         Command::Doctor(args) => Box::pin(doctor::run(*args)).await,
+        Command::Report(args) => Box::pin(report::run(*args)).await.map(|()| Exit::Ok),
         Command::Init(args) => Box::pin(init::run(*args)).await.map(|()| Exit::Ok),
         Command::Join(args) => Box::pin(join::run(args)).await.map(|()| Exit::Ok),
         Command::Leave(args) => Box::pin(leave::run(*args)).await.map(|()| Exit::Ok),

@@ -3,12 +3,13 @@
 mod failures;
 
 use std::{
-    fmt,
+    fmt, fs,
+    io::Write as _,
     path::PathBuf,
     time::{Duration, Instant},
 };
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use clap::Args;
 use comfy_table::{CellAlignment, Table, presets};
 use overlay_lab::{command::Cmd, interrupt, release::Release, workspace};
@@ -66,12 +67,16 @@ const LAYERS: &[Layer] = &[
     layer("unit", "every decision, without a kernel", Runs::Units),
     layer("datapath", "the BPF programs, packet by packet", Runs::Integration),
     layer("store", "the lease protocol, against a real etcd of each version", Runs::Store),
-    layer("control", "agents, etcd and what operators see", Runs::Integration),
+    layer(
+        "control",
+        "agents, etcd and what operators see",
+        Runs::MostlyWaiting(&["health::", "monitoring::"]),
+    ),
     layer("network", "hosts and containers in namespaces", Runs::MostlyWaiting(PUNCTUAL)),
     layer("attack", "a malicious container and a malicious wire", Runs::Integration),
     layer("world", "random hosts, traffic and events by three datapaths", Runs::Integration),
     layer("docker", "real Docker daemons", Runs::MostlyWaiting(&[])),
-    layer("install", "the package on whole machines", Runs::Integration),
+    layer("install", "the package on whole machines", Runs::MostlyWaiting(&["ready::"])),
     layer("vm", "the kernels that people run, in virtual machines", Runs::Machines),
 ];
 
@@ -150,6 +155,9 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         if let Some(trouble) = &outcome.trouble {
             println!("{}: {trouble}", outcome.name);
         }
+        if outcome.counts.failed > 0 {
+            println!("{}: all of it is in target/test-logs/{}.log", outcome.name, outcome.name);
+        }
     }
     println!("{}", total.closing_line());
     if total.failed > 0 {
@@ -169,9 +177,11 @@ fn is_chosen(layer: &Layer, names: &[String]) -> bool {
 
 fn run_layer(layer: &Layer, options: &Options) -> Outcome {
     let start = Instant::now();
+    // Of the last run, whatever it was.
+    let log = log_of(layer).and_then(|log| Ok(fs::write(log, "")?));
     let mut counts = Counts::default();
     let mut failures = Failures::default();
-    let mut trouble = None;
+    let mut trouble = log.err().map(|error| format!("its log cannot be kept: {error:#}"));
     let mut add = |result: Result<(Counts, Option<String>)>| match result {
         Ok((found, complaint)) => {
             counts.add(found);
@@ -259,6 +269,13 @@ fn invocations(layer: &Layer, arguments: &[String]) -> Vec<Vec<String>> {
     invocations
 }
 
+/// Where all that a layer's tests print is kept.
+fn log_of(layer: &Layer) -> Result<PathBuf> {
+    let folder = workspace::target_dir()?.join("test-logs");
+    fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
+    Ok(folder.join(format!("{}.log", layer.name)))
+}
+
 /// The binary of [`OTHER_ETCD`].
 fn other_etcd() -> Result<PathBuf> {
     let (suite, version) = OTHER_ETCD;
@@ -287,6 +304,12 @@ fn invoke(
         }
     }
     let mut counts = Counts::default();
+    let path = log_of(layer)?;
+    let mut log = fs::File::options()
+        .create(true)
+        .append(true)
+        .open(&path)
+        .with_context(|| format!("cannot write {}", path.display()))?;
     let cargo = environment
         .iter()
         .fold(workspace::cargo(), |cargo, (variable, value)| cargo.env(variable, value));
@@ -295,6 +318,8 @@ fn invoke(
         .args(arguments)
         .deadline(LAYER_WITHIN)
         .stream_lines(|line| {
+            // What is on the screen is there, too, and has no end.
+            writeln!(log, "{line}").ok();
             if let Some(found) = Counts::parse(line) {
                 counts.add(found);
             }

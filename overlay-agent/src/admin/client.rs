@@ -10,6 +10,17 @@ use super::Status;
 
 /// Asks the agent that listens on `socket`.
 pub async fn fetch_status(socket: &Path) -> Result<Status> {
+    let answer = fetch(socket, "/status").await?;
+    serde_json::from_slice(&answer).context("understanding the agent's answer")
+}
+
+/// The same for what it answers in text.
+pub async fn fetch_text(socket: &Path, path: &str) -> Result<String> {
+    let answer = fetch(socket, path).await?;
+    Ok(String::from_utf8_lossy(&answer).into_owned())
+}
+
+async fn fetch(socket: &Path, path: &str) -> Result<Bytes> {
     let stream = UnixStream::connect(socket)
         .await
         .with_context(|| format!("no agent answers on {}", socket.display()))?;
@@ -17,7 +28,7 @@ pub async fn fetch_status(socket: &Path) -> Result<Status> {
         .await
         .with_context(|| format!("speaking HTTP on {}", socket.display()))?;
     tokio::spawn(connection);
-    let request = Request::get("/status")
+    let request = Request::get(path)
         .header(HOST, "localhost")
         .body(Empty::<Bytes>::new())
         .context("building the request")?;
@@ -26,5 +37,5 @@ pub async fn fetch_status(socket: &Path) -> Result<Status> {
         bail!("the agent on {} answers {}", socket.display(), response.status());
     }
     let body = response.into_body().collect().await.context("reading the agent's answer")?;
-    serde_json::from_slice(&body.to_bytes()).context("understanding the agent's answer")
+    Ok(body.to_bytes())
 }

@@ -8,7 +8,7 @@ mod server;
 mod status;
 mod waiting;
 
-pub use client::fetch_status;
+pub use client::{fetch_status, fetch_text};
 pub use metrics::Meters;
 pub use probes::serve_probes;
 pub use pulse::{Census, Listener, Pulse, Readiness};

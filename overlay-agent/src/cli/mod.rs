@@ -14,6 +14,7 @@ pub mod init;
 pub mod join;
 pub mod lease;
 pub mod leave;
+pub mod report;
 pub mod run;
 pub mod status;
 
@@ -69,6 +70,8 @@ pub enum Command {
     Status(status::StatusArgs),
     /// Look for what is known to go wrong, and say what mends it
     Doctor(Box<doctor::DoctorArgs>),
+    /// Write one file with all that tells somebody else what this host is like, and no secrets
+    Report(Box<report::ReportArgs>),
     /// Make this host the first one of an overlay: etcd, agent and Docker
     Init(Box<init::InitArgs>),
     /// Make this host a member, with the file that `init` made on the first one

@@ -196,8 +196,10 @@ pub async fn examine(places: Places, etcd: EtcdConfig) -> Result<Diagnosis> {
         Ok(etcd) => host.network = store::answers(&etcd, &mut found).await,
         Err(error) => found.unknown(format!("etcd: {error:#}")),
     }
-    if !found.has(Check::Etcd) {
+    if host.network.is_some() {
         store::members(&host, &mut found).await;
+    }
+    if !found.has(Check::Etcd) {
         clock::skew(&host.etcd, &mut found).await;
     }
     overlay::device(&host, &mut found);

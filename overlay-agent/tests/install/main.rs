@@ -8,6 +8,7 @@ mod harmless;
 mod leave;
 mod members;
 mod ready;
+mod reports;
 mod restart;
 mod support;
 mod tokens;

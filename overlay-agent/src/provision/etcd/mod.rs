@@ -116,15 +116,17 @@ pub async fn init(wanted: &Init) -> Result<()> {
     }
     member::start(&etcd, wanted.iface.as_deref(), renewed, &docker, &mut report).await?;
     let endpoints = if local { service::endpoints(&etcd).await } else { etcd.endpoints.clone() };
+    let members = endpoints.len();
     let token = invite(&etcd, endpoints, local, wanted, &mut report)?;
     report.finish()?;
     print(format_args!(
         "\nThis host is ready. Copy {TOKEN_FILE} to every other one, with the package installed, and run there:\n\n  \
          overlay-agent join join.token\n\n"
     ))?;
-    if local {
+    if local && members < 3 {
+        let hosts = if members == 1 { "this host alone" } else { "two hosts" };
         print(format_args!(
-            "etcd is on this host alone. For it to outlive any one host, have two of the others take part in it, with \
+            "etcd is on {hosts}. For it to outlive any one host, three have to take part in it, with \
              {MEMBER_TOKEN_FILE}:\n\n  overlay-agent join --etcd member.token\n\n"
         ))?;
     }
