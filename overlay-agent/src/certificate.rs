@@ -1,9 +1,23 @@
 //! What certificates say.
 
-use std::{net::IpAddr, time::Duration};
+use std::{net::IpAddr, path::Path, time::Duration};
 
 use anyhow::{Context as _, Result};
 use x509_parser::{extensions::GeneralName, pem::parse_x509_pem, prelude::X509Certificate};
+
+/// With less than this left, a certificate is to be made anew.
+pub const RENEWAL: Duration = Duration::from_hours(30 * 24);
+
+/// When the certificate in this file ends, as the end of a sentence, if it does so soon or has.
+pub fn ends_soon(file: &Path) -> Result<Option<String>> {
+    let text = std::fs::read_to_string(file)
+        .with_context(|| format!("cannot read {}", file.display()))?;
+    Ok(match left(&text).with_context(|| format!("{} cannot be used", file.display()))? {
+        Some(left) if left > RENEWAL => None,
+        Some(left) => Some(format!("expires in {} days", left.as_secs() / 86_400)),
+        None => Some("has expired".to_owned()),
+    })
+}
 
 /// How much is left of a certificate, in PEM; nothing if it has expired.
 pub fn left(certificate: &str) -> Result<Option<Duration>> {

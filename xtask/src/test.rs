@@ -48,6 +48,7 @@ const PUNCTUAL: &[&str] = &[
     "policy::",
     "rules::",
     "side_by_side::",
+    "storm::",
     "survival::",
     "switching::",
     "throughput::",

@@ -126,10 +126,6 @@ pub struct RestoreArgs {
     #[arg(long, value_name = "NAME|IP")]
     pub iface: Option<String>,
 
-    /// The place in etcd where this network's config and leases are
-    #[arg(long, value_name = "KEY", default_value = "/coreos.com/network")]
-    pub etcd_prefix: String,
-
     /// Do not ask
     #[arg(long)]
     pub yes: bool,
@@ -137,6 +133,10 @@ pub struct RestoreArgs {
     /// Only say what would be done
     #[arg(long, conflicts_with = "yes")]
     pub dry_run: bool,
+
+    /// Where etcd was.
+    #[command(flatten)]
+    pub etcd: EtcdArgs,
 }
 
 /// Does what one of the verbs says.
@@ -180,8 +180,8 @@ pub async fn run(command: EtcdCommand) -> Result<Exit> {
         }
         EtcdCommand::Restore(args) => {
             let restore = Restore {
+                etcd: args.etcd.reach(state_file)?,
                 file: args.file,
-                prefix: args.etcd_prefix,
                 iface: args.iface,
                 consent: Consent::of(args.yes, args.dry_run),
             };

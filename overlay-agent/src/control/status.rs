@@ -1,6 +1,6 @@
 //! What the running agent says about itself.
 
-use std::time::Instant;
+use std::{path::PathBuf, time::Instant};
 
 use anyhow::Result;
 use overlay_common::Feature;
@@ -13,6 +13,7 @@ use crate::{
         Answered, Census, FeatureStatus, LeaseStatus, OverlayStatus, PeerStatus, PolicyRuleStatus,
         ProgramStatus, RulesStatus, Status, UplinkStatus,
     },
+    certificate::ends_soon,
     kernel::{datapath::Readings, firewall::Scrutiny, netlink, repairs},
 };
 
@@ -147,6 +148,7 @@ impl ControlLoop {
             Err(error) => problems.push(format!("The kernel does not answer: {error:#}.")),
         }
         problems.extend(self.store.troubles().sentences());
+        problems.extend(self.certificates_that_end());
         let ignored = self.store.troubles().ignored(IGNORED);
         problems.extend(self.dataplane.peers().problems(ignored, |key| self.store.name_of(key)));
         let port = self.dataplane.spec().tunnel.port;
@@ -168,6 +170,25 @@ impl ControlLoop {
             )
         }));
         problems
+    }
+
+    /// Of the certificates by which etcd and this host know each other, those that end soon.
+    fn certificates_that_end(&self) -> Vec<String> {
+        let etcd = &self.config.etcd;
+        if self.config.peers.is_some() {
+            return Vec::new();
+        }
+        let own = etcd.identity.as_ref().map(|identity| &identity.cert_file);
+        let sentence = |file: &PathBuf| {
+            // One that cannot be read is trouble of etcd's, as soon as it is needed.
+            let when = ends_soon(file).ok()??;
+            Some(format!(
+                "The certificate {} {when}: etcd and this host do not know each other without it. `overlay-agent doctor` \
+                 says what makes a new one.",
+                file.display()
+            ))
+        };
+        own.into_iter().chain(&etcd.ca_file).filter_map(sentence).collect()
     }
 
     fn rules(&self) -> RulesStatus {

@@ -1,9 +1,6 @@
 //! etcd, and the certificates by which it knows us.
 
-use std::{
-    path::Path,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use overlay_lease::{
     config::NetworkConfig,
@@ -11,10 +8,7 @@ use overlay_lease::{
 };
 
 use super::{Check, Findings, Host};
-use crate::provision::{
-    self,
-    pki::{self, RENEWAL},
-};
+use crate::{certificate, provision};
 
 /// Leases live for a day; but whoever starts, waits for this.
 const SLOW: Duration = Duration::from_secs(1);
@@ -87,34 +81,22 @@ pub(super) async fn members(host: &Host, found: &mut Findings) {
     }
 }
 
-/// Whether certificates are good for long enough.
+/// Whether certificates are good for long enough: this host's, its authority's and, where it has a share in etcd, etcd's.
 pub(super) fn certificates(host: &Host, found: &mut Findings) {
+    const HOSTS: &str = "overlay-agent init on the first host, then overlay-agent join with its new token on the others";
     let etcd = &host.etcd;
-    let own = etcd.identity.as_ref().map(|identity| &identity.cert_file);
-    for file in own.into_iter().chain(&etcd.ca_file) {
-        certificate(file, found);
-    }
-}
-
-fn certificate(file: &Path, found: &mut Findings) {
-    let read = std::fs::read_to_string(file).map_err(anyhow::Error::from);
-    let left = match read.and_then(|text| pki::left(&text)) {
-        Ok(left) => left,
-        Err(error) => {
-            found.unknown(format!("certificate {}: {error:#}", file.display()));
-            return;
+    let own = etcd.identity.as_ref().map(|identity| identity.cert_file.clone());
+    let files = own.into_iter().chain(etcd.ca_file.clone());
+    let here = provision::server_certificate().map(|file| (file, "overlay-agent init on this host"));
+    for (file, mend) in files.map(|file| (file, HOSTS)).chain(here) {
+        match certificate::ends_soon(&file) {
+            Ok(None) => {}
+            Ok(Some(when)) => found.add(
+                Check::Certificate,
+                format!("{} {when}: etcd and its hosts do not know each other without it", file.display()),
+                mend,
+            ),
+            Err(error) => found.unknown(format!("certificate {}: {error:#}", file.display())),
         }
-    };
-    if left.is_some_and(|left| left > RENEWAL) {
-        return;
     }
-    let when = left.map_or_else(
-        || "has expired".to_owned(),
-        |left| format!("expires in {} days", left.as_secs() / 86_400),
-    );
-    found.add(
-        Check::Certificate,
-        format!("{} {when}: etcd does not let this host in without it", file.display()),
-        "overlay-agent init on the first host, then overlay-agent join with its new token on the others",
-    );
 }

@@ -73,6 +73,11 @@ pub fn serves_etcd() -> bool {
     Path::new(ETCD_DROP_IN).exists()
 }
 
+/// What this host's etcd shows to who asks it, where it has a share in etcd and etcd asks for certificates.
+pub fn server_certificate() -> Option<PathBuf> {
+    Some(pki_file("server.pem")).filter(|file| serves_etcd() && file.exists())
+}
+
 /// How long the agent may take until every lease is programmed and Docker's bridge is there.
 const READY_WITHIN: Duration = Duration::from_mins(1);
 

@@ -13,14 +13,12 @@ use rcgen::{
 use time::OffsetDateTime;
 
 use crate::certificate::with_parsed;
-pub use crate::certificate::{addresses, is_signed_by, left};
+pub use crate::certificate::{RENEWAL, addresses, is_signed_by, left};
 
 /// Hosts whose clocks are behind must not take a new certificate for one of the future.
 pub(super) const BACKDATED: Duration = Duration::from_hours(24);
 /// How long the authority and what it signs for hosts and etcd is good: the machines' lifetime.
 pub const LIFETIME: Duration = Duration::from_hours(10 * 365 * 24);
-/// With less than this left, a certificate is made anew.
-pub const RENEWAL: Duration = Duration::from_hours(30 * 24);
 
 /// A certificate and its key, in PEM.
 #[derive(Clone)]

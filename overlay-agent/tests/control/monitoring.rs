@@ -147,6 +147,9 @@ fn metrics_are_what_promtool_accepts_and_agree_with_status() {
     assert!((3500..=3600).contains(&value("overlay_lease_left_seconds")), "{found:#?}");
     let left = value("overlay_certificate_left_seconds");
     assert!((9 * 86_400..=10 * 86_400).contains(&left), "{left}");
+    // Too few: people are told as well.
+    let told = problems(&agents[0].status().unwrap()).join(" ");
+    assert!(told.contains("cert expires in 9 days"), "{told}");
     let abi = overlay_common::tables::ABI_VERSION;
     let info =
         format!("overlay_build_info{{version=\"{}\",abi=\"{abi}\"}}", env!("CARGO_PKG_VERSION"));

@@ -3,7 +3,10 @@
 
 use std::process::Command;
 
-use aya::programs::{TestRun, TestRunOptions};
+use aya::{
+    maps::{Map, MapData, MapInfo},
+    programs::{SchedClassifier, TestRun, TestRunOptions},
+};
 use nix::sched::{CloneFlags, unshare};
 use overlay_agent::kernel::datapath::{CounterRow, Maps, Programs, read_counters};
 use overlay_common::{
@@ -169,6 +172,22 @@ impl World {
 
     pub(crate) const fn bridge_ifindex(&self) -> u32 {
         self.host.bridge_ifindex
+    }
+
+    /// The program of a hook, for a thread of its own.
+    pub(crate) fn handle(&mut self, hook: Hook) -> SchedClassifier {
+        let info = self.programs.get(hook).unwrap().info().unwrap();
+        SchedClassifier::from_program_info(info, hook.name().into()).unwrap()
+    }
+
+    /// A map that the programs use.
+    pub(crate) fn map(&mut self, name: &str) -> Map {
+        let info = self.programs.get(Hook::ToBridge).unwrap().info().unwrap();
+        let ids = info.map_ids().unwrap().unwrap();
+        let id = ids.into_iter().find(|id| {
+            MapInfo::from_id(*id).unwrap().name_as_str().is_some_and(|found| found == name)
+        });
+        Map::from_map_data(MapData::from_id(id.unwrap()).unwrap()).unwrap()
     }
 
     pub(crate) fn run(&mut self, hook: Hook, packet: &[u8]) -> Outcome {

@@ -25,6 +25,7 @@ mod policy;
 mod presence;
 mod rules;
 mod side_by_side;
+mod storm;
 mod survival;
 mod switching;
 mod throughput;

@@ -1,9 +1,6 @@
 //! The members of etcd, as hosts come and go: any of three may be lost.
 
-use std::{
-    path::Path,
-    time::{Duration, SystemTime},
-};
+use std::{path::Path, time::SystemTime};
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use overlay_lease::{
@@ -25,15 +22,12 @@ use super::{
     settings::Settings,
     status::may_be_lost,
     stored_config,
-    take_part::{check_invitation, once_settled, take_part},
+    take_part::{AGREED_WITHIN, check_invitation, once_settled, take_part},
 };
 use crate::{
     control::etcd_members::reachable,
     exit::{Exit, WithExit as _},
 };
-
-/// How long the others may take to agree that one of them goes.
-const AGREED_WITHIN: Duration = Duration::from_secs(15);
 
 /// What `etcd add` and `etcd replace` are asked for.
 #[derive(Clone, Debug)]

@@ -5,12 +5,14 @@ use std::{
     io::{self, Read as _, Seek as _, SeekFrom, Write as _},
     os::unix::fs::chown,
     path::{Path, PathBuf},
-    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use nix::unistd::User;
-use overlay_lease::store::etcd::{EtcdConfig, EtcdStore};
+use overlay_lease::store::{
+    Store as _,
+    etcd::{EtcdConfig, EtcdStore},
+};
 use ring::digest::{Context as Digest, SHA256, SHA256_OUTPUT_LEN};
 use time::{OffsetDateTime, macros::format_description};
 use tokio::process::Command;
@@ -25,6 +27,7 @@ use super::{
         systemd,
     },
     at_home, certificates, check_local, local_config,
+    service::put_aside,
     settings::Settings,
     wait_for_answer,
 };
@@ -60,8 +63,8 @@ pub struct Backup {
 pub struct Restore {
     /// A copy that was made before; otherwise what this host's own etcd has on its disk.
     pub file: Option<PathBuf>,
-    /// The place of the network in etcd.
-    pub prefix: String,
+    /// Where etcd was, as far as this host knows, and where in it the network is.
+    pub etcd: EtcdConfig,
     /// The interface that reaches the other hosts, by name or address.
     pub iface: Option<String>,
     /// Whether to ask.
@@ -111,9 +114,14 @@ pub async fn backup(wanted: &Backup) -> Result<PathBuf> {
     let mut writer = tar::Builder::new(archive);
     snapshot.seek(SeekFrom::Start(0)).with_context(doing)?;
     writer.append_file(SNAPSHOT, &mut snapshot).with_context(doing)?;
-    if let Some(authority) = certificates::read_authority()? {
-        append(&mut writer, CA, &authority.certificate).with_context(doing)?;
-        append(&mut writer, CA_KEY, &authority.key).with_context(doing)?;
+    // A host without a share in etcd has no key; that there is an authority is to be known all the same.
+    if let Some(file) = &etcd.ca_file {
+        let certificate = files::read(file)?.unwrap_or_default();
+        append(&mut writer, CA, &certificate).with_context(doing)?;
+        let own = certificates::read_authority()?.filter(|own| own.certificate == certificate);
+        if let Some(own) = own {
+            append(&mut writer, CA_KEY, &own.key).with_context(doing)?;
+        }
     }
     let archive = writer.into_inner().with_context(doing)?;
     archive.as_file().sync_all().with_context(doing)?;
@@ -186,6 +194,7 @@ fn verify(file: &mut File) -> Result<()> {
 /// What a copy is made of.
 struct Contents {
     snapshot: tempfile::TempPath,
+    /// By whose certificates members and clients knew each other; nothing where anybody was let in.
     authority: Option<Credential>,
     /// Whether it has a checksum, which what etcd has on its disk has not.
     has_sum: bool,
@@ -224,8 +233,24 @@ fn read(path: &Path) -> Result<Contents> {
             )
         })
         .exit(Exit::Data)?;
-    let authority = certificate.zip(key).map(|(certificate, key)| Credential { certificate, key });
+    let authority = certificate.map(|certificate| authority(certificate, key, path)).transpose()?;
     Ok(Contents { snapshot, authority, has_sum: true })
+}
+
+/// The authority of a copy, of which this host may have the key where the copy has not.
+fn authority(certificate: String, key: Option<String>, path: &Path) -> Result<Credential> {
+    let own = certificates::read_authority()?.filter(|own| own.certificate == certificate);
+    let key = key.or_else(|| own.map(|own| own.key));
+    let key = key
+        .with_context(|| {
+            format!(
+                "{} was made on a host without a share in etcd, and has not the key of the hosts' authority: restore it on a \
+                 host that has it, or take a copy that was made on one",
+                path.display()
+            )
+        })
+        .exit(Exit::Data)?;
+    Ok(Credential { certificate, key })
 }
 
 /// What this host's etcd, which does not run, has on its disk.
@@ -257,8 +282,8 @@ pub async fn restore(wanted: &Restore) -> Result<()> {
             .exit(Exit::NotFound);
         }
     };
-    let etcd = local_config(uplink.address, tls, &wanted.prefix);
-    refuse_if_it_works(&etcd).await?;
+    let etcd = local_config(uplink.address, tls, &wanted.etcd.prefix.to_string());
+    refuse_if_it_works([&at_home(&etcd), &wanted.etcd]).await?;
     let source = match &wanted.file {
         Some(file) => file.display().to_string(),
         None => "what is on this host's disk".to_owned(),
@@ -291,13 +316,17 @@ pub async fn restore(wanted: &Restore) -> Result<()> {
     }
     let settings = Settings::first(uplink.address, tls);
     let data = Path::new(ETCD_DATA);
-    if data.exists() {
-        let aside = aside(data, SystemTime::now());
-        fs::rename(data, &aside)
-            .with_context(|| format!("cannot move {ETCD_DATA} to {}", aside.display()))?;
-        report.done("kept", &aside.display().to_string())?;
+    let aside = if data.exists() { Some(put_aside()?) } else { None };
+    let unpacked = unpack(tool, &contents, &settings).await;
+    if let Some(aside) = &aside {
+        if unpacked.is_err() {
+            files::remove_all(data)?;
+            fs::rename(aside, data).with_context(|| format!("cannot restore {ETCD_DATA}"))?;
+        } else {
+            report.done("kept", &format!("old data of etcd's, in {}", aside.display()))?;
+        }
     }
-    unpack(tool, &contents, &settings).await?;
+    unpacked?;
     settings.write()?;
     systemd::reload().await?;
     systemd::enable(ETCD_UNIT).await?;
@@ -311,28 +340,22 @@ pub async fn restore(wanted: &Restore) -> Result<()> {
     )
 }
 
-fn aside(data: &Path, now: SystemTime) -> PathBuf {
-    let seconds = now.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO).as_secs();
-    data.with_file_name(format!("overlay.before-{seconds}"))
-}
-
 /// A cluster that answers has more than any copy of it.
-async fn refuse_if_it_works(etcd: &EtcdConfig) -> Result<()> {
-    let Ok(members) = EtcdStore::new(&at_home(etcd))?.members().await else {
-        return Ok(());
-    };
-    // The list of members is there without a quorum, too, in versions before 3.5.
-    let store = EtcdStore::new(&at_home(etcd))?;
-    let config = overlay_lease::store::Store::prefix(&store).config_key();
-    if overlay_lease::store::Store::get(&store, &config).await.is_err() {
-        return Ok(());
+async fn refuse_if_it_works(places: [&EtcdConfig; 2]) -> Result<()> {
+    for etcd in places {
+        // Credentials that are gone with the rest open nothing.
+        let Ok(store) = EtcdStore::new(etcd) else { continue };
+        // It takes a majority to answer this.
+        if store.get(&store.prefix().config_key()).await.is_ok() {
+            return Err(anyhow!(
+                "etcd works (at one of {}), and nothing was changed: what it holds is newer than any copy of it. To go back \
+                 to one all the same, stop it first on every member (`systemctl stop etcd`)",
+                etcd.endpoints.join(",")
+            ))
+            .exit(Exit::Conflict);
+        }
     }
-    Err(anyhow!(
-        "etcd works, with {} members, and nothing was changed: what it holds is newer than any copy of it. To go back to \
-         one all the same, stop it first on every member (`systemctl stop etcd`)",
-        members.len()
-    ))
-    .exit(Exit::Conflict)
+    Ok(())
 }
 
 /// What unpacks snapshots: a tool of its own from etcd 3.5 on.

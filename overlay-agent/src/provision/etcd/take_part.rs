@@ -14,11 +14,11 @@ use overlay_lease::store::{
 
 use super::{
     super::{
-        ETCD_DATA, ETCD_UNIT, MEMBER_TOKEN_FILE, files, pki::Credential, report::Report, systemd,
-        token::Token,
+        ETCD_DATA, ETCD_DROP_IN, ETCD_UNIT, MEMBER_TOKEN_FILE, pki::Credential, report::Report,
+        systemd, token::Token,
     },
     at_home, certificates, check_local,
-    service::{endpoints, stop_serving},
+    service::{endpoints, put_aside, stop_serving},
     settings::{Settings, peer_url},
     snapshot,
     status::may_be_lost,
@@ -31,6 +31,8 @@ use crate::{
 
 /// How long a member may take to have everything that the others have.
 const IN_STEP_WITHIN: Duration = Duration::from_mins(2);
+/// How long members may take to agree that one of them goes.
+pub(super) const AGREED_WITHIN: Duration = Duration::from_secs(15);
 /// How often to ask.
 const LOOK: Duration = Duration::from_millis(250);
 /// How often to say what is waited for, and to look at the service.
@@ -61,6 +63,7 @@ pub(in super::super) async fn others_of(
     let own_url = peer_url(address, tls);
     let (own, others): (Vec<_>, Vec<_>) =
         members.into_iter().partition(|member| member.peer_urls.contains(&own_url));
+    refuse_second(&others)?;
     check_reachable(&others)?;
     Ok((own.into_iter().next(), others))
 }
@@ -79,27 +82,28 @@ pub(in super::super) async fn take_part(
     let (mut own, others) = others_of(&store, address, tls).await?;
     let has_data = Path::new(ETCD_DATA).join("member").exists();
     if let Some(lost) = own.take_if(|own| own.has_started() && !has_data) {
-        store.remove_member(lost.id).await.exit(Exit::Unavailable)?;
+        once_settled(AGREED_WITHIN, async || store.remove_member(lost.id).await).await?;
         report
             .done("etcd", &format!("{}, whose data are gone, is no member any more", lost.name))?;
     }
     let in_place = own.is_some() && Settings::read()?.is_some_and(|found| found.address == address);
     if own.is_none() && has_data {
-        // Of a time when it was a member: under that number it never will be one again.
+        // Of a time when it was a member: under that number it never will be one again. Whether the others have all that is
+        // in them, nobody knows.
         systemd::stop(&[ETCD_UNIT]).await?;
-        files::remove_all(Path::new(ETCD_DATA))?;
+        report.done("kept", &format!("old data of etcd's, in {}", put_aside()?.display()))?;
     }
+    let is_news = own.is_none();
+    let id = match own {
+        Some(own) => own.id,
+        None => once_settled(IN_STEP_WITHIN, async || store.add_learner(&own_url).await).await?,
+    };
     let mut changed = false;
     if let Some((tls, key)) = token.tls.as_ref().zip(token.authority.clone()) {
         let authority = Credential { certificate: tls.ca.clone(), key };
         changed |= certificates::keep_authority(&authority)?;
     }
     changed |= tls && certificates::make(address)?;
-    let is_news = own.is_none();
-    let id = match own {
-        Some(own) => own.id,
-        None => once_settled(IN_STEP_WITHIN, async || store.add_learner(&own_url).await).await?,
-    };
     if !in_place {
         let named: Vec<_> = others
             .iter()
@@ -138,6 +142,19 @@ pub(in super::super) async fn take_part(
     let text = format!("this host is one of {count} members; {}", may_be_lost(count, count));
     report.step(changed || is_news, "etcd", &text)?;
     Ok(endpoints(&at_home(etcd)).await)
+}
+
+/// Fails where this host is a member at another address: what it has on its disk is the cluster's.
+fn refuse_second(others: &[Member]) -> Result<()> {
+    let own = Settings::read()?.filter(|_| Path::new(ETCD_DROP_IN).exists());
+    let same = others.iter().find(|other| own.as_ref().is_some_and(|own| own.name == other.name));
+    let Some(same) = same else { return Ok(()) };
+    Err(anyhow!(
+        "this host is etcd's member {} already, at {}: `overlay-agent init` tells the others where it is now",
+        same.name,
+        same.peer_urls.join(",")
+    ))
+    .exit(Exit::Conflict)
 }
 
 /// Fails where other members cannot be reached from here, which they could not tell either.
