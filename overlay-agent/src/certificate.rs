@@ -10,8 +10,8 @@ pub const RENEWAL: Duration = Duration::from_hours(30 * 24);
 
 /// When the certificate in this file ends, as the end of a sentence, if it does so soon or has.
 pub fn ends_soon(file: &Path) -> Result<Option<String>> {
-    let text = std::fs::read_to_string(file)
-        .with_context(|| format!("cannot read {}", file.display()))?;
+    let text =
+        std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
     Ok(match left(&text).with_context(|| format!("{} cannot be used", file.display()))? {
         Some(left) if left > RENEWAL => None,
         Some(left) => Some(format!("expires in {} days", left.as_secs() / 86_400)),

@@ -19,8 +19,10 @@ const QUESTIONS: usize = 3;
 /// Whether etcd answers; the network config that it has.
 pub(super) async fn answers(etcd: &EtcdStore, found: &mut Findings) -> Option<NetworkConfig> {
     let key = etcd.prefix().config_key();
-    // To look for a member that answers takes its time, which is not etcd's.
-    etcd.get(&key).await.ok();
+    if etcd.configured_endpoints().len() > 1 {
+        // To look for a member that answers takes its time, which is not etcd's.
+        etcd.get(&key).await.ok();
+    }
     let mut slowest = Duration::ZERO;
     let mut config = None;
     for _ in 0..QUESTIONS {
@@ -87,13 +89,17 @@ pub(super) fn certificates(host: &Host, found: &mut Findings) {
     let etcd = &host.etcd;
     let own = etcd.identity.as_ref().map(|identity| identity.cert_file.clone());
     let files = own.into_iter().chain(etcd.ca_file.clone());
-    let here = provision::server_certificate().map(|file| (file, "overlay-agent init on this host"));
+    let here =
+        provision::server_certificate().map(|file| (file, "overlay-agent init on this host"));
     for (file, mend) in files.map(|file| (file, HOSTS)).chain(here) {
         match certificate::ends_soon(&file) {
             Ok(None) => {}
             Ok(Some(when)) => found.add(
                 Check::Certificate,
-                format!("{} {when}: etcd and its hosts do not know each other without it", file.display()),
+                format!(
+                    "{} {when}: etcd and its hosts do not know each other without it",
+                    file.display()
+                ),
                 mend,
             ),
             Err(error) => found.unknown(format!("certificate {}: {error:#}", file.display())),

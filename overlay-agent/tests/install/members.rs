@@ -180,8 +180,11 @@ fn all_are_lost_at_once(machines: &[Machine<'_>], containers: &[Container]) {
     assert_eq!(leases(three), before);
 
     // Two of three are gone, and the third has what none of the copies has.
-    one.run("overlay-agent", ["lease", "reserve", "10.1.200.0/24", "--public-ip", "192.168.33.200"])
-        .unwrap();
+    one.run(
+        "overlay-agent",
+        ["lease", "reserve", "10.1.200.0/24", "--public-ip", "192.168.33.200"],
+    )
+    .unwrap();
     let latest = leases(one);
     assert_ne!(latest, before);
     for machine in [two, three, one] {

@@ -20,7 +20,8 @@ fn events_without_end_keep_neither_verifications_nor_containers_waiting() {
     let storm = format!("while ip -batch {}; do :; done", batch.display());
     let verifications = || overlay.agents[0].status().unwrap()["verifications"].as_u64().unwrap();
     std::thread::scope(|scope| {
-        let storm = scope.spawn(|| host.command("timeout").args(["10", "sh", "-c", &storm]).output());
+        let storm =
+            scope.spawn(|| host.command("timeout").args(["10", "sh", "-c", &storm]).output());
         let before = verifications();
         let start = Instant::now();
         let container = host.add_container("late").unwrap();
