@@ -48,7 +48,6 @@ const PUNCTUAL: &[&str] = &[
     "policy::",
     "rules::",
     "side_by_side::",
-    "storm::",
     "survival::",
     "switching::",
     "throughput::",

@@ -25,7 +25,6 @@ mod policy;
 mod presence;
 mod rules;
 mod side_by_side;
-mod storm;
 mod survival;
 mod switching;
 mod throughput;
