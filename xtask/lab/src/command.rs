@@ -5,11 +5,14 @@ use std::{
     ffi::{OsStr, OsString},
     fmt,
     fs::File,
-    io::{BufRead as _, BufReader, Read, Write as _},
+    io::{BufRead as _, BufReader, ErrorKind, Read, Write as _},
     os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
-    sync::mpsc::{self, Receiver},
+    sync::{
+        Arc, Mutex, PoisonError,
+        mpsc::{self, Receiver},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -220,11 +223,7 @@ impl Cmd {
         let stdout = collect(child.stdout.take());
         let stderr = collect(child.stderr.take());
         let status = self.wait(&mut child)?;
-        Ok(Output {
-            status,
-            stdout: stdout.recv_timeout(DRAIN_WITHIN).unwrap_or_default(),
-            stderr: stderr.recv_timeout(DRAIN_WITHIN).unwrap_or_default(),
-        })
+        Ok(Output { status, stdout: stdout.text(), stderr: stderr.text() })
     }
 
     /// Runs it with our own outputs, for people to watch, and fails unless it succeeds.
@@ -339,19 +338,48 @@ pub fn end_group(child: &mut Child, within: Duration) {
     }
 }
 
-fn collect(pipe: Option<impl Read + Send + 'static>) -> Receiver<String> {
-    let (sender, receiver) = mpsc::channel();
+/// What comes out of a pipe, while it comes.
+struct Collected {
+    bytes: Arc<Mutex<Vec<u8>>>,
+    ended: Receiver<()>,
+}
+
+impl Collected {
+    /// All of it; where somebody keeps the pipe open, what has come by now. That may be a grandchild, and for a moment it is
+    /// any child that another thread is about to start.
+    fn text(&self) -> String {
+        self.ended.recv_timeout(DRAIN_WITHIN).ok();
+        let bytes = self.bytes.lock().unwrap_or_else(PoisonError::into_inner);
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+}
+
+fn collect(pipe: Option<impl Read + Send + 'static>) -> Collected {
+    let (sender, ended) = mpsc::channel();
+    let bytes = Arc::new(Mutex::new(Vec::new()));
+    let collected = Collected { bytes: Arc::clone(&bytes), ended };
     thread::spawn(move || {
-        let mut bytes = Vec::new();
-        if let Some(mut pipe) = pipe
-            && let Err(error) = pipe.read_to_end(&mut bytes)
-        {
-            bytes.extend(format!("\n(output cut: {error})").bytes());
+        let add = |some: &[u8]| {
+            bytes.lock().unwrap_or_else(PoisonError::into_inner).extend_from_slice(some);
+        };
+        let mut some = vec![0; 1 << 16];
+        if let Some(mut pipe) = pipe {
+            loop {
+                match pipe.read(&mut some) {
+                    Ok(0) => break,
+                    Ok(length) => add(&some[..length]),
+                    Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                    Err(error) => {
+                        add(format!("\n(output cut: {error})").as_bytes());
+                        break;
+                    }
+                }
+            }
         }
         // Nobody listens any more when the command was ended at its deadline.
-        sender.send(String::from_utf8_lossy(&bytes).into_owned()).ok();
+        sender.send(()).ok();
     });
-    receiver
+    collected
 }
 
 fn said(stderr: &str, stdout: &str) -> String {
@@ -391,6 +419,12 @@ mod tests {
             .unwrap_err()
             .to_string();
         assert!(error.contains("did not end within"), "{error}");
+    }
+
+    #[test]
+    fn what_was_said_is_there_though_somebody_keeps_the_pipe_open() {
+        let output = Cmd::new("sh").args(["-c", "echo hello; sleep 5 &"]).output().unwrap();
+        assert_eq!((output.status.code(), output.stdout.as_str()), (Some(0), "hello\n"));
     }
 
     #[test]
