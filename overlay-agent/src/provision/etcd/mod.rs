@@ -2,6 +2,7 @@
 
 mod certificates;
 mod cluster;
+mod data;
 mod service;
 mod settings;
 mod snapshot;

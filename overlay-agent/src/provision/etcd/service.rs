@@ -1,12 +1,8 @@
 //! This host's etcd as a service: where it is, and how it ends.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-    time::{SystemTime, UNIX_EPOCH},
-};
+use std::path::Path;
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use overlay_lease::store::etcd::{EtcdConfig, EtcdStore};
 
 use super::{
@@ -62,14 +58,4 @@ pub(in super::super) async fn stop_serving(report: &mut Report) -> Result<()> {
     systemd::reload().await?;
     systemd::start(ETCD_UNIT).await?;
     report.done("etcd", "has its package's settings again; the overlay's data is removed")
-}
-
-/// Moves etcd's data beside where they were, and returns where they are now.
-pub(super) fn put_aside() -> Result<PathBuf> {
-    let data = Path::new(ETCD_DATA);
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    let aside = data.with_file_name(format!("overlay.before-{}", now.as_secs()));
-    fs::rename(data, &aside)
-        .with_context(|| format!("cannot move {ETCD_DATA} to {}", aside.display()))?;
-    Ok(aside)
 }

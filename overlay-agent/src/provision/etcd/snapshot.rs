@@ -26,8 +26,9 @@ use super::{
         report::Report,
         systemd,
     },
-    at_home, certificates, check_local, local_config,
-    service::put_aside,
+    at_home, certificates, check_local,
+    data::put_aside,
+    local_config,
     settings::Settings,
     wait_for_answer,
 };
