@@ -50,7 +50,7 @@ pub const AGENT_ENV: &str = "/etc/overlay/agent.env";
 pub const OPERATOR_ENV: &str = "/etc/default/overlay-agent";
 /// The line for other hosts, on the first one.
 pub const TOKEN_FILE: &str = "/etc/overlay/join.token";
-/// The line for hosts that take part in etcd, on every host that does.
+/// The line for hosts that are to take part in etcd, where `init` was last run.
 pub const MEMBER_TOKEN_FILE: &str = "/etc/overlay/member.token";
 
 const ETCD_ENV: &str = "/etc/overlay/etcd.env";

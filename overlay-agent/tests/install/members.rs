@@ -190,6 +190,17 @@ fn all_are_lost_at_once(machines: &[Machine<'_>], containers: &[Container]) {
     for machine in [two, three, one] {
         machine.run("systemctl", ["stop", "etcd"]).unwrap();
     }
+    // No authority is made anew behind the hosts' backs.
+    one.shell("mv /etc/overlay/pki/ca-key.pem /srv").unwrap();
+    let (code, said) = refusal(one, &["etcd", "restore", "--yes"], "");
+    assert_eq!(code, 66, "{said}");
+    assert!(said.contains("ca-key.pem is gone"), "{said}");
+    one.shell("mv /srv/ca-key.pem /etc/overlay/pki && cp /etc/overlay/pki/ca.pem /srv").unwrap();
+    one.shell("echo another > /etc/overlay/pki/ca.pem").unwrap();
+    let (code, said) = refusal(one, &["etcd", "restore", "/srv/etcd.tar", "--yes"], "");
+    assert_eq!(code, 73, "{said}");
+    assert!(said.contains("another overlay"), "{said}");
+    one.shell("cp /srv/ca.pem /etc/overlay/pki/ca.pem").unwrap();
     let status = one.command("overlay-agent").unwrap().args(["etcd", "status"]).output().unwrap();
     assert_eq!(status.status.code(), Some(69), "{status:?}");
     let said = one.run("overlay-agent", ["etcd", "restore", "--yes"]).unwrap();

@@ -104,6 +104,7 @@ fn find<'a>(members: &'a [Member], wanted: &str) -> Result<&'a Member> {
     };
     let is_wanted = |member: &&Member| {
         member.name == wanted
+            || member.peer_urls.iter().any(|url| url == wanted)
             || member.peer_urls.iter().any(|url| host(url).as_deref() == Some(wanted))
     };
     members
@@ -232,6 +233,7 @@ mod tests {
         assert_eq!(find(&members, "overlay").unwrap(), &members[0]);
         assert_eq!(find(&members, "192.0.2.1").unwrap(), &members[0]);
         assert_eq!(find(&members, "192.0.2.11").unwrap(), &members[1]);
+        assert_eq!(find(&members, "https://192.0.2.11:2380").unwrap(), &members[1]);
         let error = find(&members, "192.0.2.9").unwrap_err();
         assert_eq!(Exit::of(&error), Exit::NotFound);
         assert!(error.to_string().contains("https://192.0.2.1:2380"), "{error}");

@@ -19,7 +19,7 @@ use tokio::process::Command;
 
 use super::{
     super::{
-        ETCD_DATA, ETCD_DROP_IN, ETCD_UNIT, checks,
+        ETCD_DATA, ETCD_DROP_IN, ETCD_UNIT, ca_file, checks,
         consent::{self, Consent},
         files,
         pki::Credential,
@@ -283,6 +283,11 @@ pub async fn restore(wanted: &Restore) -> Result<()> {
             .exit(Exit::NotFound);
         }
     };
+    let authority = match &contents {
+        Some(contents) => contents.authority.clone(),
+        None => certificates::read_authority()?,
+    };
+    refuse_strangers(tls, authority.as_ref())?;
     let etcd = local_config(uplink.address, tls, &wanted.etcd.prefix.to_string());
     refuse_if_it_works([&at_home(&etcd), &wanted.etcd]).await?;
     let source = match &wanted.file {
@@ -339,6 +344,27 @@ pub async fn restore(wanted: &Restore) -> Result<()> {
         "\nHosts that know this address go on by themselves. `overlay-agent init` here makes tokens for the others, and \
          for those that are to take part in etcd.\n",
     )
+}
+
+/// Hosts believe their own authority alone: neither is another one made for them, nor one of another overlay put in its place.
+fn refuse_strangers(tls: bool, authority: Option<&Credential>) -> Result<()> {
+    if tls && authority.is_none() {
+        return Err(anyhow!(
+            "{} is gone, without which hosts do not believe this etcd: name a file that `overlay-agent etcd backup` has \
+             made on a host with a share in etcd",
+            certificates::ca_key_file().display()
+        ))
+        .exit(Exit::NotFound);
+    }
+    let here = files::read(&ca_file())?;
+    if here.is_some_and(|here| authority.is_none_or(|own| own.certificate != here)) {
+        return Err(anyhow!(
+            "this host is of another overlay than the copy, by the authority in {}: `overlay-agent leave` first",
+            ca_file().display()
+        ))
+        .exit(Exit::Conflict);
+    }
+    Ok(())
 }
 
 /// A cluster that answers has more than any copy of it.

@@ -148,7 +148,10 @@ impl ClusterStatus {
     /// Who of them has which problem.
     pub fn problems(&self) -> impl Iterator<Item = (&str, &str)> {
         self.members.iter().flat_map(|member| {
-            member.errors.iter().map(|error| (member.name.as_str(), error.as_str()))
+            // One that has never started has no name yet.
+            let url = member.peer_urls.first().filter(|_| member.name.is_empty());
+            let name = url.unwrap_or(&member.name).as_str();
+            member.errors.iter().map(move |error| (name, error.as_str()))
         })
     }
 
