@@ -5,17 +5,45 @@ use std::{net::IpAddr, path::Path, time::Duration};
 use anyhow::{Context as _, Result};
 use x509_parser::{extensions::GeneralName, pem::parse_x509_pem, prelude::X509Certificate};
 
-/// With less than this left, a certificate is to be made anew.
-pub const RENEWAL: Duration = Duration::from_hours(30 * 24);
+/// How long before it is made a certificate of ours begins: hosts whose clocks are behind must not take it for one of the
+/// future.
+pub(crate) const BACKDATED: Duration = Duration::from_hours(24);
+
+/// With this part of its life left, a certificate is made anew.
+const RENEWED_AT: f64 = 0.5;
+/// With this part left, that should have happened, and has not.
+const LATE_AT: f64 = 0.25;
+/// With this left, it is time to look after any, however long it was made for.
+const SOON: Duration = Duration::from_hours(30 * 24);
 
 /// When the certificate in this file ends, as the end of a sentence, if it does so soon or has.
 pub fn ends_soon(file: &Path) -> Result<Option<String>> {
     let text =
         std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
-    Ok(match left(&text).with_context(|| format!("{} cannot be used", file.display()))? {
-        Some(left) if left > RENEWAL => None,
-        Some(left) => Some(format!("expires in {} days", left.as_secs() / 86_400)),
+    let unusable = || format!("{} cannot be used", file.display());
+    let late = lifetime(&text).with_context(unusable)?.mul_f64(LATE_AT);
+    Ok(match left(&text).with_context(unusable)? {
+        Some(left) if left > SOON.min(late) => None,
+        Some(left) if left < DAY => Some(format!("expires in {} minutes", left.as_secs() / 60)),
+        Some(left) => Some(format!("expires in {} days", left.as_secs() / DAY.as_secs())),
         None => Some("has expired".to_owned()),
+    })
+}
+
+const DAY: Duration = Duration::from_hours(24);
+
+/// How long until a certificate, in PEM, is to be made anew, if it is one that can be; zero from then on.
+pub fn time_to_renewal(certificate: &str) -> Result<Duration> {
+    let at = lifetime(certificate)?.mul_f64(RENEWED_AT);
+    Ok(left(certificate)?.unwrap_or_default().saturating_sub(at))
+}
+
+/// For how long a certificate, in PEM, was made. Ours begin a day before they are made.
+fn lifetime(certificate: &str) -> Result<Duration> {
+    with_parsed(certificate, |certificate| {
+        let validity = certificate.validity();
+        let whole = validity.not_after.timestamp() - validity.not_before.timestamp();
+        Duration::from_secs(u64::try_from(whole).unwrap_or_default()).saturating_sub(BACKDATED)
     })
 }
 
@@ -41,6 +69,14 @@ pub fn addresses(certificate: &str) -> Result<Vec<IpAddr>> {
                 _ => None,
             })
             .collect()
+    })
+}
+
+/// Whom a certificate, in PEM, is of: its common name.
+pub fn common_name(certificate: &str) -> Result<Option<String>> {
+    with_parsed(certificate, |certificate| {
+        let name = certificate.subject().iter_common_name().next();
+        name.and_then(|name| name.as_str().ok()).map(str::to_owned)
     })
 }
 

@@ -5,7 +5,7 @@ use std::{io, process::ExitCode};
 use overlay_agent::{
     cli::{
         Cli, Command, checked::visible_password, cleanup, config, docker_opts, doctor,
-        env::HostEnvironment, etcd_cluster, init, join, lease, leave, report, status,
+        env::HostEnvironment, etcd_cluster, expel, init, join, lease, leave, report, status,
     },
     control::run_config::RunConfig,
     exit::{Exit, WithExit as _},
@@ -52,6 +52,8 @@ async fn run() -> ExitCode {
         Command::Config(command) => config::run(command).await,
         Command::Lease(command) => lease::run(command).await,
         Command::Etcd(command) => Box::pin(etcd_cluster::run(command)).await,
+        Command::Hosts(args) => Box::pin(expel::hosts(args)).await.map(|()| Exit::Ok),
+        Command::Expel(args) => Box::pin(expel::run(args)).await.map(|()| Exit::Ok),
         Command::Cleanup(args) => cleanup::run(args).await.map(|()| Exit::Ok),
         Command::DockerOpts(args) => docker_opts::run(&args).map(|()| Exit::Ok),
     };

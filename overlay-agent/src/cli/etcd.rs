@@ -6,6 +6,7 @@ use clap::Args;
 use overlay_lease::store::etcd::{EtcdConfig, Secret};
 
 use crate::{
+    authority::as_root,
     control::etcd_members,
     exit::{Exit, WithExit as _},
 };
@@ -72,13 +73,14 @@ pub struct EtcdArgs {
 }
 
 impl EtcdArgs {
-    /// Where etcd is: as typed, and wherever else its members were when the agent last heard of them.
+    /// Where etcd is: as typed, and wherever else its members were when the agent last heard of them. On a host with a share in
+    /// it, somebody asks who may do everything.
     pub(super) fn reach(&self, state_file: &Path) -> anyhow::Result<EtcdConfig> {
         let mut config = EtcdConfig::try_from(self).exit(Exit::Usage)?;
         let heard = etcd_members::heard_of(state_file, &config.endpoints);
         let others: Vec<_> =
             heard.into_iter().filter(|member| !config.endpoints.contains(member)).collect();
         config.endpoints.extend(others);
-        Ok(config)
+        Ok(as_root(config))
     }
 }

@@ -34,6 +34,18 @@ pub struct InitArgs {
     )]
     pub token_hours: u32,
 
+    /// Let the line for the other hosts be good for one of them
+    #[arg(long)]
+    pub token_once: bool,
+
+    /// For how long hosts' certificates are made from now on, 8,760 hours if nothing was ever said. Each is made anew at half
+    /// of that
+    #[arg(
+        long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(10..=315_360_000),
+        conflicts_with = "etcd_endpoints", help_heading = ETCD
+    )]
+    pub certificate_lifetime: Option<u32>,
+
     /// An etcd that exists, as a list of URLs separated by commas; otherwise this host's is set up
     #[arg(long, value_name = "URLS", value_delimiter = ',', help_heading = ETCD)]
     pub etcd_endpoints: Vec<String>,
@@ -94,6 +106,10 @@ impl From<InitArgs> for Init {
             prefix: args.etcd_prefix,
             tls: !args.no_tls,
             token_lifetime: Duration::from_hours(args.token_hours.into()),
+            token_once: args.token_once,
+            certificate_lifetime: args
+                .certificate_lifetime
+                .map(|seconds| Duration::from_secs(seconds.into())),
             consent: Consent::of(args.yes, args.dry_run),
         }
     }

@@ -8,6 +8,7 @@ pub mod doctor;
 pub mod env;
 pub mod etcd;
 pub mod etcd_cluster;
+pub mod expel;
 pub mod flanneld;
 mod go_style;
 pub mod init;
@@ -87,6 +88,10 @@ pub enum Command {
     /// Look at etcd's members, add and remove them, and keep copies of what it holds
     #[command(subcommand)]
     Etcd(etcd_cluster::EtcdCommand),
+    /// List the hosts that etcd knows by a certificate of their own
+    Hosts(expel::HostsArgs),
+    /// Shut a host out: its certificate opens nothing any more, and no host takes a packet of its containers
+    Expel(expel::ExpelArgs),
     /// Remove everything that the agent made on this host; the lease stays
     Cleanup(cleanup::CleanupArgs),
     /// Turn subnet.env into options for dockerd, as flannel's mk-docker-opts.sh does

@@ -64,7 +64,7 @@ pub fn reachable(members: &[Member], configured: &[String]) -> Vec<String> {
 
 /// Follows the members for good.
 pub(super) async fn follow(store: EtcdStore, state_file: PathBuf) {
-    let configured = store.configured_endpoints().to_vec();
+    let configured = store.config().endpoints.clone();
     let mut members = heard_of(&state_file, &configured);
     store.also_try(&members).await;
     loop {

@@ -1,7 +1,7 @@
 //! `overlay-agent run`: start in order, run, stop.
 
 use anyhow::{Context, Result};
-use overlay_lease::member::registry::Registry;
+use overlay_lease::{member::registry::Registry, store::etcd::EtcdStore};
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::mpsc,
@@ -10,8 +10,9 @@ use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use crate::{
     admin::{self, Listener, Meters, Pulse, Waiting},
+    authority::{self, host_identity},
     cleanup::{Places, cleanup},
-    control::{ControlLoop, etcd_members, last_known, run_config::RunConfig},
+    control::{ControlLoop, etcd_members, identity, last_known, run_config::RunConfig},
     exit::{Exit, OwnExit as _, WithExit as _},
     fail,
     kernel::{
@@ -55,12 +56,9 @@ async fn start_and_run(config: RunConfig, stop: CancellationToken) -> Result<()>
     let pins = PinPath::open(&config.pin_path)?;
     fail::point("pin path");
     let store = Registry::new(&config.registry()).exit(Exit::Usage)?;
-    let _members = match &store {
-        Registry::Etcd(etcd) => {
-            let members = etcd_members::follow(etcd.clone(), config.state_file.clone());
-            Some(AbortOnDropHandle::new(tokio::spawn(members)))
-        }
-        Registry::Fixed(_) => None,
+    let _beside = match &store {
+        Registry::Etcd(etcd) => beside_the_loop(etcd, &config),
+        Registry::Fixed(_) => Vec::new(),
     };
 
     // From here on, whoever asks is told what the agent waits for.
@@ -80,6 +78,19 @@ async fn start_and_run(config: RunConfig, stop: CancellationToken) -> Result<()>
     };
     meters.read_from(agent.readings().context("opening the maps for metrics")?);
     Box::pin(agent.run(stop, requests, pulse, notify_ready)).await
+}
+
+/// What goes on by itself, whatever the agent does: etcd's members are followed, this host's certificate is kept good and,
+/// where this host can, others are given theirs.
+fn beside_the_loop(store: &EtcdStore, config: &RunConfig) -> Vec<AbortOnDropHandle<()>> {
+    let members = etcd_members::follow(store.clone(), config.state_file.clone());
+    let mut tasks = vec![AbortOnDropHandle::new(tokio::spawn(members))];
+    if config.etcd.identity == Some(host_identity()) {
+        tasks.push(AbortOnDropHandle::new(tokio::spawn(identity::keep(store.clone()))));
+        let office = authority::serve(config.etcd.clone());
+        tasks.push(AbortOnDropHandle::new(tokio::spawn(office)));
+    }
+    tasks
 }
 
 fn meters(config: &RunConfig, store: &Registry, listener: &Listener) -> Meters {

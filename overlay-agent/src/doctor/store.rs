@@ -8,7 +8,7 @@ use overlay_lease::{
 };
 
 use super::{Check, Findings, Host};
-use crate::{certificate, provision};
+use crate::{authority, certificate, provision};
 
 /// Leases live for a day; but whoever starts, waits for this.
 const SLOW: Duration = Duration::from_secs(1);
@@ -19,7 +19,7 @@ const QUESTIONS: usize = 3;
 /// Whether etcd answers; the network config that it has.
 pub(super) async fn answers(etcd: &EtcdStore, found: &mut Findings) -> Option<NetworkConfig> {
     let key = etcd.prefix().config_key();
-    if etcd.configured_endpoints().len() > 1 {
+    if etcd.config().endpoints.len() > 1 {
         // To look for a member that answers takes its time, which is not etcd's.
         etcd.get(&key).await.ok();
     }
@@ -62,7 +62,7 @@ pub(super) async fn answers(etcd: &EtcdStore, found: &mut Findings) -> Option<Ne
 /// Whether all members are there of an etcd that `init` set up: what answers still does not say how few are left.
 /// Of others' etcd nobody knows whether its members are to be reached from here.
 pub(super) async fn members(host: &Host, found: &mut Findings) {
-    if host.etcd.ca_file.as_deref() != Some(provision::ca_file().as_path()) {
+    if host.etcd.ca_file.as_deref() != Some(authority::ca_file().as_path()) {
         return;
     }
     let cluster = match provision::status(&host.etcd).await {

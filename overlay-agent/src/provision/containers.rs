@@ -8,7 +8,7 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use tokio::process::Command;
 
-use super::files::{self, Readers};
+use crate::files::{self, Readers};
 
 /// Those that ran before Docker was stopped, should whoever stopped it not live to start them again.
 const REMEMBERED: &str = "/run/overlay/containers";

@@ -9,13 +9,13 @@ use serde_json::{Map, Value};
 use super::{
     DOCKER_DROP_IN,
     containers::{self, Ends},
-    files::{self, Readers},
     report::Report,
     systemd,
 };
 use crate::{
     dotenv,
     exit::{Exit, WithExit as _},
+    files::{self, Readers},
     kernel::netlink,
     subnet_env::{self, bridge_address},
 };

@@ -1,50 +1,165 @@
-//! How a host gets its certificate: a token's own ends with the token, and until then opens etcd, where
-//! the hosts' is.
+//! How a host that has a token gets a certificate of its own.
 
-use anyhow::{Context as _, Result, bail};
-use overlay_lease::store::{Revision, Store as _, etcd::EtcdStore};
-use serde::{Deserialize, Serialize};
+use std::net::Ipv4Addr;
 
-use super::pki::Credential;
-use crate::exit::{Exit, WithExit as _};
+use anyhow::{Context as _, Result, anyhow};
+use overlay_lease::{
+    config::NetworkConfig,
+    store::{
+        Store as _,
+        etcd::{EtcdConfig, EtcdStore, Identity},
+    },
+    wire::identity::{About, Asker, CertificateRequest, HostId, TokenId, encode},
+};
+use tempfile::TempDir;
 
-#[derive(Serialize, Deserialize)]
-struct Stored {
-    certificate: String,
-    key: String,
+use super::token::{Client, Tls, Token};
+use crate::{
+    authority::{
+        self, Newcomer, ca_file, certificates, host_identity,
+        pki::{self, Authority, CERTIFICATE_LIFETIME, Credential},
+    },
+    exit::{Exit, WithExit as _},
+    files::{self, Readers},
+};
+
+/// How long a question stays in etcd if nobody comes back for its answer.
+const KEPT: std::time::Duration = std::time::Duration::from_mins(10);
+/// For how long a host is root that takes part in etcd and is no member yet.
+const ROOT_FOR: std::time::Duration = std::time::Duration::from_hours(1);
+
+/// Whoever has a token, before he is a host: etcd as the token lets him see it.
+pub(super) struct Guest<'a> {
+    token: &'a Token,
+    config: EtcdConfig,
+    store: EtcdStore,
+    /// The library takes files; these are gone with this.
+    _directory: TempDir,
 }
 
-/// Not below `subnets`, where flannel takes every key for a lease.
-fn key(store: &EtcdStore) -> String {
-    format!("{}/join/client", store.prefix())
-}
-
-/// Puts the hosts' certificate into etcd, where only who has one can read it.
-pub(super) async fn publish(store: &EtcdStore, credential: &Credential) -> Result<()> {
-    let key = key(store);
-    let Credential { certificate, key: secret } = credential.clone();
-    let value = serde_json::to_vec(&Stored { certificate, key: secret })
-        .context("cannot write the hosts' certificate as JSON")?;
-    let old = store.get(&key).await.exit(Exit::Unavailable)?;
-    if old.as_ref().is_some_and(|old| old.value == value) {
-        return Ok(());
+impl<'a> Guest<'a> {
+    /// With what is in the token; with the authority's key, as root.
+    pub(super) fn new(token: &'a Token, mut config: EtcdConfig) -> Result<Self> {
+        let directory =
+            tempfile::tempdir().context("cannot make a folder for the token's certificate")?;
+        let file = |name: &str| directory.path().join(name);
+        config.identity = None;
+        if let Some(Tls { ca, client }) = &token.tls {
+            files::write(&file("ca.pem"), ca, Readers::Root)?;
+            config.ca_file = Some(file("ca.pem"));
+            let place =
+                Identity { cert_file: file("client.pem"), key_file: file("client-key.pem") };
+            let shown = match (token.authority()?, client) {
+                (Some(authority), _) => Some(authority.root(ROOT_FOR)?),
+                (None, Some(client)) => Some(client.credential()),
+                (None, None) => None,
+            };
+            if let Some(shown) = shown {
+                certificates::write(&place, &shown)?;
+                config.identity = Some(place);
+            }
+        }
+        let store = EtcdStore::new(&config)?;
+        Ok(Self { token, config, store, _directory: directory })
     }
-    let revision = old.map_or(Revision::NONE, |old| old.mod_revision);
-    let written = store.replace_if_unchanged(key.as_bytes(), revision, &value, None).await;
-    if written.exit(Exit::Unavailable)?.is_none() {
-        bail!("{key} was changed by somebody else just now: run this again");
+
+    /// What it asks.
+    pub(super) const fn store(&self) -> &EtcdStore {
+        &self.store
     }
-    Ok(())
+
+    /// The overlay's network.
+    pub(super) async fn network(&self) -> Result<NetworkConfig> {
+        let key = self.store.prefix().config_key();
+        let entry = self.store.get(&key).await.exit(Exit::Unavailable)?;
+        let entry = entry
+            .with_context(|| format!("there is no network config at {key} in etcd"))
+            .exit(Exit::NotFound)?;
+        Ok(NetworkConfig::parse(&entry.value)
+            .with_context(|| format!("the network config at {key} is malformed"))
+            .exit(Exit::Config)?
+            .config)
+    }
+
+    /// Keeps what this host shows to etcd from now on. Returns whether it has that anew.
+    pub(super) async fn enrol(&self, address: Ipv4Addr) -> Result<bool> {
+        let Some(Tls { ca, client }) = &self.token.tls else { return Ok(false) };
+        let own = host_identity();
+        let changed = files::write(&ca_file(), ca, Readers::All)?;
+        let made = match (self.token.authority()?, client) {
+            _ if self.is_in(&own, ca).await? => return Ok(changed),
+            (Some(authority), _) => self.admit(&authority, address).await?,
+            (None, Some(client)) if client.temporary => self.ask(address).await?,
+            // Others' etcd: what opens it is the operator's.
+            (None, Some(client)) => client.credential(),
+            (None, None) => return Ok(changed),
+        };
+        certificates::write(&own, &made).map(|written| written | changed)
+    }
+
+    /// Whether this host is in already, by a run before.
+    async fn is_in(&self, own: &Identity, ca: &str) -> Result<bool> {
+        let Some(text) = files::read(&own.cert_file)?.filter(|_| own.key_file.exists()) else {
+            return Ok(false);
+        };
+        if own.host().is_none() || pki::left(&text)?.is_none() || !pki::is_signed_by(&text, ca)? {
+            return Ok(false);
+        }
+        let config = EtcdConfig { identity: Some(own.clone()), ..self.config.clone() };
+        let store = EtcdStore::new(&config)?;
+        // One that was expelled is refused.
+        Ok(store.list_below(&self.dir_of(own.host().as_ref())).await.is_ok())
+    }
+
+    fn dir_of(&self, host: Option<&HostId>) -> String {
+        let host = host.cloned().unwrap_or_else(|| HostId::new(""));
+        Asker::Host(host).dir(self.store.prefix())
+    }
+
+    /// A host that has the authority's key needs nobody to let it in.
+    async fn admit(&self, authority: &Authority, address: Ipv4Addr) -> Result<Credential> {
+        let host = HostId::new(&authority::host_name());
+        let made = authority.client(&host.user(), CERTIFICATE_LIFETIME)?;
+        let newcomer =
+            Newcomer { host, address: Some(address), certificate: made.certificate.clone() };
+        authority::admit(&self.store, &newcomer).await.exit(Exit::Unavailable)?;
+        Ok(made)
+    }
+
+    /// The others ask one that has.
+    async fn ask(&self, address: Ipv4Addr) -> Result<Credential> {
+        let user = self.config.identity.as_ref().and_then(Identity::user);
+        let token = user
+            .and_then(|user| TokenId::of_user(&user))
+            .context("the join token is of an earlier version: `overlay-agent init` on the first host makes a new one")
+            .exit(Exit::Data)?;
+        let key = pki::new_key()?;
+        let question = CertificateRequest { csr: pki::request(&key)?, address: Some(address) };
+        let asker = Asker::Guest(token, HostId::new(&authority::host_name()));
+        let kept = self.store.grant(KEPT).await.exit(Exit::Unavailable)?;
+        let asked =
+            self.store.ask(&asker, About::Certificate, &encode(&question), Some(kept)).await;
+        let answer = asked.context("this host gets no certificate").exit(Exit::Unavailable)?;
+        let certificate = answer
+            .certificate
+            .ok_or_else(|| anyhow!("this host gets no certificate: the answer has none"))?;
+        Ok(Credential { certificate, key })
+    }
 }
 
-/// Fetches it.
-pub(super) async fn fetch(store: &EtcdStore) -> Result<Credential> {
-    let key = key(store);
-    let entry = store.get(&key).await.exit(Exit::Unavailable)?;
-    let entry = entry
-        .with_context(|| format!("there is no certificate for hosts at {key} in etcd: run `overlay-agent init` on the first host again"))
-        .exit(Exit::NotFound)?;
-    let Stored { certificate, key } = serde_json::from_slice(&entry.value)
-        .with_context(|| format!("the certificate for hosts at {key} in etcd is malformed"))?;
-    Ok(Credential { certificate, key })
+impl Token {
+    /// etcd's authority, for a host that takes part in etcd.
+    pub(super) fn authority(&self) -> Result<Option<Authority>> {
+        let Some((tls, key)) = self.tls.as_ref().zip(self.authority.clone()) else {
+            return Ok(None);
+        };
+        let certificate = tls.ca.clone();
+        Authority::load(Credential { certificate, key }).map(Some).exit(Exit::Data)
+    }
+}
+
+impl Client {
+    fn credential(&self) -> Credential {
+        Credential { certificate: self.certificate.clone(), key: self.key.clone() }
+    }
 }

@@ -9,15 +9,12 @@ use anyhow::{Result, anyhow};
 use overlay_lease::store::etcd::EtcdConfig;
 
 use super::{
-    AGENT_ENV, AGENT_UNIT, READY_WITHIN, agent_env,
-    docker::Docker,
-    files::{self, Readers},
-    report::Report,
-    systemd,
+    AGENT_ENV, AGENT_UNIT, READY_WITHIN, agent_env, docker::Docker, report::Report, systemd,
 };
 use crate::{
     admin::{DEFAULT_SOCKET, OverlayStatus, Status, fetch_status},
     exit::{Exit, WithExit as _},
+    files::{self, Readers},
     output::print,
 };
 

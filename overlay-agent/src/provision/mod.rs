@@ -10,10 +10,9 @@ mod containers;
 mod docker;
 mod enrol;
 mod etcd;
-mod files;
+mod expel;
 mod join;
 mod member;
-pub mod pki;
 mod report;
 mod systemd;
 pub mod token;
@@ -29,7 +28,7 @@ use std::{
 use ipnetwork::Ipv4Network;
 use overlay_lease::store::etcd::{EtcdConfig, Identity};
 
-use crate::kernel::firewall::ServicePort;
+use crate::{authority::pki_file, kernel::firewall::ServicePort};
 
 pub use self::{
     consent::Consent,
@@ -38,6 +37,7 @@ pub use self::{
         Backup, ClusterStatus, MemberState, Remove, Restore, TakePart, add, backup, init, remove,
         restore, status,
     },
+    expel::{Expel, KnownHost, expel, hosts, table},
     join::join,
     undo::{Leaving, leave},
 };
@@ -57,7 +57,6 @@ const ETCD_ENV: &str = "/etc/overlay/etcd.env";
 const ETCD_DROP_IN: &str = "/etc/systemd/system/etcd.service.d/overlay.conf";
 const ETCD_DATA: &str = "/var/lib/etcd/overlay";
 const DOCKER_DROP_IN: &str = "/etc/systemd/system/docker.service.d/overlay.conf";
-const PKI_DIR: &str = "/etc/overlay/pki";
 
 const AGENT_UNIT: &str = "overlay-agent.service";
 const ETCD_UNIT: &str = "etcd.service";
@@ -81,21 +80,6 @@ pub fn server_certificate() -> Option<PathBuf> {
 /// How long the agent may take until every lease is programmed and Docker's bridge is there.
 const READY_WITHIN: Duration = Duration::from_mins(1);
 
-/// The certificate of the authority that signs for etcd and for the hosts.
-pub fn ca_file() -> PathBuf {
-    pki_file("ca.pem")
-}
-
-/// A file among the keys and certificates.
-fn pki_file(name: &str) -> PathBuf {
-    PathBuf::from(PKI_DIR).join(name)
-}
-
-/// What hosts show to etcd.
-pub fn host_identity() -> Identity {
-    Identity { cert_file: pki_file("client.pem"), key_file: pki_file("client-key.pem") }
-}
-
 /// What `init` is asked for.
 #[derive(Clone, Debug)]
 pub struct Init {
@@ -111,6 +95,10 @@ pub struct Init {
     pub tls: bool,
     /// How long the line for other hosts is good.
     pub token_lifetime: Duration,
+    /// Whether it is good for one host only.
+    pub token_once: bool,
+    /// For how long hosts' certificates are made from now on, if that is said.
+    pub certificate_lifetime: Option<Duration>,
     /// Whether containers may be ended.
     pub consent: Consent,
 }
@@ -158,6 +146,7 @@ fn endpoint(address: Ipv4Addr, tls: bool) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::authority::{ca_file, host_identity};
     use overlay_lease::wire::key::KeyPrefix;
 
     #[test]

@@ -11,7 +11,7 @@ use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use ring::digest::{SHA256, digest};
 use serde::{Deserialize, Serialize};
 
-use super::pki;
+use crate::{authority::pki, certificate::BACKDATED};
 
 /// What every token begins with; the number is the format's.
 const MARK: &str = "overlay1";
@@ -92,7 +92,7 @@ impl Token {
         let ca = self.tls.as_ref().map(|tls| pki::made_at(&tls.ca));
         // An authority that cannot be read is refused by whoever uses it.
         match ca.and_then(Result::ok).map(|made| made.duration_since(now)) {
-            Some(Ok(early)) if early > pki::BACKDATED => Err(TokenError::Early(early)),
+            Some(Ok(early)) if early > BACKDATED => Err(TokenError::Early(early)),
             _ => Ok(()),
         }
     }

@@ -5,10 +5,13 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result, anyhow};
 use ipnetwork::Ipv4Network;
 use overlay_common::MacAddr;
-use overlay_lease::store::{
-    Store as _,
-    etcd::{EtcdConfig, EtcdStore},
-    operate::give_back,
+use overlay_lease::{
+    store::{
+        Store as _,
+        etcd::{EtcdConfig, EtcdStore},
+        operate::give_back,
+    },
+    wire::identity::{About, Asker},
 };
 
 use super::{
@@ -16,14 +19,15 @@ use super::{
     consent::{self, Consent},
     docker,
     etcd::{self, at_home},
-    files::{self, Readers},
     report::Report,
     systemd,
 };
 use crate::{
+    authority::{self, host_identity, root_identity},
     cleanup::{Places, cleanup, own_lease},
     control::{etcd_members, last_known},
     exit::{Exit, OwnExit as _, WithExit as _},
+    files::{self, Readers},
     state_file::{self, HostState},
     subnet_env::read_subnet,
 };
@@ -115,6 +119,9 @@ pub async fn leave(leaving: &Leaving) -> Result<()> {
     }
     if let Some(lease) = own_lease(&leaving.places).await?.filter(|_| !leaving.keep) {
         release(&etcd, lease, &mut report).await?;
+    }
+    if !leaving.keep && !(serves && others.is_empty()) {
+        forget_identity(&etcd, &mut report).await?;
     }
     for line in cleanup(&leaving.places).await? {
         report.done("removed", &line)?;
@@ -211,6 +218,28 @@ async fn others(etcd: &EtcdConfig, own: Option<Ipv4Network>) -> Result<Vec<Strin
     let keys =
         listing.entries.iter().filter_map(|entry| store.prefix().parse_subnet_key(&entry.key).ok());
     Ok(keys.filter(|key| Some(key.subnet) != own).map(|key| key.subnet.to_string()).collect())
+}
+
+/// A certificate that nobody needs any more is to open nothing.
+async fn forget_identity(etcd: &EtcdConfig, report: &mut Report) -> Result<()> {
+    let Some(host) = host_identity().host() else { return Ok(()) };
+    let asked = async {
+        let store = EtcdStore::new(etcd)?;
+        if etcd.identity == Some(root_identity()) {
+            return Ok(authority::forget(&store, &host).await?);
+        }
+        store.ask(&Asker::Host(host.clone()), About::Leaving, b"{}", None).await?;
+        anyhow::Ok(())
+    };
+    match asked.await {
+        Ok(()) => report.done("identity", &format!("{host} is known to etcd no more")),
+        Err(error) => {
+            tracing::warn!(
+                "{host} stays known to etcd; `overlay-agent expel {host}` on a host with a share in it forgets it: {error:#}"
+            );
+            Ok(())
+        }
+    }
 }
 
 /// A lease that cannot be given back ends by itself.

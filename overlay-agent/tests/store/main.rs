@@ -12,6 +12,7 @@ mod grace;
 mod identity;
 mod operator;
 mod requests;
+mod roles;
 mod scale;
 mod support;
 mod wire;

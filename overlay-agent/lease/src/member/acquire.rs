@@ -104,6 +104,7 @@ pub async fn acquire(
         granted: None,
         limit: CANDIDATES,
         incidents: Vec::new(),
+        others: Vec::new(),
         kept: Instant::now(),
     };
     let mut outage = Outage::on("cannot take a subnet yet", store.troubles());
@@ -121,6 +122,11 @@ pub async fn acquire(
                 // Whoever starts with us looks at the same candidates: look further than they do.
                 attempt.limit = attempt.limit.saturating_mul(2);
                 debug!("somebody was faster, for the {races}. time");
+                pause(races - 1, &mut rand::rng())
+            }
+            Err(Stop::Store(error)) if attempt.has_learned_from(&error) => {
+                warn!("{error}");
+                races += 1;
                 pause(races - 1, &mut rand::rng())
             }
             Err(Stop::Store(error)) => outage.failed(&error),
@@ -168,6 +174,8 @@ struct Attempt<'a, S> {
     limit: usize,
     /// What was put right so far.
     incidents: Vec<Incident>,
+    /// Subnets that are not ours to write, whatever there is to be seen of them.
+    others: Vec<Ipv4Network>,
     /// When what our key is to hang on was last asked for.
     kept: Instant,
 }
@@ -181,7 +189,9 @@ impl<S: Store> Attempt<'_, S> {
         // be ours.
         let wish = self.wish(&survey);
         let new_mac = self.new_mac(&survey);
-        let is_ours = |own: &mut Own| own.tie != Tie::Address || wish.is_none();
+        let is_ours = |own: &mut Own| {
+            (own.tie != Tie::Address || wish.is_none()) && !self.others.contains(&own.subnet)
+        };
         if let Some(own) = survey.own.take_if(is_ours) {
             return self.reuse(listing, own, new_mac).await;
         }
@@ -303,9 +313,17 @@ impl<S: Store> Attempt<'_, S> {
         Ok(Step::Again)
     }
 
+    /// Whether what was refused says which subnet is not ours.
+    fn has_learned_from(&mut self, error: &StoreError) -> bool {
+        let StoreError::NotPermitted { what, .. } = error else { return false };
+        let key = self.store.prefix().parse_subnet_key(what.as_bytes());
+        self.others.extend(key.as_ref().map(|key| key.subnet));
+        key.is_ok()
+    }
+
     /// The subnet that we had, if it can be ours again.
     fn wish(&self, survey: &Survey<'_>) -> Option<Ipv4Network> {
-        let previous = self.request.previous?;
+        let previous = self.request.previous.filter(|subnet| !self.others.contains(subnet))?;
         (self.config.config.admits(previous) && survey.is_free(previous)).then_some(previous)
     }
 
@@ -339,7 +357,7 @@ impl<S: Store> Attempt<'_, S> {
     /// A subnet that no lease has, and that is not over any of `avoided`.
     fn free(&self, survey: &Survey<'_>, avoided: Vec<Ipv4Network>) -> Option<Ipv4Network> {
         let mut taken = avoided;
-        taken.extend(&survey.taken);
+        taken.extend(self.others.iter().chain(&survey.taken));
         loop {
             let taken_now = taken.iter().copied();
             let subnet = choose(&self.config.config, taken_now, self.limit, &mut rand::rng())?;

@@ -331,19 +331,26 @@ impl<S: Store> Keeper<S> {
     async fn retake(&mut self, value: &[u8]) -> Result<Look, StoreError> {
         let subnet = self.lease.subnet;
         let etcd_lease = self.etcd_lease().await?;
-        match self.store.create_if_free(subnet, value, Some(etcd_lease), None).await? {
-            Created::At(_) => Ok(Look::Retaken),
-            Created::Refused(obstacles) => {
+        let is_others = |entry: &Entry| {
+            LeaseValue::decode(&entry.value)
+                .map_or(true, |value| value.public_ip != self.lease.public_ip)
+        };
+        match self.store.create_if_free(subnet, value, Some(etcd_lease), None).await {
+            Ok(Created::At(_)) => Ok(Look::Retaken),
+            Ok(Created::Refused(obstacles)) => {
                 let prefix = self.store.prefix();
                 let own = self.key();
                 let mut others = obstacles.into_iter().filter(|entry| entry.key != own.as_bytes());
-                let other = others.find(|entry| {
-                    LeaseValue::decode(&entry.value)
-                        .map_or(true, |value| value.public_ip != self.lease.public_ip)
-                        && prefix.parse_subnet_key(&entry.key).is_ok()
-                });
+                let other = others
+                    .find(|entry| is_others(entry) && prefix.parse_subnet_key(&entry.key).is_ok());
                 Ok(other.map_or(Look::Again, Look::Taken))
             }
+            // Those who decide have given it to somebody else meanwhile.
+            Err(error @ StoreError::NotPermitted { .. }) => {
+                let other = self.store.get(&self.key()).await?.filter(is_others);
+                other.map(Look::Taken).ok_or(error)
+            }
+            Err(error) => Err(error),
         }
     }
 

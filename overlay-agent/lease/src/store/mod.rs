@@ -260,6 +260,16 @@ pub enum StoreError {
         /// Why.
         reason: String,
     },
+    /// Those who decide who may do what have decided that it is not ours to do.
+    #[error("cannot {doing} {what}: {reason}")]
+    NotPermitted {
+        /// What was asked.
+        doing: &'static str,
+        /// Of what.
+        what: String,
+        /// Why.
+        reason: String,
+    },
     /// It can be read, and is written by people alone.
     #[error("cannot {doing} {what}: the peers file is not ours to write")]
     ReadOnly {
@@ -273,6 +283,6 @@ pub enum StoreError {
 impl StoreError {
     /// Whether the store was reached and did not want to.
     pub const fn is_refusal(&self) -> bool {
-        matches!(self, Self::Refused { .. })
+        matches!(self, Self::Refused { .. } | Self::NotPermitted { .. })
     }
 }

@@ -1,4 +1,5 @@
-//! The keys: `<prefix>/config`, and `<prefix>/subnets/10.5.52.0-24` for each lease.
+//! The keys: `<prefix>/config`, and `<prefix>/subnets/10.5.52.0-24` for each lease. Beside these, which are flannel's, there
+//! is what [`identity`](super::identity) is about, where flannel does not look.
 //!
 //! A host with two address families appends the second: `…/10.5.52.0-24&fd00:12:13::-56`. We never
 //! write that form, but read its first half.
@@ -42,6 +43,21 @@ impl KeyPrefix {
     /// What all lease keys begin with, the trailing slash included.
     pub fn subnets_dir(&self) -> String {
         self.join("subnets/")
+    }
+
+    /// Where hosts ask about what etcd lets them do, the trailing slash included.
+    pub fn hosts_dir(&self) -> String {
+        self.join("hosts/")
+    }
+
+    /// Where those ask who have a token and are no hosts yet, the trailing slash included.
+    pub fn join_dir(&self) -> String {
+        self.join("join/")
+    }
+
+    /// What the hosts keep that decide about others, the trailing slash included. Nobody else can read it.
+    pub fn authority_dir(&self) -> String {
+        self.join("authority/")
     }
 
     /// The key of the lease of `subnet`.

@@ -4,16 +4,16 @@ use std::{path::Path, time::SystemTime};
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use overlay_lease::{
-    config::NetworkConfig,
     store::etcd::{EtcdConfig, EtcdStore, Member},
     wire::key::KeyPrefix,
 };
 
 use super::{
     super::{
-        ETCD_DATA, ETCD_DROP_IN, ca_file, checks,
+        ETCD_DATA, ETCD_DROP_IN, checks,
         consent::{self, Consent},
-        files, host_identity, member,
+        enrol::Guest,
+        member,
         report::Report,
         token::Token,
     },
@@ -21,12 +21,13 @@ use super::{
     service::stop_serving,
     settings::Settings,
     status::may_be_lost,
-    stored_config,
     take_part::{AGREED_WITHIN, check_invitation, once_settled, take_part},
 };
 use crate::{
+    authority::{ca_file, host_identity},
     control::etcd_members::reachable,
     exit::{Exit, WithExit as _},
+    files,
 };
 
 /// What `etcd add` and `etcd replace` are asked for.
@@ -139,14 +140,12 @@ pub async fn add(wanted: &TakePart) -> Result<()> {
         user: None,
     };
     let uplink = checks::uplink(wanted.iface.as_deref()).await?;
-    let network = stored_config(&etcd, false).await?;
-    if let Some(network) = network.and_then(|text| NetworkConfig::parse(&text).ok()) {
-        checks::firewall(&uplink, &network.config, &PORTS).await?;
-    }
+    let guest = Guest::new(token, etcd.clone())?;
+    checks::firewall(&uplink, &guest.network().await?, &PORTS).await?;
     let leaving = match &wanted.replaces {
         None => None,
         Some(name) => {
-            let members = EtcdStore::new(&etcd)?.members().await.exit(Exit::Unavailable)?;
+            let members = guest.store().members().await.exit(Exit::Unavailable)?;
             Some(find(&members, name)?.clone())
         }
     };
@@ -172,10 +171,11 @@ pub async fn add(wanted: &TakePart) -> Result<()> {
     }
     let mut report = Report::default();
     if let Some(member) = leaving {
-        take_out(&EtcdStore::new(&etcd)?, &member).await?;
+        take_out(guest.store(), &member).await?;
         report.done("etcd", &format!("{} is no member any more", describe(&member)))?;
     }
-    let endpoints = take_part(token, &etcd, uplink.address, &mut report).await?;
+    guest.enrol(uplink.address).await?;
+    let endpoints = take_part(token, guest.store(), &etcd, uplink.address, &mut report).await?;
     member::ask_at(&endpoints, &mut report).await?;
     report.finish()
 }

@@ -1,8 +1,8 @@
 //! `init`: the first host, with the etcd that all others use; and the hosts that have a share in that etcd.
 
-mod certificates;
 mod cluster;
 mod data;
+mod invite;
 mod service;
 mod settings;
 mod snapshot;
@@ -12,7 +12,7 @@ mod take_part;
 use std::{
     net::Ipv4Addr,
     path::Path,
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime},
 };
 
 use anyhow::{Context as _, Result, anyhow};
@@ -41,18 +41,16 @@ pub(super) use self::{
 };
 use super::{
     DEFAULT_NETWORK, ETCD_DROP_IN, ETCD_PORT, ETCD_UNIT, Init, MEMBER_TOKEN_FILE, TOKEN_FILE,
-    ca_file, checks, consent, docker, endpoint, enrol,
-    files::{self, Readers},
-    host_identity,
+    checks, consent, docker, endpoint,
     member::{self, SameEtcd},
-    pki::Authority,
     report::Report,
-    systemd,
-    token::{self, Token},
+    systemd, token,
 };
 use crate::{
+    authority::{self, Newcomer, as_root, ca_file, certificates, host_identity},
     dotenv,
     exit::{Exit, OwnExit as _, WithExit as _},
+    files,
     kernel::firewall::ServicePort,
     output::print,
 };
@@ -110,15 +108,15 @@ pub async fn init(wanted: &Init) -> Result<()> {
         return Ok(());
     }
     let renewed = local && set_up_local(uplink.address, wanted.tls, &etcd, &mut report).await?;
-    let store = EtcdStore::new(&etcd)?;
-    write_network(wanted, &etcd, &store, &mut report).await?;
-    if local && let Some(identity) = &etcd.identity {
-        enrol::publish(&store, &certificates::read_identity(identity)?).await?;
+    let store = EtcdStore::new(&as_root(etcd.clone()))?;
+    if local {
+        tell_hosts_apart(&store, uplink.address, wanted.certificate_lifetime).await?;
     }
+    write_network(wanted, &etcd, &store, &mut report).await?;
     member::start(&etcd, wanted.iface.as_deref(), renewed, &docker, &mut report).await?;
     let endpoints = if local { service::endpoints(&etcd).await } else { etcd.endpoints.clone() };
     let members = endpoints.len();
-    let token = invite(&etcd, endpoints, local, wanted, &mut report)?;
+    let token = invite::invite(&etcd, &store, endpoints, local, wanted, &mut report).await?;
     report.finish()?;
     print(format_args!(
         "\nThis host is ready. Copy {TOKEN_FILE} to every other one, with the package installed, and run there:\n\n  \
@@ -135,6 +133,19 @@ pub async fn init(wanted: &Init) -> Result<()> {
         "What you copy is a secret, good for {} more; `overlay-agent init` makes a new one then.\n",
         token::ago(token.left(SystemTime::now()))
     ))
+}
+
+/// Has this host's etcd let every host do only what is its own, and this one in.
+async fn tell_hosts_apart(
+    store: &EtcdStore,
+    address: Ipv4Addr,
+    lifetime: Option<Duration>,
+) -> Result<()> {
+    let own = host_identity();
+    let Some(host) = own.host().filter(|_| ca_file().exists()) else { return Ok(()) };
+    let certificate = certificates::read_identity(&own)?.certificate;
+    let newcomer = Newcomer { host, address: Some(address), certificate };
+    authority::establish(store, &newcomer, lifetime).await.exit(Exit::Unavailable)
 }
 
 /// Writes the network config, unless there is one: an etcd that was down before may have it.
@@ -210,10 +221,10 @@ fn local_config(address: Ipv4Addr, tls: bool, prefix: &str) -> EtcdConfig {
     }
 }
 
-/// The same etcd, asked on its own host.
+/// The same etcd, asked on its own host, by somebody who may do everything.
 pub(super) fn at_home(etcd: &EtcdConfig) -> EtcdConfig {
     let endpoints = vec![endpoint(Ipv4Addr::LOCALHOST, etcd.ca_file.is_some())];
-    EtcdConfig { endpoints, ..etcd.clone() }
+    as_root(EtcdConfig { endpoints, ..etcd.clone() })
 }
 
 /// What is done, for `--dry-run`.
@@ -238,7 +249,7 @@ async fn stored_config(etcd: &EtcdConfig, local: bool) -> Result<Option<Vec<u8>>
     if local && !ca_or_plain(etcd) {
         return Ok(None);
     }
-    let store = EtcdStore::new(&if local { at_home(etcd) } else { etcd.clone() })?;
+    let store = EtcdStore::new(&if local { at_home(etcd) } else { as_root(etcd.clone()) })?;
     match store.get(&store.prefix().config_key()).await {
         Ok(entry) => Ok(entry.map(|entry| entry.value)),
         Err(_) if local => Ok(None),
@@ -290,7 +301,7 @@ async fn set_up_local(
     etcd: &EtcdConfig,
     report: &mut Report,
 ) -> Result<bool> {
-    let mut changed = tls && certificates::make(address)?;
+    let mut changed = tls && certificates::make(address, &authority::host_name())?;
     if !tls {
         tracing::warn!("--no-tls: whoever reaches {address} can read and change the overlay");
     }
@@ -306,7 +317,7 @@ async fn set_up_local(
     changed |= snapshot::enable_timer().await?;
     // It may run with the settings of before, if an earlier `init` was interrupted.
     let answers = !changed && {
-        let store = EtcdStore::new(etcd)?;
+        let store = EtcdStore::new(&as_root(etcd.clone()))?;
         store.get(&store.prefix().config_key()).await.is_ok()
     };
     if !answers {
@@ -320,7 +331,7 @@ async fn set_up_local(
 }
 
 async fn wait_for_answer(etcd: &EtcdConfig) -> Result<()> {
-    let store = EtcdStore::new(etcd)?;
+    let store = EtcdStore::new(&as_root(etcd.clone()))?;
     let key = store.prefix().config_key();
     let start = std::time::Instant::now();
     loop {
@@ -336,63 +347,6 @@ async fn wait_for_answer(etcd: &EtcdConfig) -> Result<()> {
     }
 }
 
-/// The lines for other hosts: those that were made before while they are good, else new ones. One is for those that only
-/// ask etcd, one, with the authority's key, for those that take part in it.
-fn invite(
-    etcd: &EtcdConfig,
-    endpoints: Vec<String>,
-    local: bool,
-    wanted: &Init,
-    report: &mut Report,
-) -> Result<Token> {
-    let ca = etcd.ca_file.as_deref().map(files::read).transpose()?.flatten();
-    let own = if local { certificates::read_authority()? } else { None };
-    let is_good = |old: &Token, authority: Option<&String>| {
-        old.check(SystemTime::now()).is_ok()
-            && old.endpoints == endpoints
-            && old.tls.as_ref().map(|tls| &tls.ca) == ca.as_ref()
-            && old.authority.as_ref() == authority
-    };
-    let read = |path| -> Result<Option<Token>> {
-        Ok(files::read(Path::new(path))?.and_then(|line| line.parse().ok()))
-    };
-    let key = own.as_ref().map(|own| &own.key);
-    let wants_members = local && read(MEMBER_TOKEN_FILE)?.is_none_or(|old| !is_good(&old, key));
-    if let Some(old) = read(TOKEN_FILE)?.filter(|old| !wants_members && is_good(old, None)) {
-        Report::kept("token", &format!("in {TOKEN_FILE}"))?;
-        return Ok(old);
-    }
-    let end = SystemTime::now() + wanted.token_lifetime;
-    let client = match (&etcd.identity, own.clone()) {
-        (None, _) => None,
-        (Some(_), Some(own)) => {
-            let made = Authority::load(own)?.client("overlay join", wanted.token_lifetime)?;
-            Some(token::Client { certificate: made.certificate, key: made.key, temporary: true })
-        }
-        (Some(identity), None) => {
-            let own = certificates::read_identity(identity)?;
-            Some(token::Client { certificate: own.certificate, key: own.key, temporary: false })
-        }
-    };
-    let new = Token {
-        endpoints,
-        prefix: etcd.prefix.to_string(),
-        tls: ca.map(|ca| token::Tls { ca, client }),
-        expires: end.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
-        authority: None,
-    };
-    let mut written = format!("in {TOKEN_FILE}");
-    files::write(Path::new(TOKEN_FILE), &format!("{}\n", new.encode()), Readers::Root)?;
-    if local {
-        let members = Token { authority: own.map(|own| own.key), ..new.clone() };
-        let line = format!("{}\n", members.encode());
-        files::write(Path::new(MEMBER_TOKEN_FILE), &line, Readers::Root)?;
-        written = format!("{written}, and {MEMBER_TOKEN_FILE} for hosts with a share in etcd");
-    }
-    report.done("token", &written)?;
-    Ok(new)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -406,6 +360,8 @@ mod tests {
             prefix: "/coreos.com/network".to_owned(),
             tls: true,
             token_lifetime: Duration::from_hours(24),
+            token_once: false,
+            certificate_lifetime: None,
             consent: Consent::Given,
         }
     }

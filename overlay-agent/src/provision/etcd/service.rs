@@ -7,21 +7,22 @@ use overlay_lease::store::etcd::{EtcdConfig, EtcdStore};
 
 use super::{
     super::{
-        ETCD_DATA, ETCD_DROP_IN, ETCD_ENV, ETCD_UNIT, MEMBER_TOKEN_FILE, files, pki_file,
-        report::Report, systemd,
+        ETCD_DATA, ETCD_DROP_IN, ETCD_ENV, ETCD_UNIT, MEMBER_TOKEN_FILE, report::Report, systemd,
     },
-    at_home, certificates,
+    at_home,
     settings::Settings,
     snapshot,
 };
 use crate::{
+    authority::{as_root, ca_key_file, pki_file, root_identity},
     control::etcd_members::reachable,
     exit::{Exit, WithExit as _},
+    files,
 };
 
 /// Where etcd is asked: this member and the others.
 pub(super) async fn endpoints(etcd: &EtcdConfig) -> Vec<String> {
-    let asked = async { EtcdStore::new(etcd).ok()?.members().await.ok() };
+    let asked = async { EtcdStore::new(&as_root(etcd.clone())).ok()?.members().await.ok() };
     let found = asked.await.map(|members| reachable(&members, &etcd.endpoints));
     found.filter(|found| !found.is_empty()).unwrap_or_else(|| etcd.endpoints.clone())
 }
@@ -50,8 +51,9 @@ pub(in super::super) async fn stop_serving(report: &mut Report) -> Result<()> {
         files::remove(Path::new(file))?;
     }
     // Whoever does not serve signs for nobody, either.
-    let keys = [certificates::ca_key_file(), pki_file("server-key.pem"), pki_file("server.pem")];
-    for file in keys {
+    let root = root_identity();
+    let etcds = ["server-key.pem", "server.pem"].map(pki_file);
+    for file in [ca_key_file(), root.key_file, root.cert_file].into_iter().chain(etcds) {
         files::remove(&file)?;
     }
     files::remove_all(Path::new(ETCD_DATA))?;

@@ -5,14 +5,14 @@ use std::{fmt::Write as _, net::Ipv4Addr, path::Path};
 use anyhow::Result;
 
 use super::{
-    super::{
-        ETCD_DATA, ETCD_DROP_IN, ETCD_ENV, endpoint,
-        files::{self, Readers},
-        pki_file,
-    },
+    super::{ETCD_DATA, ETCD_DROP_IN, ETCD_ENV, endpoint},
     PEER_PORT,
 };
-use crate::dotenv;
+use crate::{
+    authority::pki_file,
+    dotenv,
+    files::{self, Readers},
+};
 
 const DROP_IN: &str = include_str!("../../../../packaging/systemd/etcd.conf");
 

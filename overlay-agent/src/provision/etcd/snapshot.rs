@@ -19,20 +19,22 @@ use tokio::process::Command;
 
 use super::{
     super::{
-        ETCD_DATA, ETCD_DROP_IN, ETCD_UNIT, ca_file, checks,
+        ETCD_DATA, ETCD_DROP_IN, ETCD_UNIT, checks,
         consent::{self, Consent},
-        files,
-        pki::Credential,
         report::Report,
         systemd,
     },
-    at_home, certificates, check_local,
+    at_home, check_local,
     data::put_aside,
     local_config,
     settings::Settings,
-    wait_for_answer,
+    tell_hosts_apart, wait_for_answer,
 };
-use crate::exit::{Exit, WithExit as _};
+use crate::{
+    authority::{self, ca_file, ca_key_file, certificates, pki::Credential},
+    exit::{Exit, WithExit as _},
+    files,
+};
 
 /// Makes copies by itself, on every host with a share in etcd.
 const TIMER: &str = "overlay-agent-backup.timer";
@@ -318,7 +320,7 @@ pub async fn restore(wanted: &Restore) -> Result<()> {
         certificates::keep_authority(authority)?;
     }
     if tls {
-        certificates::make(uplink.address)?;
+        certificates::make(uplink.address, &authority::host_name())?;
     }
     let settings = Settings::first(uplink.address, tls);
     let data = Path::new(ETCD_DATA);
@@ -339,6 +341,8 @@ pub async fn restore(wanted: &Restore) -> Result<()> {
     enable_timer().await?;
     systemd::restart(ETCD_UNIT).await.exit(Exit::Unavailable)?;
     wait_for_answer(&at_home(&etcd)).await?;
+    // What the copy remembers need not be this host.
+    tell_hosts_apart(&EtcdStore::new(&at_home(&etcd))?, uplink.address, None).await?;
     report.done("etcd", &format!("{}, of {source}", etcd.endpoints.join(",")))?;
     crate::output::print(
         "\nHosts that know this address go on by themselves. `overlay-agent init` here makes tokens for the others, and \
@@ -352,7 +356,7 @@ fn refuse_strangers(tls: bool, authority: Option<&Credential>) -> Result<()> {
         return Err(anyhow!(
             "{} is gone, without which hosts do not believe this etcd: name a file that `overlay-agent etcd backup` has \
              made on a host with a share in etcd",
-            certificates::ca_key_file().display()
+            ca_key_file().display()
         ))
         .exit(Exit::NotFound);
     }

@@ -14,10 +14,10 @@ use overlay_lease::store::{
 
 use super::{
     super::{
-        ETCD_DATA, ETCD_DROP_IN, ETCD_UNIT, MEMBER_TOKEN_FILE, pki::Credential, report::Report,
-        systemd, token::Token,
+        ETCD_DATA, ETCD_DROP_IN, ETCD_UNIT, MEMBER_TOKEN_FILE, report::Report, systemd,
+        token::Token,
     },
-    at_home, certificates, check_local,
+    at_home, check_local,
     data::put_aside,
     service::{endpoints, stop_serving},
     settings::{Settings, peer_url},
@@ -26,6 +26,7 @@ use super::{
     wait_for_answer,
 };
 use crate::{
+    authority::{self, certificates},
     exit::{Exit, WithExit as _},
     output::print,
 };
@@ -69,18 +70,18 @@ pub(in super::super) async fn others_of(
     Ok((own.into_iter().next(), others))
 }
 
-/// Makes this host a member of etcd's cluster, as the token says, and returns where to ask etcd from now on. Its
-/// credentials are in place.
+/// Makes this host a member of etcd's cluster, as the token says, and returns where to ask etcd from now on. The store is
+/// asked as root.
 pub(in super::super) async fn take_part(
     token: &Token,
+    store: &EtcdStore,
     etcd: &EtcdConfig,
     address: Ipv4Addr,
     report: &mut Report,
 ) -> Result<Vec<String>> {
-    let store = EtcdStore::new(etcd)?;
     let tls = token.tls.is_some();
     let own_url = peer_url(address, tls);
-    let (mut own, others) = others_of(&store, address, tls).await?;
+    let (mut own, others) = others_of(store, address, tls).await?;
     let has_data = Path::new(ETCD_DATA).join("member").exists();
     if let Some(lost) = own.take_if(|own| own.has_started() && !has_data) {
         once_settled(AGREED_WITHIN, async || store.remove_member(lost.id).await).await?;
@@ -100,11 +101,10 @@ pub(in super::super) async fn take_part(
         None => once_settled(IN_STEP_WITHIN, async || store.add_learner(&own_url).await).await?,
     };
     let mut changed = false;
-    if let Some((tls, key)) = token.tls.as_ref().zip(token.authority.clone()) {
-        let authority = Credential { certificate: tls.ca.clone(), key };
-        changed |= certificates::keep_authority(&authority)?;
+    if let Some(authority) = token.authority()? {
+        changed |= certificates::keep_authority(authority.own())?;
     }
-    changed |= tls && certificates::make(address)?;
+    changed |= tls && certificates::make(address, &authority::host_name())?;
     if !in_place {
         let named: Vec<_> = others
             .iter()
@@ -128,7 +128,7 @@ pub(in super::super) async fn take_part(
         changed = true;
         systemd::begin_restart(ETCD_UNIT).await.exit(Exit::Unavailable)?;
     }
-    if let Err(error) = wait_until_in_step(&store, id).await {
+    if let Err(error) = wait_until_in_step(store, id).await {
         if is_news {
             // One that never answers would be in the way of the next.
             if let Err(error) = store.remove_member(id).await {

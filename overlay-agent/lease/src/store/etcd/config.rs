@@ -1,6 +1,8 @@
 use std::{convert::Infallible, fmt, path::PathBuf, str::FromStr};
 
-use crate::wire::key::KeyPrefix;
+use x509_parser::pem::parse_x509_pem;
+
+use crate::wire::{identity::HostId, key::KeyPrefix};
 
 /// How to reach etcd.
 #[derive(Clone, Debug)]
@@ -66,4 +68,20 @@ pub struct Identity {
     pub cert_file: PathBuf,
     /// The PEM file of its key.
     pub key_file: PathBuf,
+}
+
+impl Identity {
+    /// The user of etcd's that the certificate makes us, where etcd lets everybody do only what is his: its common name.
+    pub fn user(&self) -> Option<String> {
+        let text = std::fs::read(&self.cert_file).ok()?;
+        let (_, pem) = parse_x509_pem(&text).ok()?;
+        let certificate = pem.parse_x509().ok()?;
+        let name = certificate.subject().iter_common_name().next()?;
+        name.as_str().ok().map(str::to_owned)
+    }
+
+    /// The host that it makes us.
+    pub fn host(&self) -> Option<HostId> {
+        HostId::of_user(&self.user()?)
+    }
 }

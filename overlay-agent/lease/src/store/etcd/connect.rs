@@ -18,7 +18,7 @@ use rand::Rng;
 use tokio::{sync::Mutex, time::timeout};
 use tracing::info;
 
-use super::config::{EtcdConfig, Secret};
+use super::config::EtcdConfig;
 use crate::figures::Figures;
 
 /// How long an endpoint has to accept a connection and answer a first request.
@@ -33,10 +33,8 @@ const PONG: Duration = Duration::from_secs(10);
 
 /// Knows the endpoints and holds the connection to one of them.
 pub(super) struct Connector {
-    configured: Vec<String>,
+    config: EtcdConfig,
     options: ConnectOptions,
-    user: Option<(String, Secret)>,
-    tls: Option<TlsOptions>,
     /// A key to ask for, to see whether an endpoint answers.
     probe: String,
     /// How often our side of connections has gone. Beside the lock, which whoever connects holds for as long as endpoints
@@ -67,8 +65,10 @@ pub(super) struct Connection {
 }
 
 impl Connector {
-    /// Reads the files that `config` names. Connects to nothing yet.
+    /// Reads the files that `config` names, to see whether they can be, and again for each connection: certificates are made
+    /// anew in time. Connects to nothing yet.
     pub(super) fn new(config: &EtcdConfig, figures: Figures) -> anyhow::Result<Self> {
+        tls(config)?;
         let options = ConnectOptions::new()
             .with_require_leader(true)
             .with_connect_timeout(CONNECT)
@@ -76,10 +76,8 @@ impl Connector {
             .with_auto_token_refresh(true);
         let next = rand::rng().random_range(0..config.endpoints.len().max(1));
         Ok(Self {
-            configured: config.endpoints.clone(),
+            config: config.clone(),
             options,
-            user: config.user.clone(),
-            tls: tls(config)?,
             probe: config.prefix.config_key(),
             disconnections: AtomicU64::new(0),
             state: Mutex::new(State {
@@ -93,16 +91,16 @@ impl Connector {
         })
     }
 
-    /// The endpoints that were configured.
-    pub(super) fn configured(&self) -> &[String] {
-        &self.configured
+    /// How etcd is reached.
+    pub(super) const fn config(&self) -> &EtcdConfig {
+        &self.config
     }
 
     /// Tries these, too, from now on, in place of those that this was said of before. A connection stays as it is.
     pub(super) async fn also_try(&self, others: &[String]) {
         let mut state = self.state.lock().await;
         let current = state.endpoints.get(state.next).cloned();
-        let mut endpoints = self.configured.clone();
+        let mut endpoints = self.config.endpoints.clone();
         for other in others {
             if !endpoints.contains(other) {
                 endpoints.push(other.clone());
@@ -211,15 +209,17 @@ impl Connector {
     /// The same for what a member answers without the others.
     pub(super) async fn dial_unproved(&self, endpoint: &str) -> Result<Client, Error> {
         let mut options = self.options.clone();
-        if let Some(tls) = self.tls.clone().filter(|_| !endpoint.starts_with("http://")) {
-            options = options.with_tls(tls);
+        if !endpoint.starts_with("http://") {
+            let tls =
+                tls(&self.config).map_err(|error| Error::InvalidArgs(format!("{error:#}")))?;
+            options = tls.into_iter().fold(options, ConnectOptions::with_tls);
         }
         self.log_in(endpoint, options).await
     }
 
     /// Connects as the user, or as nobody where etcd asks nobody who he is: Go's client does the same.
     async fn log_in(&self, endpoint: &str, options: ConnectOptions) -> Result<Client, Error> {
-        if let Some((name, password)) = &self.user {
+        if let Some((name, password)) = &self.config.user {
             let as_user = options.clone().with_user(name, password.reveal());
             match Client::connect([endpoint], Some(as_user)).await {
                 Err(error) if says(&error, AUTH_IS_OFF) => {
@@ -237,7 +237,23 @@ const AUTH_IS_OFF: &str = "authentication is not enabled";
 /// How it answers somebody who has not logged in and has to, since authentication was switched on.
 const NOT_LOGGED_IN: &str = "user name is empty";
 
-fn says(error: &Error, text: &str) -> bool {
+/// How it answers who may not do what he asks for.
+pub(super) const NOT_PERMITTED: &str = "permission denied";
+/// How it answers, up to 3.4 and since, where users or roles were changed while it was about to: nothing was done.
+const ROLES_HAVE_CHANGED: [&str; 2] =
+    ["revision in header is old", "revision of auth store is old"];
+
+/// Whether somebody else may do it, and not we.
+pub(super) fn is_not_permitted(error: &Error) -> bool {
+    says(error, NOT_PERMITTED)
+}
+
+/// Whether the same question is answered when it is asked again.
+pub(super) fn is_to_be_repeated(error: &Error) -> bool {
+    ROLES_HAVE_CHANGED.iter().any(|text| says(error, text))
+}
+
+pub(super) fn says(error: &Error, text: &str) -> bool {
     matches!(error, Error::GRpcStatus(status) if status.message().contains(text))
 }
 

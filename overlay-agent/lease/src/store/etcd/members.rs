@@ -3,7 +3,7 @@
 use etcd_client::{Error, MemberAddOptions, SnapshotStreaming};
 use tokio::time::timeout;
 
-use super::{ANSWER, EtcdStore, connect::explain};
+use super::{ANSWER, EtcdConfig, EtcdStore, connect::explain};
 use crate::store::StoreError;
 
 /// What etcd calls a member that it cannot promote yet, since 3.4.
@@ -101,9 +101,9 @@ impl std::fmt::Debug for Snapshot {
 }
 
 impl EtcdStore {
-    /// The endpoints that this was configured with.
-    pub fn configured_endpoints(&self) -> &[String] {
-        self.connector.configured()
+    /// How this was told to reach etcd.
+    pub fn config(&self) -> &EtcdConfig {
+        self.connector.config()
     }
 
     /// Tries these endpoints, too, where those that were configured do not answer; they take the place of those that
@@ -114,7 +114,7 @@ impl EtcdStore {
 
     /// Who the members are.
     pub async fn members(&self) -> Result<Vec<Member>, StoreError> {
-        self.request("list", "etcd's members", async |mut connection| {
+        self.request("list", "etcd's members", |mut connection| async move {
             let answer = connection.client.member_list().await?;
             Ok(answer.members().iter().map(Member::from).collect())
         })
@@ -123,9 +123,9 @@ impl EtcdStore {
 
     /// Makes room for a member that copies and does not vote, and returns its number.
     pub async fn add_learner(&self, peer_url: &str) -> Result<u64, StoreError> {
-        let options = MemberAddOptions::new().with_is_learner();
-        self.request("add etcd's member", peer_url, async |mut connection| {
-            let answer = connection.client.member_add([peer_url], Some(options)).await?;
+        let options = &MemberAddOptions::new().with_is_learner();
+        self.request("add etcd's member", peer_url, |mut connection| async move {
+            let answer = connection.client.member_add([peer_url], Some(options.clone())).await?;
             Ok(answer.member().map_or(0, etcd_client::Member::id))
         })
         .await
@@ -133,7 +133,7 @@ impl EtcdStore {
 
     /// Gives a learner a vote.
     pub async fn promote(&self, id: u64) -> Result<Promotion, StoreError> {
-        self.request("promote etcd's member", &format!("{id:x}"), async |mut connection| {
+        self.request("promote etcd's member", &format!("{id:x}"), |mut connection| async move {
             match connection.client.member_promote(id).await {
                 Ok(_) => Ok(Promotion::Done),
                 Err(Error::GRpcStatus(status)) if status.message().contains(NOT_IN_SYNC) => {
@@ -150,7 +150,7 @@ impl EtcdStore {
 
     /// Takes a member out of the cluster, for good: under this number it never comes back.
     pub async fn remove_member(&self, id: u64) -> Result<(), StoreError> {
-        self.request("remove etcd's member", &format!("{id:x}"), async |mut connection| {
+        self.request("remove etcd's member", &format!("{id:x}"), |mut connection| async move {
             connection.client.member_remove(id).await.map(drop)
         })
         .await
@@ -158,7 +158,7 @@ impl EtcdStore {
 
     /// Tells the others where a member is now.
     pub async fn move_member(&self, id: u64, peer_url: &str) -> Result<(), StoreError> {
-        self.request("move etcd's member to", peer_url, async |mut connection| {
+        self.request("move etcd's member to", peer_url, |mut connection| async move {
             connection.client.member_update(id, [peer_url.to_owned()]).await.map(drop)
         })
         .await
@@ -194,7 +194,7 @@ impl EtcdStore {
 
     /// Begins to copy everything that the member holds that answers.
     pub async fn snapshot(&self) -> Result<Snapshot, StoreError> {
-        self.request("copy", "all that is in etcd", async |mut connection| {
+        self.request("copy", "all that is in etcd", |mut connection| async move {
             let stream = connection.client.snapshot().await?;
             Ok(Snapshot { stream, endpoint: connection.endpoint.clone() })
         })

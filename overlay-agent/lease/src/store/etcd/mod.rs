@@ -1,12 +1,14 @@
 //! The requests that the lease protocol is made of. Every write is conditional on what was read.
 
+mod ask;
 mod config;
 mod connect;
 mod members;
 mod page;
+mod users;
 mod watch;
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{fmt, future::Future, sync::Arc, time::Duration};
 
 use etcd_client::{
     Compare, CompareOp, Error, GetOptions, KeyValue, LeaseTimeToLiveOptions, PutOptions,
@@ -18,10 +20,13 @@ use tokio::time::timeout;
 pub use self::{
     config::{EtcdConfig, Identity, Secret},
     members::{Condition, Member, Promotion, Snapshot},
+    users::{Access, Right},
     watch::EtcdWatch,
 };
 use self::{
-    connect::{Connection, Connector, explain, is_connection_trouble},
+    connect::{
+        Connection, Connector, explain, is_connection_trouble, is_not_permitted, is_to_be_repeated,
+    },
     page::{PageSize, is_too_large},
 };
 use super::{Created, Entry, EtcdLease, Listing, Past, Revision, Store, StoreError};
@@ -93,12 +98,49 @@ impl EtcdStore {
         StoreError::Refused { doing: "list", what: dir.to_owned(), endpoint, reason }
     }
 
-    /// All keys of leases: from the first one up to the second one, exclusive.
-    fn subnets_range(&self) -> (String, String) {
-        let dir = self.prefix.subnets_dir();
-        // '/' is followed by '0'.
-        let end = format!("{}0", dir.trim_end_matches('/'));
-        (dir, end)
+    /// Lists all keys that begin with `dir`, as of one revision.
+    pub async fn list_below(&self, dir: &str) -> Result<Listing, StoreError> {
+        let (dir, end) = (dir.to_owned(), end_of(dir));
+        let mut listing = Listing::default();
+        let mut start = dir.clone().into_bytes();
+        let mut size = PageSize::default();
+        loop {
+            let from = &start;
+            let options = &GetOptions::new()
+                .with_range(end.clone())
+                .with_revision(listing.revision.number())
+                .with_limit(size.keys());
+            let mut page = match self
+                .request("list", &dir, |connection| async move {
+                    let mut kv =
+                        connection.client.kv_client().max_decoding_message_size(LARGEST_MESSAGE);
+                    match kv.get(from.clone(), Some(options.clone())).await {
+                        Err(error) if is_too_large(&error) => Ok(None),
+                        answer => answer.map(Some),
+                    }
+                })
+                .await?
+            {
+                Some(page) => page,
+                None if size.halve() => continue,
+                None => return Err(Self::too_large(&dir, &start)),
+            };
+            if let Some(header) = page.header().filter(|_| listing.revision == Revision::NONE) {
+                listing.cluster = header.cluster_id();
+                listing.revision = Revision::new(header.revision());
+            }
+            let more = page.more();
+            let kvs = page.take_kvs();
+            size.fits(kvs.iter().map(|kv| kv.key().len() + kv.value().len()).sum());
+            listing.entries.extend(kvs.into_iter().map(listed));
+            match listing.entries.last() {
+                Some(last) if more => {
+                    start.clone_from(&last.key);
+                    start.push(0);
+                }
+                _ => return Ok(listing),
+            }
+        }
     }
 
     async fn conditional(
@@ -107,26 +149,57 @@ impl EtcdStore {
         key: &str,
         txn: Txn,
     ) -> Result<Option<Revision>, StoreError> {
-        self.request(doing, key, async |mut connection| {
-            let answer = connection.client.txn(txn).await?;
-            Ok(answer.succeeded().then(|| revision(&answer)))
+        let answer = self.transact(doing, key, txn).await?;
+        Ok(answer.succeeded().then(|| revision(&answer)))
+    }
+
+    /// A transaction about one key. Where the right to write it is missing, whoever gives it is asked.
+    async fn transact(
+        &self,
+        doing: &'static str,
+        key: &str,
+        txn: Txn,
+    ) -> Result<TxnResponse, StoreError> {
+        let txn = &txn;
+        let attempt = || {
+            self.request(doing, key, |mut connection| async move {
+                match connection.client.txn(txn.clone()).await {
+                    Err(error) if is_not_permitted(&error) => Ok(None),
+                    answer => answer.map(Some),
+                }
+            })
+        };
+        if let Some(answer) = attempt().await? {
+            return Ok(answer);
+        }
+        self.ask_for_right_to(doing, key).await?;
+        attempt().await?.ok_or_else(|| StoreError::NotPermitted {
+            doing,
+            what: key.to_owned(),
+            reason: "the right to was given, and taken again".to_owned(),
         })
-        .await
     }
 
     /// Sends one request over the connection there is, in the time there is, and drops the
     /// connection if it is at fault.
-    async fn request<T>(
+    async fn request<T, F: Future<Output = Result<T, Error>> + Send>(
         &self,
         doing: &'static str,
         what: &str,
-        send: impl AsyncFnOnce(Connection) -> Result<T, Error>,
+        send: impl Fn(Connection) -> F,
     ) -> Result<T, StoreError> {
         let connection = self.connector.connection().await.map_err(|error| {
             StoreError::Unreachable { doing, what: what.to_owned(), reason: error.to_string() }
         })?;
         // The library's futures are large, and would make all of ours as large.
-        let answer = Box::pin(send(connection.clone()));
+        let answer = Box::pin(async {
+            loop {
+                match send(connection.clone()).await {
+                    Err(error) if is_to_be_repeated(&error) => {}
+                    answer => return answer,
+                }
+            }
+        });
         let (reason, trouble) = match timeout(ANSWER, answer).await {
             Ok(Ok(answer)) => return Ok(answer),
             Ok(Err(error)) => (explain(&error), is_connection_trouble(&error)),
@@ -156,7 +229,7 @@ impl Store for EtcdStore {
     }
 
     async fn get(&self, key: &str) -> Result<Option<Entry>, StoreError> {
-        self.request("read", key, async |mut connection| {
+        self.request("read", key, |mut connection| async move {
             let mut answer = connection.client.get(key, None).await?;
             Ok(answer.take_kvs().pop().map(entry))
         })
@@ -164,8 +237,8 @@ impl Store for EtcdStore {
     }
 
     async fn past(&self, key: &str, revision: Revision) -> Result<Past, StoreError> {
-        let options = GetOptions::new().with_revision(revision.number()).with_keys_only();
-        self.request("look at", key, async |mut connection| {
+        let options = &GetOptions::new().with_revision(revision.number()).with_keys_only();
+        self.request("look at", key, |mut connection| async move {
             let answer = connection.client.get(key, Some(options.clone())).await?;
             let (cluster, latest) =
                 answer.header().map_or((0, 0), |header| (header.cluster_id(), header.revision()));
@@ -176,61 +249,21 @@ impl Store for EtcdStore {
     }
 
     async fn list(&self) -> Result<Listing, StoreError> {
-        let (dir, end) = self.subnets_range();
-        let mut listing = Listing::default();
-        let mut start = dir.clone().into_bytes();
-        let mut size = PageSize::default();
-        loop {
-            let options = GetOptions::new()
-                .with_range(end.clone())
-                .with_revision(listing.revision.number())
-                .with_limit(size.keys());
-            let mut page = match self
-                .request("list", &dir, async |connection| {
-                    let mut kv =
-                        connection.client.kv_client().max_decoding_message_size(LARGEST_MESSAGE);
-                    match kv.get(start.clone(), Some(options.clone())).await {
-                        Err(error) if is_too_large(&error) => Ok(None),
-                        answer => answer.map(Some),
-                    }
-                })
-                .await?
-            {
-                Some(page) => page,
-                None if size.halve() => continue,
-                None => return Err(Self::too_large(&dir, &start)),
-            };
-            if let Some(header) = page.header().filter(|_| listing.revision == Revision::NONE) {
-                listing.cluster = header.cluster_id();
-                listing.revision = Revision::new(header.revision());
-            }
-            let more = page.more();
-            let kvs = page.take_kvs();
-            size.fits(kvs.iter().map(|kv| kv.key().len() + kv.value().len()).sum());
-            listing.entries.extend(kvs.into_iter().map(listed));
-            match listing.entries.last() {
-                Some(last) if more => {
-                    start.clone_from(&last.key);
-                    start.push(0);
-                }
-                _ => {
-                    self.figures.listed();
-                    return Ok(listing);
-                }
-            }
-        }
+        let listing = self.list_below(&self.prefix.subnets_dir()).await?;
+        self.figures.listed();
+        Ok(listing)
     }
 
     async fn watch(&self, revision: Revision, config: bool) -> Result<EtcdWatch, StoreError> {
-        let dir = self.prefix.subnets_dir();
+        let dir = &self.prefix.subnets_dir();
         let options = WatchOptions::new().with_start_revision(revision.next().number());
-        let config = config.then(|| (self.prefix.config_key(), options.clone()));
-        let options = options.with_prefix().with_fragment().with_progress_notify();
-        self.request("watch", &dir, async |connection| {
+        let config = &config.then(|| (self.prefix.config_key(), options.clone()));
+        let options = &options.with_prefix().with_fragment().with_progress_notify();
+        self.request("watch", dir, |connection| async move {
             let mut client =
                 connection.client.watch_client().max_decoding_message_size(LARGEST_MESSAGE);
-            let mut stream = client.watch(dir.as_str(), Some(options)).await?;
-            if let Some((key, options)) = config {
+            let mut stream = client.watch(dir.as_str(), Some(options.clone())).await?;
+            if let Some((key, options)) = config.clone() {
                 stream.watch(key, Some(options)).await?;
             }
             self.figures.watched();
@@ -244,28 +277,26 @@ impl Store for EtcdStore {
         self.request(
             "ask for a lease in",
             self.prefix.to_string().as_str(),
-            async |mut connection| Ok(connection.client.lease_grant(seconds, None).await?.id()),
+            |mut connection| async move { Ok(connection.client.lease_grant(seconds, None).await?.id()) },
         )
         .await
     }
 
     async fn keep(&self, id: i64) -> Result<bool, StoreError> {
-        self.request(
-            "keep alive lease",
-            &format!("{id:x}"),
-            async |mut connection| match connection.client.lease_keep_alive(id).await {
+        self.request("keep alive lease", &format!("{id:x}"), |mut connection| async move {
+            match connection.client.lease_keep_alive(id).await {
                 Ok(_) => Ok(true),
                 Err(Error::LeaseKeepAliveError(_)) => Ok(false),
                 Err(error) => Err(error),
-            },
-        )
+            }
+        })
         .await
     }
 
     async fn etcd_lease(&self, id: i64) -> Result<Option<EtcdLease>, StoreError> {
-        let options = LeaseTimeToLiveOptions::new().with_keys();
-        self.request("look at lease", &format!("{id:x}"), async |mut connection| {
-            let answer = connection.client.lease_time_to_live(id, Some(options)).await?;
+        let options = &LeaseTimeToLiveOptions::new().with_keys();
+        self.request("look at lease", &format!("{id:x}"), |mut connection| async move {
+            let answer = connection.client.lease_time_to_live(id, Some(options.clone())).await?;
             Ok((answer.ttl() > 0).then(|| EtcdLease {
                 granted: answer.granted_ttl(),
                 left: answer.ttl(),
@@ -278,7 +309,7 @@ impl Store for EtcdStore {
     async fn retire(&self, id: i64) -> Result<(), StoreError> {
         match self.etcd_lease(id).await? {
             Some(EtcdLease { keys: 0, .. }) => {
-                self.request("give back lease", &format!("{id:x}"), async |mut connection| {
+                self.request("give back lease", &format!("{id:x}"), |mut connection| async move {
                     connection.client.lease_revoke(id).await.map(drop)
                 })
                 .await
@@ -314,18 +345,15 @@ impl Store for EtcdStore {
             .collect();
         let txn =
             Txn::new().when(conditions).and_then([put(&key, value, etcd_lease)]).or_else(obstacles);
-        self.request("create", &key, async |mut connection| {
-            let answer = connection.client.txn(txn).await?;
-            if answer.succeeded() {
-                return Ok(Created::At(revision(&answer)));
-            }
-            let obstacles = answer.op_responses().into_iter().filter_map(|answer| match answer {
-                TxnOpResponse::Get(mut found) => found.take_kvs().pop().map(entry),
-                _ => None,
-            });
-            Ok(Created::Refused(obstacles.collect()))
-        })
-        .await
+        let answer = self.transact("create", &key, txn).await?;
+        if answer.succeeded() {
+            return Ok(Created::At(revision(&answer)));
+        }
+        let obstacles = answer.op_responses().into_iter().filter_map(|answer| match answer {
+            TxnOpResponse::Get(mut found) => found.take_kvs().pop().map(entry),
+            _ => None,
+        });
+        Ok(Created::Refused(obstacles.collect()))
     }
 
     async fn replace_if_unchanged(
@@ -357,7 +385,8 @@ impl Store for EtcdStore {
         leases: Revision,
     ) -> Result<bool, StoreError> {
         let key = self.prefix.config_key();
-        let (start, end) = self.subnets_range();
+        let start = self.prefix.subnets_dir();
+        let end = end_of(&start);
         let txn = Txn::new()
             .when([
                 written_at(key.as_str(), config),
@@ -373,6 +402,12 @@ impl fmt::Debug for EtcdStore {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(out, "EtcdStore({})", self.prefix)
     }
+}
+
+/// What is after all keys that begin with `dir`, which ends in a slash.
+fn end_of(dir: &str) -> String {
+    // '/' is followed by '0'.
+    format!("{}0", dir.trim_end_matches('/'))
 }
 
 fn written_at(key: impl Into<Vec<u8>>, revision: Revision) -> Compare {

@@ -12,7 +12,7 @@ use nix::unistd::Group;
 
 /// Who may read a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Readers {
+pub(crate) enum Readers {
     /// Everybody.
     All,
     /// Root.
@@ -32,7 +32,7 @@ impl Readers {
 }
 
 /// Makes the file what it should be. Returns whether it was not.
-pub(super) fn write(path: &Path, text: &str, readers: Readers) -> Result<bool> {
+pub(crate) fn write(path: &Path, text: &str, readers: Readers) -> Result<bool> {
     let failed = || format!("cannot write {}", path.display());
     if fs::read(path).is_ok_and(|found| found == text.as_bytes()) {
         return Ok(false);
@@ -55,7 +55,7 @@ pub(super) fn write(path: &Path, text: &str, readers: Readers) -> Result<bool> {
 }
 
 /// The text of a file; nothing if there is none.
-pub(super) fn read(path: &Path) -> Result<Option<String>> {
+pub(crate) fn read(path: &Path) -> Result<Option<String>> {
     match fs::read_to_string(path) {
         Ok(text) => Ok(Some(text)),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
@@ -64,7 +64,7 @@ pub(super) fn read(path: &Path) -> Result<Option<String>> {
 }
 
 /// Removes a file. Returns whether it was there.
-pub(super) fn remove(path: &Path) -> Result<bool> {
+pub(crate) fn remove(path: &Path) -> Result<bool> {
     match fs::remove_file(path) {
         Ok(()) => Ok(true),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
@@ -73,7 +73,7 @@ pub(super) fn remove(path: &Path) -> Result<bool> {
 }
 
 /// Removes a folder with everything in it. Returns whether it was there.
-pub(super) fn remove_all(path: &Path) -> Result<bool> {
+pub(crate) fn remove_all(path: &Path) -> Result<bool> {
     match fs::remove_dir_all(path) {
         Ok(()) => Ok(true),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),

@@ -7,18 +7,18 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use rcgen::{
-    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose, SanType,
+    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DnType,
+    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType,
 };
 use time::OffsetDateTime;
 
-use crate::certificate::with_parsed;
-pub use crate::certificate::{RENEWAL, addresses, is_signed_by, left};
+use crate::certificate::{BACKDATED, with_parsed};
+pub use crate::certificate::{addresses, is_signed_by, left};
 
-/// Hosts whose clocks are behind must not take a new certificate for one of the future.
-pub(super) const BACKDATED: Duration = Duration::from_hours(24);
-/// How long the authority and what it signs for hosts and etcd is good: the machines' lifetime.
+/// How long the authority is good: the machines' lifetime.
 pub const LIFETIME: Duration = Duration::from_hours(10 * 365 * 24);
+/// How long what it signs for hosts and for etcd is good, if nothing else is said.
+pub const CERTIFICATE_LIFETIME: Duration = Duration::from_hours(365 * 24);
 
 /// A certificate and its key, in PEM.
 #[derive(Clone)]
@@ -75,21 +75,58 @@ impl Authority {
         self.sign(params)
     }
 
-    /// A certificate for a client.
-    pub fn client(&self, name: &str, lifetime: Duration) -> Result<Credential> {
-        let mut params = params(name, lifetime);
-        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
-        self.sign(params)
+    /// A certificate for whoever may do everything in etcd.
+    pub fn root(&self, lifetime: Duration) -> Result<Credential> {
+        self.client("root", lifetime)
     }
 
-    fn sign(&self, mut params: CertificateParams) -> Result<Credential> {
-        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        params.use_authority_key_identifier_extension = true;
+    /// A certificate for a client.
+    pub fn client(&self, name: &str, lifetime: Duration) -> Result<Credential> {
+        self.sign(client_params(name, lifetime))
+    }
+
+    /// The same for whoever has the other half of the key in this request, in PEM. What else is asked for in it is passed over.
+    ///
+    /// # Errors
+    /// Where it is no request, or whoever made it has not that half.
+    pub fn client_of_request(&self, csr: &str, name: &str, lifetime: Duration) -> Result<String> {
+        let mut request = CertificateSigningRequestParams::from_pem(csr)
+            .context("a request for a certificate is malformed, or not signed with its own key")?;
+        request.params = signed(client_params(name, lifetime));
+        let certificate = request.signed_by(&self.issuer).context("cannot sign a certificate")?;
+        Ok(certificate.pem())
+    }
+
+    fn sign(&self, params: CertificateParams) -> Result<Credential> {
         let key = KeyPair::generate().context("cannot make a key")?;
         let certificate =
-            params.signed_by(&key, &self.issuer).context("cannot sign a certificate")?;
+            signed(params).signed_by(&key, &self.issuer).context("cannot sign a certificate")?;
         Ok(Credential { certificate: certificate.pem(), key: key.serialize_pem() })
     }
+}
+
+/// A new private key, in PEM.
+pub fn new_key() -> Result<String> {
+    Ok(KeyPair::generate().context("cannot make a key")?.serialize_pem())
+}
+
+/// A request for a certificate to this private key, both in PEM (PKCS #10, RFC 2986).
+pub fn request(key: &str) -> Result<String> {
+    let key = KeyPair::from_pem(key).context("this host's key is malformed")?;
+    let request = CertificateParams::default().serialize_request(&key);
+    request.and_then(|request| request.pem()).context("cannot make a request for a certificate")
+}
+
+fn client_params(name: &str, lifetime: Duration) -> CertificateParams {
+    let mut params = params(name, lifetime);
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+    params
+}
+
+fn signed(mut params: CertificateParams) -> CertificateParams {
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    params.use_authority_key_identifier_extension = true;
+    params
 }
 
 fn params(name: &str, lifetime: Duration) -> CertificateParams {
@@ -147,6 +184,27 @@ mod tests {
         let addresses: Vec<IpAddr> = ["192.0.2.1", "127.0.0.1"].map(|a| a.parse().unwrap()).into();
         let server = Authority::new(LIFETIME).unwrap().server(&addresses, DAY).unwrap();
         assert_eq!(super::addresses(&server.certificate).unwrap(), addresses);
+    }
+
+    #[test]
+    fn a_request_gets_the_name_that_the_authority_gives_it_and_no_other() {
+        let authority = Authority::new(LIFETIME).unwrap();
+        let key = new_key().unwrap();
+        let csr = request(&key).unwrap();
+        let certificate = authority.client_of_request(&csr, "overlay-host/web1-1", DAY).unwrap();
+        assert!(is_signed_by(&certificate, &authority.own().certificate).unwrap());
+        let name = with_parsed(&certificate, |certificate| certificate.subject().to_string());
+        assert_eq!(name.unwrap(), "CN=overlay-host/web1-1");
+        let (_, pem) = parse_x509_pem(certificate.as_bytes()).unwrap();
+        let usage = pem.parse_x509().unwrap().extended_key_usage().unwrap().unwrap().value.clone();
+        assert!(usage.client_auth && !usage.server_auth && !usage.any);
+        // Somebody else's key, without its other half.
+        let mut forged = csr.clone();
+        let middle = csr.len() / 2;
+        let other = if &csr[middle..=middle] == "A" { "B" } else { "A" };
+        forged.replace_range(middle..=middle, other);
+        assert!(authority.client_of_request(&forged, "x", DAY).is_err());
+        assert!(authority.client_of_request("", "x", DAY).is_err());
     }
 
     #[test]

@@ -1,0 +1,108 @@
+//! The certificates of a host with a share in etcd: etcd's, and those of who may use it.
+
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    path::Path,
+};
+
+use anyhow::{Context as _, Result};
+use overlay_lease::{store::etcd::Identity, wire::identity::HostId};
+
+use super::{
+    pki::{self, Authority, CERTIFICATE_LIFETIME, Credential},
+    places::{ca_file, ca_key_file, host_identity, pki_file, root_identity},
+};
+use crate::{
+    certificate::time_to_renewal,
+    files::{self, Readers},
+};
+
+/// As whom etcd runs.
+const GROUP: &str = "etcd";
+
+/// Keeps the authority of a cluster that is there. Returns whether it was not here.
+pub(crate) fn keep_authority(authority: &Credential) -> Result<bool> {
+    // Without the key, the certificate is of no use: it comes last.
+    let key = files::write(&ca_key_file(), &authority.key, Readers::Root)?;
+    Ok(key | files::write(&ca_file(), &authority.certificate, Readers::All)?)
+}
+
+/// Makes what is missing or about to expire, also the authority. Returns whether that was anything.
+pub fn make(address: Ipv4Addr, host_name: &str) -> Result<bool> {
+    let mut changed = false;
+    let authority = if let Some(own) = read_authority()? {
+        Authority::load(own)?
+    } else {
+        let authority = Authority::new(pki::LIFETIME)?;
+        changed |= keep_authority(authority.own())?;
+        authority
+    };
+    changed |= make_servers(&authority, &[IpAddr::V4(address), IpAddr::V4(Ipv4Addr::LOCALHOST)])?;
+    changed |= make_roots(&authority)?;
+    let own = host_identity();
+    // One that all hosts shared, of an earlier version, is no host's.
+    let host = own.host();
+    if host.is_none() || !is_good(&own.cert_file, &own.key_file, &authority)? {
+        let host = host.unwrap_or_else(|| HostId::new(host_name));
+        let made = authority.client(&host.user(), CERTIFICATE_LIFETIME)?;
+        changed |= write(&own, &made)?;
+    }
+    Ok(changed)
+}
+
+/// Makes those anew that will expire, for as long as this host has the authority's key. etcd reads its own anew for each
+/// connection.
+pub(super) fn renew(authority: &Authority) -> Result<()> {
+    if let Some(text) = files::read(&pki_file("server.pem"))? {
+        make_servers(authority, &pki::addresses(&text)?)?;
+    }
+    make_roots(authority).map(drop)
+}
+
+fn make_servers(authority: &Authority, addresses: &[IpAddr]) -> Result<bool> {
+    let (cert, key) = (pki_file("server.pem"), pki_file("server-key.pem"));
+    let named = files::read(&cert)?.map(|text| pki::addresses(&text)).transpose()?;
+    if named.as_deref() == Some(addresses) && is_good(&cert, &key, authority)? {
+        return Ok(false);
+    }
+    let made = authority.server(addresses, CERTIFICATE_LIFETIME)?;
+    files::write(&key, &made.key, Readers::Group(GROUP))?;
+    files::write(&cert, &made.certificate, Readers::All)
+}
+
+fn make_roots(authority: &Authority) -> Result<bool> {
+    let own = root_identity();
+    if is_good(&own.cert_file, &own.key_file, authority)? {
+        return Ok(false);
+    }
+    write(&own, &authority.root(CERTIFICATE_LIFETIME)?)
+}
+
+/// Keeps what a host shows to etcd. Returns whether it was not there.
+pub fn write(place: &Identity, made: &Credential) -> Result<bool> {
+    let changed = files::write(&place.key_file, &made.key, Readers::Root)?;
+    Ok(changed | files::write(&place.cert_file, &made.certificate, Readers::All)?)
+}
+
+/// Whether a certificate is there with its key, of this authority, and for long enough.
+fn is_good(cert: &Path, key: &Path, authority: &Authority) -> Result<bool> {
+    let Some(text) = files::read(cert)?.filter(|_| key.exists()) else {
+        return Ok(false);
+    };
+    Ok(!time_to_renewal(&text)?.is_zero()
+        && pki::is_signed_by(&text, &authority.own().certificate)?)
+}
+
+/// The authority, where this host has it.
+pub(crate) fn read_authority() -> Result<Option<Credential>> {
+    let certificate = files::read(&ca_file())?;
+    let key = files::read(&ca_key_file())?;
+    Ok(certificate.zip(key).map(|(certificate, key)| Credential { certificate, key }))
+}
+
+pub(crate) fn read_identity(identity: &Identity) -> Result<Credential> {
+    let read = |path: &Path| {
+        std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))
+    };
+    Ok(Credential { certificate: read(&identity.cert_file)?, key: read(&identity.key_file)? })
+}

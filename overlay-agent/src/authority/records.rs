@@ -1,0 +1,161 @@
+//! What is remembered of whom in etcd, below `<prefix>/authority/`, where nobody else can read.
+
+use std::net::Ipv4Addr;
+
+use ipnetwork::Ipv4Network;
+use overlay_lease::{
+    store::{Entry, Revision, Store as _, StoreError, etcd::EtcdStore},
+    wire::{
+        identity::{HostId, TokenId, decode, encode},
+        key::KeyPrefix,
+    },
+};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+/// What is remembered of a host.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostRecord {
+    /// Where it was when it came.
+    pub address: Option<Ipv4Addr>,
+    /// The subnets whose leases it may write: its own, and while it moves, two.
+    pub subnets: Vec<Ipv4Network>,
+    /// Seconds since 1970 at which its latest certificate ends.
+    pub ends: u64,
+    /// The SHA-256 of its public key, in hexadecimal: by it the same question, answered twice, is told from another one.
+    pub key: String,
+}
+
+/// What is remembered of a token.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TokenRecord {
+    /// Seconds since 1970 at which it ends.
+    pub ends: u64,
+    /// Whether it is good for one host.
+    pub once: bool,
+    /// That host, once it has come.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub used_by: Option<HostId>,
+}
+
+/// What all who sign have to agree on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Settings {
+    /// For how long certificates are made.
+    pub(super) certificate_seconds: u64,
+}
+
+/// Who may write the lease of a subnet.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Owner {
+    /// The host.
+    pub(super) host: HostId,
+    /// Seconds since 1970 at which it was given that.
+    pub(super) since: u64,
+}
+
+fn key(prefix: &KeyPrefix, below: &str, name: &impl std::fmt::Display) -> String {
+    format!("{}{below}/{name}", prefix.authority_dir())
+}
+
+fn host_key(prefix: &KeyPrefix, host: &HostId) -> String {
+    key(prefix, "hosts", host)
+}
+
+pub(super) fn token_key(prefix: &KeyPrefix, token: &TokenId) -> String {
+    key(prefix, "tokens", token)
+}
+
+pub(super) fn settings_key(prefix: &KeyPrefix) -> String {
+    format!("{}settings", prefix.authority_dir())
+}
+
+/// Where it is said that somebody answers.
+pub(super) fn chair_key(prefix: &KeyPrefix) -> String {
+    format!("{}chair", prefix.authority_dir())
+}
+
+/// Where it is said that hosts were expelled.
+pub(super) fn expelled_dir(prefix: &KeyPrefix) -> String {
+    format!("{}expelled/", prefix.authority_dir())
+}
+
+/// Where the host is remembered that may write the lease of a subnet.
+pub(super) fn owner_key(prefix: &KeyPrefix, subnet: Ipv4Network) -> String {
+    let name = format!("{}-{}", subnet.network(), subnet.prefix());
+    key(prefix, "subnets", &name)
+}
+
+/// Where earlier versions kept the certificate that all hosts shared, and its key.
+pub(super) fn shared_key(prefix: &KeyPrefix) -> String {
+    format!("{}client", prefix.join_dir())
+}
+
+/// A key with what it says; nothing if it is not there, or says nothing.
+pub(super) async fn read<T: DeserializeOwned>(
+    store: &EtcdStore,
+    key: &str,
+) -> Result<Option<(Entry, T)>, StoreError> {
+    let entry = store.get(key).await?;
+    Ok(entry.and_then(|entry| decode(&entry.value).map(|said| (entry, said))))
+}
+
+/// What is remembered of a host that is known.
+pub(super) async fn record(
+    store: &EtcdStore,
+    host: &HostId,
+) -> Result<Option<(Entry, HostRecord)>, StoreError> {
+    read(store, &host_key(store.prefix(), host)).await
+}
+
+/// Remembers something else of a host, if nobody has since this revision. Returns whether nobody had.
+pub(super) async fn write_record(
+    store: &EtcdStore,
+    host: &HostId,
+    revision: Revision,
+    record: &HostRecord,
+) -> Result<bool, StoreError> {
+    let key = host_key(store.prefix(), host);
+    let written = store.replace_if_unchanged(key.as_bytes(), revision, &encode(record), None).await;
+    Ok(written?.is_some())
+}
+
+/// All tokens that are good.
+pub(super) async fn tokens(store: &EtcdStore) -> Result<Vec<(TokenId, TokenRecord)>, StoreError> {
+    let dir = format!("{}tokens/", store.prefix().authority_dir());
+    list(store, &dir, TokenId::parse).await
+}
+
+/// All hosts that are known, in the order of their names.
+pub async fn hosts(store: &EtcdStore) -> Result<Vec<(HostId, HostRecord)>, StoreError> {
+    let dir = format!("{}hosts/", store.prefix().authority_dir());
+    list(store, &dir, HostId::parse).await
+}
+
+async fn list<N, T: DeserializeOwned>(
+    store: &EtcdStore,
+    dir: &str,
+    parse: fn(&str) -> Option<N>,
+) -> Result<Vec<(N, T)>, StoreError> {
+    let listing = store.list_below(dir).await?;
+    let known = listing.entries.iter().filter_map(|entry| {
+        let name = parse(entry.name().strip_prefix(dir)?)?;
+        Some((name, decode(&entry.value)?))
+    });
+    Ok(known.collect())
+}
+
+/// Who may write the lease of a subnet.
+pub(super) async fn owner(
+    store: &EtcdStore,
+    subnet: Ipv4Network,
+) -> Result<Option<(Entry, Owner)>, StoreError> {
+    read(store, &owner_key(store.prefix(), subnet)).await
+}
+
+/// What is remembered of a token that is good.
+pub async fn token(
+    store: &EtcdStore,
+    token: &TokenId,
+) -> Result<Option<(Entry, TokenRecord)>, StoreError> {
+    read(store, &token_key(store.prefix(), token)).await
+}

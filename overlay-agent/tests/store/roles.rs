@@ -1,0 +1,422 @@
+//! An etcd that lets each host write its own lease and nothing else, and the hosts that say which is whose.
+
+use std::{net::Ipv4Addr, path::PathBuf, sync::Arc, time::Duration};
+
+use etcd_client::{Certificate, Client, ConnectOptions, TlsOptions, Txn, TxnOp};
+use overlay_agent::authority::{
+    self, Newcomer, Office, TokenRecord, certificates, end_sessions_at,
+    pki::{self, Authority, Credential},
+};
+use overlay_lease::{
+    member::{acquire::acquire, network::wait_for_config},
+    store::{
+        Store as _, StoreError, Watch as _,
+        etcd::{EtcdConfig, EtcdStore, Identity},
+    },
+    wire::identity::{About, Asker, CertificateRequest, HostId, TokenId, encode},
+};
+use tempfile::TempDir;
+use tokio::task::JoinHandle;
+
+use crate::{
+    etcd::{TestEtcd, Tls},
+    support::{CONFIG, CONFIG_KEY, request, until, within},
+};
+
+const HOUR: Duration = Duration::from_hours(1);
+
+/// An etcd of ours, its authority, and a host that answers what others ask.
+struct Realm {
+    etcd: TestEtcd,
+    authority: Arc<Authority>,
+    files: TempDir,
+    root: EtcdStore,
+    office: JoinHandle<()>,
+}
+
+impl Drop for Realm {
+    fn drop(&mut self) {
+        self.office.abort();
+    }
+}
+
+impl Realm {
+    async fn new() -> Self {
+        Box::pin(async {
+            let authority = Authority::new(HOUR).unwrap();
+            let files = tempfile::tempdir().unwrap();
+            let place = |name: &str| files.path().join(name);
+            std::fs::write(place("ca.pem"), &authority.own().certificate).unwrap();
+            let server = authority.server(&[Ipv4Addr::LOCALHOST.into()], HOUR).unwrap();
+            let server = keep(&files, "server", &server);
+            let root = keep(&files, "root", &authority.root(HOUR).unwrap());
+            let etcd = TestEtcd::start_with(
+                tempfile::tempdir().unwrap(),
+                Some(Tls {
+                    ca: place("ca.pem"),
+                    cert: server.cert_file,
+                    key: server.key_file,
+                    client: Some((root.cert_file.clone(), root.key_file.clone())),
+                }),
+            )
+            .await;
+            let config = config(&etcd, place("ca.pem"), root);
+            let root = EtcdStore::new(&config).unwrap();
+            let own = authority.client("overlay-host/first-1", HOUR).unwrap();
+            let first = Newcomer {
+                host: HostId::parse("first-1").unwrap(),
+                address: Some(Ipv4Addr::new(192, 0, 2, 1)),
+                certificate: own.certificate.clone(),
+            };
+            keep(&files, "first", &own);
+            authority::establish(&root, &first, None).await.unwrap();
+            root.put(CONFIG_KEY, CONFIG.as_bytes(), None).await.unwrap();
+            let authority = Arc::new(authority);
+            let office = serve(&root, &authority, &etcd);
+            Self { etcd, authority, files, root, office }
+        })
+        .await
+    }
+
+    fn store(&self, identity: Identity) -> EtcdStore {
+        let config = config(&self.etcd, self.files.path().join("ca.pem"), identity);
+        EtcdStore::new(&config).unwrap()
+    }
+
+    fn first(&self) -> EtcdStore {
+        self.store(place(&self.files, "first"))
+    }
+
+    /// A client that is not ours, with what a host has.
+    async fn client(&self, name: &str) -> Client {
+        let identity = place(&self.files, name);
+        let read = |path: &PathBuf| std::fs::read(path).unwrap();
+        let tls = TlsOptions::new()
+            .ca_certificate(Certificate::from_pem(&self.authority.own().certificate))
+            .identity(etcd_client::Identity::from_pem(
+                read(&identity.cert_file),
+                read(&identity.key_file),
+            ));
+        let options = ConnectOptions::new().with_tls(tls);
+        Box::pin(Client::connect([self.etcd.endpoint()], Some(options))).await.unwrap()
+    }
+
+    async fn token(&self, name: &str, once: bool) -> EtcdStore {
+        let id = TokenId::new();
+        let record = TokenRecord { ends: authority::seconds_at(HOUR), once, used_by: None };
+        authority::open_token(&self.root, &id, &record).await.unwrap();
+        let made = self.authority.client(&id.user(), HOUR).unwrap();
+        self.store(keep(&self.files, name, &made))
+    }
+
+    /// Asks for a certificate with a token.
+    async fn certify(
+        &self,
+        token: &EtcdStore,
+        name: &str,
+        host: &HostId,
+    ) -> Result<(), StoreError> {
+        let key = pki::new_key().unwrap();
+        let csr = pki::request(&key).unwrap();
+        let question = encode(&CertificateRequest { csr, address: None });
+        let id = token_of(token);
+        let asker = Asker::Guest(id, host.clone());
+        let answer = within(token.ask(&asker, About::Certificate, &question, None)).await?;
+        let certificate = answer.certificate.unwrap();
+        keep(&self.files, name, &Credential { certificate, key });
+        Ok(())
+    }
+
+    /// A host that has come with a token.
+    async fn host(&self, name: &str) -> (HostId, EtcdStore) {
+        let token = self.token(&format!("token-of-{name}"), false).await;
+        let host = HostId::new(name);
+        self.certify(&token, name, &host).await.unwrap();
+        (host, self.store(place(&self.files, name)))
+    }
+}
+
+fn token_of(store: &EtcdStore) -> TokenId {
+    let user = store.config().identity.as_ref().and_then(Identity::user).unwrap();
+    TokenId::of_user(&user).unwrap()
+}
+
+fn serve(root: &EtcdStore, authority: &Arc<Authority>, etcd: &TestEtcd) -> JoinHandle<()> {
+    let (root, own) = (root.clone(), authority.own().clone());
+    let port = etcd.endpoint().rsplit_once(':').unwrap().1.parse().unwrap();
+    tokio::spawn(async move {
+        let office = Office::new(root, Authority::load(own).unwrap());
+        loop {
+            // Its own connection ends with the others, when a host is expelled.
+            let ended = office.answer_all(|| end_sessions_at(port), |_| Ok(())).await;
+            eprintln!("the office begins anew: {:#}", ended.unwrap_err());
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    })
+}
+
+fn place(files: &TempDir, name: &str) -> Identity {
+    let [cert_file, key_file] =
+        ["pem", "key"].map(|end| files.path().join(format!("{name}.{end}")));
+    Identity { cert_file, key_file }
+}
+
+fn keep(files: &TempDir, name: &str, made: &Credential) -> Identity {
+    let place = place(files, name);
+    certificates::write(&place, made).unwrap();
+    place
+}
+
+fn config(etcd: &TestEtcd, ca: PathBuf, identity: Identity) -> EtcdConfig {
+    EtcdConfig { ca_file: Some(ca), identity: Some(identity), ..etcd.config() }
+}
+
+/// What etcd says to who may not.
+fn assert_denied<T: std::fmt::Debug>(outcome: Result<T, impl std::fmt::Display>, what: &str) {
+    let error = match outcome {
+        Ok(done) => panic!("{what} was done: {done:?}"),
+        Err(error) => error.to_string(),
+    };
+    assert!(error.contains("permission denied"), "{what}: {error}");
+}
+
+#[tokio::test]
+async fn a_stolen_certificate_writes_no_other_hosts_lease_and_reads_no_secret() {
+    let realm = Realm::new().await;
+    let (one, two) = (realm.host("web1").await, realm.host("web2").await);
+    let mut leases = Vec::new();
+    for ((_, store), number) in [(&one, 1), (&two, 2)] {
+        let stored = within(wait_for_config(store)).await.unwrap();
+        leases.push(within(acquire(store, &stored, &request(number))).await.unwrap().lease);
+        assert!(store.list().await.unwrap().entries.len() >= leases.len());
+    }
+    let prefix = realm.root.prefix();
+    let (own, other) = (prefix.subnet_key(leases[0].subnet), prefix.subnet_key(leases[1].subnet));
+
+    let mut thief = realm.client("web1").await;
+    thief.put(own.as_str(), leases[0].value().encode(), None).await.unwrap();
+    assert_denied(thief.put(other.as_str(), "mine", None).await, "writing another's lease");
+    assert_denied(thief.delete(other.as_str(), None).await, "deleting another's lease");
+    assert_denied(
+        thief.put(prefix.subnet_key("10.5.250.0/24".parse().unwrap()), "x", None).await,
+        "a lease that was not asked for",
+    );
+    assert_denied(thief.put(CONFIG_KEY, "{}", None).await, "writing the network config");
+    assert_denied(thief.put("/elsewhere", "x", None).await, "writing elsewhere");
+    let in_txn = Txn::new().and_then([TxnOp::put(other.as_str(), "mine", None)]);
+    assert_denied(thief.txn(in_txn).await, "writing in a transaction");
+    let dirs =
+        [prefix.join_dir(), prefix.authority_dir(), format!("{}{}/", prefix.hosts_dir(), two.0)];
+    for dir in &dirs {
+        let all = etcd_client::GetOptions::new().with_prefix();
+        assert_denied(thief.get(dir.as_str(), Some(all)).await, dir);
+        assert_denied(thief.put(format!("{dir}x"), "x", None).await, dir);
+    }
+    let everything = etcd_client::GetOptions::new().with_all_keys();
+    assert_denied(thief.get("", Some(everything)).await, "reading everything");
+    assert_denied(thief.user_list().await, "the list of users");
+    assert_denied(thief.user_delete(two.0.user()).await, "deleting a user");
+    assert_denied(thief.member_remove(1).await, "removing a member");
+    assert_denied(
+        thief.role_grant_permission(one.0.user(), etcd_client::Permission::read_write("/")).await,
+        "more rights",
+    );
+    let lease = realm.root.get(&other).await.unwrap().unwrap().etcd_lease.unwrap();
+    assert_denied(thief.lease_revoke(lease).await, "ending what another's lease hangs on");
+
+    // Asking does not help: the subnet is its owner's.
+    let written = one.1.replace_if_unchanged(
+        other.as_bytes(),
+        realm.root.get(&other).await.unwrap().unwrap().mod_revision,
+        b"mine",
+        None,
+    );
+    let error = within(written).await.unwrap_err().to_string();
+    assert!(error.contains("10.5.") && error.contains("is another host's"), "{error}");
+    // Nor does asking in another's name.
+    let asker = Asker::Host(two.0.clone());
+    assert_denied(one.1.ask(&asker, About::Subnet, b"{}", None).await, "asking as another host");
+}
+
+#[tokio::test]
+async fn a_host_that_was_expelled_hears_and_writes_nothing_within_a_second() {
+    let realm = Realm::new().await;
+    let (host, store) = realm.host("web1").await;
+    let token = realm.token("token", false).await;
+    let stored = within(wait_for_config(&store)).await.unwrap();
+    let lease = within(acquire(&store, &stored, &request(1))).await.unwrap().lease;
+    let key = store.prefix().subnet_key(lease.subnet);
+    let listing = store.list().await.unwrap();
+    let mut watch = store.watch(listing.revision, true).await.unwrap();
+    // It hears what others do.
+    realm.root.put(CONFIG_KEY, CONFIG.as_bytes(), None).await.unwrap();
+    within(async { while watch.next().await.unwrap().changes.is_empty() {} }).await;
+
+    let begun = std::time::Instant::now();
+    authority::expel(&realm.root, &host).await.unwrap();
+    let ended = async {
+        loop {
+            // Its own lease's end it may still hear.
+            if let Err(ended) = watch.next().await {
+                return ended.to_string();
+            }
+        }
+    };
+    let ended = within(ended).await;
+    let took = begun.elapsed();
+    assert!(took < Duration::from_secs(1), "{took:?}: {ended}");
+    // Connections that are made while all end may end, too.
+    until("reading is refused", async || {
+        let read = realm.store(place(&realm.files, "web1")).get(CONFIG_KEY).await;
+        read.unwrap_err().to_string().contains("permission denied")
+    })
+    .await;
+    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+    assert_eq!(realm.root.get(&key).await.unwrap(), None);
+    assert_denied(store.watch(listing.revision, true).await.map(drop), "watching");
+    let mut thief = realm.client("web1").await;
+    assert_denied(thief.put(key.as_str(), "mine", None).await, "writing its lease");
+    let denied = realm.certify(&token, "again", &HostId::new("web1")).await;
+    assert_denied(denied, "coming again with a token of before");
+
+    // The others have noticed nothing but that.
+    let (_, other) = realm.host("web2").await;
+    assert!(other.list().await.unwrap().entries.is_empty());
+    assert!(realm.first().get(CONFIG_KEY).await.unwrap().is_some());
+}
+
+#[tokio::test]
+async fn a_token_is_good_for_one_host_or_for_its_time_and_for_nothing_but_a_certificate() {
+    let realm = Realm::new().await;
+    let once = realm.token("once", true).await;
+    let (one, two) = (HostId::new("web1"), HostId::new("web2"));
+    realm.certify(&once, "web1", &one).await.unwrap();
+    let refused = realm.certify(&once, "web2", &two).await.unwrap_err().to_string();
+    assert!(refused.contains(&format!("good for one host, and {one} has it")), "{refused}");
+
+    let many = realm.token("many", false).await;
+    // Nobody becomes a host that is there, with whatever token.
+    let refused = realm.certify(&many, "thief", &one).await.unwrap_err().to_string();
+    assert!(refused.contains("there is a host web1-"), "{refused}");
+    for name in ["web3", "web4"] {
+        realm.certify(&many, name, &HostId::new(name)).await.unwrap();
+    }
+    let mut guest = realm.client("many").await;
+    let subnet = realm.root.prefix().subnet_key("10.5.7.0/24".parse().unwrap());
+    assert_denied(guest.put(subnet.as_str(), "x", None).await, "a lease with a token");
+    assert_denied(guest.get(subnet.as_str(), None).await, "reading leases with a token");
+    let dir = format!("{}{}/", realm.root.prefix().join_dir(), token_of(&once));
+    assert_denied(guest.get(dir.as_str(), None).await, "reading what another token's hosts ask");
+
+    // What is no request, or signed with another key, is refused with its reason.
+    let asker = Asker::Guest(token_of(&many), HostId::new("web5"));
+    let question = encode(&CertificateRequest { csr: "nonsense".to_owned(), address: None });
+    let refused = many.ask(&asker, About::Certificate, &question, None).await.unwrap_err();
+    assert!(refused.to_string().contains("request for a certificate is malformed"), "{refused}");
+    let refused = many.ask(&asker, About::Certificate, b"{", None).await.unwrap_err();
+    assert!(refused.to_string().contains("the question is malformed"), "{refused}");
+    let names: Vec<_> = authority::hosts(&realm.root)
+        .await
+        .unwrap()
+        .into_iter()
+        .map(|(host, _)| host.host_name().to_owned())
+        .collect();
+    assert_eq!(names, ["first", "web1", "web3", "web4"]);
+}
+
+#[tokio::test]
+async fn a_subnet_passes_from_who_has_lost_it_to_who_takes_it_and_back_it_is_refused() {
+    let realm = Realm::new().await;
+    let (one, two) = (realm.host("web1").await, realm.host("web2").await);
+    let subnet = "10.5.7.0/24".parse().unwrap();
+    let key = realm.root.prefix().subnet_key(subnet);
+    let take =
+        async |store: &EtcdStore| within(store.create_if_free(subnet, b"{}", None, None)).await;
+    take(&one.1).await.unwrap();
+    assert!(matches!(take(&two.1).await, Err(StoreError::NotPermitted { .. })));
+    let entry = realm.root.get(&key).await.unwrap().unwrap();
+    realm.root.delete_if_unchanged(&entry.key, entry.mod_revision).await.unwrap().unwrap();
+    // For a minute it waits for the one that was given it.
+    assert!(matches!(take(&two.1).await, Err(StoreError::NotPermitted { .. })));
+    let owner = format!("{}subnets/10.5.7.0-24", realm.root.prefix().authority_dir());
+    let said = realm.root.get(&owner).await.unwrap().unwrap().value;
+    let mut said: serde_json::Value = serde_json::from_slice(&said).unwrap();
+    said["since"] = (said["since"].as_u64().unwrap() - 120).into();
+    realm.root.put(&owner, said.to_string().as_bytes(), None).await.unwrap();
+    take(&two.1).await.unwrap();
+    let entry = realm.root.get(&key).await.unwrap().unwrap();
+    let written = one.1.replace_if_unchanged(&entry.key, entry.mod_revision, b"mine", None);
+    let refused = within(written).await.unwrap_err();
+    assert!(refused.to_string().contains("is another host's"), "{refused}");
+
+    // No host has more than two.
+    for number in 10..12 {
+        let subnet = format!("10.5.{number}.0/24").parse().unwrap();
+        let taken = within(one.1.create_if_free(subnet, b"{}", None, None)).await;
+        taken.unwrap();
+    }
+    let third = within(one.1.create_if_free("10.5.12.0/24".parse().unwrap(), b"{}", None, None));
+    let refused = third.await.unwrap_err();
+    assert!(refused.to_string().contains("has 2 leases already"), "{refused}");
+}
+
+#[tokio::test]
+async fn many_hosts_that_come_at_once_are_all_let_in_and_each_has_a_lease() {
+    let realm = Arc::new(Realm::new().await);
+    // A second one that would answer, as with a second member.
+    let second = serve(&realm.root, &realm.authority, &realm.etcd);
+    let begun = std::time::Instant::now();
+    let mut tasks = tokio::task::JoinSet::new();
+    for number in 1..=20_u8 {
+        let realm = Arc::clone(&realm);
+        tasks.spawn(async move {
+            let (_, store) = realm.host(&format!("web{number}")).await;
+            let stored = within(wait_for_config(&store)).await.unwrap();
+            within(acquire(&store, &stored, &request(number))).await.unwrap().lease.subnet
+        });
+    }
+    let subnets: std::collections::BTreeSet<_> = tasks.join_all().await.into_iter().collect();
+    println!("20 hosts have come in {:?}", begun.elapsed());
+    assert_eq!(subnets.len(), 20);
+    // Each may write its own and no other.
+    let first = realm.client("web1").await;
+    let mut refused = 0;
+    for subnet in &subnets {
+        let key = realm.root.prefix().subnet_key(*subnet);
+        refused += usize::from(first.kv_client().put(key, "x", None).await.is_err());
+    }
+    assert_eq!(refused, 19);
+
+    // The first one dies, and the second answers.
+    realm.office.abort();
+    within(realm.host("later")).await;
+    second.abort();
+}
+
+#[tokio::test]
+async fn without_anybody_who_decides_a_host_says_so_and_goes_on_once_there_is_one() {
+    let mut realm = Realm::new().await;
+    let (_, store) = realm.host("web1").await;
+    realm.office.abort();
+    let subnet = "10.5.7.0/24".parse().unwrap();
+    let error = within(store.create_if_free(subnet, b"{}", None, None)).await.unwrap_err();
+    assert!(error.to_string().contains("no host with a share in etcd has answered"), "{error}");
+    realm.office = serve(&realm.root, &realm.authority, &realm.etcd);
+    until("the lease is there", async || {
+        store.create_if_free(subnet, b"{}", None, None).await.is_ok()
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn zz_nested() {
+    let realm = Realm::new().await;
+    let (_, _store) = realm.host("web1").await;
+    let mut thief = realm.client("web1").await;
+    let inner = Txn::new().and_then([TxnOp::put("/nested", "mine", None)]);
+    let outer = Txn::new().and_then([TxnOp::txn(inner)]);
+    println!("NESTED {:?}", thief.txn(outer).await);
+    println!("MEMBERS {:?}", thief.member_list().await.map(|m| m.members().len()));
+    let options = etcd_client::WatchOptions::new().with_from_key();
+    println!("WATCH {:?}", thief.watch(CONFIG_KEY, Some(options)).await.is_ok());
+}
