@@ -2,6 +2,7 @@
 
 use std::{net::Ipv4Addr, time::Duration};
 
+use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use overlay_lease::{
     store::{
         Revision, Store as _, StoreError,
@@ -78,15 +79,11 @@ pub async fn admit(store: &EtcdStore, newcomer: &Newcomer) -> Result<(), StoreEr
     let left = certificate::left(certificate).ok().flatten().unwrap_or_default();
     let (ends, key) = (seconds_at(left), fingerprint(certificate));
     loop {
-        let (revision, record) = match record(store, host).await? {
-            Some((entry, record)) => {
-                (entry.mod_revision, HostRecord { ends, key: key.clone(), ..record })
-            }
-            None => {
-                let subnets = Vec::new();
-                (Revision::NONE, HostRecord { address: *address, subnets, ends, key: key.clone() })
-            }
-        };
+        let found = record(store, host).await?;
+        let revision = found.as_ref().map_or(Revision::NONE, |(entry, _)| entry.mod_revision);
+        let (address, subnets) =
+            found.map_or((*address, Vec::new()), |(_, record)| (record.address, record.subnets));
+        let record = HostRecord { address, subnets, ends, key: key.clone() };
         if write_record(store, host, revision, &record).await? {
             break;
         }
@@ -99,13 +96,12 @@ pub async fn admit(store: &EtcdStore, newcomer: &Newcomer) -> Result<(), StoreEr
     store.add_user(&host.user(), &rights).await
 }
 
-/// The SHA-256 of a certificate's public key, in hexadecimal.
+/// The SHA-256 of a certificate's public key, in Base64.
 pub(super) fn fingerprint(certificate: &str) -> String {
     let sum = certificate::with_parsed(certificate, |certificate| {
         digest(&SHA256, certificate.public_key().raw)
     });
-    let bytes = sum.as_ref().map(AsRef::as_ref).unwrap_or_default();
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    sum.as_ref().map(|sum| URL_SAFE_NO_PAD.encode(sum)).unwrap_or_default()
 }
 
 /// Whether hosts of an earlier version are let in, which nobody can tell from each other.

@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result};
 use overlay_lease::{store::etcd::Identity, wire::identity::HostId};
 
 use super::{
-    pki::{self, Authority, CERTIFICATE_LIFETIME, Credential},
+    pki::{self, Authority, CERTIFICATE_LIFETIME, Credential, ROOT},
     places::{ca_file, ca_key_file, host_identity, pki_file, root_identity},
 };
 use crate::{
@@ -39,19 +39,19 @@ pub fn make(address: Ipv4Addr, host_name: &str) -> Result<bool> {
     };
     changed |= make_servers(&authority, &[IpAddr::V4(address), IpAddr::V4(Ipv4Addr::LOCALHOST)])?;
     changed |= make_roots(&authority)?;
-    let own = host_identity();
     // One that all hosts shared, of an earlier version, is no host's.
-    let host = own.host();
-    if host.is_none() || !is_good(&own.cert_file, &own.key_file, &authority)? {
-        let host = host.unwrap_or_else(|| HostId::new(host_name));
-        let made = authority.client(&host.user(), CERTIFICATE_LIFETIME)?;
-        changed |= write(&own, &made)?;
+    let (own, host) = (host_identity(), host_identity().host());
+    let is_new = host.is_none();
+    let host = host.unwrap_or_else(|| HostId::new(host_name));
+    if is_new {
+        files::remove(&own.key_file)?;
     }
+    changed |= make_clients(&authority, &own, &host.user(), is_new)?;
     Ok(changed)
 }
 
-/// Makes those anew that will expire, for as long as this host has the authority's key. etcd reads its own anew for each
-/// connection.
+/// Makes those anew that will expire, for as long as this host has the authority's key. Keys stay; etcd reads its certificate
+/// anew for each connection.
 pub(super) fn renew(authority: &Authority) -> Result<()> {
     if let Some(text) = files::read(&pki_file("server.pem"))? {
         make_servers(authority, &pki::addresses(&text)?)?;
@@ -60,22 +60,46 @@ pub(super) fn renew(authority: &Authority) -> Result<()> {
 }
 
 fn make_servers(authority: &Authority, addresses: &[IpAddr]) -> Result<bool> {
-    let (cert, key) = (pki_file("server.pem"), pki_file("server-key.pem"));
-    let named = files::read(&cert)?.map(|text| pki::addresses(&text)).transpose()?;
-    if named.as_deref() == Some(addresses) && is_good(&cert, &key, authority)? {
+    let place =
+        Identity { cert_file: pki_file("server.pem"), key_file: pki_file("server-key.pem") };
+    let named = files::read(&place.cert_file)?.map(|text| pki::addresses(&text)).transpose()?;
+    if named.as_deref() == Some(addresses) && is_good(&place, authority)? {
         return Ok(false);
     }
-    let made = authority.server(addresses, CERTIFICATE_LIFETIME)?;
-    files::write(&key, &made.key, Readers::Group(GROUP))?;
-    files::write(&cert, &made.certificate, Readers::All)
+    make_at(&place, Readers::Group(GROUP), |key| {
+        authority.server_with(key, addresses, CERTIFICATE_LIFETIME)
+    })
 }
 
 fn make_roots(authority: &Authority) -> Result<bool> {
-    let own = root_identity();
-    if is_good(&own.cert_file, &own.key_file, authority)? {
+    make_clients(authority, &root_identity(), ROOT, false)
+}
+
+fn make_clients(
+    authority: &Authority,
+    place: &Identity,
+    name: &str,
+    in_any_case: bool,
+) -> Result<bool> {
+    if !in_any_case && is_good(place, authority)? {
         return Ok(false);
     }
-    write(&own, &authority.root(CERTIFICATE_LIFETIME)?)
+    make_at(place, Readers::Root, |key| authority.client_with(key, name, CERTIFICATE_LIFETIME))
+}
+
+/// Makes a certificate for the key that is there, or for a new one.
+fn make_at(
+    place: &Identity,
+    readers: Readers,
+    certify: impl FnOnce(&str) -> Result<String>,
+) -> Result<bool> {
+    let key = match files::read(&place.key_file)? {
+        Some(key) => key,
+        None => pki::new_key()?,
+    };
+    let certificate = certify(&key)?;
+    let changed = files::write(&place.key_file, &key, readers)?;
+    Ok(changed | files::write(&place.cert_file, &certificate, Readers::All)?)
 }
 
 /// Keeps what a host shows to etcd. Returns whether it was not there.
@@ -85,8 +109,8 @@ pub fn write(place: &Identity, made: &Credential) -> Result<bool> {
 }
 
 /// Whether a certificate is there with its key, of this authority, and for long enough.
-fn is_good(cert: &Path, key: &Path, authority: &Authority) -> Result<bool> {
-    let Some(text) = files::read(cert)?.filter(|_| key.exists()) else {
+fn is_good(place: &Identity, authority: &Authority) -> Result<bool> {
+    let Some(text) = files::read(&place.cert_file)?.filter(|_| place.key_file.exists()) else {
         return Ok(false);
     };
     Ok(!time_to_renewal(&text)?.is_zero()

@@ -20,6 +20,9 @@ pub const LIFETIME: Duration = Duration::from_hours(10 * 365 * 24);
 /// How long what it signs for hosts and for etcd is good, if nothing else is said.
 pub const CERTIFICATE_LIFETIME: Duration = Duration::from_hours(365 * 24);
 
+/// The user of etcd's that may do everything.
+pub(super) const ROOT: &str = "root";
+
 /// A certificate and its key, in PEM.
 #[derive(Clone)]
 pub struct Credential {
@@ -66,23 +69,38 @@ impl Authority {
         &self.own
     }
 
-    /// A certificate for etcd at these addresses; it also speaks with other members.
+    /// A certificate for etcd at these addresses, with a new key; it also speaks with other members.
     pub fn server(&self, addresses: &[IpAddr], lifetime: Duration) -> Result<Credential> {
+        with_new_key(|key| self.server_with(key, addresses, lifetime))
+    }
+
+    /// The same for a key that is there.
+    pub(super) fn server_with(
+        &self,
+        key: &str,
+        addresses: &[IpAddr],
+        lifetime: Duration,
+    ) -> Result<String> {
         let mut params = params("overlay etcd", lifetime);
         params.subject_alt_names = addresses.iter().copied().map(SanType::IpAddress).collect();
         params.extended_key_usages =
             vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
-        self.sign(params)
+        self.sign(params, key)
     }
 
     /// A certificate for whoever may do everything in etcd.
     pub fn root(&self, lifetime: Duration) -> Result<Credential> {
-        self.client("root", lifetime)
+        self.client(ROOT, lifetime)
     }
 
-    /// A certificate for a client.
+    /// A certificate for a client, with a new key.
     pub fn client(&self, name: &str, lifetime: Duration) -> Result<Credential> {
-        self.sign(client_params(name, lifetime))
+        with_new_key(|key| self.client_with(key, name, lifetime))
+    }
+
+    /// The same for a key that is there.
+    pub(super) fn client_with(&self, key: &str, name: &str, lifetime: Duration) -> Result<String> {
+        self.sign(client_params(name, lifetime), key)
     }
 
     /// The same for whoever has the other half of the key in this request, in PEM. What else is asked for in it is passed over.
@@ -97,12 +115,17 @@ impl Authority {
         Ok(certificate.pem())
     }
 
-    fn sign(&self, params: CertificateParams) -> Result<Credential> {
-        let key = KeyPair::generate().context("cannot make a key")?;
+    fn sign(&self, params: CertificateParams, key: &str) -> Result<String> {
+        let key = KeyPair::from_pem(key).context("a key is malformed")?;
         let certificate =
             signed(params).signed_by(&key, &self.issuer).context("cannot sign a certificate")?;
-        Ok(Credential { certificate: certificate.pem(), key: key.serialize_pem() })
+        Ok(certificate.pem())
     }
+}
+
+fn with_new_key(certify: impl FnOnce(&str) -> Result<String>) -> Result<Credential> {
+    let key = new_key()?;
+    Ok(Credential { certificate: certify(&key)?, key })
 }
 
 /// A new private key, in PEM.
@@ -196,7 +219,8 @@ mod tests {
         let name = with_parsed(&certificate, |certificate| certificate.subject().to_string());
         assert_eq!(name.unwrap(), "CN=overlay-host/web1-1");
         let (_, pem) = parse_x509_pem(certificate.as_bytes()).unwrap();
-        let usage = pem.parse_x509().unwrap().extended_key_usage().unwrap().unwrap().value.clone();
+        let parsed = pem.parse_x509().unwrap();
+        let usage = parsed.extended_key_usage().unwrap().unwrap().value;
         assert!(usage.client_auth && !usage.server_auth && !usage.any);
         // Somebody else's key, without its other half.
         let mut forged = csr.clone();

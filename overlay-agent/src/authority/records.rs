@@ -21,7 +21,7 @@ pub struct HostRecord {
     pub subnets: Vec<Ipv4Network>,
     /// Seconds since 1970 at which its latest certificate ends.
     pub ends: u64,
-    /// The SHA-256 of its public key, in hexadecimal: by it the same question, answered twice, is told from another one.
+    /// The SHA-256 of its public key, in Base64: by it the same question, answered twice, is told from another one.
     pub key: String,
 }
 

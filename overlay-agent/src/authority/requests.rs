@@ -41,7 +41,7 @@ pub async fn serve(etcd: EtcdConfig) {
         return;
     }
     loop {
-        if let Err(error) = serve_while_it_lasts(&etcd).await {
+        if let Err(error) = Box::pin(serve_while_it_lasts(&etcd)).await {
             tracing::warn!("questions of hosts wait for an answer: {error:#}");
         }
         sleep(PAUSE).await;
@@ -53,7 +53,7 @@ async fn serve_while_it_lasts(etcd: &EtcdConfig) -> Result<()> {
     // What the store shows may not be there yet.
     certificates::renew(&Authority::load(own.clone())?)?;
     let office = Office::new(EtcdStore::new(&as_root(etcd.clone()))?, Authority::load(own)?);
-    office.answer_all(sessions::end_all, certificates::renew).await
+    Box::pin(office.answer_all(sessions::end_all, certificates::renew)).await
 }
 
 /// Where questions are answered. The store is asked as root.
@@ -178,10 +178,8 @@ impl Office {
             certificate: decided.as_ref().ok().cloned().flatten(),
             refused: decided.err(),
         };
-        match &answer.refused {
-            Some(reason) => tracing::warn!(host = %asker.host(), ?about, reason, "refused"),
-            None => tracing::info!(host = %asker.host(), ?about, "granted"),
-        }
+        let refused = answer.refused.as_deref();
+        tracing::info!(host = %asker.host(), ?about, refused, "answered");
         let key = asker.answer_key(prefix, about);
         self.store.put(&key, &encode(&answer), question.etcd_lease).await?;
         if about == About::Leaving

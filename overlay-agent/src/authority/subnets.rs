@@ -80,10 +80,9 @@ async fn own(
             }
             store.forbid(&other.host.user(), &Access::write(lease_key)).await?;
         }
-        (Some(_), Some(_)) => return Ok(Err(taken(subnet))),
         // Reserved for a host at this address, or of a time when hosts were not told apart.
         (None, Some(lease)) if is_for(lease, known) || lets_sharers_in(store).await? => {}
-        (None, Some(_)) => return Ok(Err(taken(subnet))),
+        (_, Some(_)) => return Ok(Err(taken(subnet))),
     }
     let revision = found.map_or(Revision::NONE, |(entry, _)| entry.mod_revision);
     let owner = Owner { host: host.clone(), since: seconds_at(Duration::ZERO) };
@@ -118,7 +117,7 @@ async fn remember(
         kept.push(subnet);
         if kept.len() > MOST {
             give_up(store, host, subnet).await?;
-            return Ok(Err(format!("{host} has {} leases already", MOST)));
+            return Ok(Err(format!("{host} has {MOST} leases already")));
         }
         if known.subnets == kept {
             return Ok(Ok(()));

@@ -18,6 +18,7 @@ const ETCD: &str = "etcd";
 
 /// Arguments of `init`.
 #[derive(Debug, Args)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag of its own")]
 pub struct InitArgs {
     /// The overlay's network, from which every host gets a part
     #[arg(long, value_name = "CIDR", help = network_help())]

@@ -218,7 +218,8 @@ pub async fn examine(places: Places, etcd: EtcdConfig) -> Result<Diagnosis> {
     overlay::container_mtu(&host, &mut found);
     overlay::paths(&host, &unreachable, &mut found).await;
     agent(&host, &mut found);
-    let notes = overlay::docker_networks(&host);
+    let mut notes = overlay::docker_networks(&host);
+    notes.extend(store::confinement(&host, &mut found).await);
     Ok(found.into_diagnosis(notes))
 }
 

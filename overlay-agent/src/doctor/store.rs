@@ -4,7 +4,10 @@ use std::time::{Duration, Instant};
 
 use overlay_lease::{
     config::NetworkConfig,
-    store::{Store as _, etcd::EtcdStore},
+    store::{
+        Store as _,
+        etcd::{EtcdConfig, EtcdStore},
+    },
 };
 
 use super::{Check, Findings, Host};
@@ -30,7 +33,11 @@ pub(super) async fn answers(etcd: &EtcdStore, found: &mut Findings) -> Option<Ne
         match etcd.get(&key).await {
             Ok(entry) => config = entry,
             Err(error) => {
-                let mend = "on etcd's host: systemctl restart etcd; here: ss -tn, and the firewall between";
+                let mend = if error.to_string().contains("permission denied") {
+                    "etcd does not know this host any more: overlay-agent leave, and join with a new token"
+                } else {
+                    "on etcd's host: systemctl restart etcd; here: ss -tn, and the firewall between"
+                };
                 found.add(Check::Etcd, format!("{error:#}; what runs goes on"), mend);
                 return None;
             }
@@ -54,6 +61,30 @@ pub(super) async fn answers(etcd: &EtcdStore, found: &mut Findings) -> Option<Ne
         Err(error) => {
             let problem = format!("the network config at {key} is malformed: {error}");
             found.add(Check::Etcd, problem, "overlay-agent config set");
+            None
+        }
+    }
+}
+
+/// What is to be known where etcd does not keep hosts to what is theirs, though it is told to.
+pub(super) async fn confinement(host: &Host, found: &mut Findings) -> Option<String> {
+    let own = authority::host_identity();
+    own.host().filter(|_| host.etcd.identity.is_some())?;
+    let etcd = EtcdConfig { identity: Some(own), ..host.etcd.clone() };
+    let asked = async {
+        let store = EtcdStore::new(&etcd)?;
+        let secret = store.prefix().authority_dir();
+        anyhow::Ok(store.is_confined(&secret).await?)
+    };
+    match asked.await {
+        Ok(true) => None,
+        Ok(false) => Some(
+            "etcd's release lets whoever has a host's certificate around its roles (GHSA-rfx7-8w68-q57q): a newer one, \
+             from 3.4.44, 3.5.30 or 3.6.11 on, keeps each host to its own lease"
+                .to_owned(),
+        ),
+        Err(error) => {
+            found.unknown(format!("whether etcd keeps this host to what is its own: {error:#}"));
             None
         }
     }
@@ -85,7 +116,8 @@ pub(super) async fn members(host: &Host, found: &mut Findings) {
 
 /// Whether certificates are good for long enough: this host's, its authority's and, where it has a share in etcd, etcd's.
 pub(super) fn certificates(host: &Host, found: &mut Findings) {
-    const HOSTS: &str = "overlay-agent init on the first host, then overlay-agent join with its new token on the others";
+    const HOSTS: &str = "the agent has it made anew, and could not: on a host with a share in etcd, systemctl status overlay-agent; once it has \
+                         ended: overlay-agent init there, and join with its new token here";
     let etcd = &host.etcd;
     let own = etcd.identity.as_ref().map(|identity| identity.cert_file.clone());
     let files = own.into_iter().chain(etcd.ca_file.clone());

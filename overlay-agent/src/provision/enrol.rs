@@ -135,10 +135,10 @@ impl<'a> Guest<'a> {
             .exit(Exit::Data)?;
         let key = pki::new_key()?;
         let question = CertificateRequest { csr: pki::request(&key)?, address: Some(address) };
-        let asker = Asker::Guest(token, HostId::new(&authority::host_name()));
+        let guest = Asker::Guest(token, HostId::new(&authority::host_name()));
         let kept = self.store.grant(KEPT).await.exit(Exit::Unavailable)?;
         let asked =
-            self.store.ask(&asker, About::Certificate, &encode(&question), Some(kept)).await;
+            self.store.ask(&guest, About::Certificate, &encode(&question), Some(kept)).await;
         let answer = asked.context("this host gets no certificate").exit(Exit::Unavailable)?;
         let certificate = answer
             .certificate

@@ -120,7 +120,7 @@ pub async fn leave(leaving: &Leaving) -> Result<()> {
     if let Some(lease) = own_lease(&leaving.places).await?.filter(|_| !leaving.keep) {
         release(&etcd, lease, &mut report).await?;
     }
-    if !leaving.keep && !(serves && others.is_empty()) {
+    if !leaving.keep && (!serves || !others.is_empty()) {
         forget_identity(&etcd, &mut report).await?;
     }
     for line in cleanup(&leaving.places).await? {

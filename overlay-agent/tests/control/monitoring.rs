@@ -8,7 +8,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use overlay_agent::{fail::HANG_VARIABLE, provision::pki::Authority};
+use overlay_agent::{authority::pki::Authority, fail::HANG_VARIABLE};
 use overlay_lab::{
     Agent, Container, ETCD_PREFIX, Etcd, Host, Lab, NETWORK_CONFIG, command::Cmd, eventually,
 };

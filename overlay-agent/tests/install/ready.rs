@@ -99,6 +99,11 @@ fn strangers_are_kept_out(one: &Machine<'_>) {
         &["--cert", "/etc/overlay/pki/client.pem", "--key", "/etc/overlay/pki/client-key.pem"],
     ]
     .concat();
+    let root = [
+        &ca[..],
+        &["--cert", "/etc/overlay/pki/root.pem", "--key", "/etc/overlay/pki/root-key.pem"],
+    ]
+    .concat();
     one.shell(
         "cd /srv && openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes \
          -subj /CN=stranger -keyout stranger-key.pem -out stranger.pem",
@@ -114,7 +119,14 @@ fn strangers_are_kept_out(one: &Machine<'_>) {
             assert!(!output.status.success(), "{credentials:?} {args:?}: {}", output.stdout);
         }
     }
-    let output = etcdctl(&own, &get);
+    let output = etcdctl(&own, &["get", "--prefix", "/coreos.com/network/subnets/"]);
+    assert!(output.stdout.contains("/subnets/"), "{output:?}");
+    // A host's own opens its own.
+    for args in [&get[..], &put, &["put", "/coreos.com/network/config", "{}"]] {
+        let output = etcdctl(&own, args);
+        assert!(output.stderr.contains("permission denied"), "{args:?}: {output:?}");
+    }
+    let output = etcdctl(&root, &get);
     assert!(output.stdout.contains("/subnets/"), "{output:?}");
     let plain = one.shell("ETCDCTL_API=3 etcdctl --command-timeout=3s get --prefix /");
     assert!(plain.is_err(), "without TLS: {plain:?}");

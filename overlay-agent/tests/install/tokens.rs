@@ -1,7 +1,7 @@
 //! Lines that are no good.
 
 use overlay_agent::provision::token::Token;
-use overlay_lab::Lab;
+use overlay_lab::{Lab, Machine};
 
 use crate::support::{boot, configuration, first, install, refusal, token, wait_until_fine};
 
@@ -35,7 +35,7 @@ fn a_token_that_is_wrong_expired_or_altered_changes_nothing() {
     // Of another overlay's authority: what it opens is not this etcd.
     let mut strange: Token = good.parse().unwrap();
     let authority =
-        overlay_agent::provision::pki::Authority::new(std::time::Duration::from_hours(1)).unwrap();
+        overlay_agent::authority::pki::Authority::new(std::time::Duration::from_hours(1)).unwrap();
     let client = authority.client("stranger", std::time::Duration::from_hours(1)).unwrap();
     let tls = strange.tls.as_mut().unwrap().client.as_mut().unwrap();
     (tls.certificate, tls.key) = (client.certificate, client.key);
@@ -48,7 +48,14 @@ fn a_token_that_is_wrong_expired_or_altered_changes_nothing() {
 
     two.command("overlay-agent").unwrap().args(["join", "-"]).input(good).run().unwrap();
     wait_until_fine(&two);
-    // With what it has now it comes in for good; what was in the token does not stay.
-    let kept = two.run("cat", ["/etc/overlay/pki/client.pem"]).unwrap();
-    assert_eq!(kept, one.run("cat", ["/etc/overlay/pki/client.pem"]).unwrap());
+    // With what it has now it comes in for good; what was in the token does not stay, and no other host has it.
+    let name = |machine: &Machine<'_>| {
+        machine.shell("openssl x509 -noout -subject -in /etc/overlay/pki/client.pem").unwrap()
+    };
+    assert!(name(&two).contains("CN = overlay-host/"), "{}", name(&two));
+    assert_ne!(name(&one), name(&two));
+    // A second time, it is let in as it is.
+    let before = configuration(&two);
+    two.command("overlay-agent").unwrap().args(["join", "-"]).input(token(&one)).run().unwrap();
+    assert_eq!(configuration(&two), before);
 }

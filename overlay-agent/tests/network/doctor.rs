@@ -4,7 +4,7 @@
 use std::{collections::BTreeSet, path::Path, thread, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
-use overlay_agent::provision::pki::Authority;
+use overlay_agent::authority::pki::Authority;
 use overlay_lab::{
     Agent, AgentOptions, BRIDGE, Container, Etcd, Host, Lab, NETWORK_CONFIG, UPLINK, command::Cmd,
     eventually,

@@ -148,7 +148,7 @@ fn serve(root: &EtcdStore, authority: &Arc<Authority>, etcd: &TestEtcd) -> JoinH
         let office = Office::new(root, Authority::load(own).unwrap());
         loop {
             // Its own connection ends with the others, when a host is expelled.
-            let ended = office.answer_all(|| end_sessions_at(port), |_| Ok(())).await;
+            let ended = Box::pin(office.answer_all(|| end_sessions_at(port), |_| Ok(()))).await;
             eprintln!("the office begins anew: {:#}", ended.unwrap_err());
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
@@ -288,10 +288,10 @@ async fn a_host_that_was_expelled_hears_and_writes_nothing_within_a_second() {
 #[tokio::test]
 async fn a_token_is_good_for_one_host_or_for_its_time_and_for_nothing_but_a_certificate() {
     let realm = Realm::new().await;
-    let once = realm.token("once", true).await;
+    let single = realm.token("single", true).await;
     let (one, two) = (HostId::new("web1"), HostId::new("web2"));
-    realm.certify(&once, "web1", &one).await.unwrap();
-    let refused = realm.certify(&once, "web2", &two).await.unwrap_err().to_string();
+    realm.certify(&single, "web1", &one).await.unwrap();
+    let refused = realm.certify(&single, "web2", &two).await.unwrap_err().to_string();
     assert!(refused.contains(&format!("good for one host, and {one} has it")), "{refused}");
 
     let many = realm.token("many", false).await;
@@ -305,7 +305,7 @@ async fn a_token_is_good_for_one_host_or_for_its_time_and_for_nothing_but_a_cert
     let subnet = realm.root.prefix().subnet_key("10.5.7.0/24".parse().unwrap());
     assert_denied(guest.put(subnet.as_str(), "x", None).await, "a lease with a token");
     assert_denied(guest.get(subnet.as_str(), None).await, "reading leases with a token");
-    let dir = format!("{}{}/", realm.root.prefix().join_dir(), token_of(&once));
+    let dir = format!("{}{}/", realm.root.prefix().join_dir(), token_of(&single));
     assert_denied(guest.get(dir.as_str(), None).await, "reading what another token's hosts ask");
 
     // What is no request, or signed with another key, is refused with its reason.
@@ -389,7 +389,7 @@ async fn many_hosts_that_come_at_once_are_all_let_in_and_each_has_a_lease() {
 
     // The first one dies, and the second answers.
     realm.office.abort();
-    within(realm.host("later")).await;
+    Box::pin(within(realm.host("later"))).await;
     second.abort();
 }
 
@@ -408,15 +408,17 @@ async fn without_anybody_who_decides_a_host_says_so_and_goes_on_once_there_is_on
     .await;
 }
 
+/// It depends on etcd's release, and nobody but etcd can say it.
 #[tokio::test]
-async fn zz_nested() {
+async fn whether_etcd_keeps_to_its_roles_is_told_as_it_is() {
     let realm = Realm::new().await;
-    let (_, _store) = realm.host("web1").await;
+    let (_, store) = realm.host("web1").await;
+    let secret = format!("{}chair", realm.root.prefix().authority_dir());
+    let said = store.is_confined(&secret).await.unwrap();
+
     let mut thief = realm.client("web1").await;
-    let inner = Txn::new().and_then([TxnOp::put("/nested", "mine", None)]);
-    let outer = Txn::new().and_then([TxnOp::txn(inner)]);
-    println!("NESTED {:?}", thief.txn(outer).await);
-    println!("MEMBERS {:?}", thief.member_list().await.map(|m| m.members().len()));
-    let options = etcd_client::WatchOptions::new().with_from_key();
-    println!("WATCH {:?}", thief.watch(CONFIG_KEY, Some(options)).await.is_ok());
+    let inside = Txn::new().and_then([TxnOp::put("/elsewhere", "mine", None)]);
+    let done = thief.txn(Txn::new().and_then([TxnOp::txn(inside)])).await.is_ok();
+    assert_eq!(said, !done);
+    assert!(!realm.root.is_confined(&secret).await.unwrap(), "root is confined by nothing");
 }

@@ -78,7 +78,7 @@ impl EtcdStore {
     ) -> Result<Answer, StoreError> {
         let (request, answer) =
             (asker.request_key(&self.prefix, about), asker.answer_key(&self.prefix, about));
-        let asked = self.put(&request, question, etcd_lease).await?;
+        let revision = self.put(&request, question, etcd_lease).await?;
         let refused = |reason: String| StoreError::Refused {
             doing: "get an answer to",
             what: request.clone(),
@@ -86,22 +86,19 @@ impl EtcdStore {
             reason,
         };
         let wait = async {
-            let mut watch = self.watch_below(std::slice::from_ref(&answer), asked).await?;
+            let mut watch = self.watch_below(std::slice::from_ref(&answer), revision).await?;
             loop {
                 let news = watch.next().await.map_err(|ended| refused(ended.to_string()))?;
-                let answers = news.changes.iter().filter_map(|change| match change {
+                let mut answers = news.changes.iter().filter_map(|change| match change {
                     Change::Put(entry) => decode::<Answer>(&entry.value),
                     Change::Deleted { .. } => None,
                 });
-                for answer in answers.filter(|answer| answer.is_to(asked.number())) {
-                    return match answer.refused {
-                        Some(reason) => {
-                            let (doing, what) = ("get an answer to", request.clone());
-                            Err(StoreError::NotPermitted { doing, what, reason })
-                        }
-                        None => Ok(answer),
-                    };
-                }
+                let Some(answer) = answers.find(|answer| answer.is_to(revision.number())) else {
+                    continue;
+                };
+                let Some(reason) = answer.refused else { return Ok(answer) };
+                let (doing, what) = ("get an answer to", request.clone());
+                return Err(StoreError::NotPermitted { doing, what, reason });
             }
         };
         timeout(ANSWERED_WITHIN, wait).await.unwrap_or_else(|_| {

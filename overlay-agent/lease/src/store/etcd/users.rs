@@ -3,9 +3,15 @@
 //! Nobody has a password: who a client is says its certificate's common name (etcd's documentation of
 //! `--client-cert-auth`, «Using TLS Common Name»).
 
-use etcd_client::{Error, Permission, PermissionType, RoleRevokePermissionOptions, UserAddOptions};
+use etcd_client::{
+    Error, Permission, PermissionType, RoleRevokePermissionOptions, Txn, TxnOp, UserAddOptions,
+};
 
-use super::{EtcdStore, connect::says, end_of};
+use super::{
+    EtcdStore,
+    connect::{is_not_permitted, says},
+    end_of,
+};
 use crate::store::StoreError;
 
 /// The user that may do everything, and its role.
@@ -119,6 +125,20 @@ impl EtcdStore {
             let key = access.key.as_str();
             let revoked = connection.client.role_revoke_permission(name, key, options).await;
             unless_so(revoked.map(drop))
+        })
+        .await
+    }
+
+    /// Whether etcd really lets us do no more than our role says. Of a transaction in a transaction it did not ask who may, up to
+    /// the releases 3.4.41, 3.5.27 and 3.6.8 (GHSA-rfx7-8w68-q57q). To be asked as somebody who may not read `secret`.
+    pub async fn is_confined(&self, secret: &str) -> Result<bool, StoreError> {
+        self.request("read in a nested transaction", secret, |mut connection| async move {
+            let inside = Txn::new().and_then([TxnOp::get(secret, None)]);
+            match connection.client.txn(Txn::new().and_then([TxnOp::txn(inside)])).await {
+                Ok(_) => Ok(false),
+                Err(error) if is_not_permitted(&error) => Ok(true),
+                Err(error) => Err(error),
+            }
         })
         .await
     }
