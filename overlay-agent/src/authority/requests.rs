@@ -35,14 +35,18 @@ const PAUSE: Duration = Duration::from_secs(1);
 const TIDY: Duration = Duration::from_secs(30);
 const TIDY_HOSTS: Duration = Duration::from_hours(6);
 
-/// Answers for good, where this host can.
+/// Answers for good, while this host can.
 pub async fn serve(etcd: EtcdConfig) {
-    if !ca_key_file().exists() {
-        return;
-    }
+    let mut said = String::new();
     loop {
-        if let Err(error) = Box::pin(serve_while_it_lasts(&etcd)).await {
-            tracing::warn!("questions of hosts wait for an answer: {error:#}");
+        if ca_key_file().exists()
+            && let Err(error) = Box::pin(serve_while_it_lasts(&etcd)).await
+        {
+            let trouble = format!("{error:#}");
+            if said != trouble {
+                tracing::warn!("questions of hosts wait for an answer: {trouble}");
+                said = trouble;
+            }
         }
         sleep(PAUSE).await;
     }

@@ -80,8 +80,8 @@ async fn start_and_run(config: RunConfig, stop: CancellationToken) -> Result<()>
     Box::pin(agent.run(stop, requests, pulse, notify_ready)).await
 }
 
-/// What goes on by itself, whatever the agent does: etcd's members are followed, this host's certificate is kept good and,
-/// where this host can, others are given theirs.
+/// What goes on by itself, whatever the loop does: etcd's members are followed, this host's certificate is kept good and, where
+/// this host can, others are given theirs.
 fn beside_the_loop(store: &EtcdStore, config: &RunConfig) -> Vec<AbortOnDropHandle<()>> {
     let members = etcd_members::follow(store.clone(), config.state_file.clone());
     let mut tasks = vec![AbortOnDropHandle::new(tokio::spawn(members))];

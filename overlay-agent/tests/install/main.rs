@@ -5,6 +5,7 @@
 mod firewalls;
 mod foreign;
 mod harmless;
+mod identities;
 mod leave;
 mod members;
 mod ready;
