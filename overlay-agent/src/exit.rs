@@ -2,7 +2,10 @@
 
 use std::{error::Error as StdError, fmt, process::ExitCode};
 
-use overlay_lease::{member::registry::JoinError, store::operate::OperateError};
+use overlay_lease::{
+    member::registry::JoinError,
+    store::{StoreError, operate::OperateError},
+};
 
 /// How the program ends. The numbers are part of the command line's contract; most are those of
 /// `sysexits.h`.
@@ -24,7 +27,7 @@ pub enum Exit {
     Conflict = 73,
     /// Another agent holds what this one needs.
     Busy = 75,
-    /// The agent is not root.
+    /// Who asks is not root, or this is for others to decide.
     NotPermitted = 77,
     /// The network config is malformed.
     Config = 78,
@@ -66,7 +69,7 @@ impl Exit {
                 "it would harm what is there: leases, or settings that somebody else has made"
             }
             Self::Busy => "another agent runs on the same pin path",
-            Self::NotPermitted => "not root",
+            Self::NotPermitted => "not root, or not for this host to decide",
             Self::Config => {
                 "the network config is malformed, or asks for what this agent does not do"
             }
@@ -141,6 +144,7 @@ impl From<&JoinError> for Exit {
 impl From<&OperateError> for Exit {
     fn from(error: &OperateError) -> Self {
         match error {
+            OperateError::Store(StoreError::NotPermitted { .. }) => Self::NotPermitted,
             OperateError::Store(_) => Self::Unavailable,
             OperateError::NoLease { .. } | OperateError::NoConfig(_) => Self::NotFound,
             OperateError::MalformedConfig { .. } => Self::Config,

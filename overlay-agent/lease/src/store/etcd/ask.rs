@@ -123,9 +123,9 @@ impl EtcdStore {
         };
         let Some(host) = host else { return Err(refused(NOT_PERMITTED.to_owned())) };
         let Ok(key_of) = self.prefix.parse_subnet_key(key.as_bytes()) else {
-            return Err(refused(format!(
-                "{NOT_PERMITTED}: a host may write what is its own; run this on one with a share in etcd"
-            )));
+            let reason = "a host may write what is its own; run this on one with a share in etcd";
+            let (what, reason) = (key.to_owned(), reason.to_owned());
+            return Err(StoreError::NotPermitted { doing, what, reason });
         };
         let question = encode(&SubnetRequest { subnet: key_of.subnet });
         match Box::pin(self.ask(&Asker::Host(host), About::Subnet, &question, None)).await {
