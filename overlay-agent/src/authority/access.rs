@@ -8,15 +8,15 @@ use overlay_lease::{
         Revision, Store as _, StoreError,
         etcd::{Access, EtcdStore},
     },
-    wire::identity::{Asker, HostId, TokenId, encode},
+    wire::identity::{Applicant, HostId, TokenId, encode},
 };
 use ring::digest::{SHA256, digest};
 
 use super::{
     pki::CERTIFICATE_LIFETIME,
     records::{
-        HostRecord, Settings, TokenRecord, expelled_dir, hosts, owner, read, record, settings_key,
-        shared_key, token_key, tokens, write_record,
+        Registration, Settings, TokenRecord, expelled_dir, hosts, owner, read, record,
+        settings_key, shared_key, token_key, tokens, write_record,
     },
     seconds_at,
 };
@@ -83,7 +83,7 @@ pub async fn admit(store: &EtcdStore, newcomer: &Newcomer) -> Result<(), StoreEr
         let revision = found.as_ref().map_or(Revision::NONE, |(entry, _)| entry.mod_revision);
         let (address, subnets) =
             found.map_or((*address, Vec::new()), |(_, record)| (record.address, record.subnets));
-        let record = HostRecord { address, subnets, ends, key: key.clone() };
+        let record = Registration { address, subnets, ends, key: key.clone() };
         if write_record(store, host, revision, &record).await? {
             break;
         }
@@ -91,7 +91,7 @@ pub async fn admit(store: &EtcdStore, newcomer: &Newcomer) -> Result<(), StoreEr
     let rights = [
         Access::read(prefix.config_key()),
         Access::read(prefix.subnets_dir()),
-        Access::write(Asker::Host(host.clone()).dir(prefix)),
+        Access::write(Applicant::Host(host.clone()).dir(prefix)),
     ];
     store.add_user(&host.user(), &rights).await
 }
@@ -129,7 +129,7 @@ pub async fn forget(store: &EtcdStore, host: &HostId) -> Result<(), StoreError> 
         }
         store.delete_if_unchanged(&owner.key, owner.mod_revision).await?;
     }
-    store.delete_below(&Asker::Host(host.clone()).dir(prefix)).await?;
+    store.delete_below(&Applicant::Host(host.clone()).dir(prefix)).await?;
     store.delete_if_unchanged(&entry.key, entry.mod_revision).await.map(drop)
 }
 

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 /// What is remembered of a host.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct HostRecord {
+pub struct Registration {
     /// Where it was when it came.
     pub address: Option<Ipv4Addr>,
     /// The subnets whose leases it may write: its own, and while it moves, two.
@@ -103,7 +103,7 @@ pub(super) async fn read<T: DeserializeOwned>(
 pub(super) async fn record(
     store: &EtcdStore,
     host: &HostId,
-) -> Result<Option<(Entry, HostRecord)>, StoreError> {
+) -> Result<Option<(Entry, Registration)>, StoreError> {
     read(store, &host_key(store.prefix(), host)).await
 }
 
@@ -112,7 +112,7 @@ pub(super) async fn write_record(
     store: &EtcdStore,
     host: &HostId,
     revision: Revision,
-    record: &HostRecord,
+    record: &Registration,
 ) -> Result<bool, StoreError> {
     let key = host_key(store.prefix(), host);
     let written = store.replace_if_unchanged(key.as_bytes(), revision, &encode(record), None).await;
@@ -126,7 +126,7 @@ pub(super) async fn tokens(store: &EtcdStore) -> Result<Vec<(TokenId, TokenRecor
 }
 
 /// All hosts that are known, in the order of their names.
-pub async fn hosts(store: &EtcdStore) -> Result<Vec<(HostId, HostRecord)>, StoreError> {
+pub async fn hosts(store: &EtcdStore) -> Result<Vec<(HostId, Registration)>, StoreError> {
     let dir = format!("{}hosts/", store.prefix().authority_dir());
     list(store, &dir, HostId::parse).await
 }

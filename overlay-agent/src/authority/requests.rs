@@ -9,7 +9,8 @@ use overlay_lease::{
         etcd::{EtcdConfig, EtcdStore},
     },
     wire::identity::{
-        About, Answer, Asker, CertificateRequest, HostId, SubnetRequest, TokenId, decode, encode,
+        About, Answer, Applicant, CertificateRequest, HostId, SubnetRequest, TokenId, decode,
+        encode,
     },
 };
 use tokio::time::{interval, sleep};
@@ -156,7 +157,7 @@ impl Office {
         let answers: BTreeMap<_, _> =
             entries.iter().map(|entry| (entry.key.as_slice(), entry.value.as_slice())).collect();
         let is_answered = |question: &Entry| {
-            let Some((asker, about)) = Asker::of_request(prefix, &question.key) else {
+            let Some((asker, about)) = Applicant::of_request(prefix, &question.key) else {
                 return true;
             };
             let key = asker.answer_key(prefix, about);
@@ -169,7 +170,7 @@ impl Office {
     /// Answers a question, if it is one.
     async fn answer(&self, question: &Entry) -> Result<()> {
         let prefix = self.store.prefix();
-        let Some((asker, about)) = Asker::of_request(prefix, &question.key) else {
+        let Some((asker, about)) = Applicant::of_request(prefix, &question.key) else {
             return Ok(());
         };
         let decided = match about {
@@ -187,15 +188,16 @@ impl Office {
         let key = asker.answer_key(prefix, about);
         self.store.put(&key, &encode(&answer), question.etcd_lease).await?;
         if about == About::Leaving
-            && let Asker::Host(host) = &asker
+            && let Applicant::Host(host) = &asker
         {
             forget(&self.store, host).await?;
         }
         Ok(())
     }
 
-    async fn give(&self, asker: &Asker, question: &Entry) -> Result<Result<(), Refusal>> {
-        let (Asker::Host(host), Some(SubnetRequest { subnet })) = (asker, decode(&question.value))
+    async fn give(&self, asker: &Applicant, question: &Entry) -> Result<Result<(), Refusal>> {
+        let (Applicant::Host(host), Some(SubnetRequest { subnet })) =
+            (asker, decode(&question.value))
         else {
             return Ok(Err("the question is malformed".to_owned()));
         };
@@ -205,7 +207,7 @@ impl Office {
     /// A certificate for a host that is known, or that has a token.
     async fn certify(
         &self,
-        asker: &Asker,
+        asker: &Applicant,
         question: &Entry,
     ) -> Result<Result<Option<String>, Refusal>> {
         let Some(CertificateRequest { csr, address }) = decode(&question.value) else {
@@ -219,15 +221,15 @@ impl Office {
         };
         let known = record(&self.store, &host).await?.map(|(_, record)| record);
         let refusal = match (asker, known) {
-            (Asker::Host(_), Some(_)) => None,
+            (Applicant::Host(_), Some(_)) => None,
             // etcd has let it write here: it has the certificate that all hosts of earlier versions shared.
-            (Asker::Host(_), None) if lets_sharers_in(&self.store).await? => None,
-            (Asker::Host(_), None) => Some(format!("{host} is no host of this overlay")),
+            (Applicant::Host(_), None) if lets_sharers_in(&self.store).await? => None,
+            (Applicant::Host(_), None) => Some(format!("{host} is no host of this overlay")),
             // Who has a token makes no other out of himself than a new host; this one may have been answered already.
-            (Asker::Guest(..), Some(known)) if known.key != fingerprint(&certificate) => {
+            (Applicant::Guest(..), Some(known)) if known.key != fingerprint(&certificate) => {
                 Some(format!("there is a host {host} already"))
             }
-            (Asker::Guest(token, _), _) => self.spend(token, &host).await?,
+            (Applicant::Guest(token, _), _) => self.spend(token, &host).await?,
         };
         if let Some(refusal) = refusal {
             return Ok(Err(refusal));

@@ -16,7 +16,7 @@ use overlay_lease::{
 
 use super::{
     access::lets_sharers_in,
-    records::{HostRecord, Owner, owner, owner_key, record, write_record},
+    records::{Owner, Registration, owner, owner_key, record, write_record},
     seconds_at,
 };
 
@@ -62,7 +62,7 @@ fn taken(subnet: Ipv4Network) -> Refusal {
 async fn own(
     store: &EtcdStore,
     host: &HostId,
-    known: &HostRecord,
+    known: &Registration,
     subnet: Ipv4Network,
 ) -> Result<Result<(), Refusal>, StoreError> {
     let lease_key = store.prefix().subnet_key(subnet);
@@ -91,7 +91,7 @@ async fn own(
     Ok(written.map(drop).ok_or_else(|| taken(subnet)))
 }
 
-fn is_for(lease: &Entry, known: &HostRecord) -> bool {
+fn is_for(lease: &Entry, known: &Registration) -> bool {
     LeaseValue::decode(&lease.value).is_ok_and(|value| known.address == Some(value.public_ip))
 }
 

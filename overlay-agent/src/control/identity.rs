@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use overlay_lease::{
     store::{Store as _, etcd::EtcdStore},
-    wire::identity::{About, Asker, CertificateRequest, HostId, encode},
+    wire::identity::{About, Applicant, CertificateRequest, HostId, encode},
 };
 use rand::Rng as _;
 
@@ -61,7 +61,7 @@ async fn renew_in_time(store: &EtcdStore) -> Result<Duration> {
         None => (HostId::new(&host_name()), pki::new_key()?),
     };
     let question = CertificateRequest { csr: pki::request(&key)?, address: None };
-    let asker = Asker::Host(host.clone());
+    let asker = Applicant::Host(host.clone());
     let answer = store.ask(&asker, About::Certificate, &encode(&question), None).await?;
     let certificate = answer.certificate.context("the answer has none in it")?;
     let left = time_to_renewal(&certificate)?;

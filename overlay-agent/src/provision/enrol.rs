@@ -9,7 +9,7 @@ use overlay_lease::{
         Store as _,
         etcd::{EtcdConfig, EtcdStore, Identity},
     },
-    wire::identity::{About, Asker, CertificateRequest, HostId, TokenId, encode},
+    wire::identity::{About, Applicant, CertificateRequest, HostId, TokenId, encode},
 };
 use tempfile::TempDir;
 
@@ -113,7 +113,7 @@ impl<'a> Guest<'a> {
 
     fn dir_of(&self, host: Option<&HostId>) -> String {
         let host = host.cloned().unwrap_or_else(|| HostId::new(""));
-        Asker::Host(host).dir(self.store.prefix())
+        Applicant::Host(host).dir(self.store.prefix())
     }
 
     /// A host that has the authority's key needs nobody to let it in.
@@ -135,7 +135,7 @@ impl<'a> Guest<'a> {
             .exit(Exit::Data)?;
         let key = pki::new_key()?;
         let question = CertificateRequest { csr: pki::request(&key)?, address: Some(address) };
-        let guest = Asker::Guest(token, HostId::new(&authority::host_name()));
+        let guest = Applicant::Guest(token, HostId::new(&authority::host_name()));
         let kept = self.store.grant(KEPT).await.exit(Exit::Unavailable)?;
         let asked =
             self.store.ask(&guest, About::Certificate, &encode(&question), Some(kept)).await;

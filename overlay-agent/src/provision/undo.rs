@@ -11,7 +11,7 @@ use overlay_lease::{
         etcd::{EtcdConfig, EtcdStore},
         operate::give_back,
     },
-    wire::identity::{About, Asker},
+    wire::identity::{About, Applicant},
 };
 
 use super::{
@@ -228,7 +228,7 @@ async fn forget_identity(etcd: &EtcdConfig, report: &mut Report) -> Result<()> {
         if etcd.identity == Some(root_identity()) {
             return Ok(authority::forget(&store, &host).await?);
         }
-        store.ask(&Asker::Host(host.clone()), About::Leaving, b"{}", None).await?;
+        store.ask(&Applicant::Host(host.clone()), About::Leaving, b"{}", None).await?;
         anyhow::Ok(())
     };
     match asked.await {

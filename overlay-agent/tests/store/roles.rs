@@ -13,7 +13,7 @@ use overlay_lease::{
         Store as _, StoreError, Watch as _,
         etcd::{EtcdConfig, EtcdStore, Identity},
     },
-    wire::identity::{About, Asker, CertificateRequest, HostId, TokenId, encode},
+    wire::identity::{About, Applicant, CertificateRequest, HostId, TokenId, encode},
 };
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
@@ -120,7 +120,7 @@ impl Realm {
         let csr = pki::request(&key).unwrap();
         let question = encode(&CertificateRequest { csr, address: None });
         let id = token_of(token);
-        let asker = Asker::Guest(id, host.clone());
+        let asker = Applicant::Guest(id, host.clone());
         let answer = within(token.ask(&asker, About::Certificate, &question, None)).await?;
         let certificate = answer.certificate.unwrap();
         keep(&self.files, name, &Credential { certificate, key });
@@ -234,7 +234,7 @@ async fn a_stolen_certificate_writes_no_other_hosts_lease_and_reads_no_secret() 
     let error = within(written).await.unwrap_err().to_string();
     assert!(error.contains("10.5.") && error.contains("is another host's"), "{error}");
     // Nor does asking in another's name.
-    let asker = Asker::Host(two.0.clone());
+    let asker = Applicant::Host(two.0.clone());
     assert_denied(one.1.ask(&asker, About::Subnet, b"{}", None).await, "asking as another host");
 }
 
@@ -309,7 +309,7 @@ async fn a_token_is_good_for_one_host_or_for_its_time_and_for_nothing_but_a_cert
     assert_denied(guest.get(dir.as_str(), None).await, "reading what another token's hosts ask");
 
     // What is no request, or signed with another key, is refused with its reason.
-    let asker = Asker::Guest(token_of(&many), HostId::new("web5"));
+    let asker = Applicant::Guest(token_of(&many), HostId::new("web5"));
     let question = encode(&CertificateRequest { csr: "nonsense".to_owned(), address: None });
     let refused = many.ask(&asker, About::Certificate, &question, None).await.unwrap_err();
     assert!(refused.to_string().contains("request for a certificate is malformed"), "{refused}");

@@ -128,14 +128,14 @@ impl About {
 
 /// Who asks.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Asker {
+pub enum Applicant {
     /// A host that is known.
     Host(HostId),
     /// One that has a token, and wants to be.
     Guest(TokenId, HostId),
 }
 
-impl Asker {
+impl Applicant {
     /// Who it is, or is to be.
     pub const fn host(&self) -> &HostId {
         match self {
@@ -256,14 +256,14 @@ mod tests {
     #[test]
     fn everybody_asks_at_a_place_of_his_own() {
         let (host, token) = (HostId::new("web1"), TokenId::new());
-        for asker in [Asker::Host(host.clone()), Asker::Guest(token, host)] {
+        for asker in [Applicant::Host(host.clone()), Applicant::Guest(token, host)] {
             for about in About::ALL {
                 let key = asker.request_key(&prefix(), about);
                 assert!(key.starts_with(&asker.dir(&prefix())), "{key}");
-                let read = Asker::of_request(&prefix(), key.as_bytes());
+                let read = Applicant::of_request(&prefix(), key.as_bytes());
                 assert_eq!(read, Some((asker.clone(), about)), "{key}");
                 let answer = asker.answer_key(&prefix(), about);
-                assert_eq!(Asker::of_request(&prefix(), answer.as_bytes()), None, "{answer}");
+                assert_eq!(Applicant::of_request(&prefix(), answer.as_bytes()), None, "{answer}");
             }
         }
     }
@@ -273,14 +273,14 @@ mod tests {
         fn no_name_leads_out_of_the_place_of_its_host(name in "\\PC{0,80}") {
             let host = HostId::new(&name);
             prop_assert_eq!(HostId::parse(&host.to_string()), Some(host.clone()));
-            prop_assert_eq!(Asker::Host(host).dir(&prefix()).matches('/').count(), 5);
+            prop_assert_eq!(Applicant::Host(host).dir(&prefix()).matches('/').count(), 5);
         }
 
         #[test]
         fn no_key_makes_the_parser_panic(key in prop::collection::vec(any::<u8>(), 0..60), rest in "\\PC{0,60}") {
-            prop_assert_eq!(Asker::of_request(&prefix(), &key), None);
+            prop_assert_eq!(Applicant::of_request(&prefix(), &key), None);
             let key = format!("/coreos.com/network/hosts/{rest}");
-            if let Some((asker, about)) = Asker::of_request(&prefix(), key.as_bytes()) {
+            if let Some((asker, about)) = Applicant::of_request(&prefix(), key.as_bytes()) {
                 prop_assert_eq!(asker.request_key(&prefix(), about), key);
             }
         }

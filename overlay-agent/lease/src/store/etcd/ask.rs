@@ -11,7 +11,7 @@ use super::{
     connect::NOT_PERMITTED,
     end_of,
 };
-use crate::wire::identity::{About, Answer, Asker, SubnetRequest, decode, encode};
+use crate::wire::identity::{About, Answer, Applicant, SubnetRequest, decode, encode};
 
 /// How long an answer may take: somebody reads the question, and changes roles.
 const ANSWERED_WITHIN: Duration = Duration::from_secs(10);
@@ -71,7 +71,7 @@ impl EtcdStore {
     /// Where there is none, or it is no. What that says is a sentence about what was asked for.
     pub async fn ask(
         &self,
-        asker: &Asker,
+        asker: &Applicant,
         about: About,
         question: &[u8],
         etcd_lease: Option<i64>,
@@ -128,7 +128,7 @@ impl EtcdStore {
             return Err(StoreError::NotPermitted { doing, what, reason });
         };
         let question = encode(&SubnetRequest { subnet: key_of.subnet });
-        match Box::pin(self.ask(&Asker::Host(host), About::Subnet, &question, None)).await {
+        match Box::pin(self.ask(&Applicant::Host(host), About::Subnet, &question, None)).await {
             Ok(_) => Ok(()),
             Err(StoreError::NotPermitted { reason, .. }) => {
                 Err(StoreError::NotPermitted { doing, what: key.to_owned(), reason })
