@@ -6,6 +6,7 @@ mod firewalls;
 mod foreign;
 mod harmless;
 mod leave;
+mod manual;
 mod members;
 mod ready;
 mod reports;

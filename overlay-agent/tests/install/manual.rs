@@ -1,0 +1,108 @@
+//! What the manual's readers type, typed: on whole machines, in the pages' order, as it stands there.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use overlay_lab::{
+    Lab, Machine, eventually,
+    pages::{self, Block, Page, Role, Typed},
+};
+
+use crate::support::{boot, timed};
+
+/// Whatever is shown in the end is shown by then: a peer is named after half a minute without an answer.
+const SHOWN_WITHIN: Duration = Duration::from_mins(1);
+
+/// The pages that have something run, in the order of a reader's life with two hosts.
+const STORY: &[&str] = &["docs/quick-start.md"];
+
+/// Stands for what the last command has printed, where a reader copies it.
+const COPIED: &str = "ADDRESS";
+
+struct Story<'lab> {
+    machines: Vec<(&'static str, Machine<'lab>)>,
+    printed: String,
+}
+
+impl Story<'_> {
+    fn read(&mut self, page: &Page) {
+        for block in page.blocks.iter().filter(|block| block.is_run()) {
+            for typed in block.typed() {
+                let place = format!("{}:{}: {}", page.path, block.line, typed.command);
+                let ((), time) = timed(|| {
+                    self.run(block, &typed).with_context(|| place.clone()).unwrap();
+                });
+                println!("{place:<90.90} {:>5.1} s", time.as_secs_f64());
+            }
+        }
+    }
+
+    fn run(&mut self, block: &Block, typed: &Typed) -> Result<()> {
+        let Some(Role::Run { soon, fails }) = block.role else { bail!("it is not run") };
+        let command = typed.command.replace(COPIED, self.printed.trim());
+        if let Some(file) = command.strip_prefix("scp ") {
+            return self.copy(&typed.host, file);
+        }
+        let mut printed = String::new();
+        let mut attempt = || {
+            let shell = self.machine(&typed.host)?.command("bash")?;
+            // A reader is somewhere, and root.
+            let shell = shell.args(["-c", &format!("cd /root && {command}")]);
+            let output = shell.env("DEBIAN_FRONTEND", "noninteractive").output()?;
+            printed = format!("{}{}", output.stdout, output.stderr);
+            ensure!(output.status.success() != fails, "it ended with {}: {printed}", output.status);
+            if let Some(line) = pages::missing(&typed.shown, &printed) {
+                bail!("it does not show «{line}»: {printed}");
+            }
+            Ok(())
+        };
+        if soon {
+            eventually(SHOWN_WITHIN, "what the page shows", attempt)?;
+        } else {
+            attempt()?;
+        }
+        self.printed = printed;
+        Ok(())
+    }
+
+    fn machine(&self, host: &str) -> Result<&Machine<'_>> {
+        let named = self.machines.iter().find(|(name, _)| *name == host || host.is_empty());
+        named.map(|(_, machine)| machine).with_context(|| format!("there is no host {host}"))
+    }
+
+    /// `scp FILE HOST:`, with its mode; there is no server for it on these machines.
+    fn copy(&self, from: &str, what: &str) -> Result<()> {
+        let (file, to) = what.split_once(' ').context("scp takes a file and a host")?;
+        let from = self.machine(from)?;
+        let name = file.rsplit('/').next().unwrap_or(file);
+        let path = format!("/root/{name}");
+        let text = from.run("cat", [file])?;
+        let to = self.machine(to.trim_end_matches(':'))?;
+        to.write(&path, text.as_bytes())?;
+        to.run("chmod", [&from.run("stat", ["-c", "%a", file])?, &path]).map(drop)
+    }
+}
+
+#[test]
+fn who_types_what_the_manual_says_sees_what_it_shows() {
+    let lab = Lab::builder().hosts(2).start().unwrap();
+    let machines = ["one", "two"].into_iter().enumerate().map(|(at, name)| {
+        let machine = boot(&lab, at);
+        machine.shell("cp /srv/overlay-agent.deb /root").unwrap();
+        machine.import_image().unwrap();
+        (name, machine)
+    });
+    let mut story = Story { machines: machines.collect(), printed: String::new() };
+    for path in STORY {
+        story.read(&Page::read(path).unwrap());
+    }
+}
+
+#[test]
+fn every_page_that_has_something_run_is_in_the_story() {
+    let mut run: Vec<_> = pages::all().unwrap();
+    run.retain(|page| page.blocks.iter().any(Block::is_run));
+    let mut told = STORY.to_vec();
+    told.sort_unstable();
+    assert_eq!(run.iter().map(|page| page.path.as_str()).collect::<Vec<_>>(), told);
+}
