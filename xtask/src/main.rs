@@ -40,8 +40,8 @@ enum Verb {
     Test(test::Options),
     /// What each BPF program costs the verifier, on this kernel and on those that people run
     Verifier(verifier::Options),
-    /// Write the pages that are made of what the code says
-    Docs,
+    /// Write the pages that are made of what the code says; make a book of all
+    Docs(docs::Options),
     /// Show two Docker hosts talking, on this machine
     Demo(demo::Options),
     /// Hosts left standing to explore
@@ -64,7 +64,7 @@ fn main() -> ExitCode {
         Verb::Check => check::run(),
         Verb::Test(options) => test::run(&options),
         Verb::Verifier(options) => verifier::run(options),
-        Verb::Docs => docs::run(),
+        Verb::Docs(options) => docs::run(options),
         Verb::Demo(options) => demo::run(&options),
         Verb::Dist(options) => dist::run(options),
         Verb::Bench(options) => bench::run(&options),

@@ -10,7 +10,7 @@ use nix::unistd::Uid;
 use overlay_lab::{command::Cmd, workspace};
 
 use self::tools::LINKER;
-pub(crate) use self::tools::{MACHETE, PACKAGER};
+pub(crate) use self::tools::{BOOK, MACHETE, PACKAGER};
 use crate::toolchain::{in_path, nightly_is_complete};
 
 /// Users have it in clouds, and in small boxes.

@@ -7,11 +7,14 @@ use overlay_lab::pages::{self, Page, Role};
 
 use super::*;
 
+/// Behind these a command begins, as at the beginning of a line.
+const STARTS: [&str; 6] = ["&&", "||", "|", ";", "--", "sudo"];
+
 /// Behind these, another command begins, or a file's name stands.
 const ENDS: [&str; 7] = ["|", "||", "&&", ";", ">", "<", "2>&1"];
 
 fn manual() -> Vec<Page> {
-    let pages = pages::all().unwrap();
+    let pages = pages::manual().unwrap();
     assert!(pages.len() > 10, "{}", pages.len());
     pages
 }
@@ -19,7 +22,8 @@ fn manual() -> Vec<Page> {
 /// What each program of that name is given in a line of shell.
 fn arguments_of(program: &str, line: &str) -> Vec<Vec<OsString>> {
     let words = shlex::split(line).unwrap_or_else(|| panic!("{line}"));
-    let starts = (0..words.len()).filter(|at| words[*at] == program);
+    let begins = |at: usize| at == 0 || STARTS.contains(&words[at - 1].as_str());
+    let starts = (0..words.len()).filter(|at| words[*at] == program && begins(*at));
     let command = |at: usize| {
         words[at..].iter().take_while(|word| !ENDS.contains(&word.as_str())).map(OsString::from)
     };
@@ -41,9 +45,12 @@ fn each_block_of_commands_says_how_it_is_held_true() {
             let place = format!("{}:{}", page.path, block.line);
             match &block.role {
                 None => panic!("{place}: no comment says how it is held true (overlay_lab::pages)"),
-                Some(Role::By(test)) => assert!(is_a_test(test), "{place}: there is no test {test}"),
+                Some(Role::By(test)) => {
+                    assert!(is_a_test(test), "{place}: there is no test {test}")
+                }
                 Some(Role::Elsewhere) => {
-                    let missing = block.typed().into_iter().find(|typed| !run.contains(&typed.command));
+                    let missing =
+                        block.typed().into_iter().find(|typed| !run.contains(&typed.command));
                     assert_eq!(missing, None, "{place}: no page has it run");
                 }
                 Some(Role::Run { .. } | Role::Not(_)) => {}
@@ -70,8 +77,13 @@ fn each_command_is_one_that_bash_and_this_program_take() {
         for block in page.blocks.iter().filter(|block| block.is_typed()) {
             for typed in block.typed() {
                 let place = format!("{}:{}: {}", page.path, block.line, typed.command);
-                let bash = Command::new("bash").args(["-n", "-c", &typed.command]).output().unwrap();
-                assert!(bash.status.success(), "{place}: {}", String::from_utf8_lossy(&bash.stderr));
+                let bash =
+                    Command::new("bash").args(["-n", "-c", &typed.command]).output().unwrap();
+                assert!(
+                    bash.status.success(),
+                    "{place}: {}",
+                    String::from_utf8_lossy(&bash.stderr)
+                );
                 for arguments in arguments_of("overlay-agent", &typed.command) {
                     let cli = Cli::from_command_line(arguments, &|_: &str| None);
                     let cli = cli.unwrap_or_else(|error| panic!("{place}: {error}"));
@@ -111,6 +123,7 @@ fn a_flag_that_is_none_and_a_verb_that_is_none_are_found() {
                 .is_ok_and(|cli| cli.passed_over.is_empty())
         })
     };
+    assert!(taken("systemctl restart overlay-agent"));
     assert!(taken("curl --nothing | overlay-agent join - && overlay-agent status > --file"));
     for line in ["true && overlay-agent state", "overlay-agent init --netwrok 10.1.0.0/16"] {
         assert!(!taken(line), "{line}");

@@ -16,6 +16,9 @@ use serde_json::{Value, json};
 use super::*;
 use crate::{admin::Verdicts, exit::Exit, provision::DEFAULT_NETWORK};
 
+/// The heading of the flags that say how to reach etcd.
+const ETCD: &str = "etcd";
+
 /// Compares what stands between a page's marks of this name with what the code says, or writes it there.
 fn hold_true(path: &str, mark: &str, text: &str) {
     let file = overlay_lab::workspace::root().join(path);
@@ -48,15 +51,28 @@ fn verbs(command: &Verb, name: &str, all: &mut Vec<(String, Verb)>) {
 fn the_page_of_the_command_line_has_every_verb_and_flag() {
     let mut command = Cli::command();
     command.build();
+    let run = command.find_subcommand("run").unwrap().clone();
     let mut all = Vec::new();
     verbs(&command, "overlay-agent", &mut all);
     let mut text = String::new();
     for (name, mut verb) in all {
         let usage = verb.render_usage().to_string();
         let about = verb.get_long_about().or_else(|| verb.get_about()).unwrap().to_string();
-        writeln!(text, "### {name}\n\n{}\n\n`{}`\n", sentence(&about), usage_line(&usage)).unwrap();
+        writeln!(text, "### {name}\n\n{}\n\n`{}`", sentence(&about), usage_line(&usage)).unwrap();
+        let is_runs = |arg: &Arg| {
+            let of_run = run.get_arguments().find(|other| other.get_id() == arg.get_id());
+            of_run.is_some_and(|other| {
+                other.get_help_heading() == Some(ETCD) && help(other) == help(arg)
+            })
+        };
+        let shown = verb.get_arguments().filter(|arg| is_shown(arg));
+        let (common, own): (Vec<_>, Vec<_>) =
+            shown.partition(|arg| !name.ends_with(" run") && is_runs(arg));
         let (flags, words): (Vec<_>, Vec<_>) =
-            verb.get_arguments().filter(|arg| is_shown(arg)).partition(|arg| !arg.is_positional());
+            own.into_iter().partition(|arg| !arg.is_positional());
+        if !words.is_empty() {
+            text.push('\n');
+        }
         for word in words {
             let what = word.get_value_names().unwrap_or_default().join(" ");
             writeln!(text, "- `{what}`: {}.", cell(&help(word))).unwrap();
@@ -68,6 +84,11 @@ fn the_page_of_the_command_line_has_every_verb_and_flag() {
             let variable = if env::has_variables(&verb) { variable(flag) } else { String::new() };
             let (name, default, help) = (cell(&typed(flag)), default(flag), cell(&help(flag)));
             writeln!(text, "| `{name}` | {variable} | {default} | {help} |").unwrap();
+        }
+        if !common.is_empty() {
+            text.push_str(
+                "\nHow to reach etcd: the `--etcd-…` flags of [run](#overlay-agent-run).\n",
+            );
         }
         text.push('\n');
     }
@@ -197,7 +218,9 @@ const FIELDS: &[Field] = &[
     Field {
         name: "SubnetLen",
         says: "The prefix length of each host's subnet, at least two longer than the network's, at most 30.",
-        default: |config| format!("`{}`; longer in a network smaller than a /22", config.subnet_len),
+        default: |config| {
+            format!("`{}`; longer in a network smaller than a /22", config.subnet_len)
+        },
     },
     Field {
         name: "SubnetMin",
@@ -244,11 +267,7 @@ const FIELDS: &[Field] = &[
         says: "Taken, and without effect: nothing is learned from packets.",
         default: off,
     },
-    Field {
-        name: "EnableNFTables",
-        says: "Taken, and without effect.",
-        default: off,
-    },
+    Field { name: "EnableNFTables", says: "Taken, and without effect.", default: off },
     Field { name: "EnableIPv4", says: "`false` is refused.", default: |_| "`true`".to_owned() },
     Field { name: "EnableIPv6", says: "`true` is refused: IPv4 only.", default: off },
     Field {
@@ -280,6 +299,30 @@ fn the_page_of_configuration_has_every_field_of_the_network_config() {
         writeln!(text, "| `{name}` | {} | {} |", default(&parsed), cell(says)).unwrap();
     }
     hold_true("docs/configuration.md", "network config", text.trim_end());
+}
+
+#[test]
+fn the_page_of_sizes_has_what_networks_have_room_for() {
+    let mut text = String::from(
+        "| network | each host's subnet | hosts | containers of a host |\n|---|---|---|---|\n",
+    );
+    for (network, length) in [
+        ("10.0.0.0/8", 24),
+        ("10.0.0.0/12", 24),
+        ("10.1.0.0/16", 24),
+        ("10.1.0.0/16", 26),
+        ("10.1.0.0/16", 22),
+        ("10.1.0.0/20", 26),
+        ("10.1.0.0/24", 28),
+    ] {
+        let config = json!({"Network": network, "SubnetLen": length, "Backend": {"Type": "vxlan"}});
+        let config = NetworkConfig::parse(config.to_string().as_bytes()).unwrap().config;
+        // The network's own, the bridge's, the broadcast's.
+        let containers = (1_u32 << (32 - length)) - 3;
+        let hosts = config.capacity();
+        writeln!(text, "| {network} | /{length} | {hosts} | {containers} |").unwrap();
+    }
+    hold_true("docs/sizing.md", "sizes", text.trim_end());
 }
 
 /// What there is to do about packets that leave by this reason.
@@ -316,7 +359,9 @@ fn what_to_do(reason: Reason) -> &'static str {
             "A peer takes this host for another subnet's: `overlay-agent lease list` on both."
         }
         Reason::InnerIpv6 => "Switch IPv6 off in the network config: the overlay carries IPv4.",
-        Reason::ContainerVxlan => "A container of this host speaks VXLAN to hosts: find it, it may attack.",
+        Reason::ContainerVxlan => {
+            "A container of this host speaks VXLAN to hosts: find it, it may attack."
+        }
         Reason::ForeignMac | Reason::SpoofedArp | Reason::SpoofedSource => {
             "A container uses what is not its own; `status` names the address. If it is meant to (LVS, keepalived): `--source-check-exempt`."
         }
@@ -326,7 +371,9 @@ fn what_to_do(reason: Reason) -> &'static str {
         Reason::CongestionLost => "Nothing: a sender that does not know ECN is told by the loss.",
         Reason::HelperFailed => "`overlay-agent report`: this should not happen.",
         _ => match reason.class() {
-            Class::Dropped => "Nothing, while few: damaged or forged. If it grows, look for the sender.",
+            Class::Dropped => {
+                "Nothing, while few: damaged or forged. If it grows, look for the sender."
+            }
             Class::Forwarded | Class::Passed | Class::Declined => "Nothing.",
         },
     }
@@ -334,10 +381,12 @@ fn what_to_do(reason: Reason) -> &'static str {
 
 #[test]
 fn the_page_of_reasons_has_each_of_them() {
-    let mut text = String::from("| reason | class | what it says | what to do |\n|---|---|---|---|\n");
+    let mut text =
+        String::from("| reason | class | what it says | what to do |\n|---|---|---|---|\n");
     for &reason in Reason::ALL {
         let (name, class) = (reason.name(), Verdicts::from(reason.class()).name());
-        writeln!(text, "| `{name}` | {class} | {} | {} |", reason.describe(), what_to_do(reason)).unwrap();
+        writeln!(text, "| `{name}` | {class} | {} | {} |", reason.describe(), what_to_do(reason))
+            .unwrap();
     }
     hold_true("docs/reasons.md", "reasons", text.trim_end());
 }

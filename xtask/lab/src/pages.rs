@@ -124,7 +124,9 @@ impl Page {
                 }
                 Event::Start(Tag::Link { dest_url, .. }) => page.links.push(dest_url.into_string()),
                 Event::Start(_) => role = None,
-                Event::Text(words) | Event::Code(words) | Event::Html(words) => said.push_str(&words),
+                Event::Text(words) | Event::Code(words) | Event::Html(words) => {
+                    said.push_str(&words)
+                }
                 _ => {}
             }
         }
@@ -182,8 +184,7 @@ fn prompt(line: &str) -> Option<(&str, &str)> {
 
 /// What a comment says of the block that follows, and the block that it is itself.
 fn read_comment(html: &str) -> Result<(Option<Role>, Option<String>)> {
-    let Some(comment) =
-        html.trim().strip_prefix("<!--").and_then(|rest| rest.strip_suffix("-->"))
+    let Some(comment) = html.trim().strip_prefix("<!--").and_then(|rest| rest.strip_suffix("-->"))
     else {
         return Ok((None, None));
     };
@@ -225,8 +226,13 @@ fn anchor(heading: &str) -> String {
 }
 
 /// Every page of the manual, the README first.
-pub fn all() -> Result<Vec<Page>> {
-    let listed = Cmd::new("git").args(["ls-files", "README.md", "docs/*.md"]);
+pub fn manual() -> Result<Vec<Page>> {
+    matching(&["README.md", "docs/*.md"])
+}
+
+/// Every page of the repository whose path is like one of these.
+pub fn matching(patterns: &[&str]) -> Result<Vec<Page>> {
+    let listed = Cmd::new("git").arg("ls-files").args(patterns);
     let listed = listed.directory(workspace::root()).read()?;
     listed.lines().map(Page::read).collect()
 }
