@@ -44,7 +44,7 @@ fn what_the_agent_says() -> Result<()> {
 /// Makes the book.
 fn book() -> Result<()> {
     if !BOOK.is_there()? {
-        println!("building {BOOK} (MINUTES)");
+        println!("building {BOOK} (two minutes or three)");
         BOOK.install()?.stream()?;
     }
     let folder = workspace::target_dir()?.join("book");

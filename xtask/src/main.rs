@@ -87,3 +87,27 @@ fn main() -> ExitCode {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use overlay_lab::pages;
+
+    use super::*;
+
+    #[test]
+    fn what_the_manual_says_of_this_program_it_takes() {
+        let mut taken = 0;
+        for page in pages::manual().unwrap() {
+            let typed = page.blocks.iter().filter(|block| block.is_typed());
+            for command in typed.flat_map(pages::Block::typed).map(|typed| typed.command) {
+                for words in pages::invocations("cargo", &command) {
+                    if let Err(error) = Cli::try_parse_from(&words[1..]) {
+                        panic!("{}: {command}: {error}", page.path);
+                    }
+                    taken += 1;
+                }
+            }
+        }
+        assert!(taken > 5, "{taken} command lines");
+    }
+}

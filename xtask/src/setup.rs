@@ -233,6 +233,11 @@ pub(crate) fn other_processor_is_there() -> bool {
         .is_ok_and(|output| output.stdout.lines().any(|line| line == OTHER_PROCESSOR))
 }
 
+/// Whether nothing is missing.
+pub(crate) fn is_complete() -> Result<bool> {
+    Ok(Missing::find()?.is_nothing())
+}
+
 /// The same for verbs that need a machine that is set up; says nothing when it is.
 pub(crate) fn ensure() -> Result<()> {
     let missing = Missing::find()?;

@@ -7,27 +7,10 @@ use overlay_lab::pages::{self, Page, Role};
 
 use super::*;
 
-/// Behind these a command begins, as at the beginning of a line.
-const STARTS: [&str; 6] = ["&&", "||", "|", ";", "--", "sudo"];
-
-/// Behind these, another command begins, or a file's name stands.
-const ENDS: [&str; 7] = ["|", "||", "&&", ";", ">", "<", "2>&1"];
-
 fn manual() -> Vec<Page> {
     let pages = pages::manual().unwrap();
     assert!(pages.len() > 10, "{}", pages.len());
     pages
-}
-
-/// What each program of that name is given in a line of shell.
-fn arguments_of(program: &str, line: &str) -> Vec<Vec<OsString>> {
-    let words = shlex::split(line).unwrap_or_else(|| panic!("{line}"));
-    let begins = |at: usize| at == 0 || STARTS.contains(&words[at - 1].as_str());
-    let starts = (0..words.len()).filter(|at| words[*at] == program && begins(*at));
-    let command = |at: usize| {
-        words[at..].iter().take_while(|word| !ENDS.contains(&word.as_str())).map(OsString::from)
-    };
-    starts.map(|at| command(at).collect()).collect()
 }
 
 #[test]
@@ -46,7 +29,7 @@ fn each_block_of_commands_says_how_it_is_held_true() {
             match &block.role {
                 None => panic!("{place}: no comment says how it is held true (overlay_lab::pages)"),
                 Some(Role::By(test)) => {
-                    assert!(is_a_test(test), "{place}: there is no test {test}")
+                    assert!(is_a_test(test), "{place}: there is no test {test}");
                 }
                 Some(Role::Elsewhere) => {
                     let missing =
@@ -84,8 +67,11 @@ fn each_command_is_one_that_bash_and_this_program_take() {
                     "{place}: {}",
                     String::from_utf8_lossy(&bash.stderr)
                 );
-                for arguments in arguments_of("overlay-agent", &typed.command) {
-                    let cli = Cli::from_command_line(arguments, &|_: &str| None);
+                for arguments in pages::invocations("overlay-agent", &typed.command) {
+                    let cli = Cli::from_command_line(
+                        arguments.into_iter().map(OsString::from),
+                        &|_: &str| None,
+                    );
                     let cli = cli.unwrap_or_else(|error| panic!("{place}: {error}"));
                     assert_eq!(cli.passed_over, Vec::<String>::new(), "{place}");
                     taken += 1;
@@ -117,9 +103,9 @@ fn each_network_config_of_the_manual_is_one() {
 #[test]
 fn a_flag_that_is_none_and_a_verb_that_is_none_are_found() {
     let taken = |line: &str| {
-        let mut all = arguments_of("overlay-agent", line).into_iter();
+        let mut all = pages::invocations("overlay-agent", line).into_iter();
         all.all(|arguments| {
-            Cli::from_command_line(arguments, &|_: &str| None)
+            Cli::from_command_line(arguments.into_iter().map(OsString::from), &|_: &str| None)
                 .is_ok_and(|cli| cli.passed_over.is_empty())
         })
     };

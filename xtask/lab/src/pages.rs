@@ -125,7 +125,7 @@ impl Page {
                 Event::Start(Tag::Link { dest_url, .. }) => page.links.push(dest_url.into_string()),
                 Event::Start(_) => role = None,
                 Event::Text(words) | Event::Code(words) | Event::Html(words) => {
-                    said.push_str(&words)
+                    said.push_str(&words);
                 }
                 _ => {}
             }
@@ -235,6 +235,21 @@ pub fn matching(patterns: &[&str]) -> Result<Vec<Page>> {
     let listed = Cmd::new("git").arg("ls-files").args(patterns);
     let listed = listed.directory(workspace::root()).read()?;
     listed.lines().map(Page::read).collect()
+}
+
+/// Behind these a command begins, as at the beginning of a line.
+const STARTS: [&str; 6] = ["&&", "||", "|", ";", "--", "sudo"];
+
+/// Behind these, another command begins, or a file's name stands.
+const ENDS: [&str; 7] = ["|", "||", "&&", ";", ">", "<", "2>&1"];
+
+/// The words of each call of `program` in a line of shell, its own name first.
+pub fn invocations(program: &str, line: &str) -> Vec<Vec<String>> {
+    let words = shlex::split(line).unwrap_or_default();
+    let begins = |at: usize| at == 0 || STARTS.contains(&words[at - 1].as_str());
+    let starts = (0..words.len()).filter(|at| words[*at] == program && begins(*at));
+    let call = |at: usize| words[at..].iter().take_while(|word| !ENDS.contains(&word.as_str()));
+    starts.map(|at| call(at).cloned().collect()).collect()
 }
 
 /// The first line of `shown` that `answer` has not, in this order. `…` stands for anything, a number for any number,
@@ -362,6 +377,16 @@ Words between them take the role away.
         assert_eq!(commands, expected);
         assert_eq!(typed[0].shown, ["Something is wrong:", "  …"]);
         assert!(Page::parse("page.md", "<!-- run: often -->\n").is_err());
+    }
+
+    #[test]
+    fn a_programs_calls_are_found_wherever_they_begin() {
+        let line =
+            "run -- agent join 'a b' && systemctl restart agent; echo | agent set - > /dev/null";
+        assert_eq!(
+            invocations("agent", line),
+            [vec!["agent", "join", "a b"], vec!["agent", "set", "-"]]
+        );
     }
 
     #[test]
