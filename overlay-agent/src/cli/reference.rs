@@ -249,12 +249,12 @@ const FIELDS: &[Field] = &[
     },
     Field {
         name: "Backend.MTU",
-        says: "What the wire carries, where that is less than the uplink says ([mtu.md](mtu.md)). Followed while agents run.",
+        says: "What the wire carries, where that is less than the uplink says ([mtu.md](mtu.md)).",
         default: |_| "the uplink's".to_owned(),
     },
     Field {
         name: "Backend.DirectRouting",
-        says: "Hosts on one link send each other plain packets. Followed while agents run.",
+        says: "Hosts on one link send each other plain packets.",
         default: off,
     },
     Field {

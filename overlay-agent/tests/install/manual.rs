@@ -18,6 +18,7 @@ const STORY: &[&str] = &[
     "docs/quick-start.md",
     "docs/configuration.md",
     "docs/etcd-keys.md",
+    "docs/policy.md",
     "docs/mtu.md",
     "docs/troubleshooting.md",
     "docs/upgrade.md",
@@ -72,8 +73,8 @@ impl Story<'_> {
             let output = shell.env("DEBIAN_FRONTEND", "noninteractive").output()?;
             printed = format!("{}{}", output.stdout, output.stderr);
             ensure!(output.status.success() != fails, "it ended with {}: {printed}", output.status);
-            if let Some(line) = pages::missing(&typed.shown, &printed) {
-                bail!("it does not show «{line}»: {printed}");
+            if let Some(line) = pages::difference(&typed.shown, &printed) {
+                bail!("it does not show «{line}» there: {printed}");
             }
             Ok(())
         };

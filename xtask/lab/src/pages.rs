@@ -252,24 +252,32 @@ pub fn invocations(program: &str, line: &str) -> Vec<Vec<String>> {
     starts.map(|at| call(at).cloned().collect()).collect()
 }
 
-/// The first line of `shown` that `answer` has not, in this order. `…` stands for anything, a number for any number,
-/// an interface's address for any.
-pub fn missing<'page>(shown: &'page [String], answer: &str) -> Option<&'page str> {
-    let answer: Vec<_> = answer.lines().map(shape).collect();
-    let mut rest = answer.as_slice();
-    shown.iter().map(String::as_str).find(|line| {
-        if line.trim() == "…" {
-            return false;
+/// The line of `shown` from which on `answer` is another. There, a line `…` stands for any lines, `…` within a line for
+/// anything, a number for any number, and an interface's address for any. Empty lines do not count.
+pub fn difference<'page>(shown: &'page [String], answer: &str) -> Option<&'page str> {
+    let answer: Vec<_> = answer.lines().map(shape).filter(|line| !line.is_empty()).collect();
+    let shown: Vec<_> =
+        shown.iter().map(|line| line.trim()).filter(|line| !line.is_empty()).collect();
+    let mut furthest = 0;
+    if shown.is_empty() || agree(&shown, 0, &answer, &mut furthest) {
+        return None;
+    }
+    Some(shown.get(furthest).copied().unwrap_or("nothing more"))
+}
+
+/// Whether the lines from number `at` on are the answer. `furthest` counts those that were found before that went wrong.
+fn agree(shown: &[&str], at: usize, answer: &[String], furthest: &mut usize) -> bool {
+    *furthest = at.max(*furthest);
+    match (shown.get(at), answer.split_first()) {
+        (None, rest) => rest.is_none(),
+        (Some(&"…"), _) => {
+            (0..=answer.len()).any(|skipped| agree(shown, at + 1, &answer[skipped..], furthest))
         }
-        let wanted = shape(line);
-        match rest.iter().position(|found| is_like(&wanted, found)) {
-            Some(at) => {
-                rest = &rest[at + 1..];
-                false
-            }
-            None => true,
+        (Some(line), Some((found, rest))) => {
+            is_like(&shape(line), found) && agree(shown, at + 1, rest, furthest)
         }
-    })
+        (Some(_), None) => false,
+    }
 }
 
 /// Whether the parts of `wanted` between `…` are in `found`, one after the other, from its beginning to its end.
@@ -391,27 +399,30 @@ Words between them take the role away.
 
     #[test]
     fn what_is_shown_is_compared_but_for_numbers_and_what_is_left_out() {
-        let answer = "Leases\n  10.1.78.0/24 at 02:00:0a:01:4e:00, 3 s\nNothing is wrong.\n";
-        let is_missing = |shown: &str| {
+        let answer = "Leases\n  10.1.78.0/24 at 02:00:0a:01:4e:00, 3 s\n\nNothing is wrong.\n";
+        let differs = |shown: &str| {
             let shown: Vec<_> = shown.lines().map(str::to_owned).collect();
-            missing(&shown, answer).map(str::to_owned)
+            difference(&shown, answer).map(str::to_owned)
         };
         for shown in [
+            "",
             "Leases\n…\nNothing is wrong.",
-            "10.1.5.0/24   at 66:aa:66:aa:66:aa, 12 s",
-            "Nothing … wrong.",
-            "Nothing…",
-            "… is …",
+            "…\n10.1.5.0/24   at 66:aa:66:aa:66:aa, 12 s\n…",
+            "…\nNothing … wrong.",
+            "Leases\n…\nNothing…\n…",
+            "…\n… at …\n… is …",
         ] {
-            assert_eq!(is_missing(shown), None, "{shown}");
+            assert_eq!(differs(shown), None, "{shown}");
         }
         for (shown, line) in [
-            ("Nothing is wrong.\nLeases", "Leases"),
-            ("Nothing is", "Nothing is"),
-            ("Nothing … right.", "Nothing … right."),
-            ("10.1.5.0/24 via …", "10.1.5.0/24 via …"),
+            ("Leases", "nothing more"),
+            ("Leases\nNothing is wrong.", "Nothing is wrong."),
+            ("…\nNothing is wrong.\nLeases", "Leases"),
+            ("…\nNothing is", "Nothing is"),
+            ("…\nNothing … right.", "Nothing … right."),
+            ("Leases\n10.1.5.0/24 via …\n…", "10.1.5.0/24 via …"),
         ] {
-            assert_eq!(is_missing(shown).as_deref(), Some(line), "{shown}");
+            assert_eq!(differs(shown).as_deref(), Some(line), "{shown}");
         }
     }
 }
