@@ -68,8 +68,8 @@ impl Story<'_> {
                 SWITCH => self.lab.wire().switch().command("bash"),
                 host => self.machine(host)?.command("bash")?,
             };
-            // A reader is somewhere, and root.
-            let shell = shell.args(["-c", &format!("cd /root && {command}")]);
+            // A reader is somewhere, and root, and says yes to what is asked.
+            let shell = shell.args(["-c", &format!("cd /root && {command}")]).input("y\n");
             let output = shell.env("DEBIAN_FRONTEND", "noninteractive").output()?;
             printed = format!("{}{}", output.stdout, output.stderr);
             let code = output.status.code();
