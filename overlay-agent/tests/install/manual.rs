@@ -14,7 +14,7 @@ use crate::support::{boot, timed};
 const SHOWN_WITHIN: Duration = Duration::from_secs(20);
 
 /// The pages that have something run, in the order of a reader's life with two hosts.
-const STORY: &[&str] = &[
+const TWO_HOSTS: &[&str] = &[
     "docs/quick-start.md",
     "docs/configuration.md",
     "docs/etcd-keys.md",
@@ -25,6 +25,9 @@ const STORY: &[&str] = &[
     "docs/backup.md",
     "docs/operations.md",
 ];
+
+/// The page for who cannot do without etcd.
+const FOUR_HOSTS: &str = "docs/high-availability.md";
 
 /// Stands for what the last command has printed, where a reader copies it.
 const COPIED: &str = "ADDRESS";
@@ -108,10 +111,10 @@ fn once_or_soon(soon: bool, mut attempt: impl FnMut() -> Result<()>) -> Result<(
     if soon { eventually(SHOWN_WITHIN, "what the page shows", attempt) } else { attempt() }
 }
 
-#[test]
-fn who_types_what_the_manual_says_sees_what_it_shows() {
-    let lab = Lab::builder().hosts(2).start().unwrap();
-    let machines = ["one", "two"].into_iter().enumerate().map(|(at, name)| {
+/// Machines of these names, on which pages are read one after the other.
+fn tell(names: &[&'static str], pages: &[&str]) {
+    let lab = Lab::builder().hosts(names.len()).start().unwrap();
+    let machines = names.iter().enumerate().map(|(at, &name)| {
         let machine = boot(&lab, at);
         machine.shell("cp /srv/overlay-agent.deb /root").unwrap();
         machine.import_image().unwrap();
@@ -123,17 +126,27 @@ fn who_types_what_the_manual_says_sees_what_it_shows() {
         printed: String::new(),
         untrue: Vec::new(),
     };
-    for path in STORY {
+    for path in pages {
         story.read(&Page::read(path).unwrap());
     }
     assert_eq!(story.untrue, Vec::<String>::new());
 }
 
 #[test]
-fn every_page_that_has_something_run_is_in_the_story() {
+fn who_types_what_the_manual_says_sees_what_it_shows() {
+    tell(&["one", "two"], TWO_HOSTS);
+}
+
+#[test]
+fn who_types_what_it_says_of_three_members_loses_any_of_them_and_all() {
+    tell(&["one", "two", "three", "new"], &[FOUR_HOSTS]);
+}
+
+#[test]
+fn every_page_that_has_something_run_is_in_a_story() {
     let mut run: Vec<_> = pages::manual().unwrap();
     run.retain(|page| page.blocks.iter().any(Block::is_run));
-    let mut told = STORY.to_vec();
+    let mut told = [TWO_HOSTS, &[FOUR_HOSTS]].concat();
     told.sort_unstable();
     assert_eq!(run.iter().map(|page| page.path.as_str()).collect::<Vec<_>>(), told);
 }
