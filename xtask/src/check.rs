@@ -2,6 +2,7 @@
 
 mod circles;
 mod dependencies;
+mod links;
 mod names;
 mod paths;
 mod sources;
@@ -25,11 +26,12 @@ type Check = fn() -> Result<()>;
 /// Runs every check, and fails if one of them does.
 pub(crate) fn run() -> Result<()> {
     setup::ensure()?;
-    let checks: [(&str, Check); 14] = [
+    let checks: [(&str, Check); 15] = [
         ("no file is longer than can be read at once", files_are_short),
         ("no file uses another in a circle, and no room does", circles::check),
         ("no two public types of one name", names::check),
         ("documents name files that are there", paths::check),
+        ("links lead somewhere, and the contents have every page", links::check),
         ("every crate inherits the workspace's lints", lints_are_inherited),
         ("every dependency is used", dependencies::are_used),
         ("dependencies are what we want of others", dependencies::are_welcome),

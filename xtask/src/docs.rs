@@ -1,25 +1,63 @@
-//! `docs`: pages that are made of what the code says, so that they cannot say anything else.
+//! `docs`: pages that are made of what the code says, so that they cannot say anything else; and all pages as a book.
 
 use std::{fmt::Write as _, fs, path::PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
+use clap::Args;
 use overlay_common::{Feature, Need, feature::parse_version};
-use overlay_lab::workspace;
+use overlay_lab::{command::Cmd, workspace};
 
-use crate::{verifier, vm::KERNELS};
+use crate::{setup::BOOK, verifier, vm::KERNELS};
 
 /// The kernel that this project is developed on, tested beside those in virtual machines.
 const DEVELOPED_ON: &str = "6.18";
 
+/// The command line of `docs`.
+#[derive(Debug, Clone, Copy, Args)]
+pub(crate) struct Options {
+    /// Make a book of all pages, too, in target/book, with mdBook, which is built first if it is missing
+    #[arg(long)]
+    pub(crate) book: bool,
+}
+
 /// Writes every page.
-pub(crate) fn run() -> Result<()> {
+pub(crate) fn run(options: Options) -> Result<()> {
     let path = path();
     fs::write(&path, kernel_support()?).with_context(|| format!("writing {}", path.display()))?;
     println!("{}", path.display());
+    what_the_agent_says()?;
+    if options.book {
+        book()?;
+    }
     Ok(())
 }
 
-/// Fails where a page is not what it would be if it were written now.
+/// Has the agent's tests write what they hold true: `cli/reference.rs`, `admin/metrics/tests.rs`.
+fn what_the_agent_says() -> Result<()> {
+    workspace::cargo()
+        .env("OVERLAY_RECORD_PAGES", "1")
+        .args(["test", "--locked", "--package", "overlay-agent", "--lib", "--"])
+        .args(["the_page_of_", "the_dashboard_"])
+        .stream()
+}
+
+/// Makes the book.
+fn book() -> Result<()> {
+    if !BOOK.is_there()? {
+        println!("building {BOOK} (two minutes or three)");
+        BOOK.install()?.stream()?;
+    }
+    let folder = workspace::target_dir()?.join("book");
+    Cmd::new(BOOK.path()?)
+        .args(["build", "--dest-dir"])
+        .arg(&folder)
+        .directory(workspace::root())
+        .stream()?;
+    println!("{}", folder.join("index.html").display());
+    Ok(())
+}
+
+/// Fails where a page is not what it would be if it were written now. Those of the agent are held true by its unit tests.
 pub(crate) fn check() -> Result<()> {
     let path = path();
     let found = fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;

@@ -40,8 +40,8 @@ enum Verb {
     Test(test::Options),
     /// What each BPF program costs the verifier, on this kernel and on those that people run
     Verifier(verifier::Options),
-    /// Write the pages that are made of what the code says
-    Docs,
+    /// Write the pages that are made of what the code says; make a book of all
+    Docs(docs::Options),
     /// Show two Docker hosts talking, on this machine
     Demo(demo::Options),
     /// Hosts left standing to explore
@@ -64,7 +64,7 @@ fn main() -> ExitCode {
         Verb::Check => check::run(),
         Verb::Test(options) => test::run(&options),
         Verb::Verifier(options) => verifier::run(options),
-        Verb::Docs => docs::run(),
+        Verb::Docs(options) => docs::run(options),
         Verb::Demo(options) => demo::run(&options),
         Verb::Dist(options) => dist::run(options),
         Verb::Bench(options) => bench::run(&options),
@@ -85,5 +85,29 @@ fn main() -> ExitCode {
             }
             ended.map_or(ExitCode::FAILURE, |ended| ended.code.into())
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use overlay_lab::pages;
+
+    use super::*;
+
+    #[test]
+    fn what_the_manual_says_of_this_program_it_takes() {
+        let mut taken = 0;
+        for page in pages::manual().unwrap() {
+            let typed = page.blocks.iter().filter(|block| block.is_typed());
+            for command in typed.flat_map(pages::Block::typed).map(|typed| typed.command) {
+                for words in pages::invocations("cargo", &command) {
+                    if let Err(error) = Cli::try_parse_from(&words[1..]) {
+                        panic!("{}: {command}: {error}", page.path);
+                    }
+                    taken += 1;
+                }
+            }
+        }
+        assert!(taken > 5, "{taken} command lines");
     }
 }

@@ -10,7 +10,7 @@ use nix::unistd::Uid;
 use overlay_lab::{command::Cmd, workspace};
 
 use self::tools::LINKER;
-pub(crate) use self::tools::{MACHETE, PACKAGER};
+pub(crate) use self::tools::{BOOK, MACHETE, PACKAGER};
 use crate::toolchain::{in_path, nightly_is_complete};
 
 /// Users have it in clouds, and in small boxes.
@@ -231,6 +231,11 @@ pub(crate) fn other_processor_is_there() -> bool {
         .args(["target", "list", "--installed"])
         .output()
         .is_ok_and(|output| output.stdout.lines().any(|line| line == OTHER_PROCESSOR))
+}
+
+/// Whether nothing is missing.
+pub(crate) fn is_complete() -> Result<bool> {
+    Ok(Missing::find()?.is_nothing())
 }
 
 /// The same for verbs that need a machine that is set up; says nothing when it is.

@@ -102,7 +102,7 @@ pub(super) fn append(
         };
         (verb, matches) = (found, inner);
     }
-    if WITHOUT.contains(&verb.get_name()) {
+    if !has_variables(verb) {
         return Ok(Appended { args, bad });
     }
     for arg in verb.get_arguments() {
@@ -137,9 +137,19 @@ pub(super) fn append(
     Ok(Appended { args, bad })
 }
 
+/// Whether the environment says anything about this verb's flags.
+pub(super) fn has_variables(verb: &Command) -> bool {
+    !WITHOUT.contains(&verb.get_name())
+}
+
+/// What a flag is called in the environment, behind its prefix.
+pub(super) fn suffix(long: &str) -> String {
+    long.to_ascii_uppercase().replace('-', "_")
+}
+
 /// The first of a flag's variables that is set and not empty.
 fn lookup(long: &str, environment: &impl Environment) -> Option<(String, OsString)> {
-    let suffix = long.to_ascii_uppercase().replace('-', "_");
+    let suffix = suffix(long);
     PREFIXES.into_iter().map(|prefix| format!("{prefix}{suffix}")).find_map(|name| {
         let value = environment.get(&name).filter(|value| !value.is_empty())?;
         Some((name, value))

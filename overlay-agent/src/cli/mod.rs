@@ -138,4 +138,8 @@ fn go_bool(text: &str) -> Result<bool, String> {
 }
 
 #[cfg(test)]
+mod manual;
+#[cfg(test)]
+mod reference;
+#[cfg(test)]
 mod tests;

@@ -7,6 +7,7 @@ mod foreign;
 mod harmless;
 mod identities;
 mod leave;
+mod manual;
 mod members;
 mod ready;
 mod reports;

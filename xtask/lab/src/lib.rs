@@ -22,7 +22,8 @@
 //! process was killed. A panic prints what is needed to understand it ([`mod@dump`]).
 //!
 //! What labs are made with is here too, for the task runner as well: [`command`], [`interrupt`],
-//! [`workspace`] and [`release`]. [`statistics`] judges what is measured in them, [`corpus`] reads what failed once.
+//! [`workspace`] and [`release`]. [`statistics`] judges what is measured in them, [`corpus`] reads what failed once, [`pages`] what the
+//! manual says.
 
 mod agent;
 mod bpffs;
@@ -40,6 +41,7 @@ pub mod interrupt;
 pub mod ledger;
 mod machine;
 mod namespace;
+pub mod pages;
 mod process;
 mod process_id;
 pub mod release;

@@ -35,6 +35,10 @@ pub(crate) const PACKAGER: Tool =
 pub(crate) const MACHETE: Tool =
     Tool { name: "cargo-machete", version: "0.9.2", environment: None, features: &[] };
 
+/// Makes a book of the manual.
+pub(crate) const BOOK: Tool =
+    Tool { name: "mdbook", version: "0.5.4", environment: None, features: &[] };
+
 impl Tool {
     /// Where it is, once it was built.
     pub(crate) fn path(&self) -> Result<PathBuf> {
@@ -61,7 +65,7 @@ impl Tool {
     }
 
     /// What builds it.
-    pub(super) fn install(&self) -> Result<Cmd> {
+    pub(crate) fn install(&self) -> Result<Cmd> {
         let command = workspace::cargo()
             // It goes with the tools, wherever our own build goes. They work for seconds, and would be optimised for
             // minutes; nobody debugs them.
