@@ -66,10 +66,10 @@ pub(super) async fn answers(etcd: &EtcdStore, found: &mut Findings) -> Option<Ne
     }
 }
 
-/// What is to be known where etcd does not keep hosts to what is theirs, though it is told to.
+/// What is to be known where etcd does not keep hosts to what is theirs, though it is told to. It is said where etcd is.
 pub(super) async fn confinement(host: &Host, found: &mut Findings) -> Option<String> {
     let own = authority::host_identity();
-    own.host().filter(|_| host.etcd.identity.is_some())?;
+    own.host().filter(|_| host.etcd.identity.is_some() && provision::serves_etcd())?;
     let etcd = EtcdConfig { identity: Some(own), ..host.etcd.clone() };
     let asked = async {
         let store = EtcdStore::new(&etcd)?;
