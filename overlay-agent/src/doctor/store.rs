@@ -119,8 +119,11 @@ pub(super) fn certificates(host: &Host, found: &mut Findings) {
     const HOSTS: &str = "the agent has it made anew, and could not: on a host with a share in etcd, systemctl status overlay-agent; once it has \
                          ended: overlay-agent init there, and join with its new token here";
     let etcd = &host.etcd;
-    let own = etcd.identity.as_ref().map(|identity| identity.cert_file.clone());
-    let files = own.into_iter().chain(etcd.ca_file.clone());
+    let shown = etcd.identity.as_ref().map(|identity| identity.cert_file.clone());
+    // With a share in etcd we ask as root; the agent shows this host's own.
+    let own = Some(authority::host_identity().cert_file)
+        .filter(|_| etcd.identity == Some(authority::root_identity()));
+    let files = shown.into_iter().chain(own).chain(etcd.ca_file.clone());
     let here =
         provision::server_certificate().map(|file| (file, "overlay-agent init on this host"));
     for (file, mend) in files.map(|file| (file, HOSTS)).chain(here) {
