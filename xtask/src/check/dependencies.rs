@@ -13,7 +13,10 @@ use serde::Deserialize;
 use spdx::{Expression, ParseMode};
 
 use super::NotMade;
-use crate::setup;
+use crate::{
+    crates::{Crate, Crates},
+    setup,
+};
 
 /// What asks no more of who has our binary than ours does: to be told whose work is in it.
 const LICENCES: [&str; 7] =
@@ -38,38 +41,6 @@ const REGISTRY: &str = "registry+https://github.com/rust-lang/crates.io-index";
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 
 #[derive(Debug, Deserialize)]
-struct Metadata {
-    packages: Vec<Package>,
-    resolve: Resolve,
-    workspace_members: Vec<String>,
-}
-
-#[derive(Debug, Deserialize)]
-struct Resolve {
-    nodes: Vec<Node>,
-}
-
-#[derive(Debug, Deserialize)]
-struct Node {
-    id: String,
-}
-
-#[derive(Debug, Deserialize)]
-struct Package {
-    id: String,
-    name: String,
-    version: String,
-    license: Option<String>,
-    source: Option<String>,
-    dependencies: Vec<Dependency>,
-}
-
-#[derive(Debug, Deserialize)]
-struct Dependency {
-    name: String,
-}
-
-#[derive(Debug, Deserialize)]
 struct Manifest {
     workspace: Workspace,
 }
@@ -86,7 +57,7 @@ pub(super) fn are_used() -> Result<()> {
         fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
     let manifest: Manifest =
         toml::from_str(&text).with_context(|| format!("cannot read {}", path.display()))?;
-    let Metadata { packages, workspace_members, .. } = metadata()?;
+    let Crates { packages, workspace_members, .. } = Crates::of(TARGET)?;
     let ours = packages.iter().filter(|package| workspace_members.contains(&package.id));
     let asked: BTreeSet<_> =
         ours.flat_map(|ours| &ours.dependencies).map(|of| of.name.as_str()).collect();
@@ -102,9 +73,10 @@ pub(super) fn are_used() -> Result<()> {
 
 /// Fails where one is something that we do not want of others.
 pub(super) fn are_welcome() -> Result<()> {
-    let Metadata { packages, resolve, .. } = metadata()?;
-    let built: BTreeSet<_> = resolve.nodes.iter().map(|node| node.id.as_str()).collect();
-    let theirs = packages
+    let crates = Crates::of(TARGET)?;
+    let built: BTreeSet<_> = crates.nodes().iter().map(|node| node.id.as_str()).collect();
+    let theirs = crates
+        .packages
         .iter()
         .filter(|package| package.source.is_some() && built.contains(package.id.as_str()));
     let complaints = complaints(&theirs.collect::<Vec<_>>());
@@ -114,23 +86,10 @@ pub(super) fn are_welcome() -> Result<()> {
     Ok(())
 }
 
-fn metadata() -> Result<Metadata> {
-    let command = workspace::cargo().args([
-        "metadata",
-        "--locked",
-        "--format-version",
-        "1",
-        "--filter-platform",
-        TARGET,
-    ]);
-    serde_json::from_str(&command.read()?)
-        .with_context(|| format!("`{command}` printed something else than its metadata"))
-}
-
-fn complaints(packages: &[&Package]) -> Vec<String> {
+fn complaints(packages: &[&Crate]) -> Vec<String> {
     let mut complaints = Vec::new();
     let mut versions = BTreeMap::<_, BTreeSet<_>>::new();
-    for Package { name, version, license, source, .. } in packages {
+    for Crate { name, version, license, source, .. } in packages {
         versions.entry(name.as_str()).or_default().insert(version.as_str());
         let license = license.as_deref().unwrap_or("none");
         if !is_allowed(license) {
@@ -176,8 +135,8 @@ fn is_allowed(license: &str) -> bool {
 mod tests {
     use super::*;
 
-    fn package(name: &str, version: &str, license: &str, source: &str) -> Package {
-        Package {
+    fn package(name: &str, version: &str, license: &str, source: &str) -> Crate {
+        Crate {
             id: format!("{name}@{version}"),
             name: name.to_owned(),
             version: version.to_owned(),

@@ -5,6 +5,7 @@ mod archive;
 mod initramfs;
 mod kernel;
 pub(crate) mod layer;
+mod userland;
 
 use std::{
     fs,
@@ -18,9 +19,11 @@ use anyhow::{Context as _, Result, ensure};
 use overlay_lab::{command::Cmd, workspace};
 use serde::Deserialize;
 
+use crate::{arch::Arch, build::portable};
+
 pub(crate) use self::{
     initramfs::Step,
-    kernel::{KERNELS, Kernel, Unpacked},
+    kernel::{ARM64, KERNELS, Kernel, Unpacked},
 };
 
 /// For all that a machine does, from power on to power off.
@@ -98,23 +101,29 @@ struct Machine {
 impl Machine {
     fn new(kernel: Kernel, steps: &[Step]) -> Result<Self> {
         let unpacked = kernel.fetch()?;
-        let directory = workspace::target_dir()?.join("vm").join(kernel.series);
+        let directory = workspace::target_dir()?.join("vm").join(kernel.name());
         fs::create_dir_all(&directory)
             .with_context(|| format!("making {}", directory.display()))?;
         let archive = directory.join("initramfs.cpio");
-        fs::write(&archive, initramfs::build(&unpacked, steps)?)
+        fs::write(&archive, initramfs::build(kernel, &unpacked, steps)?)
             .with_context(|| format!("writing {}", archive.display()))?;
         Ok(Self { kernel, unpacked, archive, console: directory.join("console.log") })
     }
 
     fn run(self) -> Result<Run> {
         let start = Instant::now();
-        let ended = Cmd::new("qemu-system-x86_64")
+        let (machine, processor, console) = match self.kernel.arch {
+            Arch::Amd64 => ("pc", "max", "ttyS0"),
+            // What clouds have.
+            Arch::Arm64 => ("virt", "neoverse-n1", "ttyAMA0"),
+        };
+        let ended = Cmd::new(format!("qemu-system-{}", self.kernel.arch.kernel_name()))
             // One thread for both processors: with two, one of them may run into a breakpoint by which
             // the other has just patched the kernel's code, after it is gone («Oops: int3»).
-            .args(["-accel", "tcg,thread=single", "-cpu", "max", "-smp", "2", "-m", "2048"])
+            .args(["-accel", "tcg,thread=single", "-machine", machine, "-cpu", processor])
+            .args(["-smp", "2", "-m", "2048"])
             .args(["-nodefaults", "-display", "none", "-no-reboot", "-append"])
-            .arg("console=ttyS0 loglevel=4 panic=-1 random.trust_cpu=on")
+            .arg(format!("console={console} loglevel=4 panic=-1 random.trust_cpu=on"))
             .arg("-serial")
             .arg(format!("file:{}", self.console.display()))
             .arg("-kernel")
@@ -163,8 +172,8 @@ fn parse(console: &str) -> Vec<Ended> {
     steps
 }
 
-/// Builds test programs of the agent, and returns where they are, in the order of `names`.
-pub(crate) fn test_programs<const N: usize>(names: [&str; N]) -> Result<[PathBuf; N]> {
+/// Builds test programs of the agent for a processor, and returns where they are, in the order of `names`.
+pub(crate) fn test_programs<const N: usize>(arch: Arch, names: [&str; N]) -> Result<[PathBuf; N]> {
     #[derive(Deserialize)]
     struct Target {
         name: String,
@@ -174,14 +183,12 @@ pub(crate) fn test_programs<const N: usize>(names: [&str; N]) -> Result<[PathBuf
         target: Option<Target>,
         executable: Option<PathBuf>,
     }
-    let mut command = workspace::cargo().args([
-        "test",
-        "--locked",
-        "--no-run",
-        "--message-format=json-render-diagnostics",
-        "--package",
-        "overlay-agent",
-    ]);
+    let mut command = if arch == Arch::of_this_machine()? {
+        workspace::cargo().args(["test", "--locked", "--package", "overlay-agent"])
+    } else {
+        portable::cargo(arch, "test")?
+    };
+    command = command.args(["--no-run", "--message-format=json-render-diagnostics"]);
     for name in names {
         command = command.args(["--test", name]);
     }
