@@ -16,8 +16,11 @@ pub(super) const LICENCES: [&str; 3] = ["LICENSE-APACHE", "LICENSE-MIT", "LICENS
 const ELSEWHERE: [(&str, &str); 1] =
     [("usr/share/zsh/vendor-completions", "usr/share/zsh/site-functions")];
 
-/// What names licences by where Debian has their texts; others get the texts.
-const DEBIAN_ONLY: &str = "usr/share/doc/overlay-agent/copyright";
+/// What is about the Debian package, or names licences by where Debian has their texts: others get the texts.
+const DEBIAN_ONLY: [&str; 2] = [
+    "usr/share/doc/overlay-agent/changelog.Debian.gz",
+    "usr/share/doc/overlay-agent/copyright",
+];
 
 /// A file of a release.
 #[derive(Debug)]
@@ -52,7 +55,7 @@ fn collect(root: &Path, folder: &Path, files: &mut Vec<File>) -> Result<()> {
             continue;
         }
         let path = source.strip_prefix(root).with_context(listing)?;
-        if path == Path::new(DEBIAN_ONLY) {
+        if DEBIAN_ONLY.iter().any(|only| path == Path::new(only)) {
             continue;
         }
         let path = ELSEWHERE
