@@ -14,20 +14,20 @@ use crate::file;
 
 #[test]
 fn bookworm_has_an_agent_that_is_ready() {
-    is_ready_on(&BOOKWORM, "12");
+    is_ready_on(&BOOKWORM, "bookworm");
 }
 
 #[test]
 fn trixie_has_an_agent_that_is_ready() {
-    is_ready_on(&TRIXIE, "13");
+    is_ready_on(&TRIXIE, "trixie");
 }
 
 #[test]
 fn forky_has_an_agent_that_is_ready() {
-    is_ready_on(&FORKY, "14");
+    is_ready_on(&FORKY, "forky");
 }
 
-fn is_ready_on(distribution: &Distribution, version: &str) {
+fn is_ready_on(distribution: &Distribution, codename: &str) {
     let lab = Lab::builder().hosts(1).start().unwrap();
     let host = lab.host(0);
     let mut machine = Machine::lay_out(host, distribution).unwrap();
@@ -39,7 +39,7 @@ fn is_ready_on(distribution: &Distribution, version: &str) {
     machine.write("/etc/overlay/peers.toml", peers.as_bytes()).unwrap();
     machine.switch_on().unwrap();
     let release = machine.run("cat", ["/etc/os-release"]).unwrap();
-    assert!(release.contains(&format!("VERSION_ID=\"{version}\"")), "{release}");
+    assert!(release.contains(&format!("VERSION_CODENAME={codename}\n")), "{release}");
 
     let install = "DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends";
     machine.shell(&format!("{install} /srv/overlay-agent.deb")).unwrap();
@@ -48,6 +48,9 @@ fn is_ready_on(distribution: &Distribution, version: &str) {
     let settings = b"OVERLAY_PEERS=/etc/overlay/peers.toml\n";
     machine.write("/etc/default/overlay-agent", settings).unwrap();
     machine.run("systemctl", ["start", "overlay-agent"]).unwrap();
+    // In Docker's place.
+    let bridge = "ip link add br0 up type bridge && ip address add 10.5.1.1/24 dev br0";
+    machine.shell(bridge).unwrap();
     eventually(Duration::from_secs(30), "the agent is ready", || {
         let command = machine.command("overlay-agent")?.args(["status", "--output", "json"]);
         let output = command.output()?;

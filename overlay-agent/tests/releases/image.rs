@@ -43,6 +43,8 @@ fn docker_loads_the_image_and_runs_an_agent_of_the_host_from_it() {
                --volume /sys/fs/bpf:/sys/fs/bpf --volume /run:/run --volume /var/lib/overlay:/var/lib/overlay \
                --volume /etc/overlay:/etc/overlay";
     machine.shell(&format!("{run} {image} run --peers /etc/overlay/peers.toml")).unwrap();
+    // In Docker's place.
+    machine.shell("ip link add br0 up type bridge && ip address add 10.5.1.1/24 dev br0").unwrap();
     eventually(SOON, "the agent is ready", || {
         let status = machine.docker([
             "exec",
@@ -53,7 +55,10 @@ fn docker_loads_the_image_and_runs_an_agent_of_the_host_from_it() {
             "json",
         ]);
         let status: Value = serde_json::from_str(&status?)?;
-        ensure!(status["ready"] == true, "{status}");
+        ensure!(
+            status["ready"] == true && status["problems"] == Value::Array(Vec::new()),
+            "{status}"
+        );
         Ok(())
     })
     .unwrap();

@@ -8,7 +8,10 @@ use std::{
 use anyhow::{Context as _, Result};
 use overlay_lab::{command::Cmd, workspace};
 
-use super::{PACKAGE, tree};
+use super::{
+    PACKAGE,
+    tree::{self, Effort},
+};
 use crate::{arch::Arch, build, setup};
 
 /// Packages the agent that was built for another processor or another libc than this machine's.
@@ -28,7 +31,7 @@ pub(super) fn quick(time: u64, output: &Path) -> Result<PathBuf> {
     build::agent(false)?;
     let path = output.join(format!("{PACKAGE}-debug.deb"));
     generate(&workspace::target_dir()?.join("debug/dist"))?;
-    pack(&["--profile", "dev"], time, &path)?;
+    pack(&["--profile", "dev", "--fast"], time, &path)?;
     Ok(path)
 }
 
@@ -55,9 +58,9 @@ fn generate(staged: &Path) -> Result<()> {
         .stream()?;
     let changelog = staged.join("changelog");
     tree::copy(&tree::ours("CHANGELOG.md"), &changelog)?;
-    tree::compress(&changelog)?;
+    tree::compress(&changelog, Effort::BEST)?;
     for page in fs::read_dir(staged.join("man")).context("there are no manual pages")? {
-        tree::compress(&page.context("cannot list the manual pages")?.path())?;
+        tree::compress(&page.context("cannot list the manual pages")?.path(), Effort::BEST)?;
     }
     Ok(())
 }

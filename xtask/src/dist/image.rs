@@ -13,7 +13,10 @@ use anyhow::{Context as _, Result};
 use ring::digest::{SHA256, digest};
 use serde_json::{Value, json};
 
-use super::{PACKAGE, VERSION, tree};
+use super::{
+    PACKAGE, VERSION,
+    tree::{self, Effort},
+};
 use crate::arch::Arch;
 
 const BINARY: &str = "usr/bin/overlay-agent";
@@ -127,7 +130,7 @@ fn layer(files: &[tree::File], time: u64, folder: &Path) -> Result<Layer> {
     let archive = folder.join("layer.tar");
     tree::pack(&root, "usr", time, &archive)?;
     let plain = read(&archive)?;
-    let compressed = read(&tree::compress(&archive)?)?;
+    let compressed = read(&tree::compress(&archive, Effort::BEST)?)?;
     Ok(Layer { plain, compressed })
 }
 

@@ -18,6 +18,7 @@ use anyhow::{Context as _, Result};
 use clap::Args;
 use overlay_lab::{command::Cmd, workspace};
 
+use self::tree::Effort;
 use crate::{
     arch::Arch,
     build::portable,
@@ -76,8 +77,8 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         let package = deb::portable(arch, profile, time, &output)?;
         deb::lint(&package)?;
         let files = tree::of(&package, &unpacked(arch)?)?;
-        made.push(rpm::pack(arch, &files, time, &output)?);
-        made.push(tarball::pack(arch, &files, time, &output)?);
+        made.push(rpm::pack(arch, &files, time, Effort::BEST, &output)?);
+        made.push(tarball::pack(arch, &files, time, Effort::BEST, &output)?);
         made.push(sbom::write(arch, time, &output)?);
         made.push(package);
         agents.push((arch, files));
@@ -101,8 +102,8 @@ fn quick() -> Result<()> {
     let package = deb::quick(time, &output)?;
     let files = tree::of(&package, &unpacked(arch)?)?;
     let made = [
-        rpm::pack(arch, &files, time, &output)?,
-        tarball::pack(arch, &files, time, &output)?,
+        rpm::pack(arch, &files, time, Effort::LITTLE, &output)?,
+        tarball::pack(arch, &files, time, Effort::LITTLE, &output)?,
         package,
     ];
     write_sums(&made, &output)?;

@@ -8,7 +8,10 @@ use std::{
 use anyhow::{Context as _, Result};
 use rpm::{BuildConfig, CompressionWithLevel, Dependency, FileOptions, PackageBuilder, Scriptlet};
 
-use super::{PACKAGE, VERSION, tree};
+use super::{
+    PACKAGE, VERSION,
+    tree::{self, Effort},
+};
 use crate::arch::Arch;
 
 /// What the agent cannot do without; the Debian package depends on the same.
@@ -18,12 +21,18 @@ const REQUIRES: [&str; 2] = ["iptables", "nftables"];
 const RECOMMENDS: [&str; 3] = ["iproute", "iproute2", "ethtool"];
 
 /// Packages the files of a release.
-pub(super) fn pack(arch: Arch, files: &[tree::File], time: u64, output: &Path) -> Result<PathBuf> {
+pub(super) fn pack(
+    arch: Arch,
+    files: &[tree::File],
+    time: u64,
+    effort: Effort,
+    output: &Path,
+) -> Result<PathBuf> {
     let path = output.join(format!("{PACKAGE}-{VERSION}-1.{}.rpm", arch.kernel_name()));
     let time = u32::try_from(time).context("a version of a time that rpm cannot write")?;
     let config = BuildConfig::v4()
         .source_date(time)
-        .compression(CompressionWithLevel::Gzip(9))
+        .compression(CompressionWithLevel::Gzip(effort.0.into()))
         .reserved_space(None);
     let licence = "(Apache-2.0 OR MIT) AND GPL-2.0-only";
     let summary = "Overlay network for containers, carried by eBPF programs";

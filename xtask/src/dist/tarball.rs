@@ -4,14 +4,23 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 
-use super::{PACKAGE, VERSION, tree};
+use super::{
+    PACKAGE, VERSION,
+    tree::{self, Effort},
+};
 use crate::arch::Arch;
 
 /// What people read first, besides the licences.
 const DOCUMENTS: [&str; 3] = ["README.md", "CHANGELOG.md", "docs/install.md"];
 
 /// Packs the files of a release, with what installs and removes them.
-pub(super) fn pack(arch: Arch, files: &[tree::File], time: u64, output: &Path) -> Result<PathBuf> {
+pub(super) fn pack(
+    arch: Arch,
+    files: &[tree::File],
+    time: u64,
+    effort: Effort,
+    output: &Path,
+) -> Result<PathBuf> {
     let name = format!("{PACKAGE}-{VERSION}-linux-{arch}");
     let folder = output.join(&name);
     tree::remove(&folder)?;
@@ -32,5 +41,5 @@ pub(super) fn pack(arch: Arch, files: &[tree::File], time: u64, output: &Path) -
     let archive = output.join(format!("{name}.tar"));
     tree::pack(output, &name, time, &archive)?;
     tree::remove(&folder)?;
-    tree::compress(&archive)
+    tree::compress(&archive, effort)
 }

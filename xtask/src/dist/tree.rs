@@ -17,10 +17,8 @@ const ELSEWHERE: [(&str, &str); 1] =
     [("usr/share/zsh/vendor-completions", "usr/share/zsh/site-functions")];
 
 /// What is about the Debian package, or names licences by where Debian has their texts: others get the texts.
-const DEBIAN_ONLY: [&str; 2] = [
-    "usr/share/doc/overlay-agent/changelog.Debian.gz",
-    "usr/share/doc/overlay-agent/copyright",
-];
+const DEBIAN_ONLY: [&str; 2] =
+    ["usr/share/doc/overlay-agent/changelog.Debian.gz", "usr/share/doc/overlay-agent/copyright"];
 
 /// A file of a release.
 #[derive(Debug)]
@@ -102,9 +100,19 @@ pub(super) fn pack(folder: &Path, what: &str, time: u64, archive: &Path) -> Resu
         .map(drop)
 }
 
+/// How much is tried to make files small: as gzip counts it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Effort(pub(super) u8);
+
+impl Effort {
+    pub(super) const BEST: Self = Self(9);
+    /// For tests, which throw the file away.
+    pub(super) const LITTLE: Self = Self(1);
+}
+
 /// Compresses a file, and returns the name that it has then. Without name and time, so that the same file makes the same one.
-pub(super) fn compress(file: &Path) -> Result<PathBuf> {
-    Cmd::new("gzip").args(["--best", "--no-name", "--force"]).arg(file).run()?;
+pub(super) fn compress(file: &Path, effort: Effort) -> Result<PathBuf> {
+    Cmd::new("gzip").args([&format!("-{}", effort.0), "--no-name", "--force"]).arg(file).run()?;
     let mut name = file.as_os_str().to_owned();
     name.push(".gz");
     Ok(name.into())

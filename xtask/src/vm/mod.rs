@@ -112,15 +112,16 @@ impl Machine {
 
     fn run(self) -> Result<Run> {
         let start = Instant::now();
-        let (machine, processor, console) = match self.kernel.arch {
-            Arch::Amd64 => ("pc", "max", "ttyS0"),
-            // What clouds have.
-            Arch::Arm64 => ("virt", "neoverse-n1", "ttyAMA0"),
-        };
-        let ended = Cmd::new(format!("qemu-system-{}", self.kernel.arch.kernel_name()))
+        let (machine, processor, threads, console) = match self.kernel.arch {
             // One thread for both processors: with two, one of them may run into a breakpoint by which
             // the other has just patched the kernel's code, after it is gone («Oops: int3»).
-            .args(["-accel", "tcg,thread=single", "-machine", machine, "-cpu", processor])
+            Arch::Amd64 => ("pc", "max", "single", "ttyS0"),
+            // What clouds have. Two threads: nothing that a processor does while it waits for the other lets that one run.
+            Arch::Arm64 => ("virt", "neoverse-n1", "multi", "ttyAMA0"),
+        };
+        let ended = Cmd::new(format!("qemu-system-{}", self.kernel.arch.kernel_name()))
+            .args(["-accel", &format!("tcg,thread={threads}"), "-machine", machine])
+            .args(["-cpu", processor])
             .args(["-smp", "2", "-m", "2048"])
             .args(["-nodefaults", "-display", "none", "-no-reboot", "-append"])
             .arg(format!("console={console} loglevel=4 panic=-1 random.trust_cpu=on"))
