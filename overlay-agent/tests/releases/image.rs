@@ -45,7 +45,7 @@ fn docker_loads_the_image_and_runs_an_agent_of_the_host_from_it() {
     machine.shell(&format!("{run} {image} run --peers /etc/overlay/peers.toml")).unwrap();
     // In Docker's place.
     machine.shell("ip link add br0 up type bridge && ip address add 10.5.1.1/24 dev br0").unwrap();
-    eventually(SOON, "the agent is ready", || {
+    let status = eventually(SOON, "the agent is ready", || {
         let status = machine.docker([
             "exec",
             "overlay-agent",
@@ -59,9 +59,10 @@ fn docker_loads_the_image_and_runs_an_agent_of_the_host_from_it() {
             status["ready"] == true && status["problems"] == Value::Array(Vec::new()),
             "{status}"
         );
-        Ok(())
+        Ok(status)
     })
     .unwrap();
+    assert_eq!(status["rules"]["mode"], "honour", "{status}");
     let subnet = machine.run("cat", ["/run/flannel/subnet.env"]).unwrap();
     assert!(subnet.contains("FLANNEL_SUBNET=10.5.1.1/24"), "{subnet}");
 }

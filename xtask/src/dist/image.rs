@@ -63,7 +63,11 @@ pub(super) fn pack(
             "architecture": arch.name(),
             "os": "linux",
             "config": {
-                "Env": ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"],
+                "Env": [
+                    "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+                    // Without the tools nobody knows which rules there are: netfilter is asked, which does.
+                    "OVERLAY_RULES=honour",
+                ],
                 "Entrypoint": [format!("/{BINARY}")],
                 "Cmd": ["run"],
                 "Labels": labels(&created),
