@@ -1,4 +1,4 @@
-//! What a release is made of, in CycloneDX's words: every crate whose code may be in the program, as cargo would build it.
+//! What a release is made of, in the words of `CycloneDX`: every crate whose code may be in the program, as cargo would build it.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

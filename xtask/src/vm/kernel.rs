@@ -45,7 +45,7 @@ impl Kernel {
     pub(crate) fn name(self) -> String {
         match self.arch {
             Arch::Amd64 => self.series.to_owned(),
-            other => format!("{}-{other}", self.series),
+            Arch::Arm64 => format!("{}-{}", self.series, self.arch),
         }
     }
 
