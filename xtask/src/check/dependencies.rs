@@ -19,8 +19,8 @@ use crate::{
 };
 
 /// What asks no more of who has our binary than ours does: to be told whose work is in it.
-const LICENCES: [&str; 7] =
-    ["Apache-2.0", "BSD-2-Clause", "BSD-3-Clause", "ISC", "MIT", "Unicode-3.0", "Zlib"];
+const LICENCES: [&str; 8] =
+    ["Apache-2.0", "BSD-2-Clause", "BSD-3-Clause", "ISC", "MIT", "MIT-0", "Unicode-3.0", "Zlib"];
 
 /// What no crate may bring along, and why.
 const BANNED: [(&str, &str); 4] = [
@@ -31,8 +31,19 @@ const BANNED: [(&str, &str); 4] = [
 ];
 
 /// Of which others need several versions. Whoever adds one costs everybody its time to build.
-const SEVERAL: [&str; 8] =
-    ["base64", "foldhash", "getrandom", "hashbrown", "prettyplease", "rand", "rand_core", "syn"];
+const SEVERAL: [&str; 11] = [
+    "base64",
+    "cpufeatures",
+    "foldhash",
+    "getrandom",
+    "hashbrown",
+    "nom",
+    "num-derive",
+    "prettyplease",
+    "rand",
+    "rand_core",
+    "syn",
+];
 
 /// Where crates come from.
 const REGISTRY: &str = "registry+https://github.com/rust-lang/crates.io-index";
