@@ -1,5 +1,7 @@
 //! `build`: the BPF object first, then the agent that carries it.
 
+pub(crate) mod portable;
+
 use std::{
     fs,
     io::ErrorKind,
@@ -10,7 +12,10 @@ use anyhow::{Context as _, Result, bail};
 use clap::Args;
 use overlay_lab::{command::Cmd, workspace};
 
-use crate::toolchain::{DEBIAN_CARGO, DEBIAN_RUSTC, TARGET, linker, nightly_source, prebuilt_core};
+use crate::{
+    arch::Arch,
+    toolchain::{DEBIAN_CARGO, DEBIAN_RUSTC, TARGET, linker, nightly_source, prebuilt_core},
+};
 
 /// The crate, and its binary.
 const PACKAGE: &str = "overlay-ebpf";
@@ -39,6 +44,11 @@ pub(crate) fn run(options: Options) -> Result<()> {
 /// The agent that tests, lab and demo run: the one that `cargo xtask build` makes.
 pub(crate) fn agent_binary() -> Result<PathBuf> {
     binary(false)
+}
+
+/// The same for a machine with this processor.
+pub(crate) fn agent_binary_for(arch: Arch) -> Result<PathBuf> {
+    if arch == Arch::of_this_machine()? { agent_binary() } else { portable::binary(arch, false) }
 }
 
 /// Builds the agent with the BPF object that is there.
@@ -101,7 +111,7 @@ fn object_with(log: bool) -> Result<PathBuf> {
     let toolchain = Toolchain::find()?;
     let target = workspace::target_dir()?.join("bpf");
     toolchain
-        .cargo()
+        .cargo()?
         .args(["build", "--locked", "--release", "--package", PACKAGE])
         .args(["--bin", PACKAGE, "--target", TARGET])
         .arg("--target-dir")
@@ -159,7 +169,7 @@ impl Toolchain {
     }
 
     /// Its cargo, with everything that a BPF build needs in the environment.
-    fn cargo(&self) -> Cmd {
+    fn cargo(&self) -> Result<Cmd> {
         let (command, linker) = match self {
             Self::Prebuilt { linker } => (
                 Cmd::new(DEBIAN_CARGO)
@@ -193,11 +203,16 @@ impl Toolchain {
             "RUSTUP_TOOLCHAIN",
         ];
         let command = inherited.into_iter().fold(command, Cmd::env_remove);
-        command
+        let flags: Vec<_> = flags
+            .map(str::to_owned)
+            .into_iter()
+            .chain(portable::renamed("--remap-path-prefix=")?)
+            .collect();
+        Ok(command
             .env("CARGO_TARGET_BPFEL_UNKNOWN_NONE_LINKER", linker)
             .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"))
             .directory(workspace::root())
-            .no_deadline()
+            .no_deadline())
     }
 
     /// The arguments by which `core` is compiled along, where it is not prebuilt.

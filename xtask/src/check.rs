@@ -162,7 +162,7 @@ fn documentation() -> Result<()> {
 
 /// All that runs on users' hosts, nothing linked: the C parts of dependencies need no compiler for that processor.
 fn other_processor() -> Result<()> {
-    if !setup::other_processor_is_there() {
+    if !setup::target_is_there(setup::OTHER_PROCESSOR) {
         bail!(NotMade(format!("`rustup target add {OTHER_PROCESSOR}` is what is missing")));
     }
     let suffix = OTHER_PROCESSOR.replace('-', "_");

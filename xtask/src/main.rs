@@ -1,9 +1,11 @@
 //! The one door to the project: setting a machine up, building, checking, testing, showing, measuring.
 
+mod arch;
 mod bench;
 mod build;
 mod check;
 mod counts;
+mod crates;
 mod demo;
 mod dist;
 mod docs;
@@ -49,7 +51,7 @@ enum Verb {
     Lab(lab::Verb),
     /// Load the programs on this very host and follow their counters until Ctrl-C, then remove everything
     Load(load::Options),
-    /// Make the Debian package and the tarball that users install
+    /// Make what users install: packages, tarballs, an image, and what they are made of
     Dist(dist::Options),
     /// Measure us beside flannel, Docker's own overlay, Cilium's way and no overlay at all
     Bench(bench::Options),
@@ -66,7 +68,7 @@ fn main() -> ExitCode {
         Verb::Verifier(options) => verifier::run(options),
         Verb::Docs(options) => docs::run(options),
         Verb::Demo(options) => demo::run(&options),
-        Verb::Dist(options) => dist::run(options),
+        Verb::Dist(options) => dist::run(&options),
         Verb::Bench(options) => bench::run(&options),
         Verb::Lab(verb) => lab::run(verb),
         Verb::Load(options) => load::run(&options),

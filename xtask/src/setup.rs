@@ -9,9 +9,12 @@ use clap::Args;
 use nix::unistd::Uid;
 use overlay_lab::{command::Cmd, workspace};
 
-use self::tools::LINKER;
 pub(crate) use self::tools::{BOOK, MACHETE, PACKAGER};
-use crate::toolchain::{in_path, nightly_is_complete};
+use self::tools::{LINKER, Tool};
+use crate::{
+    arch::Arch,
+    toolchain::{in_path, nightly_is_complete},
+};
 
 /// Users have it in clouds, and in small boxes.
 pub(crate) const OTHER_PROCESSOR: &str = "aarch64-unknown-linux-gnu";
@@ -33,16 +36,38 @@ struct Package {
     names: &'static [&'static str],
     /// What we need it for.
     why: &'static str,
-    /// Not needed where rustup's nightly builds the BPF programs.
-    only_prebuilt: bool,
+    needed: Needed,
+}
+
+/// When a package is needed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Needed {
+    Always,
+    /// Not where rustup's nightly builds the BPF programs.
+    Prebuilt,
+    /// By who makes releases, or tests them.
+    Releases,
+}
+
+/// What a machine is set up for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum For {
+    /// Building, running, testing.
+    Everybody,
+    /// That, and what is built for other machines than this one.
+    Releases,
 }
 
 const fn package(names: &'static [&'static str], why: &'static str) -> Package {
-    Package { names, why, only_prebuilt: false }
+    Package { names, why, needed: Needed::Always }
 }
 
 const fn prebuilt(names: &'static [&'static str], why: &'static str) -> Package {
-    Package { names, why, only_prebuilt: true }
+    Package { names, why, needed: Needed::Prebuilt }
+}
+
+const fn releases(names: &'static [&'static str], why: &'static str) -> Package {
+    Package { names, why, needed: Needed::Releases }
 }
 
 /// Everything, in the order people meet it. The BPF toolchain comes from the security archive of
@@ -85,54 +110,71 @@ const PACKAGES: &[Package] = &[
         "promtool judges our metrics and tries our alerts; the server is not started",
     ),
     package(&["faketime"], "gives a program another clock than the machine's"),
-    package(&["dpkg-dev"], "finds the libraries that our package depends on"),
+    package(&["dpkg-dev"], "reads our version's date in Debian's changelog"),
     package(&["lintian"], "checks our package as Debian checks its own"),
+    package(&["rpm"], "installs our other package where it can be looked at"),
     package(&["debootstrap"], "unpacks whole Debian machines, where the package is tested"),
     package(&["systemd-container"], "boots them: systemd-nspawn"),
     package(&["util-linux"], "nsenter and unshare"),
+    releases(&["musl-tools"], "compiles the C parts of TLS for a program without libraries"),
+    releases(&["gcc-aarch64-linux-gnu"], "does that for arm64"),
+    releases(&["libc6-dev-arm64-cross"], "the headers that it includes"),
+    releases(&["binutils-aarch64-linux-gnu"], "makes what goes into an arm64 machine small"),
+    releases(&["qemu-system-arm"], "boots Debian's kernel for arm64, for layer arm64"),
 ];
 
 /// What is missing on this machine.
 #[derive(Default)]
 struct Missing {
     packages: Vec<&'static Package>,
-    linker: bool,
-    packager: bool,
+    tools: Vec<&'static Tool>,
     components: Vec<&'static str>,
+    targets: Vec<&'static str>,
     /// What we cannot install here, as sentences.
     by_hand: Vec<String>,
 }
 
 impl Missing {
-    fn find() -> Result<Self> {
+    fn find(purpose: For) -> Result<Self> {
         let mut missing = Self::default();
         let nightly = nightly_is_complete();
         if is_debian_like() {
             let installed = installed_packages()?;
             missing.packages = PACKAGES
                 .iter()
-                .filter(|package| !(nightly && package.only_prebuilt))
+                .filter(|package| match package.needed {
+                    Needed::Always => true,
+                    Needed::Prebuilt => !nightly,
+                    Needed::Releases => purpose == For::Releases,
+                })
                 .filter(|package| !package.names.iter().any(|name| installed.contains(*name)))
                 .collect();
         } else {
             missing.by_hand = programs_missing(nightly);
         }
-        missing.linker = !nightly && !LINKER.is_there()?;
-        missing.packager = is_debian_like() && !PACKAGER.is_there()?;
+        for (tool, needed) in [(&LINKER, !nightly), (&PACKAGER, is_debian_like())] {
+            if needed && !tool.is_there()? {
+                missing.tools.push(tool);
+            }
+        }
         for (component, command) in [("rustfmt", "fmt"), ("clippy", "clippy")] {
             let there = workspace::cargo().args([command, "--version"]).output()?.status.success();
             if !there {
                 missing.components.push(component);
             }
         }
+        if purpose == For::Releases {
+            let targets = Arch::ALL.map(Arch::static_target).into_iter();
+            missing.targets = targets.filter(|target| !target_is_there(target)).collect();
+        }
         Ok(missing)
     }
 
     fn is_nothing(&self) -> bool {
         self.packages.is_empty()
-            && !self.linker
-            && !self.packager
+            && self.tools.is_empty()
             && self.components.is_empty()
+            && self.targets.is_empty()
             && self.by_hand.is_empty()
     }
 
@@ -140,14 +182,16 @@ impl Missing {
         for package in &self.packages {
             println!("missing  {:<24} {}", package.names[0], package.why);
         }
-        if self.linker {
-            println!("missing  {LINKER:<24} links the BPF programs");
-        }
-        if self.packager {
-            println!("missing  {PACKAGER:<24} makes the Debian package");
+        for tool in &self.tools {
+            println!("missing  {tool:<24} {}", tool.why);
         }
         for component in &self.components {
             println!("missing  {component:<24} formatting and lints of `cargo xtask check`");
+        }
+        for target in &self.targets {
+            println!(
+                "missing  {target:<24} a standard library that needs no library of the system"
+            );
         }
         for sentence in &self.by_hand {
             println!("missing  {sentence}");
@@ -167,14 +211,14 @@ impl Missing {
             commands.push("apt-get update".to_owned());
             commands.push(apt_install(&names).to_string());
         }
-        if self.linker {
-            commands.push(LINKER.command_line()?);
-        }
-        if self.packager {
-            commands.push(PACKAGER.command_line()?);
+        for tool in &self.tools {
+            commands.push(tool.command_line()?);
         }
         if !self.components.is_empty() {
             commands.push(install_components(&self.components).to_string());
+        }
+        if !self.targets.is_empty() {
+            commands.push(add_targets(&self.targets).to_string());
         }
         Ok(commands)
     }
@@ -182,7 +226,7 @@ impl Missing {
 
 /// Installs what is missing, or only reports it.
 pub(crate) fn run(options: Options) -> Result<()> {
-    let missing = Missing::find()?;
+    let missing = Missing::find(For::Everybody)?;
     if !missing.is_nothing() {
         missing.report()?;
         if options.check {
@@ -201,12 +245,11 @@ pub(crate) fn run(options: Options) -> Result<()> {
 /// The standard library of the processor that `check` type-checks for. Without rustup or its server, that check says
 /// that it was not made: nothing else needs it.
 fn add_other_processor() {
-    if in_path("rustup").is_none() || other_processor_is_there() {
+    if in_path("rustup").is_none() || target_is_there(OTHER_PROCESSOR) {
         return;
     }
     println!("adding {OTHER_PROCESSOR}: `cargo xtask check` type-checks for it");
-    let add = Cmd::new("rustup").args(["target", "add", OTHER_PROCESSOR]).no_deadline();
-    if let Err(error) = add.stream() {
+    if let Err(error) = add_targets(&[OTHER_PROCESSOR]).stream() {
         println!("{error:#}");
     }
 }
@@ -225,22 +268,27 @@ fn add_machete() -> Result<()> {
     Ok(())
 }
 
-/// Whether rustup's toolchain compiles for [`OTHER_PROCESSOR`].
-pub(crate) fn other_processor_is_there() -> bool {
+/// Whether rustup's toolchain compiles for a target.
+pub(crate) fn target_is_there(target: &str) -> bool {
     Cmd::new("rustup")
         .args(["target", "list", "--installed"])
         .output()
-        .is_ok_and(|output| output.stdout.lines().any(|line| line == OTHER_PROCESSOR))
+        .is_ok_and(|output| output.stdout.lines().any(|line| line == target))
 }
 
 /// Whether nothing is missing.
 pub(crate) fn is_complete() -> Result<bool> {
-    Ok(Missing::find()?.is_nothing())
+    Ok(Missing::find(For::Everybody)?.is_nothing())
 }
 
 /// The same for verbs that need a machine that is set up; says nothing when it is.
 pub(crate) fn ensure() -> Result<()> {
-    let missing = Missing::find()?;
+    ensure_for(For::Everybody)
+}
+
+/// The same for verbs that may need more.
+pub(crate) fn ensure_for(purpose: For) -> Result<()> {
+    let missing = Missing::find(purpose)?;
     if missing.is_nothing() {
         return Ok(());
     }
@@ -260,16 +308,15 @@ fn install(missing: &Missing) -> Result<()> {
         }
         install_packages(&missing.packages)?;
     }
-    if missing.linker {
-        println!("\nbuilding {LINKER} (a minute or two)");
-        LINKER.install()?.stream()?;
-    }
-    if missing.packager {
-        println!("\nbuilding {PACKAGER} (two minutes or three)");
-        PACKAGER.install()?.stream()?;
+    for tool in &missing.tools {
+        println!("\nbuilding {tool} (one to three minutes): it {}", tool.why);
+        tool.install()?.stream()?;
     }
     if !missing.components.is_empty() {
         install_components(&missing.components).stream()?;
+    }
+    if !missing.targets.is_empty() {
+        add_targets(&missing.targets).stream()?;
     }
     Ok(())
 }
@@ -357,6 +404,10 @@ impl Drop for QuietServices {
 
 fn install_components(components: &[&str]) -> Cmd {
     Cmd::new("rustup").args(["component", "add"]).args(components).no_deadline()
+}
+
+fn add_targets(targets: &[&str]) -> Cmd {
+    Cmd::new("rustup").args(["target", "add"]).args(targets).no_deadline()
 }
 
 fn is_debian_like() -> bool {

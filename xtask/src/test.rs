@@ -15,7 +15,7 @@ use comfy_table::{CellAlignment, Table, presets};
 use overlay_lab::{command::Cmd, interrupt, release::Release, workspace};
 
 use self::failures::Failures;
-use crate::{build, counts::Counts, setup, vm};
+use crate::{build, counts::Counts, dist, setup, vm};
 
 /// How long one layer may take: a test that hangs must not hang CI.
 const LAYER_WITHIN: Duration = Duration::from_mins(20);
@@ -36,6 +36,10 @@ enum Runs {
     Store,
     /// Some of the others' tests, on other kernels.
     Machines,
+    /// The integration tests of that name, of what `cargo xtask dist` makes first. By hand only, for it takes long.
+    Releases,
+    /// Some of the others' tests, on another processor. By hand only, for it takes long.
+    OtherProcessor,
 }
 
 /// The etcd that `store` talks to besides the machine's own, which on Debian 12 is 3.4.
@@ -78,6 +82,8 @@ const LAYERS: &[Layer] = &[
     layer("docker", "real Docker daemons", Runs::MostlyWaiting(&[])),
     layer("install", "the package on whole machines", Runs::MostlyWaiting(&["ready::"])),
     layer("vm", "the kernels that people run, in virtual machines", Runs::Machines),
+    layer("releases", "what users install, built for it (by hand)", Runs::Releases),
+    layer("arm64", "another processor, emulated (by hand)", Runs::OtherProcessor),
 ];
 
 const fn layer(name: &'static str, about: &'static str, runs: Runs) -> Layer {
@@ -88,7 +94,7 @@ const fn layer(name: &'static str, about: &'static str, runs: Runs) -> Layer {
 #[derive(Debug, Clone, Args)]
 #[command(after_help = layers_help())]
 pub(crate) struct Options {
-    /// Which layers; all of them otherwise. Layer vm runs on all kernels or on those named here
+    /// Which layers; otherwise all that are not by hand. Layer vm runs on all kernels or on those named here
     #[arg(value_name = "LAYER|KERNEL", value_parser = layer_names())]
     pub(crate) layers: Vec<String>,
     /// What the test programs get: a part of a test's name, `--nocapture`, …
@@ -169,7 +175,8 @@ pub(crate) fn run(options: &Options) -> Result<()> {
 /// Whoever names a kernel means the layer that runs it.
 fn is_chosen(layer: &Layer, names: &[String]) -> bool {
     let contains = |wanted: &str| names.iter().any(|name| name == wanted);
-    names.is_empty()
+    let by_hand = matches!(layer.runs, Runs::Releases | Runs::OtherProcessor);
+    (names.is_empty() && !by_hand)
         || contains(layer.name)
         || matches!(layer.runs, Runs::Machines)
             && vm::KERNELS.iter().any(|kernel| contains(kernel.series))
@@ -189,8 +196,14 @@ fn run_layer(layer: &Layer, options: &Options) -> Outcome {
         }
         Err(error) => trouble = Some(format!("{error:#}")),
     };
-    if matches!(layer.runs, Runs::Machines) {
-        add(vm::layer::test(&vm::layer::chosen(&options.layers), &options.arguments));
+    match layer.runs {
+        Runs::Machines => {
+            add(vm::layer::test(&vm::layer::chosen(&options.layers), &options.arguments));
+        }
+        Runs::OtherProcessor => add(setup::ensure_for(setup::For::Releases)
+            .and_then(|()| vm::layer::test(&[vm::ARM64], &options.arguments))),
+        Runs::Releases => add(dist::run(&dist::Options::release()).map(|()| Default::default())),
+        _ => {}
     }
     for arguments in invocations(layer, &options.arguments) {
         add(invoke(layer, &arguments, &[], &mut failures));
@@ -242,7 +255,7 @@ fn invocations(layer: &Layer, arguments: &[String]) -> Vec<Vec<String>> {
             ]),
             owned(&["--package", "overlay-common", "--package", "overlay-lab", "--doc", "--"]),
         ],
-        Runs::Machines => Vec::new(),
+        Runs::Machines | Runs::OtherProcessor => Vec::new(),
         // Who names a test waits for that one.
         Runs::MostlyWaiting(_) if !arguments.is_empty() => vec![of_agent(layer, &[ONE])],
         Runs::MostlyWaiting(punctual) => {
@@ -252,7 +265,7 @@ fn invocations(layer: &Layer, arguments: &[String]) -> Vec<Vec<String>> {
             let others = of_agent(layer, &[&["--test-threads=2"], &others[..]].concat());
             alone.into_iter().chain([others]).collect()
         }
-        Runs::Integration => vec![of_agent(layer, &[ONE])],
+        Runs::Integration | Runs::Releases => vec![of_agent(layer, &[ONE])],
         Runs::Store => vec![owned(&[
             "--package",
             "overlay-agent",

@@ -12,6 +12,7 @@ use comfy_table::{CellAlignment, Table, presets};
 use overlay_lab::{command::Cmd, workspace};
 
 use crate::{
+    arch::Arch,
     build, setup,
     vm::{self, KERNELS, Step},
 };
@@ -38,7 +39,7 @@ pub(crate) fn run(options: Options) -> Result<()> {
     setup::ensure()?;
     build::object()?;
     build::agent(false)?;
-    let [program] = vm::test_programs(["datapath"])?;
+    let [program] = vm::test_programs(Arch::of_this_machine()?, ["datapath"])?;
     let arguments = ["--test-threads=1", "--nocapture", TESTS].map(str::to_owned).to_vec();
     let mut costs = Costs::new();
     let mut troubles = Vec::new();

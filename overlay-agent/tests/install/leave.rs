@@ -72,7 +72,7 @@ fn is_a_stranger(machine: &Machine<'_>) {
     assert_eq!(enabled.output().unwrap().stdout.trim(), "disabled");
 }
 
-fn is_out_of_the_kernel(machine: &Machine<'_>) {
+pub(crate) fn is_out_of_the_kernel(machine: &Machine<'_>) {
     eventually(SOON, "Docker is back on its own bridge", || {
         let bridge = machine.addresses("docker0")?;
         anyhow::ensure!(bridge.contains(DOCKERS_OWN), "{bridge}");

@@ -4,6 +4,7 @@
 
 mod firewalls;
 mod foreign;
+mod formats;
 mod harmless;
 mod identities;
 mod leave;

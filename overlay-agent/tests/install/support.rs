@@ -1,6 +1,8 @@
 //! Machines with the package installed, and what every test asks of them.
 
 use std::{
+    fs,
+    path::{Path, PathBuf},
     sync::OnceLock,
     time::{Duration, Instant},
 };
@@ -20,23 +22,31 @@ pub(crate) const SERVICES: [&str; 3] = ["etcd.service", "overlay-agent.service",
 
 const HELLO: &str = "Hello, it works !!";
 
-/// The package, built once.
-fn package() -> &'static [u8] {
-    static PACKAGE: OnceLock<Vec<u8>> = OnceLock::new();
-    PACKAGE.get_or_init(|| {
+/// What is released, built once and quickly.
+fn released() -> &'static Path {
+    static FOLDER: OnceLock<PathBuf> = OnceLock::new();
+    FOLDER.get_or_init(|| {
         let printed = workspace::cargo()
             .args(["run", "--quiet", "--locked", "--package", "xtask", "--"])
-            .args(["dist", "--debug", "--only-package"])
+            .args(["dist", "--quick"])
             .read()
             .unwrap();
-        std::fs::read(printed.lines().last().unwrap()).unwrap()
+        Path::new(printed.lines().last().unwrap()).to_owned()
     })
+}
+
+/// Puts what is released on a machine's disk, as `/srv/overlay-agent` with this at its end: `.deb`, `.rpm`, `.tar.gz`.
+pub(crate) fn copy_release(machine: &Machine<'_>, kind: &str) {
+    let entries = fs::read_dir(released()).unwrap().map(|entry| entry.unwrap().path());
+    let found = entries.filter(|path| path.to_str().unwrap().ends_with(kind)).collect::<Vec<_>>();
+    let [file] = &found[..] else { panic!("{kind} is not the end of one file: {found:?}") };
+    machine.write(&format!("/srv/overlay-agent{kind}"), &fs::read(file).unwrap()).unwrap();
 }
 
 /// A machine that has booted, with Docker and etcd as Debian starts them, and the package on its disk.
 pub(crate) fn boot(lab: &Lab, host: usize) -> Machine<'_> {
     let machine = Machine::boot(lab.host(host)).unwrap();
-    machine.write("/srv/overlay-agent.deb", package()).unwrap();
+    copy_release(&machine, ".deb");
     for unit in ["etcd.service", "docker.service"] {
         wait_for_unit(&machine, unit);
     }

@@ -37,10 +37,18 @@ pub const BOOKWORM: Distribution = Distribution {
         "ncat",
         "nftables",
         "procps",
+        "rpm",
         "ufw",
     ],
     // ufw is off until `ufw enable`.
     off: &["firewalld.service"],
+};
+
+/// The release between the others.
+pub const TRIXIE: Distribution = Distribution {
+    suite: "trixie",
+    packages: &["iptables", "kmod", "nftables", "procps"],
+    off: &[],
 };
 
 /// Docker as it is today: 28.5.

@@ -217,8 +217,8 @@ impl<'host> Machine<'host> {
             "--pid".into(),
             "--".into(),
         ];
-        let environment =
-            ["-i", "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", "LC_ALL=C.UTF-8"];
+        let path = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+        let environment = ["-i", path, "HOME=/root", "LC_ALL=C.UTF-8"];
         Ok(Cmd::new(program).behind("env", environment).behind("nsenter", place))
     }
 

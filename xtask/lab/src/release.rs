@@ -24,6 +24,8 @@ const DOWNLOAD_WITHIN: Duration = Duration::from_mins(10);
 #[derive(Debug, Clone)]
 pub struct Release {
     suite: &'static str,
+    /// The processor, where it is not this machine's.
+    arch: Option<&'static str>,
     directory: PathBuf,
 }
 
@@ -31,7 +33,45 @@ impl Release {
     /// By the name of its suite: `trixie`, `forky`.
     pub fn new(suite: &'static str) -> Result<Self> {
         let directory = workspace::target_dir()?.join("packages").join(suite);
-        Ok(Self { suite, directory })
+        Ok(Self { suite, arch: None, directory })
+    }
+
+    /// For machines with another processor than this one, by Debian's name for it.
+    pub fn of(suite: &'static str, arch: &'static str) -> Result<Self> {
+        let here = Cmd::new("dpkg").arg("--print-architecture").read()?;
+        if here == arch {
+            return Self::new(suite);
+        }
+        let directory = workspace::target_dir()?.join("packages").join(format!("{suite}-{arch}"));
+        Ok(Self { suite, arch: Some(arch), directory })
+    }
+
+    /// The files of these packages and of all that they depend on, in one folder: fetched and unpacked where that has
+    /// not been done before.
+    pub fn root(&self, packages: &[&str]) -> Result<PathBuf> {
+        let root = self.directory.join("root");
+        let stamp = self.directory.join("root.packages");
+        let wanted = packages.join(" ");
+        if fs::read_to_string(&stamp).is_ok_and(|found| found == wanted) {
+            return Ok(root);
+        }
+        println!("fetching {wanted} of Debian's {} for the tests", self.suite);
+        self.update()?;
+        self.apt("apt-get")
+            .args(["install", "--yes", "--download-only", "--no-install-recommends"])
+            .args(packages)
+            .deadline(DOWNLOAD_WITHIN)
+            .run()?;
+        let archives = self.directory.join("apt/cache/archives");
+        let listing = || format!("cannot list {}", archives.display());
+        for entry in fs::read_dir(&archives).with_context(listing)? {
+            let archive = entry.with_context(listing)?.path();
+            if archive.extension().is_some_and(|extension| extension == "deb") {
+                Cmd::new("dpkg-deb").arg("-x").args([&archive, &root]).run()?;
+            }
+        }
+        fs::write(&stamp, wanted).with_context(|| format!("cannot write {}", stamp.display()))?;
+        Ok(root)
     }
 
     /// A package's files: fetched and unpacked where that has not been done before.
@@ -109,7 +149,13 @@ impl Release {
             // Its sandbox's user cannot read our directories.
             "APT::Sandbox::User=root".to_owned(),
         ];
-        options.into_iter().fold(Cmd::new(program), |command, option| command.arg("-o").arg(option))
+        let arch = self.arch.map(|arch| format!("APT::Architecture={arch}"));
+        let only = self.arch.map(|arch| format!("APT::Architectures={arch}"));
+        options
+            .into_iter()
+            .chain(arch)
+            .chain(only)
+            .fold(Cmd::new(program), |command, option| command.arg("-o").arg(option))
     }
 }
 

@@ -13,11 +13,14 @@ use serde::Deserialize;
 use spdx::{Expression, ParseMode};
 
 use super::NotMade;
-use crate::setup;
+use crate::{
+    crates::{Crate, Crates},
+    setup,
+};
 
 /// What asks no more of who has our binary than ours does: to be told whose work is in it.
-const LICENCES: [&str; 7] =
-    ["Apache-2.0", "BSD-2-Clause", "BSD-3-Clause", "ISC", "MIT", "Unicode-3.0", "Zlib"];
+const LICENCES: [&str; 8] =
+    ["Apache-2.0", "BSD-2-Clause", "BSD-3-Clause", "ISC", "MIT", "MIT-0", "Unicode-3.0", "Zlib"];
 
 /// What no crate may bring along, and why.
 const BANNED: [(&str, &str); 4] = [
@@ -28,46 +31,25 @@ const BANNED: [(&str, &str); 4] = [
 ];
 
 /// Of which others need several versions. Whoever adds one costs everybody its time to build.
-const SEVERAL: [&str; 8] =
-    ["base64", "foldhash", "getrandom", "hashbrown", "prettyplease", "rand", "rand_core", "syn"];
+const SEVERAL: [&str; 11] = [
+    "base64",
+    "cpufeatures",
+    "foldhash",
+    "getrandom",
+    "hashbrown",
+    "nom",
+    "num-derive",
+    "prettyplease",
+    "rand",
+    "rand_core",
+    "syn",
+];
 
 /// Where crates come from.
 const REGISTRY: &str = "registry+https://github.com/rust-lang/crates.io-index";
 
 /// Who builds for another system gets the same crates but for those of that system.
 const TARGET: &str = "x86_64-unknown-linux-gnu";
-
-#[derive(Debug, Deserialize)]
-struct Metadata {
-    packages: Vec<Package>,
-    resolve: Resolve,
-    workspace_members: Vec<String>,
-}
-
-#[derive(Debug, Deserialize)]
-struct Resolve {
-    nodes: Vec<Node>,
-}
-
-#[derive(Debug, Deserialize)]
-struct Node {
-    id: String,
-}
-
-#[derive(Debug, Deserialize)]
-struct Package {
-    id: String,
-    name: String,
-    version: String,
-    license: Option<String>,
-    source: Option<String>,
-    dependencies: Vec<Dependency>,
-}
-
-#[derive(Debug, Deserialize)]
-struct Dependency {
-    name: String,
-}
 
 #[derive(Debug, Deserialize)]
 struct Manifest {
@@ -86,7 +68,7 @@ pub(super) fn are_used() -> Result<()> {
         fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
     let manifest: Manifest =
         toml::from_str(&text).with_context(|| format!("cannot read {}", path.display()))?;
-    let Metadata { packages, workspace_members, .. } = metadata()?;
+    let Crates { packages, workspace_members, .. } = Crates::of(TARGET)?;
     let ours = packages.iter().filter(|package| workspace_members.contains(&package.id));
     let asked: BTreeSet<_> =
         ours.flat_map(|ours| &ours.dependencies).map(|of| of.name.as_str()).collect();
@@ -102,9 +84,10 @@ pub(super) fn are_used() -> Result<()> {
 
 /// Fails where one is something that we do not want of others.
 pub(super) fn are_welcome() -> Result<()> {
-    let Metadata { packages, resolve, .. } = metadata()?;
-    let built: BTreeSet<_> = resolve.nodes.iter().map(|node| node.id.as_str()).collect();
-    let theirs = packages
+    let crates = Crates::of(TARGET)?;
+    let built: BTreeSet<_> = crates.nodes().iter().map(|node| node.id.as_str()).collect();
+    let theirs = crates
+        .packages
         .iter()
         .filter(|package| package.source.is_some() && built.contains(package.id.as_str()));
     let complaints = complaints(&theirs.collect::<Vec<_>>());
@@ -114,23 +97,10 @@ pub(super) fn are_welcome() -> Result<()> {
     Ok(())
 }
 
-fn metadata() -> Result<Metadata> {
-    let command = workspace::cargo().args([
-        "metadata",
-        "--locked",
-        "--format-version",
-        "1",
-        "--filter-platform",
-        TARGET,
-    ]);
-    serde_json::from_str(&command.read()?)
-        .with_context(|| format!("`{command}` printed something else than its metadata"))
-}
-
-fn complaints(packages: &[&Package]) -> Vec<String> {
+fn complaints(packages: &[&Crate]) -> Vec<String> {
     let mut complaints = Vec::new();
     let mut versions = BTreeMap::<_, BTreeSet<_>>::new();
-    for Package { name, version, license, source, .. } in packages {
+    for Crate { name, version, license, source, .. } in packages {
         versions.entry(name.as_str()).or_default().insert(version.as_str());
         let license = license.as_deref().unwrap_or("none");
         if !is_allowed(license) {
@@ -176,8 +146,8 @@ fn is_allowed(license: &str) -> bool {
 mod tests {
     use super::*;
 
-    fn package(name: &str, version: &str, license: &str, source: &str) -> Package {
-        Package {
+    fn package(name: &str, version: &str, license: &str, source: &str) -> Crate {
+        Crate {
             id: format!("{name}@{version}"),
             name: name.to_owned(),
             version: version.to_owned(),

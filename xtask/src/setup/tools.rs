@@ -14,6 +14,8 @@ const LLVM_PREFIX: &str = "/usr/lib/llvm-22";
 pub(crate) struct Tool {
     name: &'static str,
     version: &'static str,
+    /// What it does.
+    pub(super) why: &'static str,
     /// For people who have to build it by themselves, too.
     environment: Option<(&'static str, &'static str)>,
     features: &'static [&'static str],
@@ -23,21 +25,37 @@ pub(crate) struct Tool {
 pub(super) const LINKER: Tool = Tool {
     name: BPF_LINKER,
     version: "0.13.0",
+    why: "links the BPF programs",
     environment: Some(("LLVM_PREFIX", LLVM_PREFIX)),
     features: &["--no-default-features", "--features", "llvm-22"],
 };
 
 /// Makes Debian packages of what cargo has built.
-pub(crate) const PACKAGER: Tool =
-    Tool { name: "cargo-deb", version: "3.8.0", environment: None, features: &[] };
+pub(crate) const PACKAGER: Tool = Tool {
+    name: "cargo-deb",
+    version: "3.8.0",
+    why: "makes the Debian package",
+    environment: None,
+    features: &[],
+};
 
 /// Finds dependencies that nobody uses.
-pub(crate) const MACHETE: Tool =
-    Tool { name: "cargo-machete", version: "0.9.2", environment: None, features: &[] };
+pub(crate) const MACHETE: Tool = Tool {
+    name: "cargo-machete",
+    version: "0.9.2",
+    why: "finds dependencies that nobody uses",
+    environment: None,
+    features: &[],
+};
 
 /// Makes a book of the manual.
-pub(crate) const BOOK: Tool =
-    Tool { name: "mdbook", version: "0.5.4", environment: None, features: &[] };
+pub(crate) const BOOK: Tool = Tool {
+    name: "mdbook",
+    version: "0.5.4",
+    environment: None,
+    features: &[],
+    why: "makes a book of the manual",
+};
 
 impl Tool {
     /// Where it is, once it was built.

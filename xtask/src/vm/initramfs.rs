@@ -10,15 +10,12 @@ use std::{
 use anyhow::{Context as _, Result};
 use overlay_lab::{EVERY_KIND_VARIABLE, PATIENCE_VARIABLE, command::Cmd, workspace};
 
-use super::{archive::Archive, kernel::Unpacked};
-use crate::{build, toolchain::in_path};
-
-/// What the lab and the tests call.
-const TOOLS: [&str; 11] =
-    ["bridge", "etcd", "etcdctl", "ethtool", "ip", "nft", "nsenter", "ping", "sysctl", "tc", "wg"];
-
-/// A static shell with everything else.
-const BUSYBOX: &str = "/bin/busybox";
+use super::{
+    archive::Archive,
+    kernel::{Kernel, Unpacked},
+    userland::{BUSYBOX, Userland, read},
+};
+use crate::build;
 
 /// What the datapath and the tests' hosts are made of, as far as it is not part of the kernel's image.
 const MODULES: [&str; 18] = [
@@ -57,24 +54,21 @@ pub(crate) struct Step {
 }
 
 /// Makes the archive for a kernel that runs `steps`.
-pub(super) fn build(kernel: &Unpacked, steps: &[Step]) -> Result<Vec<u8>> {
+pub(super) fn build(kernel: Kernel, unpacked: &Unpacked, steps: &[Step]) -> Result<Vec<u8>> {
+    let userland = Userland::of(kernel.arch, kernel.suite)?;
     let mut archive = Archive::default();
     for folder in ["/dev", "/proc", "/sys", "/tmp", "/run", "/root", "/etc", "/var/lib"] {
         archive.folder(Path::new(folder))?;
     }
-    program(&mut archive, Path::new(BUSYBOX))?;
-    archive.symlink(Path::new("/bin/sh"), BUSYBOX)?;
-    for tool in TOOLS {
-        program(&mut archive, &find_tool(tool)?)?;
-    }
-    program(&mut archive, &build::agent_binary()?)?;
+    userland.add_tools(&mut archive)?;
+    userland.add(&mut archive, &build::agent_binary_for(kernel.arch)?)?;
     for step in steps {
-        program(&mut archive, &step.program)?;
+        userland.add(&mut archive, &step.program)?;
     }
     // One test reads the others.
     let package = workspace::root().join("overlay-agent");
     sources(&mut archive, &package.join("tests"))?;
-    let modules = load_order(kernel)?;
+    let modules = load_order(unpacked)?;
     let mut loads = String::new();
     for (number, module) in modules.iter().enumerate() {
         let path = format!("/modules/{number:02}.ko");
@@ -123,32 +117,6 @@ cd {directory}
     Ok(script)
 }
 
-/// Adds a program without its debug information, and the libraries it is linked with.
-fn program(archive: &mut Archive, path: &Path) -> Result<()> {
-    if archive.contains(path) {
-        return Ok(());
-    }
-    let stripped = tempfile::NamedTempFile::new().context("making a temporary file")?;
-    Cmd::new("strip").arg("--strip-debug").arg("-o").arg(stripped.path()).arg(path).run()?;
-    archive.file(path, &read(stripped.path())?)?;
-    // Fails for static programs, which need none.
-    let linked = Cmd::new("ldd").arg(path).output()?;
-    for library in linked.stdout.split_whitespace().filter(|word| word.starts_with('/')) {
-        let library = Path::new(library);
-        archive.file(library, &read(library)?)?;
-    }
-    Ok(())
-}
-
-fn find_tool(name: &str) -> Result<PathBuf> {
-    ["/usr/sbin", "/sbin"]
-        .iter()
-        .map(|directory| Path::new(directory).join(name))
-        .find(|path| path.is_file())
-        .or_else(|| in_path(name))
-        .with_context(|| format!("{name} is not installed: `cargo xtask setup` does that"))
-}
-
 fn sources(archive: &mut Archive, directory: &Path) -> Result<()> {
     let listing = || format!("listing {}", directory.display());
     for entry in fs::read_dir(directory).with_context(listing)? {
@@ -160,10 +128,6 @@ fn sources(archive: &mut Archive, directory: &Path) -> Result<()> {
         }
     }
     Ok(())
-}
-
-fn read(path: &Path) -> Result<Vec<u8>> {
-    fs::read(path).with_context(|| format!("cannot read {}", path.display()))
 }
 
 /// The modules and what they depend on, which comes first. What is built in has no file.

@@ -6,8 +6,7 @@ use anyhow::{Context as _, Result, ensure};
 use overlay_common::{Feature, feature::parse_version};
 use overlay_lab::release::Release;
 
-/// Depends on the newest kernel of its suite.
-const META_PACKAGE: &str = "linux-image-cloud-amd64";
+use crate::arch::Arch;
 
 /// A kernel that people run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -15,15 +14,20 @@ pub(crate) struct Kernel {
     /// Major and minor number, by which people choose it.
     pub(crate) series: &'static str,
     /// The release of Debian that it is the kernel of.
-    suite: &'static str,
+    pub(super) suite: &'static str,
+    /// What it runs on.
+    pub(super) arch: Arch,
 }
 
 /// All that are tested, the oldest first.
 pub(crate) const KERNELS: [Kernel; 3] = [
-    Kernel { series: "6.1", suite: "bookworm" },
-    Kernel { series: "6.12", suite: "trixie" },
-    Kernel { series: "7.2", suite: "forky" },
+    Kernel { series: "6.1", suite: "bookworm", arch: Arch::Amd64 },
+    Kernel { series: "6.12", suite: "trixie", arch: Arch::Amd64 },
+    Kernel { series: "7.2", suite: "forky", arch: Arch::Amd64 },
 ];
+
+/// The kernel of another processor.
+pub(crate) const ARM64: Kernel = Kernel { series: "6.12", suite: "trixie", arch: Arch::Arm64 };
 
 /// A kernel on disk.
 #[derive(Debug, Clone)]
@@ -37,6 +41,19 @@ pub(crate) struct Unpacked {
 }
 
 impl Kernel {
+    /// What a table and a folder call it.
+    pub(crate) fn name(self) -> String {
+        match self.arch {
+            Arch::Amd64 => self.series.to_owned(),
+            Arch::Arm64 => format!("{}-{}", self.series, self.arch),
+        }
+    }
+
+    /// Depends on the newest kernel of its suite.
+    fn meta_package(self) -> String {
+        format!("linux-image-cloud-{}", self.arch)
+    }
+
     /// Whether it has TCX links.
     pub(crate) fn has_tcx(self) -> bool {
         parse_version(self.series)
@@ -45,10 +62,10 @@ impl Kernel {
 
     /// The kernel, fetched unless it has been before.
     pub(crate) fn fetch(self) -> Result<Unpacked> {
-        let release = Release::new(self.suite)?;
+        let release = Release::of(self.suite, self.arch.name())?;
         release.update()?;
         let mut roots = Vec::new();
-        for package in closure(&release)? {
+        for package in closure(&release, &self.meta_package())? {
             roots.push(release.unpacked(&package)?);
         }
         let unpacked = find(&roots)?;
@@ -90,11 +107,11 @@ fn find(roots: &[PathBuf]) -> Result<Unpacked> {
     Ok(Unpacked { release, image, modules })
 }
 
-/// The packages that the newest kernel of a release consists of: those that [`META_PACKAGE`] depends on in exactly
+/// The packages that the newest kernel of a release consists of: those that the one depends on in exactly
 /// its own version, and they in turn.
-fn closure(release: &Release) -> Result<BTreeSet<String>> {
+fn closure(release: &Release, meta_package: &str) -> Result<BTreeSet<String>> {
     let mut found = BTreeSet::new();
-    let mut open = vec![META_PACKAGE.to_owned()];
+    let mut open = vec![meta_package.to_owned()];
     while let Some(package) = open.pop() {
         let shown =
             release.apt("apt-cache").args(["show", "--no-all-versions", &package]).read()?;
@@ -104,7 +121,7 @@ fn closure(release: &Release) -> Result<BTreeSet<String>> {
             }
         }
     }
-    ensure!(!found.is_empty(), "{META_PACKAGE} depends on no kernel");
+    ensure!(!found.is_empty(), "{meta_package} depends on no kernel");
     Ok(found)
 }
 

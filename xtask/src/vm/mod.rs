@@ -5,6 +5,7 @@ mod archive;
 mod initramfs;
 mod kernel;
 pub(crate) mod layer;
+mod userland;
 
 use std::{
     fs,
@@ -18,15 +19,17 @@ use anyhow::{Context as _, Result, ensure};
 use overlay_lab::{command::Cmd, workspace};
 use serde::Deserialize;
 
+use crate::{arch::Arch, build::portable};
+
 pub(crate) use self::{
     initramfs::Step,
-    kernel::{KERNELS, Kernel, Unpacked},
+    kernel::{ARM64, KERNELS, Kernel, Unpacked},
 };
 
 /// For all that a machine does, from power on to power off.
 const MACHINE_WITHIN: Duration = Duration::from_mins(20);
 
-/// For a hunt, which somebody has asked for.
+/// For a hunt, or another processor, which somebody has asked for.
 const HUNT_WITHIN: Duration = Duration::from_hours(3);
 
 /// Machines at a time; each has two processors.
@@ -98,30 +101,38 @@ struct Machine {
 impl Machine {
     fn new(kernel: Kernel, steps: &[Step]) -> Result<Self> {
         let unpacked = kernel.fetch()?;
-        let directory = workspace::target_dir()?.join("vm").join(kernel.series);
+        let directory = workspace::target_dir()?.join("vm").join(kernel.name());
         fs::create_dir_all(&directory)
             .with_context(|| format!("making {}", directory.display()))?;
         let archive = directory.join("initramfs.cpio");
-        fs::write(&archive, initramfs::build(&unpacked, steps)?)
+        fs::write(&archive, initramfs::build(kernel, &unpacked, steps)?)
             .with_context(|| format!("writing {}", archive.display()))?;
         Ok(Self { kernel, unpacked, archive, console: directory.join("console.log") })
     }
 
     fn run(self) -> Result<Run> {
         let start = Instant::now();
-        let ended = Cmd::new("qemu-system-x86_64")
+        let (machine, processor, threads, console) = match self.kernel.arch {
             // One thread for both processors: with two, one of them may run into a breakpoint by which
             // the other has just patched the kernel's code, after it is gone («Oops: int3»).
-            .args(["-accel", "tcg,thread=single", "-cpu", "max", "-smp", "2", "-m", "2048"])
+            Arch::Amd64 => ("pc", "max", "single", "ttyS0"),
+            // What clouds have. Two threads: nothing that a processor does while it waits for the other lets that one run.
+            Arch::Arm64 => ("virt", "neoverse-n1", "multi", "ttyAMA0"),
+        };
+        let by_hand = self.kernel == ARM64 || layer::hunted().is_some();
+        let ended = Cmd::new(format!("qemu-system-{}", self.kernel.arch.kernel_name()))
+            .args(["-accel", &format!("tcg,thread={threads}"), "-machine", machine])
+            .args(["-cpu", processor])
+            .args(["-smp", "2", "-m", "2048"])
             .args(["-nodefaults", "-display", "none", "-no-reboot", "-append"])
-            .arg("console=ttyS0 loglevel=4 panic=-1 random.trust_cpu=on")
+            .arg(format!("console={console} loglevel=4 panic=-1 random.trust_cpu=on"))
             .arg("-serial")
             .arg(format!("file:{}", self.console.display()))
             .arg("-kernel")
             .arg(&self.unpacked.image)
             .arg("-initrd")
             .arg(&self.archive)
-            .deadline(if layer::hunted().is_some() { HUNT_WITHIN } else { MACHINE_WITHIN })
+            .deadline(if by_hand { HUNT_WITHIN } else { MACHINE_WITHIN })
             .run();
         let time = start.elapsed();
         let text = fs::read(&self.console)
@@ -163,8 +174,8 @@ fn parse(console: &str) -> Vec<Ended> {
     steps
 }
 
-/// Builds test programs of the agent, and returns where they are, in the order of `names`.
-pub(crate) fn test_programs<const N: usize>(names: [&str; N]) -> Result<[PathBuf; N]> {
+/// Builds test programs of the agent for a processor, and returns where they are, in the order of `names`.
+pub(crate) fn test_programs<const N: usize>(arch: Arch, names: [&str; N]) -> Result<[PathBuf; N]> {
     #[derive(Deserialize)]
     struct Target {
         name: String,
@@ -174,14 +185,12 @@ pub(crate) fn test_programs<const N: usize>(names: [&str; N]) -> Result<[PathBuf
         target: Option<Target>,
         executable: Option<PathBuf>,
     }
-    let mut command = workspace::cargo().args([
-        "test",
-        "--locked",
-        "--no-run",
-        "--message-format=json-render-diagnostics",
-        "--package",
-        "overlay-agent",
-    ]);
+    let mut command = if arch == Arch::of_this_machine()? {
+        workspace::cargo().args(["test", "--locked", "--package", "overlay-agent"])
+    } else {
+        portable::cargo(arch, "test")?
+    };
+    command = command.args(["--no-run", "--message-format=json-render-diagnostics"]);
     for name in names {
         command = command.args(["--test", name]);
     }

@@ -219,7 +219,7 @@ impl Shared {
         header.msg_iov = &raw mut vector;
         header.msg_iovlen = 1;
         header.msg_control = control.as_mut_ptr().cast();
-        header.msg_controllen = size_of_val(&control);
+        header.msg_controllen = size_of_val(&control) as _;
         // SAFETY: everything that the header points to outlives the call and has the length it says.
         let received = unsafe { libc::recvmsg(self.socket.as_raw_fd(), &raw mut header, 0) };
         let length = usize::try_from(received).ok()?;
