@@ -11,6 +11,9 @@ use rcgen::{
     ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType,
 };
 use time::OffsetDateTime;
+use x509_parser::{
+    certification_request::X509CertificationRequest, pem::parse_x509_pem, prelude::FromDer as _,
+};
 
 use crate::certificate::{BACKDATED, with_parsed};
 pub use crate::certificate::{addresses, is_signed_by, left};
@@ -133,11 +136,19 @@ pub fn new_key() -> Result<String> {
     Ok(KeyPair::generate().context("cannot make a key")?.serialize_pem())
 }
 
-/// A request for a certificate to this private key, both in PEM (PKCS #10, RFC 2986).
-pub fn request(key: &str) -> Result<String> {
+/// A request for a certificate of this name to this private key, both in PEM (PKCS #10, RFC 2986).
+pub fn request(key: &str, name: &str) -> Result<String> {
     let key = KeyPair::from_pem(key).context("this host's key is malformed")?;
-    let request = CertificateParams::default().serialize_request(&key);
+    let request = params(name, Duration::ZERO).serialize_request(&key);
     request.and_then(|request| request.pem()).context("cannot make a request for a certificate")
+}
+
+/// The name in a request, in PEM; nothing where it is none.
+pub fn requested_name(csr: &str) -> Option<String> {
+    let (_, pem) = parse_x509_pem(csr.as_bytes()).ok()?;
+    let (_, request) = X509CertificationRequest::from_der(&pem.contents).ok()?;
+    let name = request.certification_request_info.subject.iter_common_name().next()?;
+    name.as_str().ok().map(str::to_owned)
 }
 
 fn client_params(name: &str, lifetime: Duration) -> CertificateParams {
@@ -172,8 +183,6 @@ pub fn made_at(certificate: &str) -> Result<SystemTime> {
 
 #[cfg(test)]
 mod tests {
-    use x509_parser::pem::parse_x509_pem;
-
     use super::*;
 
     const DAY: Duration = Duration::from_hours(24);
@@ -213,7 +222,9 @@ mod tests {
     fn a_request_gets_the_name_that_the_authority_gives_it_and_no_other() {
         let authority = Authority::new(LIFETIME).unwrap();
         let key = new_key().unwrap();
-        let csr = request(&key).unwrap();
+        let csr = request(&key, "overlay-host/another").unwrap();
+        assert_eq!(requested_name(&csr).as_deref(), Some("overlay-host/another"));
+        assert_eq!(requested_name(&key), None);
         let certificate = authority.client_of_request(&csr, "overlay-host/web1-1", DAY).unwrap();
         assert!(is_signed_by(&certificate, &authority.own().certificate).unwrap());
         let name = with_parsed(&certificate, |certificate| certificate.subject().to_string());

@@ -60,12 +60,18 @@ async fn renew_in_time(store: &EtcdStore) -> Result<Duration> {
         }
         None => (HostId::new(&host_name()), pki::new_key()?),
     };
-    let question = CertificateRequest { csr: pki::request(&key)?, address: None };
+    let question = CertificateRequest { csr: pki::request(&key, &host.user())?, address: None };
     let asker = Applicant::Host(host.clone());
     let answer = store.ask(&asker, About::Certificate, &encode(&question), None).await?;
     let certificate = answer.certificate.context("the answer has none in it")?;
     let left = time_to_renewal(&certificate)?;
     certificates::write(&place, &Credential { certificate, key })?;
     tracing::info!(%host, "this host's certificate is made anew");
+    if left.is_zero() {
+        tracing::warn!(
+            "by this host's clock, the certificate that was made just now is half over: is the clock right?"
+        );
+        return Ok(LOOK);
+    }
     Ok(left)
 }

@@ -18,6 +18,7 @@ use crate::{
     authority::{
         self, Newcomer, ca_file, certificates, host_identity,
         pki::{self, Authority, CERTIFICATE_LIFETIME, Credential},
+        pki_file,
     },
     exit::{Exit, WithExit as _},
     files::{self, Readers},
@@ -25,6 +26,8 @@ use crate::{
 
 /// How long a question stays in etcd if nobody comes back for its answer.
 const KEPT: std::time::Duration = std::time::Duration::from_mins(10);
+/// The question of a host that has no answer to it yet, and the key that it is about.
+const ASKED: [&str; 2] = ["asked.csr", "asked-key.pem"];
 /// For how long a host is root that takes part in etcd and is no member yet.
 const ROOT_FOR: std::time::Duration = std::time::Duration::from_hours(1);
 
@@ -94,7 +97,11 @@ impl<'a> Guest<'a> {
             (None, Some(client)) => client.credential(),
             (None, None) => return Ok(changed),
         };
-        certificates::write(&own, &made).map(|written| written | changed)
+        let written = certificates::write(&own, &made)?;
+        for name in ASKED {
+            files::remove(&pki_file(name))?;
+        }
+        Ok(written | changed)
     }
 
     /// Whether this host is in already, by a run before.
@@ -133,9 +140,9 @@ impl<'a> Guest<'a> {
             .and_then(|user| TokenId::of_user(&user))
             .context("the join token is of an earlier version: `overlay-agent init` on the first host makes a new one")
             .exit(Exit::Data)?;
-        let key = pki::new_key()?;
-        let question = CertificateRequest { csr: pki::request(&key)?, address: Some(address) };
-        let guest = Applicant::Guest(token, HostId::new(&authority::host_name()));
+        let (host, key, csr) = asked_for()?;
+        let question = CertificateRequest { csr, address: Some(address) };
+        let guest = Applicant::Guest(token, host);
         let kept = self.store.grant(KEPT).await.exit(Exit::Unavailable)?;
         let asked =
             self.store.ask(&guest, About::Certificate, &encode(&question), Some(kept)).await;
@@ -145,6 +152,26 @@ impl<'a> Guest<'a> {
             .ok_or_else(|| anyhow!("this host gets no certificate: the answer has none"))?;
         Ok(Credential { certificate, key })
     }
+}
+
+/// What this host has asked for before, if it was interrupted: the same question gets the same answer, also with a token that is
+/// good for one host. Otherwise something new.
+fn asked_for() -> Result<(HostId, String, String)> {
+    let [csr_file, key_file] = ASKED.map(pki_file);
+    let before = files::read(&csr_file)?.zip(files::read(&key_file)?);
+    let host = |csr: &str| HostId::of_user(&pki::requested_name(csr)?);
+    // Who had a certificate of this name and was expelled does not come back by it.
+    let is_new = |host: &HostId| host_identity().host().as_ref() != Some(host);
+    if let Some((csr, key)) = before
+        && let Some(host) = host(&csr).filter(is_new)
+    {
+        return Ok((host, key, csr));
+    }
+    let (host, key) = (HostId::new(&authority::host_name()), pki::new_key()?);
+    let csr = pki::request(&key, &host.user())?;
+    files::write(&key_file, &key, Readers::Root)?;
+    files::write(&csr_file, &csr, Readers::All)?;
+    Ok((host, key, csr))
 }
 
 impl Token {

@@ -8,7 +8,9 @@ use std::{
 use anyhow::ensure;
 use overlay_lab::{Container, Lab, Machine, eventually, stream::Stream};
 
-use crate::support::{SOON, copy_token, first, member, refusal, status, wait_until_fine};
+use crate::support::{
+    SOON, boot, copy_token, first, install, member, refusal, status, wait_until_fine,
+};
 
 /// For how many seconds short-lived certificates are watched; an hour, now and then, by hand.
 const WATCHED_FOR: &str = "OVERLAY_WATCH_RENEWALS";
@@ -53,7 +55,7 @@ fn a_host_has_what_is_its_own_for_as_long_as_it_is_not_expelled() {
     let short = SHORT.as_secs().to_string();
     let arguments = ["init", "--token-once", "--certificate-lifetime", &short];
     one.run("overlay-agent", arguments).unwrap();
-    let three = member(&lab, 2, &one);
+    let three = comes_twice_by_a_token_that_is_good_once(&lab, &one);
     for machine in [&one, &two, &three] {
         wait_until_fine(machine);
     }
@@ -85,6 +87,31 @@ fn a_host_has_what_is_its_own_for_as_long_as_it_is_not_expelled() {
     assert_eq!(left.lines().count(), 2, "{left}");
 
     a_host_of_an_earlier_version_gets_its_own(&one, &two);
+}
+
+/// A question that nobody answered in time is answered later, and is no other one when it is asked again.
+fn comes_twice_by_a_token_that_is_good_once<'lab>(
+    lab: &'lab Lab,
+    first: &Machine<'_>,
+) -> Machine<'lab> {
+    let machine = boot(lab, 2);
+    install(&machine);
+    copy_token(first, &machine);
+    first.run("systemctl", ["stop", "overlay-agent"]).unwrap();
+    let (code, said) = refusal(&machine, &["join", "/srv/join.token"], "");
+    assert_eq!(code, 69, "{said}");
+    assert!(said.contains("no host with a share in etcd has answered"), "{said}");
+    first.run("systemctl", ["start", "overlay-agent"]).unwrap();
+    eventually(SOON, "the question is answered", || {
+        let known = first.run("overlay-agent", ["hosts"])?;
+        ensure!(known.lines().count() == 3, "{known}");
+        Ok(())
+    })
+    .unwrap();
+    machine.run("overlay-agent", ["join", "/srv/join.token"]).unwrap();
+    let known = first.run("overlay-agent", ["hosts"]).unwrap();
+    assert_eq!(known.lines().count(), 3, "{known}");
+    machine
 }
 
 fn its_certificate_is_made_anew(machine: &Machine<'_>) {

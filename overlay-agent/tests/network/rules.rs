@@ -2,12 +2,13 @@
 
 use std::{
     io::{Read as _, Write as _},
+    os::unix::fs::symlink,
     thread,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, ensure};
-use overlay_lab::{ETCD_PREFIX, Host, Lab, Process, eventually};
+use overlay_lab::{ETCD_PREFIX, Host, Lab, Process, command::Cmd, eventually};
 
 use crate::overlay::{Overlay, SOON};
 
@@ -483,4 +484,28 @@ fn dockers_nftables_backend_is_not_in_the_way_of_what_takes_the_stack() {
     overlay.agents[1].stop().unwrap();
     receiver.clean_up(overlay.options.binary()).unwrap();
     assert_eq!(ours(), 0, "after cleanup");
+}
+
+/// Without the program that shows them, there are rules all the same.
+#[test]
+fn rules_of_nftables_hold_where_there_is_no_nft_to_list_them() {
+    let tools = tempfile::tempdir().unwrap();
+    for tool in ["iptables", "iptables-save", "iptables-restore", "ip"] {
+        let found = Cmd::new("which").arg(tool).read().unwrap();
+        symlink(found, tools.path().join(tool)).unwrap();
+    }
+    let path = tools.path().display().to_string();
+    let overlay = Overlay::with(Lab::builder(), |options| {
+        options.environment("PATH", &path).argument("--rules=auto")
+    });
+    honoured(&overlay, false);
+    let receiver = overlay.lab.host(1);
+    shell(&overlay, receiver, "nft add table inet lock");
+    honoured(&overlay, true);
+    let status = overlay.agents[1].status().unwrap();
+    let concern = status["rules"]["concerns"][0].as_str().unwrap();
+    assert_eq!(concern, "nftables inet lock: rules cannot be listed without nft");
+    overlay.ping();
+    shell(&overlay, receiver, "nft delete table inet lock");
+    honoured(&overlay, false);
 }

@@ -117,7 +117,7 @@ impl Realm {
         host: &HostId,
     ) -> Result<(), StoreError> {
         let key = pki::new_key().unwrap();
-        let csr = pki::request(&key).unwrap();
+        let csr = pki::request(&key, &host.user()).unwrap();
         let question = encode(&CertificateRequest { csr, address: None });
         let id = token_of(token);
         let asker = Applicant::Guest(id, host.clone());

@@ -9,7 +9,6 @@
 //! - rules about the packets that the tunnel's are carried in, other than on devices and in bridges
 //! - what Docker, ufw and Kubernetes have everywhere for their own purposes (`plumbing`)
 //! - what happens to addresses after routing: see `firewall/nat.rs`
-//! - rules of nftables that no `iptables` has made, on a host without `nft`
 //!
 //! Of each is known whether it is enough that some packets of a flow meet it, now and then, because its answer is the
 //! same for all of them. What begins or ends a flow meets it anyway. What is not understood is not of that kind.
@@ -24,6 +23,7 @@ mod iptables;
 mod nft;
 mod nft_iptables;
 mod nft_match;
+mod nft_tables;
 mod nft_text;
 mod packet;
 mod plumbing;
@@ -205,6 +205,8 @@ struct Sources {
     of_devices: Option<String>,
     /// What the older `ebtables-save` says, which knows nothing of nftables.
     ebtables: Option<String>,
+    /// The tables of nftables, where nothing says what is in them.
+    unlisted: Vec<String>,
     /// What could not be read, and why.
     unread: Vec<String>,
 }
@@ -239,7 +241,19 @@ impl Sources {
             }
         }
         sources.read_ebtables().await;
+        sources.unlisted = sources.unlisted_tables();
         sources
+    }
+
+    /// Without `nft` there may be tables that no other program shows.
+    fn unlisted_tables(&mut self) -> Vec<String> {
+        if self.nft.is_some() {
+            return Vec::new();
+        }
+        nft_tables::list().unwrap_or_else(|error| {
+            self.unread.push(format!("{NFTABLES}: which tables there are is not known: {error}"));
+            Vec::new()
+        })
     }
 
     /// The newer `ebtables` makes tables of nftables. The older has a module for each table.
@@ -303,6 +317,7 @@ impl Sources {
         let mut natives = self.natives(&mut unclear);
         natives.retain(|native| native.table.name != format!("ip {tunnel}"));
         let mut tables = Vec::new();
+        let mut listed = HashSet::new();
         for Saved { tool, is_nft, text } in &self.saved {
             let mut listing = iptables::parse(tool, text);
             unclear.append(&mut listing.unread);
@@ -310,6 +325,9 @@ impl Sources {
                 let name = format!("ip {}", table.name);
                 let native = natives.iter().position(|native| *is_nft && native.table.name == name);
                 let is_all = !listing.partly.contains(&table.name);
+                if *is_nft && is_all {
+                    listed.insert(name.clone());
+                }
                 match native {
                     Some(at) if is_all && natives[at].census.is_all_in(&table) => {
                         natives.remove(at);
@@ -323,6 +341,10 @@ impl Sources {
         }
         tables.extend(natives.into_iter().map(|native| native.table));
         unclear.extend(self.ebtables.as_deref().map(ebtables::effects).unwrap_or_default());
+        let unlisted = self.unlisted.iter().filter(|name| !listed.contains(*name));
+        unclear.extend(
+            unlisted.map(|name| format!("{NFTABLES} {name}: rules cannot be listed without nft")),
+        );
         Tables { tables, unclear }
     }
 
