@@ -15,7 +15,7 @@ use ring::digest::{SHA256, digest};
 use super::{
     pki::CERTIFICATE_LIFETIME,
     records::{
-        Registration, Settings, TokenRecord, expelled_dir, hosts, owner, read, record,
+        Registration, Settings, TokenRecord, expelled_dir, hosts, known, owner, read, record,
         settings_key, shared_key, token_key, tokens, write_record,
     },
     seconds_at,
@@ -72,8 +72,9 @@ pub struct Newcomer {
     pub certificate: String,
 }
 
-/// Lets a host in, or remembers how long the one that is in has a certificate for.
-pub async fn admit(store: &EtcdStore, newcomer: &Newcomer) -> Result<(), StoreError> {
+/// Lets a host in, or remembers how long the one that is in has a certificate for. Returns whether it is in: it may be forgotten
+/// meanwhile.
+pub async fn admit(store: &EtcdStore, newcomer: &Newcomer) -> Result<bool, StoreError> {
     let Newcomer { host, address, certificate } = newcomer;
     let prefix = store.prefix();
     let left = certificate::left(certificate).ok().flatten().unwrap_or_default();
@@ -81,9 +82,14 @@ pub async fn admit(store: &EtcdStore, newcomer: &Newcomer) -> Result<(), StoreEr
     loop {
         let found = record(store, host).await?;
         let revision = found.as_ref().map_or(Revision::NONE, |(entry, _)| entry.mod_revision);
-        let (address, subnets) =
-            found.map_or((*address, Vec::new()), |(_, record)| (record.address, record.subnets));
-        let record = Registration { address, subnets, ends, key: key.clone() };
+        let record = match found.map(|(_, record)| record) {
+            Some(record) if record.leaving => return Ok(false),
+            Some(record) => Registration { ends, key: key.clone(), ..record },
+            None => {
+                let (address, subnets) = (*address, Vec::new());
+                Registration { address, subnets, ends, key: key.clone(), leaving: false }
+            }
+        };
         if write_record(store, host, revision, &record).await? {
             break;
         }
@@ -93,7 +99,13 @@ pub async fn admit(store: &EtcdStore, newcomer: &Newcomer) -> Result<(), StoreEr
         Access::read(prefix.subnets_dir()),
         Access::write(Applicant::Host(host.clone()).dir(prefix)),
     ];
-    store.add_user(&host.user(), &rights).await
+    store.add_user(&host.user(), &rights).await?;
+    // Whoever forgets it says so first, and removes the user then.
+    if known(store, host).await?.is_some() {
+        return Ok(true);
+    }
+    store.remove_user(&host.user()).await?;
+    Ok(false)
 }
 
 /// The SHA-256 of a certificate's public key, in Base64.
@@ -119,9 +131,16 @@ pub async fn expel_sharers(store: &EtcdStore) -> Result<bool, StoreError> {
 /// Forgets a host: what it has from us opens nothing any more, and what it had is free.
 pub async fn forget(store: &EtcdStore, host: &HostId) -> Result<(), StoreError> {
     let prefix = store.prefix();
+    let subnets = loop {
+        let Some((entry, record)) = record(store, host).await? else { break Vec::new() };
+        let subnets = record.subnets.clone();
+        let record = Registration { leaving: true, ..record };
+        if write_record(store, host, entry.mod_revision, &record).await? {
+            break subnets;
+        }
+    };
     store.remove_user(&host.user()).await?;
-    let Some((entry, record)) = record(store, host).await? else { return Ok(()) };
-    for subnet in record.subnets {
+    for subnet in subnets {
         let owner = owner(store, subnet).await?;
         let Some((owner, _)) = owner.filter(|(_, owner)| owner.host == *host) else { continue };
         if let Some(lease) = store.get(&prefix.subnet_key(subnet)).await? {
@@ -130,13 +149,19 @@ pub async fn forget(store: &EtcdStore, host: &HostId) -> Result<(), StoreError> 
         store.delete_if_unchanged(&owner.key, owner.mod_revision).await?;
     }
     store.delete_below(&Applicant::Host(host.clone()).dir(prefix)).await?;
-    store.delete_if_unchanged(&entry.key, entry.mod_revision).await.map(drop)
+    match record(store, host).await? {
+        Some((entry, _)) => {
+            store.delete_if_unchanged(&entry.key, entry.mod_revision).await.map(drop)
+        }
+        None => Ok(()),
+    }
 }
 
 /// Shuts a host out: its certificate opens nothing, its lease is gone, and so are all tokens, which it may have.
 pub async fn expel(store: &EtcdStore, host: &HostId) -> Result<(), StoreError> {
-    forget(store, host).await?;
+    // By one of them it could come again while it is forgotten.
     close_tokens(store).await?;
+    forget(store, host).await?;
     let said = store.grant(SAID_FOR).await?;
     let key = format!("{}{host}", expelled_dir(store.prefix()));
     store.put(&key, b"", Some(said)).await.map(drop)

@@ -23,6 +23,9 @@ pub struct Registration {
     pub ends: u64,
     /// The SHA-256 of its public key, in Base64: by it the same question, answered twice, is told from another one.
     pub key: String,
+    /// Whether it is being forgotten: nothing is given to it any more.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub leaving: bool,
 }
 
 /// What is remembered of a token.
@@ -99,12 +102,20 @@ pub(super) async fn read<T: DeserializeOwned>(
     Ok(entry.and_then(|entry| decode(&entry.value).map(|said| (entry, said))))
 }
 
-/// What is remembered of a host that is known.
+/// What is remembered of a host.
 pub(super) async fn record(
     store: &EtcdStore,
     host: &HostId,
 ) -> Result<Option<(Entry, Registration)>, StoreError> {
     read(store, &host_key(store.prefix(), host)).await
+}
+
+/// The same of one that may be given something.
+pub(super) async fn known(
+    store: &EtcdStore,
+    host: &HostId,
+) -> Result<Option<(Entry, Registration)>, StoreError> {
+    Ok(record(store, host).await?.filter(|(_, record)| !record.leaving))
 }
 
 /// Remembers something else of a host, if nobody has since this revision. Returns whether nobody had.

@@ -23,7 +23,7 @@ use super::{
     certificates,
     pki::Authority,
     places::{as_root, ca_key_file},
-    records::{TokenRecord, chair_key, expelled_dir, record, token},
+    records::{TokenRecord, chair_key, expelled_dir, known, token},
     seconds_at, sessions,
     subnets::{self, Refusal},
 };
@@ -35,6 +35,13 @@ const PAUSE: Duration = Duration::from_secs(1);
 /// How often to look after tokens and certificates, which end by themselves, and, more seldom, after hosts, which may be many.
 const TIDY: Duration = Duration::from_secs(30);
 const TIDY_HOSTS: Duration = Duration::from_hours(6);
+
+/// Why a token opens nothing.
+const VOID: &str = "the token is good no more";
+
+fn stranger(host: &HostId) -> Refusal {
+    format!("{host} is no host of this overlay")
+}
 
 /// Answers for good, while this host can.
 pub async fn serve(etcd: EtcdConfig) {
@@ -127,12 +134,9 @@ impl Office {
         for dir in &dirs {
             let listing = self.store.list_below(dir).await?;
             from = from.min(listing.revision);
-            let mut failed = Ok(());
             for entry in self.unanswered(&listing.entries) {
-                // One that cannot be answered does not keep the others waiting.
-                failed = failed.and(self.answer(entry).await);
+                self.answer_or_say_why_not(entry).await;
             }
-            failed?;
         }
         let mut watch = self.store.watch_below(&dirs, from).await?;
         let (mut keep, mut tidy, mut seldom) =
@@ -141,7 +145,7 @@ impl Office {
             tokio::select! {
                 news = watch.next() => for change in news?.changes {
                     if let Change::Put(entry) = change {
-                        self.answer(&entry).await?;
+                        self.answer_or_say_why_not(&entry).await;
                     }
                 },
                 _ = keep.tick() => ensure!(self.store.keep(chair).await?, "another host answers"),
@@ -167,12 +171,25 @@ impl Office {
         entries.iter().filter(|entry| !is_answered(entry)).collect()
     }
 
+    /// One that cannot be answered keeps no other waiting: whoever asks can take away what the answer hangs on. Where it is etcd
+    /// that does not answer, the watch ends, too.
+    async fn answer_or_say_why_not(&self, question: &Entry) {
+        if let Err(error) = self.answer(question).await {
+            tracing::warn!("{} is not answered: {error:#}", question.name());
+        }
+    }
+
     /// Answers a question, if it is one.
     async fn answer(&self, question: &Entry) -> Result<()> {
         let prefix = self.store.prefix();
         let Some((asker, about)) = Applicant::of_request(prefix, &question.key) else {
             return Ok(());
         };
+        // Of who asks all the time only the last question is worth the work: others wait meanwhile.
+        let latest = self.store.get(&question.name()).await?;
+        if latest.is_none_or(|latest| latest.mod_revision != question.mod_revision) {
+            return Ok(());
+        }
         let decided = match about {
             About::Certificate => self.certify(&asker, question).await?,
             About::Subnet => self.give(&asker, question).await?.map(|()| None),
@@ -219,22 +236,32 @@ impl Office {
             Ok(certificate) => certificate,
             Err(error) => return Ok(Err(format!("{error:#}"))),
         };
-        let known = record(&self.store, &host).await?.map(|(_, record)| record);
-        let refusal = match (asker, known) {
-            (Applicant::Host(_), Some(_)) => None,
+        let known = known(&self.store, &host).await?.map(|(_, record)| record);
+        let has_another_key =
+            known.as_ref().is_some_and(|known| known.key != fingerprint(&certificate));
+        let refusal = match asker {
+            // Neither does who has a token become a host that is there, nor any other who is let write here.
+            _ if has_another_key => Some(format!("there is a host {host} already")),
+            Applicant::Host(_) if known.is_some() => None,
             // etcd has let it write here: it has the certificate that all hosts of earlier versions shared.
-            (Applicant::Host(_), None) if lets_sharers_in(&self.store).await? => None,
-            (Applicant::Host(_), None) => Some(format!("{host} is no host of this overlay")),
-            // Who has a token makes no other out of himself than a new host; this one may have been answered already.
-            (Applicant::Guest(..), Some(known)) if known.key != fingerprint(&certificate) => {
-                Some(format!("there is a host {host} already"))
-            }
-            (Applicant::Guest(token, _), _) => self.spend(token, &host).await?,
+            Applicant::Host(_) if lets_sharers_in(&self.store).await? => None,
+            Applicant::Host(_) => Some(stranger(&host)),
+            Applicant::Guest(token, _) => self.spend(token, &host).await?,
         };
         if let Some(refusal) = refusal {
             return Ok(Err(refusal));
         }
-        admit(&self.store, &Newcomer { host, address, certificate: certificate.clone() }).await?;
+        let newcomer = Newcomer { host: host.clone(), address, certificate: certificate.clone() };
+        if !admit(&self.store, &newcomer).await? {
+            return Ok(Err(stranger(&host)));
+        }
+        // Whoever expels a host makes all tokens void first.
+        if let Applicant::Guest(id, _) = asker
+            && token(&self.store, id).await?.is_none()
+        {
+            forget(&self.store, &host).await?;
+            return Ok(Err(VOID.to_owned()));
+        }
         Ok(Ok(Some(certificate)))
     }
 
@@ -242,7 +269,7 @@ impl Office {
     async fn spend(&self, id: &TokenId, host: &HostId) -> Result<Option<Refusal>> {
         loop {
             let Some((entry, record)) = token(&self.store, id).await? else {
-                return Ok(Some("the token is good no more".to_owned()));
+                return Ok(Some(VOID.to_owned()));
             };
             if record.ends < seconds_at(Duration::ZERO) {
                 return Ok(Some("the token has expired".to_owned()));

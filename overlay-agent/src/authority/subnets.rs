@@ -16,7 +16,7 @@ use overlay_lease::{
 
 use super::{
     access::lets_sharers_in,
-    records::{Owner, Registration, owner, owner_key, record, write_record},
+    records::{Owner, Registration, known, owner, owner_key, write_record},
     seconds_at,
 };
 
@@ -34,10 +34,10 @@ pub(super) async fn give(
     host: &HostId,
     subnet: Ipv4Network,
 ) -> Result<Result<(), Refusal>, StoreError> {
-    let Some((_, known)) = record(store, host).await? else {
+    let Some((_, found)) = known(store, host).await? else {
         return Ok(Err(format!("{host} is no host of this overlay")));
     };
-    if let Err(refusal) = own(store, host, &known, subnet).await? {
+    if let Err(refusal) = own(store, host, &found, subnet).await? {
         return Ok(Err(refusal));
     }
     if let Err(refusal) = remember(store, host, subnet).await? {
@@ -62,7 +62,7 @@ fn taken(subnet: Ipv4Network) -> Refusal {
 async fn own(
     store: &EtcdStore,
     host: &HostId,
-    known: &Registration,
+    registration: &Registration,
     subnet: Ipv4Network,
 ) -> Result<Result<(), Refusal>, StoreError> {
     let lease_key = store.prefix().subnet_key(subnet);
@@ -81,7 +81,7 @@ async fn own(
             store.forbid(&other.host.user(), &Access::write(lease_key)).await?;
         }
         // Reserved for a host at this address, or of a time when hosts were not told apart.
-        (None, Some(lease)) if is_for(lease, known) || lets_sharers_in(store).await? => {}
+        (None, Some(lease)) if is_for(lease, registration) || lets_sharers_in(store).await? => {}
         (_, Some(_)) => return Ok(Err(taken(subnet))),
     }
     let revision = found.map_or(Revision::NONE, |(entry, _)| entry.mod_revision);
@@ -91,8 +91,8 @@ async fn own(
     Ok(written.map(drop).ok_or_else(|| taken(subnet)))
 }
 
-fn is_for(lease: &Entry, known: &Registration) -> bool {
-    LeaseValue::decode(&lease.value).is_ok_and(|value| known.address == Some(value.public_ip))
+fn is_for(lease: &Entry, of: &Registration) -> bool {
+    LeaseValue::decode(&lease.value).is_ok_and(|value| of.address == Some(value.public_ip))
 }
 
 /// Remembers that a subnet is a host's, and takes from it those that it has no lease of any more.
@@ -102,11 +102,11 @@ async fn remember(
     subnet: Ipv4Network,
 ) -> Result<Result<(), Refusal>, StoreError> {
     loop {
-        let Some((entry, mut known)) = record(store, host).await? else {
+        let Some((entry, mut found)) = known(store, host).await? else {
             return Ok(Err(format!("{host} is no host of this overlay")));
         };
         let mut kept = Vec::new();
-        for other in known.subnets.iter().copied().filter(|other| *other != subnet) {
+        for other in found.subnets.iter().copied().filter(|other| *other != subnet) {
             let is_own = owner(store, other).await?.is_some_and(|(_, owner)| owner.host == *host);
             if is_own && store.get(&store.prefix().subnet_key(other)).await?.is_some() {
                 kept.push(other);
@@ -119,11 +119,11 @@ async fn remember(
             give_up(store, host, subnet).await?;
             return Ok(Err(format!("{host} has {MOST} leases already")));
         }
-        if known.subnets == kept {
+        if found.subnets == kept {
             return Ok(Ok(()));
         }
-        known.subnets = kept;
-        if write_record(store, host, entry.mod_revision, &known).await? {
+        found.subnets = kept;
+        if write_record(store, host, entry.mod_revision, &found).await? {
             return Ok(Ok(()));
         }
     }

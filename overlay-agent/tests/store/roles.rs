@@ -422,3 +422,52 @@ async fn whether_etcd_keeps_to_its_roles_is_told_as_it_is() {
     assert_eq!(said, !done);
     assert!(!realm.root.is_confined(&secret).await.unwrap(), "root is confined by nothing");
 }
+
+/// Renewals have the key of before; whoever may write where a host asks, as all did by the certificate that they shared, gets no
+/// certificate in its name.
+#[tokio::test]
+async fn nobody_gets_a_hosts_certificate_for_another_key() {
+    let realm = Realm::new().await;
+    let (host, store) = realm.host("web1").await;
+    let ask = async |store: &EtcdStore, key: &str| {
+        let csr = pki::request(key, &host.user()).unwrap();
+        let question = encode(&CertificateRequest { csr, address: None });
+        let asker = Applicant::Host(host.clone());
+        within(store.ask(&asker, About::Certificate, &question, None)).await
+    };
+    let own = std::fs::read_to_string(place(&realm.files, "web1").key_file).unwrap();
+    assert!(ask(&store, &own).await.unwrap().certificate.is_some());
+    let refused = ask(&realm.root, &pki::new_key().unwrap()).await.unwrap_err().to_string();
+    assert!(refused.contains("there is a host web1-"), "{refused}");
+}
+
+/// It is let in by nothing that was on its way when it was expelled.
+#[tokio::test]
+async fn a_host_that_asks_all_the_time_is_expelled_all_the_same() {
+    let realm = Realm::new().await;
+    for round in 0..5 {
+        let (host, store) = realm.host(&format!("web{round}")).await;
+        let key = place(&realm.files, &format!("web{round}")).key_file;
+        let csr = pki::request(&std::fs::read_to_string(key).unwrap(), &host.user()).unwrap();
+        let question = encode(&CertificateRequest { csr, address: None });
+        let asker = Applicant::Host(host.clone());
+        let request = asker.request_key(realm.root.prefix(), About::Certificate);
+        let asking =
+            tokio::spawn(
+                async move { while store.put(&request, &question, None).await.is_ok() {} },
+            );
+        let answered = asker.answer_key(realm.root.prefix(), About::Certificate);
+        until("it is answered", async || realm.root.get(&answered).await.unwrap().is_some()).await;
+        let from = realm.root.list().await.unwrap().revision;
+        let mut watch = realm.root.watch(from, false).await.unwrap();
+        authority::expel(&realm.root, &host).await.unwrap();
+        within(asking).await.unwrap();
+        within(async { while watch.next().await.is_ok() {} }).await;
+        until("etcd is reached again", async || realm.root.users().await.is_ok()).await;
+        // Whatever it asked last has been seen, once somebody who asks later is answered.
+        Box::pin(within(realm.host(&format!("other{round}")))).await;
+        assert!(!realm.root.users().await.unwrap().contains(&host.user()), "in round {round}");
+        let known = authority::hosts(&realm.root).await.unwrap();
+        assert!(known.iter().all(|(other, _)| *other != host), "in round {round}");
+    }
+}
