@@ -75,22 +75,30 @@ pub struct Newcomer {
 /// Lets a host in, or remembers how long the one that is in has a certificate for. Returns whether it is in: it may be forgotten
 /// meanwhile.
 pub async fn admit(store: &EtcdStore, newcomer: &Newcomer) -> Result<bool, StoreError> {
-    let Newcomer { host, address, certificate } = newcomer;
+    let Newcomer { host, address, .. } = newcomer;
+    if record(store, host).await?.is_none() {
+        let record = Registration {
+            address: *address,
+            subnets: Vec::new(),
+            ends: 0,
+            key: String::new(),
+            leaving: false,
+        };
+        write_record(store, host, Revision::NONE, &record).await?;
+    }
+    readmit(store, newcomer).await
+}
+
+/// The same for one that has to be in.
+pub async fn readmit(store: &EtcdStore, newcomer: &Newcomer) -> Result<bool, StoreError> {
+    let Newcomer { host, certificate, .. } = newcomer;
     let prefix = store.prefix();
     let left = certificate::left(certificate).ok().flatten().unwrap_or_default();
     let (ends, key) = (seconds_at(left), fingerprint(certificate));
     loop {
-        let found = record(store, host).await?;
-        let revision = found.as_ref().map_or(Revision::NONE, |(entry, _)| entry.mod_revision);
-        let record = match found.map(|(_, record)| record) {
-            Some(record) if record.leaving => return Ok(false),
-            Some(record) => Registration { ends, key: key.clone(), ..record },
-            None => {
-                let (address, subnets) = (*address, Vec::new());
-                Registration { address, subnets, ends, key: key.clone(), leaving: false }
-            }
-        };
-        if write_record(store, host, revision, &record).await? {
+        let Some((entry, record)) = known(store, host).await? else { return Ok(false) };
+        let record = Registration { ends, key: key.clone(), ..record };
+        if write_record(store, host, entry.mod_revision, &record).await? {
             break;
         }
     }
@@ -99,10 +107,10 @@ pub async fn admit(store: &EtcdStore, newcomer: &Newcomer) -> Result<bool, Store
         Access::read(prefix.subnets_dir()),
         Access::write(Applicant::Host(host.clone()).dir(prefix)),
     ];
-    store.add_user(&host.user(), &rights).await?;
+    let made = store.add_user(&host.user(), &rights).await;
     // Whoever forgets it says so first, and removes the user then.
     if known(store, host).await?.is_some() {
-        return Ok(true);
+        return made.map(|()| true);
     }
     store.remove_user(&host.user()).await?;
     Ok(false)

@@ -14,7 +14,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 pub(crate) use self::places::pki_file;
 pub use self::{
-    access::{Newcomer, admit, establish, expel, expel_sharers, forget, open_token},
+    access::{Newcomer, admit, establish, expel, expel_sharers, forget, open_token, readmit},
     places::{as_root, ca_file, ca_key_file, host_identity, root_identity},
     records::{Registration, TokenRecord, hosts, token},
     requests::{Office, serve},

@@ -17,8 +17,8 @@ use tokio::time::{interval, sleep};
 
 use super::{
     access::{
-        Newcomer, admit, certificate_lifetime, fingerprint, forget, lets_sharers_in, tidy_hosts,
-        tidy_tokens,
+        Newcomer, admit, certificate_lifetime, fingerprint, forget, lets_sharers_in, readmit,
+        tidy_hosts, tidy_tokens,
     },
     certificates,
     pki::Authority,
@@ -239,10 +239,11 @@ impl Office {
         let known = known(&self.store, &host).await?.map(|(_, record)| record);
         let has_another_key =
             known.as_ref().is_some_and(|known| known.key != fingerprint(&certificate));
+        let is_renewal = known.is_some() && matches!(asker, Applicant::Host(_));
         let refusal = match asker {
             // Neither does who has a token become a host that is there, nor any other who is let write here.
             _ if has_another_key => Some(format!("there is a host {host} already")),
-            Applicant::Host(_) if known.is_some() => None,
+            Applicant::Host(_) if is_renewal => None,
             // etcd has let it write here: it has the certificate that all hosts of earlier versions shared.
             Applicant::Host(_) if lets_sharers_in(&self.store).await? => None,
             Applicant::Host(_) => Some(stranger(&host)),
@@ -252,7 +253,11 @@ impl Office {
             return Ok(Err(refusal));
         }
         let newcomer = Newcomer { host: host.clone(), address, certificate: certificate.clone() };
-        if !admit(&self.store, &newcomer).await? {
+        let is_in = match is_renewal {
+            true => readmit(&self.store, &newcomer).await?,
+            false => admit(&self.store, &newcomer).await?,
+        };
+        if !is_in {
             return Ok(Err(stranger(&host)));
         }
         // Whoever expels a host makes all tokens void first.

@@ -471,3 +471,34 @@ async fn a_host_that_asks_all_the_time_is_expelled_all_the_same() {
         assert!(known.iter().all(|(other, _)| *other != host), "in round {round}");
     }
 }
+
+/// As above, step by step: whatever is done for a host while it is forgotten is undone.
+#[tokio::test]
+async fn who_is_let_in_while_he_is_forgotten_is_not_in_afterwards() {
+    let realm = Realm::new().await;
+    let made = realm.authority.client("overlay-host/web1-1", HOUR).unwrap();
+    let newcomer = Newcomer {
+        host: HostId::parse("web1-1").unwrap(),
+        address: None,
+        certificate: made.certificate,
+    };
+    let mut let_in = 0;
+    for round in 0..60 {
+        assert!(authority::admit(&realm.root, &newcomer).await.unwrap());
+        // Another one of those who decide: through one connection things come one after the other.
+        let (other, newcomer) = (realm.store(place(&realm.files, "root")), newcomer.clone());
+        let host = newcomer.host.clone();
+        let again = tokio::spawn(async move {
+            let mut times = 0;
+            while authority::readmit(&other, &newcomer).await.unwrap() {
+                times += 1;
+            }
+            times
+        });
+        tokio::time::sleep(Duration::from_millis(round % 20)).await;
+        authority::forget(&realm.root, &host).await.unwrap();
+        let_in += within(again).await.unwrap();
+        assert!(!realm.root.users().await.unwrap().contains(&host.user()), "in round {round}");
+    }
+    assert!(let_in > 0, "it was never let in meanwhile");
+}
