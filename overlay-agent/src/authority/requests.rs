@@ -253,9 +253,10 @@ impl Office {
             return Ok(Err(refusal));
         }
         let newcomer = Newcomer { host: host.clone(), address, certificate: certificate.clone() };
-        let is_in = match is_renewal {
-            true => readmit(&self.store, &newcomer).await?,
-            false => admit(&self.store, &newcomer).await?,
+        let is_in = if is_renewal {
+            readmit(&self.store, &newcomer).await?
+        } else {
+            admit(&self.store, &newcomer).await?
         };
         if !is_in {
             return Ok(Err(stranger(&host)));

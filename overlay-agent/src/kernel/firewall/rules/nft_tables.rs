@@ -5,7 +5,7 @@ use std::io;
 use netlink_packet_core::{NLM_F_DUMP, NLM_F_REQUEST, NetlinkBuffer};
 use netlink_sys::{Socket, protocols::NETLINK_NETFILTER};
 
-/// `NFNL_SUBSYS_NFTABLES` and `NFT_MSG_GETTABLE` (include/uapi/linux/netfilter/{nfnetlink,nf_tables}.h).
+/// `NFNL_SUBSYS_NFTABLES` and `NFT_MSG_GETTABLE` (include/uapi/linux/netfilter/nfnetlink.h and `nf_tables.h` there).
 const NFT_MSG_GETTABLE: u16 = (10 << 8) | 1;
 /// What says a table's name (`enum nft_table_attributes`).
 const NFTA_TABLE_NAME: u16 = 1;
