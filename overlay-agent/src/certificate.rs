@@ -13,7 +13,9 @@ pub(crate) const BACKDATED: Duration = Duration::from_hours(24);
 const RENEWED_AT: f64 = 0.5;
 /// With this part left, that should have happened, and has not.
 const LATE_AT: f64 = 0.25;
-/// With this left, it is time to look after any, however long it was made for.
+/// What our authority is called.
+pub(crate) const AUTHORITY: &str = "overlay authority";
+/// With this left, it is time to look after any that is somebody else's to make anew.
 const SOON: Duration = Duration::from_hours(30 * 24);
 
 /// When the certificate in this file ends, as the end of a sentence, if it does so soon or has.
@@ -21,9 +23,11 @@ pub fn ends_soon(file: &Path) -> Result<Option<String>> {
     let text =
         std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
     let unusable = || format!("{} cannot be used", file.display());
+    let is_ours = issuer(&text).with_context(unusable)?.as_deref() == Some(AUTHORITY);
     let late = lifetime(&text).with_context(unusable)?.mul_f64(LATE_AT);
+    let soon = if is_ours { SOON.min(late) } else { SOON };
     Ok(match left(&text).with_context(unusable)? {
-        Some(left) if left > SOON.min(late) => None,
+        Some(left) if left > soon => None,
         Some(left) if left < DAY => Some(format!("expires in {} minutes", left.as_secs() / 60)),
         Some(left) => Some(format!("expires in {} days", left.as_secs() / DAY.as_secs())),
         None => Some("has expired".to_owned()),
@@ -80,6 +84,14 @@ pub fn common_name(certificate: &str) -> Result<Option<String>> {
     })
 }
 
+/// Who has signed a certificate, in PEM: the common name.
+fn issuer(certificate: &str) -> Result<Option<String>> {
+    with_parsed(certificate, |certificate| {
+        let name = certificate.issuer().iter_common_name().next();
+        name.and_then(|name| name.as_str().ok()).map(str::to_owned)
+    })
+}
+
 /// Whether an authority, in PEM, has signed a certificate, in PEM.
 pub fn is_signed_by(certificate: &str, authority: &str) -> Result<bool> {
     with_parsed(authority, |authority| {
@@ -97,4 +109,46 @@ pub(crate) fn with_parsed<T>(
     let (_, pem) = parse_x509_pem(text.as_bytes()).context("a certificate is no PEM")?;
     let certificate = pem.parse_x509().context("a certificate is malformed")?;
     Ok(read(&certificate))
+}
+
+#[cfg(test)]
+mod tests {
+    use rcgen::{CertificateParams, KeyPair};
+    use time::OffsetDateTime;
+
+    use super::*;
+
+    /// With an authority's name: whether ours made it.
+    fn soon(issuer: &str, lifetime: Duration, left: Duration) -> Option<String> {
+        let mut params = CertificateParams::default();
+        params.distinguished_name.push(rcgen::DnType::CommonName, issuer);
+        let now = OffsetDateTime::now_utc();
+        (params.not_before, params.not_after) = (now + left - lifetime - BACKDATED, now + left);
+        let certificate = params.self_signed(&KeyPair::generate().unwrap()).unwrap();
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(&file, certificate.pem()).unwrap();
+        ends_soon(file.path()).unwrap()
+    }
+
+    #[test]
+    fn what_agents_make_anew_is_named_when_that_is_overdue_and_others_thirty_days_before() {
+        let days = |days| Duration::from_hours(24 * days);
+        for (issuer, lifetime, left, named) in [
+            (AUTHORITY, days(365), days(31), false),
+            (AUTHORITY, days(365), days(29), true),
+            (AUTHORITY, days(8), days(3), false),
+            (AUTHORITY, days(8), days(1), true),
+            ("somebody", days(8), days(8), true),
+            ("somebody", days(365), days(31), false),
+        ] {
+            let said = soon(issuer, lifetime, left);
+            assert_eq!(said.is_some(), named, "{issuer}, {lifetime:?}, {left:?}: {said:?}");
+        }
+        let minutes = soon(AUTHORITY, days(365), Duration::from_mins(90)).unwrap();
+        assert!(
+            minutes.starts_with("expires in 89 minutes") || minutes.contains("90 minutes"),
+            "{minutes}"
+        );
+        assert_eq!(soon(AUTHORITY, days(1), Duration::ZERO).as_deref(), Some("has expired"));
+    }
 }

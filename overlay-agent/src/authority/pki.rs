@@ -15,7 +15,7 @@ use x509_parser::{
     certification_request::X509CertificationRequest, pem::parse_x509_pem, prelude::FromDer as _,
 };
 
-use crate::certificate::{BACKDATED, with_parsed};
+use crate::certificate::{AUTHORITY, BACKDATED, with_parsed};
 pub use crate::certificate::{addresses, is_signed_by, left};
 
 /// How long the authority is good: the machines' lifetime.
@@ -51,7 +51,7 @@ impl Authority {
     /// Makes one.
     pub fn new(lifetime: Duration) -> Result<Self> {
         let key = KeyPair::generate().context("cannot make a key for the authority")?;
-        let mut params = params("overlay authority", lifetime);
+        let mut params = params(AUTHORITY, lifetime);
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         let certificate = params.self_signed(&key).context("cannot make the authority")?;

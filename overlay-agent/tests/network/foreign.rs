@@ -15,7 +15,7 @@ use nix::{
     net::if_::if_nametoindex,
     sys::signal::Signal,
 };
-use overlay_lab::{Host, Lab, UPLINK, eventually};
+use overlay_lab::{Host, Lab, UPLINK, command::Cmd, eventually};
 
 use crate::{
     damage::{self, Target},
@@ -240,4 +240,36 @@ fn rules_that_a_lock_keeps_from_being_listed_are_not_taken_for_gone() {
     let done = cleanup();
     assert!(done.status.success() && done.stdout.contains("firewall rules"), "{done:?}");
     assert!(!rules().contains("overlay.1"), "{}", rules());
+}
+
+/// Without the program that shows them, there are rules all the same.
+#[test]
+fn rules_of_nftables_hold_where_there_is_no_nft_to_list_them() {
+    let tools = tempfile::tempdir().unwrap();
+    for tool in ["nsenter", "iptables", "iptables-save", "iptables-restore", "ip"] {
+        let found = Cmd::new("which").arg(tool).read().unwrap();
+        symlink(found, tools.path().join(tool)).unwrap();
+    }
+    let path = tools.path().display().to_string();
+    let lab = Lab::builder().start().unwrap();
+    let options = peers_file(&lab).environment("PATH", &path).argument("--rules=auto");
+    let host = lab.host(0);
+    let agent = host.start_agent(&options).unwrap();
+    let nft = |verb: &str| {
+        host.command("nft").args([verb, "table", "inet", "lock"]).run().unwrap();
+    };
+    let concerns = |expected: &[&str]| {
+        eventually(SOON, "the agent to have seen the rules", || {
+            let rules = &agent.status()?["rules"];
+            ensure!(rules["concerns"] == serde_json::json!(expected), "{rules}");
+            ensure!(rules["honoured"] == !expected.is_empty(), "{rules}");
+            Ok(())
+        })
+        .unwrap();
+    };
+    concerns(&[]);
+    nft("add");
+    concerns(&["nftables inet lock: rules cannot be listed without nft"]);
+    nft("delete");
+    concerns(&[]);
 }

@@ -11,6 +11,7 @@ mod etcd;
 mod grace;
 mod identity;
 mod operator;
+mod realm;
 mod requests;
 mod roles;
 mod scale;
