@@ -132,7 +132,7 @@ mod tests {
 
     #[test]
     fn what_agents_make_anew_is_named_when_that_is_overdue_and_others_thirty_days_before() {
-        let days = |days| Duration::from_hours(24 * days);
+        let days = |days: u64| Duration::from_hours(24 * days);
         for (issuer, lifetime, left, named) in [
             (AUTHORITY, days(365), days(31), false),
             (AUTHORITY, days(365), days(29), true),
