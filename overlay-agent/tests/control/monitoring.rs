@@ -8,7 +8,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use overlay_agent::{authority::pki::Authority, fail::HANG_VARIABLE};
+use overlay_agent::fail::HANG_VARIABLE;
 use overlay_lab::{
     Agent, Container, ETCD_PREFIX, Etcd, Host, Lab, NETWORK_CONFIG, command::Cmd, eventually,
 };
@@ -112,13 +112,23 @@ fn metrics_are_what_promtool_accepts_and_agree_with_status() {
     let lab = Lab::builder().hosts(2).start().unwrap();
     let etcd = lab.start_etcd(NETWORK_CONFIG).unwrap();
     let [host, other] = [lab.host(0), lab.host(1)];
-    let day = Duration::from_hours(24);
-    let identity = Authority::new(day).unwrap().client("host", 10 * day).unwrap();
-    let files = [("cert", identity.certificate), ("key", identity.key)].map(|(name, text)| {
-        let file = host.directory().join(name);
-        fs::write(&file, text).unwrap();
-        format!("--etcd-{name}file={}", file.display())
-    });
+    // One that is somebody else's to make anew.
+    let files =
+        ["cert", "key"].map(|name| (name, host.directory().join(name).display().to_string()));
+    Cmd::new("openssl")
+        .args([
+            "req",
+            "-x509",
+            "-newkey",
+            "ec",
+            "-pkeyopt",
+            "ec_paramgen_curve:prime256v1",
+            "-nodes",
+        ])
+        .args(["-subj", "/CN=host", "-days", "10", "-out", &files[0].1, "-keyout", &files[1].1])
+        .run()
+        .unwrap();
+    let files = files.map(|(name, file)| format!("--etcd-{name}file={file}"));
     let with_files = files.iter().fold(options(&etcd), |options, file| options.argument(file));
     let mut agents = [
         host.start_agent(&with_files.argument("--lease-ttl=3600")).unwrap(),
