@@ -333,15 +333,22 @@ fn every_fault_of_etcd_and_of_time_is_named_alone() {
     let file = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
     let authority = Authority::new(365 * DAY).unwrap();
     std::fs::write(file("ca.pem"), &authority.own().certificate).unwrap();
-    for (days, words) in [("10", "expires in 9 days"), ("0", "has expired")] {
-        // One that is somebody else's to make anew.
-        let key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"];
-        Cmd::new("openssl")
-            .args(["req", "-x509", "-subj", "/CN=host", "-days", days])
-            .args(key)
-            .args(["-out", &file("client.pem"), "-keyout", &file("client-key.pem")])
-            .run()
-            .unwrap();
+    let [certificate, key] = ["client.pem", "client-key.pem"].map(file);
+    for words in ["expires in 9 days", "has expired"] {
+        // One that is somebody else's to make anew, and one of ours that nobody did.
+        if words.contains("expires") {
+            let new_key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"];
+            Cmd::new("openssl")
+                .args(["req", "-x509", "-subj", "/CN=host", "-days", "10"])
+                .args(new_key)
+                .args(["-out", &certificate, "-keyout", &key])
+                .run()
+                .unwrap();
+        } else {
+            let client = authority.client("host", Duration::ZERO).unwrap();
+            std::fs::write(&certificate, &client.certificate).unwrap();
+            std::fs::write(&key, &client.key).unwrap();
+        }
         let arguments = [
             ("--etcd-cafile", file("ca.pem")),
             ("--etcd-certfile", file("client.pem")),
