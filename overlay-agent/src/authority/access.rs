@@ -41,7 +41,11 @@ pub async fn establish(
         let settings = Settings { certificate_seconds: lifetime.as_secs() };
         store.put(&settings_key(prefix), &encode(&settings), None).await?;
     }
-    admit(store, own).await?;
+    if !admit(store, own).await? {
+        // It was about to leave, and was interrupted: what was left of it goes first.
+        forget(store, &own.host).await?;
+        admit(store, own).await?;
+    }
     // Hosts of an earlier version go on with what they have, until each has one of its own.
     if let Some(entry) = store.get(&shared_key(prefix)).await? {
         let rights = [

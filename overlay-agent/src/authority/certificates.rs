@@ -9,6 +9,7 @@ use anyhow::{Context as _, Result};
 use overlay_lease::{store::etcd::Identity, wire::identity::HostId};
 
 use super::{
+    host_name,
     pki::{self, Authority, CERTIFICATE_LIFETIME, Credential, ROOT},
     places::{ca_file, ca_key_file, host_identity, pki_file, root_identity},
 };
@@ -28,7 +29,7 @@ pub(crate) fn keep_authority(authority: &Credential) -> Result<bool> {
 }
 
 /// Makes what is missing or about to expire, also the authority. Returns whether that was anything.
-pub fn make(address: Ipv4Addr, host_name: &str) -> Result<bool> {
+pub fn make(address: Ipv4Addr) -> Result<bool> {
     let mut changed = false;
     let authority = if let Some(own) = read_authority()? {
         Authority::load(own)?
@@ -42,7 +43,7 @@ pub fn make(address: Ipv4Addr, host_name: &str) -> Result<bool> {
     // One that all hosts shared, of an earlier version, is no host's.
     let (own, host) = (host_identity(), host_identity().host());
     let is_new = host.is_none();
-    let host = host.unwrap_or_else(|| HostId::new(host_name));
+    let host = host.unwrap_or_else(|| HostId::new(&host_name()));
     if is_new {
         files::remove(&own.key_file)?;
     }

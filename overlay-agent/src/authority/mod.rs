@@ -16,7 +16,7 @@ pub(crate) use self::places::pki_file;
 pub use self::{
     access::{Newcomer, admit, establish, expel, expel_sharers, forget, open_token, readmit},
     places::{as_root, ca_file, ca_key_file, host_identity, root_identity},
-    records::{Registration, TokenRecord, hosts, token},
+    records::{Registration, TokenRecord, hosts, shared_key, token},
     requests::{Office, serve},
     sessions::{end_all as end_sessions, end_at as end_sessions_at},
 };

@@ -89,7 +89,7 @@ pub(super) fn owner_key(prefix: &KeyPrefix, subnet: Ipv4Network) -> String {
 }
 
 /// Where earlier versions kept the certificate that all hosts shared, and its key.
-pub(super) fn shared_key(prefix: &KeyPrefix) -> String {
+pub fn shared_key(prefix: &KeyPrefix) -> String {
     format!("{}client", prefix.join_dir())
 }
 

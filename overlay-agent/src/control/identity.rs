@@ -14,6 +14,7 @@ use crate::{
     authority::{
         certificates, host_identity, host_name,
         pki::{self, Credential},
+        shared_key,
     },
     certificate::time_to_renewal,
 };
@@ -25,8 +26,10 @@ const AGAIN: Duration = Duration::from_secs(30);
 
 /// Keeps it good, for good.
 pub(super) async fn keep(store: EtcdStore) {
+    // For one who has none yet: whom he asks for is one host, however often he has to.
+    let mut first = None;
     loop {
-        let pause = match renew_in_time(&store).await {
+        let pause = match renew_in_time(&store, &mut first).await {
             Ok(left) => left.min(LOOK),
             Err(error) => {
                 tracing::warn!("this host's certificate is not made anew: {error:#}");
@@ -46,7 +49,10 @@ fn left() -> Option<Duration> {
 }
 
 /// Makes it anew if it is time. Returns how long there is until it is.
-async fn renew_in_time(store: &EtcdStore) -> Result<Duration> {
+async fn renew_in_time(
+    store: &EtcdStore,
+    first: &mut Option<(HostId, String)>,
+) -> Result<Duration> {
     let place = host_identity();
     let own = certificates::read_identity(&place)?;
     let (host, key) = match place.host() {
@@ -55,10 +61,14 @@ async fn renew_in_time(store: &EtcdStore) -> Result<Duration> {
             left => return Ok(left),
         },
         // That of all hosts of earlier versions: for as long as etcd itself does not tell them apart, nobody would answer.
-        None if store.get(&format!("{}client", store.prefix().join_dir())).await.is_ok() => {
-            return Ok(LOOK);
+        None if store.get(&shared_key(store.prefix())).await.is_ok() => return Ok(AGAIN),
+        None => {
+            let (host, key) = match first.take() {
+                Some(before) => before,
+                None => (HostId::new(&host_name()), pki::new_key()?),
+            };
+            first.insert((host, key)).clone()
         }
-        None => (HostId::new(&host_name()), pki::new_key()?),
     };
     let question = CertificateRequest { csr: pki::request(&key, &host.user())?, address: None };
     let asker = Applicant::Host(host.clone());

@@ -2,7 +2,7 @@
 
 use std::net::Ipv4Addr;
 
-use anyhow::{Context as _, Result, anyhow};
+use anyhow::{Context as _, Result, anyhow, ensure};
 use overlay_lease::{
     config::NetworkConfig,
     store::{
@@ -109,18 +109,14 @@ impl<'a> Guest<'a> {
         let Some(text) = files::read(&own.cert_file)?.filter(|_| own.key_file.exists()) else {
             return Ok(false);
         };
-        if own.host().is_none() || pki::left(&text)?.is_none() || !pki::is_signed_by(&text, ca)? {
+        let Some(host) = own.host() else { return Ok(false) };
+        if pki::left(&text)?.is_none() || !pki::is_signed_by(&text, ca)? {
             return Ok(false);
         }
         let config = EtcdConfig { identity: Some(own.clone()), ..self.config.clone() };
         let store = EtcdStore::new(&config)?;
         // One that was expelled is refused.
-        Ok(store.list_below(&self.dir_of(own.host().as_ref())).await.is_ok())
-    }
-
-    fn dir_of(&self, host: Option<&HostId>) -> String {
-        let host = host.cloned().unwrap_or_else(|| HostId::new(""));
-        Applicant::Host(host).dir(self.store.prefix())
+        Ok(store.list_below(&Applicant::Host(host).dir(store.prefix())).await.is_ok())
     }
 
     /// A host that has the authority's key needs nobody to let it in.
@@ -129,7 +125,8 @@ impl<'a> Guest<'a> {
         let made = authority.client(&host.user(), CERTIFICATE_LIFETIME)?;
         let newcomer =
             Newcomer { host, address: Some(address), certificate: made.certificate.clone() };
-        authority::admit(&self.store, &newcomer).await.exit(Exit::Unavailable)?;
+        let is_in = authority::admit(&self.store, &newcomer).await.exit(Exit::Unavailable)?;
+        ensure!(is_in, "this host was forgotten while it was let in: run this again");
         Ok(made)
     }
 

@@ -1,15 +1,12 @@
 //! Hosts that etcd tells from each other: what each may do, for how long, and how one is shut out.
 
-use std::{
-    fs,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use anyhow::ensure;
 use overlay_lab::{Container, Lab, Machine, eventually, stream::Stream};
 
 use crate::support::{
-    SOON, boot, copy_token, first, install, member, refusal, status, wait_until_fine,
+    SOON, boot, container, copy_token, first, install, member, refusal, status, wait_until_fine,
 };
 
 /// For how many seconds short-lived certificates are watched; an hour, now and then, by hand.
@@ -19,13 +16,6 @@ const WATCHED: Duration = Duration::from_secs(30);
 const SHORT: Duration = Duration::from_secs(16);
 
 const CERTIFICATE: &str = "/etc/overlay/pki/client.pem";
-
-/// A plain container behind Docker's bridge.
-fn container(machine: &Machine<'_>) -> Container {
-    let subnet = machine.run("cat", ["/run/flannel/subnet.env"]).unwrap();
-    fs::write(machine.host().subnet_file(), subnet).unwrap();
-    machine.host().add_container("stream").unwrap()
-}
 
 /// What `etcdctl` says to whoever has what this machine has.
 fn etcdctl(machine: &Machine<'_>, first: &Machine<'_>, line: &str) -> (bool, String) {

@@ -1,13 +1,12 @@
 //! Three hosts with a share in etcd: each is lost for good and replaced, and all of them at once.
 
-use std::fs;
-
 use anyhow::{Result, ensure};
 use overlay_lab::{Container, Lab, Machine, UPLINK, eventually, stream::Stream};
 use serde_json::Value;
 
 use crate::support::{
-    SOON, boot, configuration, copy_token, first, install, refusal, status, wait_until_fine,
+    SOON, boot, configuration, container, copy_token, first, install, refusal, status,
+    wait_until_fine,
 };
 
 const MEMBER_TOKEN: &str = "/etc/overlay/member.token";
@@ -48,13 +47,6 @@ fn wait_until_all_answer(machine: &Machine<'_>, count: usize) {
         Ok(())
     })
     .unwrap();
-}
-
-/// A plain container behind Docker's bridge.
-fn container(machine: &Machine<'_>) -> Container {
-    let subnet = machine.run("cat", ["/run/flannel/subnet.env"]).unwrap();
-    fs::write(machine.host().subnet_file(), subnet).unwrap();
-    machine.host().add_container("stream").unwrap()
 }
 
 fn leases(machine: &Machine<'_>) -> String {

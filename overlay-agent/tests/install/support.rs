@@ -8,7 +8,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use overlay_lab::{IMAGE, Lab, Machine, UPLINK, eventually, workspace};
+use overlay_lab::{Container, IMAGE, Lab, Machine, UPLINK, eventually, workspace};
 use serde_json::Value;
 
 /// For whatever takes seconds at most.
@@ -219,4 +219,11 @@ pub(crate) fn move_to(machine: &Machine<'_>, address: &str) {
     host.ip(["address", "flush", "dev", UPLINK, "scope", "global"]).unwrap();
     host.ip(["address", "add", address, "dev", UPLINK]).unwrap();
     host.ip(["route", "replace"].into_iter().chain(default.split_whitespace())).unwrap();
+}
+
+/// A plain container behind Docker's bridge.
+pub(crate) fn container(machine: &Machine<'_>) -> Container {
+    let subnet = machine.run("cat", ["/run/flannel/subnet.env"]).unwrap();
+    std::fs::write(machine.host().subnet_file(), subnet).unwrap();
+    machine.host().add_container("stream").unwrap()
 }

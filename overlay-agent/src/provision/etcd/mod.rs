@@ -301,7 +301,7 @@ async fn set_up_local(
     etcd: &EtcdConfig,
     report: &mut Report,
 ) -> Result<bool> {
-    let mut changed = tls && certificates::make(address, &authority::host_name())?;
+    let mut changed = tls && certificates::make(address)?;
     if !tls {
         tracing::warn!("--no-tls: whoever reaches {address} can read and change the overlay");
     }

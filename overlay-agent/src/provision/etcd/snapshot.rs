@@ -31,7 +31,7 @@ use super::{
     tell_hosts_apart, wait_for_answer,
 };
 use crate::{
-    authority::{self, ca_file, ca_key_file, certificates, pki::Credential},
+    authority::{ca_file, ca_key_file, certificates, pki::Credential},
     exit::{Exit, WithExit as _},
     files,
 };
@@ -320,7 +320,7 @@ pub async fn restore(wanted: &Restore) -> Result<()> {
         certificates::keep_authority(authority)?;
     }
     if tls {
-        certificates::make(uplink.address, &authority::host_name())?;
+        certificates::make(uplink.address)?;
     }
     let settings = Settings::first(uplink.address, tls);
     let data = Path::new(ETCD_DATA);

@@ -26,7 +26,7 @@ use super::{
     wait_for_answer,
 };
 use crate::{
-    authority::{self, certificates},
+    authority::certificates,
     exit::{Exit, WithExit as _},
     output::print,
 };
@@ -104,7 +104,7 @@ pub(in super::super) async fn take_part(
     if let Some(authority) = token.authority()? {
         changed |= certificates::keep_authority(authority.own())?;
     }
-    changed |= tls && certificates::make(address, &authority::host_name())?;
+    changed |= tls && certificates::make(address)?;
     if !in_place {
         let named: Vec<_> = others
             .iter()

@@ -129,8 +129,8 @@ impl EtcdStore {
         .await
     }
 
-    /// Whether etcd really lets us do no more than our role says. Of a transaction in a transaction it did not ask who may, up to
-    /// the releases 3.4.41, 3.5.27 and 3.6.8 (GHSA-rfx7-8w68-q57q). To be asked as somebody who may not read `secret`.
+    /// Whether etcd really lets us do no more than our role says. Of a transaction in a transaction releases before March 2026 did
+    /// not ask who may (GHSA-rfx7-8w68-q57q). To be asked as somebody who may not read `secret`.
     pub async fn is_confined(&self, secret: &str) -> Result<bool, StoreError> {
         self.request("read in a nested transaction", secret, |mut connection| async move {
             let inside = Txn::new().and_then([TxnOp::get(secret, None)]);
