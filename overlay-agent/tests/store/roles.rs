@@ -346,3 +346,20 @@ async fn who_is_let_in_while_he_is_forgotten_is_not_in_afterwards() {
     }
     assert!(let_in > 0, "it was never let in meanwhile");
 }
+
+#[tokio::test]
+async fn a_host_whose_leaving_was_interrupted_is_let_in_again_by_init() {
+    let realm = Realm::new().await;
+    let key = format!("{}hosts/first-1", realm.root.prefix().authority_dir());
+    let record = realm.root.get(&key).await.unwrap().unwrap().value;
+    let mut record: serde_json::Value = serde_json::from_slice(&record).unwrap();
+    record["leaving"] = true.into();
+    realm.root.put(&key, record.to_string().as_bytes(), None).await.unwrap();
+    realm.root.remove_user("overlay-host/first-1").await.unwrap();
+    let made = std::fs::read_to_string(place(&realm.files, "first").cert_file).unwrap();
+    let host = HostId::parse("first-1").unwrap();
+    let own = Newcomer { host, address: None, certificate: made };
+    assert!(!authority::admit(&realm.root, &own).await.unwrap());
+    authority::establish(&realm.root, &own, None).await.unwrap();
+    assert!(realm.first().get(CONFIG_KEY).await.unwrap().is_some());
+}
