@@ -3,15 +3,18 @@
 use aya_ebpf::{
     bindings::{BPF_F_NO_PREALLOC, BPF_NOEXIST},
     btf_maps::{
-        Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, PerCpuHashMap, lpm_trie::Key as Prefix,
+        Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, PerCpuHashMap, RingBuf,
+        lpm_trie::Key as Prefix,
     },
     helpers::bpf_ktime_get_coarse_ns,
     macros::btf_map,
 };
 use overlay_common::{
+    Reason,
     decide::Tables,
     tables::{
-        Accepted, CLAIMS_CAPACITY, CONFIG_SLOTS, Claim, ClaimKey, Counter, Direction,
+        Accepted, CLAIMS_CAPACITY, CONFIG_SLOTS, Claim, ClaimKey, Counter, DROPS_BYTES, Direction,
+        DropRecord, DropsPace, DropsWatch,
         ENDPOINTS_CAPACITY, Endpoint, EndpointKey, HOMES_CAPACITY, Home, HomeKey, HostConfig,
         PEERS_CAPACITY, POLICY_CAPACITY, POLICY_RULES, PORTS_CAPACITY, Peer, PeerKey, PolicyField,
         PolicyFlow, PolicyRule, Port, PortKey, RuleSet, STACK_FLOWS_CAPACITY, STACK_TURNS_CAPACITY,
@@ -80,6 +83,16 @@ static POLICY_DENIED: PerCpuHashMap<u64, Counter, { 2 * POLICY_RULES }, ON_DEMAN
 
 #[btf_map(name = "counters")]
 pub(crate) static COUNTERS: PerCpuArray<Counter, { counter_slots() as usize }> = PerCpuArray::new();
+
+#[btf_map(name = "drops")]
+pub(crate) static DROPS: RingBuf<DropRecord, DROPS_BYTES> = RingBuf::new();
+
+#[btf_map(name = "drops_watch")]
+pub(crate) static DROPS_WATCH: Array<DropsWatch, 1> = Array::new();
+
+#[btf_map(name = "drops_pace")]
+pub(crate) static DROPS_PACE: PerCpuArray<DropsPace, { Reason::COUNT as usize }> =
+    PerCpuArray::new();
 
 /// This host's settings, once the agent has written them.
 #[inline(always)]

@@ -6,7 +6,7 @@ use aya_ebpf::{
 };
 use overlay_common::{Class, Hook, Reason, tables::counter_index};
 
-use crate::maps::COUNTERS;
+use crate::{maps::COUNTERS, steps::tell};
 
 /// Runs a hook's steps, counts why the packet left, and says what becomes of it.
 ///
@@ -30,7 +30,11 @@ pub(crate) fn conclude(
     }
     #[cfg(feature = "log")]
     aya_log_ebpf::debug!(ctx, "hook {} reason {} bytes {}", hook as u32, reason as u32, bytes);
-    match reason.class() {
+    let class = reason.class();
+    if matches!(class, Class::Declined | Class::Dropped) {
+        tell(hook, ctx, reason);
+    }
+    match class {
         Class::Forwarded => TC_ACT_REDIRECT,
         Class::Passed | Class::Declined => TC_ACT_UNSPEC,
         Class::Dropped => TC_ACT_SHOT,

@@ -5,6 +5,7 @@ mod accepted;
 mod claim;
 mod config;
 mod counter;
+mod drop;
 mod endpoint;
 mod home;
 mod peer;
@@ -17,6 +18,10 @@ pub use accepted::{ACCEPTED_MAP, Accepted};
 pub use claim::{CLAIMS_CAPACITY, CLAIMS_MAP, Claim, ClaimKey};
 pub use config::{CONFIG_MAP, CONFIG_SLOT_MAP, CONFIG_SLOTS, HostConfig, PEER_PREFIX_LENGTHS};
 pub use counter::{COUNTERS_MAP, Counter, counter_index, counter_slots};
+pub use drop::{
+    DROP_BYTES, DROPS_BYTES, DROPS_MAP, DROPS_PACE_MAP, DROPS_WATCH_MAP, DropRecord, DropsPace,
+    DropsWatch,
+};
 pub use endpoint::{ENDPOINTS_CAPACITY, ENDPOINTS_MAP, Endpoint, EndpointKey};
 pub use home::{HOMES_CAPACITY, HOMES_MAP, Home, HomeKey};
 pub use peer::{PEERS_CAPACITY, PEERS_MAP, Peer, PeerKey, Way};
@@ -35,7 +40,7 @@ pub use vtep::{VTEPS_CAPACITY, VTEPS_MAP, Vtep, VtepKey};
 /// Version of every layout in this module, and of the order of hooks and reasons, by which counters are numbered. A new
 /// agent adopts pinned maps only if theirs is the same; raise it with any change of a key, a value, a capacity or the
 /// meaning of a field.
-pub const ABI_VERSION: u32 = 12;
+pub const ABI_VERSION: u32 = 13;
 
 #[cfg(test)]
 mod tests {
@@ -45,7 +50,7 @@ mod tests {
     use crate::{Hook, Reason};
 
     /// Every key and value, as its source has it, but for what it says to people.
-    const LAYOUTS: [&str; 24] = [
+    const LAYOUTS: [&str; 27] = [
         HostConfig::LAYOUT,
         PeerKey::LAYOUT,
         Peer::LAYOUT,
@@ -70,6 +75,9 @@ mod tests {
         PolicyRule::LAYOUT,
         PolicyFlow::LAYOUT,
         Counter::LAYOUT,
+        DropRecord::LAYOUT,
+        DropsWatch::LAYOUT,
+        DropsPace::LAYOUT,
     ];
 
     fn without_docs(layout: &str) -> String {
@@ -97,6 +105,7 @@ mod tests {
             (STACK_TURNS_MAP, STACK_TURNS_CAPACITY),
             (POLICY_MAP, POLICY_CAPACITY),
             (POLICY_RULES_MAP, 2 * POLICY_RULES),
+            (DROPS_MAP, DROPS_BYTES),
         ] {
             writeln!(record, "{map} {capacity}").unwrap();
         }

@@ -6,6 +6,7 @@ mod echo;
 mod encap;
 mod fib;
 mod send;
+mod tell;
 mod tunnel_key;
 
 pub(crate) use decap::{SHRINK, decap};
@@ -14,4 +15,5 @@ pub(crate) use echo::echo;
 pub(crate) use encap::{GROW, encap};
 pub(crate) use fib::{is_on_link, on_bridge, reaches, reaches_by};
 pub(crate) use send::{one_hop_on, send};
+pub(crate) use tell::tell;
 pub(crate) use tunnel_key::{set_tunnel_key, tunnel_source};

@@ -10,7 +10,7 @@ use overlay_common::{
     Hook,
     tables::{
         ABI_VERSION, ACCEPTED_MAP, CLAIMS_MAP, CONFIG_MAP, CONFIG_SLOT_MAP, COUNTERS_MAP,
-        ENDPOINTS_MAP, HANDED_OVER_MAP, HOMES_MAP, HostConfig, PEERS_MAP, POLICY_DENIED_MAP,
+        DROPS_MAP, DROPS_PACE_MAP, DROPS_WATCH_MAP, ENDPOINTS_MAP, HANDED_OVER_MAP, HOMES_MAP, HostConfig, PEERS_MAP, POLICY_DENIED_MAP,
         POLICY_FLOWS_MAP, POLICY_MAP, POLICY_RULES_MAP, PORTS_MAP, STACK_FLOWS_CAPACITY,
         STACK_FLOWS_MAP, STACK_FLOWS_SHARES, STACK_SEATS_MAP, STACK_STATE_MAP, STACK_TURNS_MAP,
         VTEPS_MAP,
@@ -23,7 +23,7 @@ use super::{Maps, PinPath};
 use crate::exit::{Exit, WithExit};
 
 /// Every pinned map.
-const MAPS: [&str; 19] = [
+const MAPS: [&str; 22] = [
     CONFIG_MAP,
     CONFIG_SLOT_MAP,
     PEERS_MAP,
@@ -43,6 +43,9 @@ const MAPS: [&str; 19] = [
     POLICY_FLOWS_MAP,
     POLICY_DENIED_MAP,
     COUNTERS_MAP,
+    DROPS_MAP,
+    DROPS_WATCH_MAP,
+    DROPS_PACE_MAP,
 ];
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/overlay.bpf.o"));
@@ -155,6 +158,9 @@ impl Programs {
             HANDED_OVER_MAP,
             ACCEPTED_MAP,
             POLICY_FLOWS_MAP,
+            DROPS_MAP,
+            DROPS_WATCH_MAP,
+            DROPS_PACE_MAP,
         ] {
             own.push(take(name)?);
         }
@@ -178,7 +184,8 @@ fn map_info(map: &Map) -> Result<MapInfo> {
     | Map::LpmTrie(data)
     | Map::LruHashMap(data)
     | Map::PerCpuArray(data)
-    | Map::PerCpuHashMap(data)) = map
+    | Map::PerCpuHashMap(data)
+    | Map::RingBuf(data)) = map
     else {
         anyhow::bail!("it is of another type");
     };
