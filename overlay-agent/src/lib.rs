@@ -15,6 +15,7 @@ pub mod dataplane;
 pub mod docker_opts;
 pub mod doctor;
 mod dotenv;
+pub mod drops;
 pub mod exit;
 pub mod fail;
 mod files;

@@ -4,7 +4,7 @@ use std::{io, process::ExitCode};
 
 use overlay_agent::{
     cli::{
-        Cli, Command, checked::visible_password, cleanup, config, docker_opts, doctor,
+        Cli, Command, checked::visible_password, cleanup, config, docker_opts, doctor, drops,
         env::HostEnvironment, etcd_cluster, expel, init, join, lease, leave, report, status,
     },
     control::run_config::RunConfig,
@@ -45,6 +45,7 @@ async fn run() -> ExitCode {
         },
         Command::Status(args) => status::run(args).await,
         Command::Doctor(args) => Box::pin(doctor::run(*args)).await,
+        Command::Drops(args) => Box::pin(drops::run(*args)).await.map(|()| Exit::Ok),
         Command::Report(args) => Box::pin(report::run(*args)).await.map(|()| Exit::Ok),
         Command::Init(args) => Box::pin(init::run(*args)).await.map(|()| Exit::Ok),
         Command::Join(args) => Box::pin(join::run(args)).await.map(|()| Exit::Ok),

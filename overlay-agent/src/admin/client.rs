@@ -1,8 +1,13 @@
-use std::path::Path;
+use std::{ops::ControlFlow, path::Path};
 
 use anyhow::{Context, Result, bail};
 use http_body_util::{BodyExt, Empty};
-use hyper::{Request, body::Bytes, client::conn::http1, header::HOST};
+use hyper::{
+    Request,
+    body::{Bytes, Incoming},
+    client::conn::http1,
+    header::HOST,
+};
 use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
 
@@ -14,6 +19,27 @@ pub async fn fetch_status(socket: &Path) -> Result<Status> {
     serde_json::from_slice(&answer).context("understanding the agent's answer")
 }
 
+/// The same for lines that come one after the other, until `each` says that it has enough, or the agent ends.
+pub async fn fetch_lines(
+    socket: &Path,
+    path: &str,
+    mut each: impl AsyncFnMut(&str) -> Result<ControlFlow<()>>,
+) -> Result<()> {
+    let mut body = ask(socket, path).await?;
+    let mut rest = Vec::new();
+    while let Some(frame) = body.frame().await {
+        let frame = frame.context("reading the agent's answer")?;
+        rest.extend_from_slice(frame.data_ref().map_or(&[], |data| &data[..]));
+        while let Some(end) = rest.iter().position(|byte| *byte == b'\n') {
+            let line: Vec<u8> = rest.drain(..=end).collect();
+            if each(&String::from_utf8_lossy(&line)).await?.is_break() {
+                return Ok(());
+            }
+        }
+    }
+    Ok(())
+}
+
 /// The same for what it answers in text.
 pub async fn fetch_text(socket: &Path, path: &str) -> Result<String> {
     let answer = fetch(socket, path).await?;
@@ -21,6 +47,12 @@ pub async fn fetch_text(socket: &Path, path: &str) -> Result<String> {
 }
 
 async fn fetch(socket: &Path, path: &str) -> Result<Bytes> {
+    let body = ask(socket, path).await?;
+    let body = body.collect().await.context("reading the agent's answer")?;
+    Ok(body.to_bytes())
+}
+
+async fn ask(socket: &Path, path: &str) -> Result<Incoming> {
     let stream = UnixStream::connect(socket)
         .await
         .with_context(|| format!("no agent answers on {}", socket.display()))?;
@@ -36,6 +68,5 @@ async fn fetch(socket: &Path, path: &str) -> Result<Bytes> {
     if !response.status().is_success() {
         bail!("the agent on {} answers {}", socket.display(), response.status());
     }
-    let body = response.into_body().collect().await.context("reading the agent's answer")?;
-    Ok(body.to_bytes())
+    Ok(response.into_body())
 }

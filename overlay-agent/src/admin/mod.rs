@@ -1,6 +1,7 @@
 //! What the agent tells about itself: over its socket to the command line, over HTTP to probes.
 
 mod client;
+mod drops;
 mod metrics;
 mod probes;
 mod pulse;
@@ -8,7 +9,7 @@ mod server;
 mod status;
 mod waiting;
 
-pub use client::{fetch_status, fetch_text};
+pub use client::{fetch_lines, fetch_status, fetch_text};
 pub use metrics::Meters;
 pub use probes::serve_probes;
 pub use pulse::{Census, Listener, Pulse, Readiness};

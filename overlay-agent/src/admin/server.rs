@@ -18,6 +18,7 @@ use tokio::{
 };
 
 use super::{Meters, Status, metrics};
+use crate::drops::Drops;
 
 /// Questions to the agent, each with the place for its answer.
 pub type Requests = mpsc::Receiver<oneshot::Sender<Status>>;
@@ -64,7 +65,7 @@ impl Drop for SocketFile {
 
 /// Answers `overlay-agent status`, and `/metrics`, on a Unix socket that only root can use. Takes the place of a socket
 /// that a killed agent left; the lock on the pin path has made sure that none is running.
-pub fn serve_socket(path: &Path, asker: Asker, meters: Meters) -> Result<SocketFile> {
+pub fn serve_socket(path: &Path, asker: Asker, meters: Meters, drops: Drops) -> Result<SocketFile> {
     let place = || format!("listening on {}", path.display());
     if let Some(directory) = path.parent() {
         fs::create_dir_all(directory).with_context(place)?;
@@ -80,6 +81,7 @@ pub fn serve_socket(path: &Path, asker: Asker, meters: Meters) -> Result<SocketF
     let router = Router::new()
         .route("/status", get(status))
         .with_state(Sources { asker, meters: meters.clone() })
+        .merge(super::drops::router(drops, meters.clone()))
         .merge(metrics::router(meters));
     tokio::spawn(async move {
         if let Err(error) = axum::serve(listener, router).await {

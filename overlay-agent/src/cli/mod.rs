@@ -5,6 +5,7 @@ pub mod cleanup;
 pub mod config;
 pub mod docker_opts;
 pub mod doctor;
+pub mod drops;
 pub mod env;
 pub mod etcd;
 pub mod etcd_cluster;
@@ -71,6 +72,8 @@ pub enum Command {
     Status(status::StatusArgs),
     /// Look for what is known to go wrong, and say what mends it
     Doctor(Box<doctor::DoctorArgs>),
+    /// Show packets that were dropped, each with the reason, or follow them as they come
+    Drops(Box<drops::DropsArgs>),
     /// Write one file with all that tells somebody else what this host is like, and no secrets
     Report(Box<report::ReportArgs>),
     /// Make this host the first one of an overlay: etcd, agent and Docker

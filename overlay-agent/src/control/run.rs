@@ -13,6 +13,7 @@ use crate::{
     authority::{self, host_identity},
     cleanup::{Places, cleanup},
     control::{ControlLoop, etcd_members, identity, last_known, run_config::RunConfig},
+    drops::Drops,
     exit::{Exit, OwnExit as _, WithExit as _},
     fail,
     kernel::{
@@ -65,7 +66,9 @@ async fn start_and_run(config: RunConfig, stop: CancellationToken) -> Result<()>
     let (asker, mut requests) = mpsc::channel(16);
     let (pulse, listener) = Pulse::new();
     let meters = meters(&config, &store, &listener);
-    let _socket_file = admin::serve_socket(&config.socket, asker.clone(), meters.clone())?;
+    let drops = Drops::default();
+    let _socket_file =
+        admin::serve_socket(&config.socket, asker.clone(), meters.clone(), drops.clone())?;
     if let Some(address) = config.healthz {
         admin::serve_probes(address, asker.clone(), listener, meters.clone()).await?;
     }
@@ -77,6 +80,8 @@ async fn start_and_run(config: RunConfig, stop: CancellationToken) -> Result<()>
         never = waiting.answer(&mut requests) => match never {},
     };
     meters.read_from(agent.readings().context("opening the maps for metrics")?);
+    let (ring, watch) = agent.drop_ring().context("opening the maps for drops")?;
+    let _reader = drops.read_from(ring, watch, netlink::connect()?)?;
     Box::pin(agent.run(stop, requests, pulse, notify_ready)).await
 }
 

@@ -14,7 +14,11 @@ use crate::{
         ProgramStatus, RulesStatus, Status, UplinkStatus,
     },
     certificate::ends_soon,
-    kernel::{datapath::Readings, firewall::Scrutiny, netlink, repairs},
+    kernel::{
+        datapath::{DropRing, DropWatch, Readings},
+        firewall::Scrutiny,
+        netlink, repairs,
+    },
 };
 
 /// Half of the leases that are named.
@@ -51,6 +55,11 @@ impl ControlLoop {
     /// Handles to the maps for who reads them without asking this loop.
     pub(super) fn readings(&self) -> Result<Readings> {
         Readings::of(self.dataplane.tables())
+    }
+
+    /// The ring of dropped packets, for who reads it without asking this loop.
+    pub(super) fn drop_ring(&self) -> Result<(DropRing, DropWatch)> {
+        DropRing::of(self.dataplane.tables())
     }
 
     /// Everything but the peers and the counters.

@@ -8,6 +8,7 @@ mod crashes;
 mod damage;
 mod direct;
 mod doctor;
+mod drops;
 mod first_act;
 mod flannel;
 mod foreign;

@@ -29,7 +29,7 @@ use tokio::{sync::Mutex, time::timeout};
 
 use self::snapshot::{MapCount, Snapshot};
 use super::{Listener, Status};
-use crate::kernel::datapath::Readings;
+use crate::kernel::datapath::{CounterRow, Readings};
 
 /// A page is shown again to who asks within this time: anybody may ask, as often as he likes.
 const FRESH: Duration = Duration::from_millis(500);
@@ -94,6 +94,11 @@ impl Meters {
                 status.problems.push(format!("The counters cannot be read: {error:#}."));
             }
         }
+    }
+
+    /// Every counter that is not zero; nothing while there are no programs.
+    pub(super) fn counters(&self) -> Result<Vec<CounterRow>> {
+        self.0.readings.get().map_or(Ok(Vec::new()), Readings::counters)
     }
 
     /// Everything, in the format of `OpenMetrics`.

@@ -2,6 +2,7 @@
 
 mod attach;
 mod counters;
+mod drop_ring;
 mod features;
 mod loader;
 mod others;
@@ -12,6 +13,7 @@ mod tables;
 
 pub use attach::{Attachment, Attachments, Mechanism, remove_filters};
 pub use counters::{CounterRow, read_counters};
+pub use drop_ring::{ByReason, DropRing, DropWatch, monotonic};
 pub use features::{Features, Missing};
 pub use loader::{Programs, pinned_abi_version};
 pub use others::{OtherAgents, other_agents};
