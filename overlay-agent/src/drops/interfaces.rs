@@ -40,7 +40,8 @@ impl Interfaces {
         let stale = age.is_none_or(|age| age > FRESH);
         let may_ask = age.is_none_or(|age| age > PAUSE);
         let mut numbers = numbers.filter(|number| *number != 0);
-        if !stale && !(may_ask && numbers.any(|number| !self.known.contains_key(&number))) {
+        let ask = stale || may_ask && numbers.any(|number| !self.known.contains_key(&number));
+        if !ask {
             return;
         }
         self.asked = Some(Instant::now());

@@ -292,7 +292,7 @@ fn ticks() -> Interval {
 }
 
 fn take(ring: &mut DropRing) -> Vec<DropRecord> {
-    std::iter::from_fn(|| ring.next()).take(BATCH).collect()
+    ring.by_ref().take(BATCH).collect()
 }
 
 /// When that was, by the host's clock of now.

@@ -1,5 +1,5 @@
 use std::{
-    fmt,
+    fmt::{self, Write as _},
     net::{IpAddr, Ipv4Addr},
 };
 
@@ -116,38 +116,38 @@ impl ToldPacket {
         Some(told)
     }
 
-    /// In a line.
-    pub fn to_text(&self) -> String {
-        let clock = self.time.split_once('T').map_or(&*self.time, |(_, clock)| clock);
-        let interface = self.interface.as_deref().unwrap_or("(gone)");
-        let mut line =
-            format!("{clock} {} {} {} on {interface}", self.class, self.reason, self.hook);
-        if let Some(container) = &self.container {
-            let network = self.docker_network.as_deref().unwrap_or("?");
-            line += &format!(" (container {container}, network {network})");
-        }
-        line += &format!(": {}, {} bytes", self.ends, self.length);
-        if let Some(mac) = &self.source_mac {
-            line += &format!(", from {mac}");
-        }
-        if let Some(vlan) = self.vlan {
-            line += &format!(", VLAN {vlan}");
-        }
-        if let Some(outer) = &self.outer {
-            let vni = self.vni.unwrap_or_default();
-            line += &format!(", in VXLAN {vni} {outer}");
-        }
-        if let Some(peer) = self.peer {
-            line += &format!(", peer {peer}");
-        }
-        line + ": " + &self.why
-    }
-
     /// The packet's first bytes.
     pub(super) fn packet(&self) -> Vec<u8> {
         let digits: Vec<_> = self.bytes.chars().filter_map(|digit| digit.to_digit(16)).collect();
         let bytes = digits.chunks_exact(2).map(|pair| pair[0] * 16 + pair[1]);
         bytes.filter_map(|byte| u8::try_from(byte).ok()).collect()
+    }
+}
+
+/// In a line.
+impl fmt::Display for ToldPacket {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let clock = self.time.split_once('T').map_or(&*self.time, |(_, clock)| clock);
+        let interface = self.interface.as_deref().unwrap_or("(gone)");
+        write!(out, "{clock} {} {} {} on {interface}", self.class, self.reason, self.hook)?;
+        if let Some(container) = &self.container {
+            let network = self.docker_network.as_deref().unwrap_or("?");
+            write!(out, " (container {container}, network {network})")?;
+        }
+        write!(out, ": {}, {} bytes", self.ends, self.length)?;
+        if let Some(mac) = &self.source_mac {
+            write!(out, ", from {mac}")?;
+        }
+        if let Some(vlan) = self.vlan {
+            write!(out, ", VLAN {vlan}")?;
+        }
+        if let Some(outer) = &self.outer {
+            write!(out, ", in VXLAN {} {outer}", self.vni.unwrap_or_default())?;
+        }
+        if let Some(peer) = self.peer {
+            write!(out, ", peer {peer}")?;
+        }
+        write!(out, ": {}", self.why)
     }
 }
 
@@ -247,9 +247,106 @@ impl fmt::Display for Ends {
 }
 
 fn hexadecimal(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        // A string takes everything.
+        write!(text, "{byte:02x}").ok();
+        text
+    })
 }
 
 fn mac(bytes: [u8; 6]) -> String {
     overlay_common::MacAddr(bytes).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use etherparse::PacketBuilder;
+    use overlay_common::{Hook, Reason, tables::DROP_BYTES};
+
+    use super::*;
+
+    const PORT: u16 = 8472;
+    const A: [u8; 4] = [10, 1, 15, 2];
+    const B: [u8; 4] = [10, 1, 20, 2];
+
+    fn record(bytes: &[u8]) -> DropRecord {
+        let mut record = DropRecord {
+            length: bytes.len().try_into().unwrap(),
+            hook: Hook::FromUplink as u8,
+            reason: Reason::WrongVni as u8,
+            ..DropRecord::default()
+        };
+        let captured = bytes.len().min(DROP_BYTES);
+        record.captured = captured.try_into().unwrap();
+        record.bytes.as_flattened_mut()[..captured].copy_from_slice(&bytes[..captured]);
+        record
+    }
+
+    fn told(bytes: &[u8]) -> ToldPacket {
+        ToldPacket::read(&record(bytes), PORT, true).unwrap()
+    }
+
+    fn udp(from: [u8; 4], to: [u8; 4], port: u16, payload: &[u8]) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        PacketBuilder::ethernet2([2; 6], [4; 6])
+            .ipv4(from, to, 64)
+            .udp(4711, port)
+            .write(&mut bytes, payload)
+            .unwrap();
+        bytes
+    }
+
+    #[test]
+    fn a_packet_in_vxlan_is_told_of_by_what_is_in_it_and_around() {
+        let inner = udp(A, B, 53, &[0; 1000]);
+        let vxlan = [&[8, 0, 0, 0, 0, 1, 2, 0], &*inner].concat();
+        let told = told(&udp([192, 168, 0, 1], [192, 168, 0, 2], PORT, &vxlan));
+        assert_eq!(told.vni, Some(0x102));
+        assert_eq!(told.ends.to_string(), "udp 10.1.15.2:4711 > 10.1.20.2:53");
+        assert_eq!(told.outer.unwrap().to_string(), "udp 192.168.0.1:4711 > 192.168.0.2:8472");
+        assert_eq!(told.length, 1092);
+        assert_eq!(told.bytes.len(), 2 * DROP_BYTES);
+    }
+
+    #[test]
+    fn wherever_a_packet_ends_what_is_there_is_told() {
+        let inner = udp(A, B, 53, &[1, 2, 3]);
+        let vxlan = [&[8, 0, 0, 0, 0, 0, 1, 0], &*inner].concat();
+        let whole = udp([192, 168, 0, 1], [192, 168, 0, 2], PORT, &vxlan);
+        for length in 0..=whole.len() {
+            let told = told(&whole[..length]);
+            let has_inner = length >= 14 + 20 + 8 + 8 + 14;
+            let has_ends = if has_inner { length >= 50 + 34 } else { length >= 34 };
+            assert_eq!(told.ends.source.is_some(), has_ends, "{length}: {told:?}");
+            assert_eq!(told.outer.is_some(), has_inner, "{length}: {told:?}");
+            assert_eq!(told.packet(), &whole[..length]);
+            assert!(!told.to_string().is_empty());
+        }
+    }
+
+    #[test]
+    fn tags_arp_and_packets_without_ethernet_headers_are_understood() {
+        let frame = udp(A, B, 53, &[]);
+        let tagged = [&frame[..12], &[0x81, 0, 0x20, 7], &frame[12..]].concat();
+        assert_eq!(told(&tagged).vlan, Some(7));
+        assert_eq!(told(&tagged).ends.destination_port, Some(53));
+        let mut offloaded = record(&frame);
+        offloaded.vlan_tci = 0x2007;
+        assert_eq!(ToldPacket::read(&offloaded, PORT, true).unwrap().vlan, Some(7));
+
+        let arp = [
+            0, 1, 8, 0, 6, 4, 0, 1, 2, 2, 2, 2, 2, 2, 10, 1, 15, 2, 0, 0, 0, 0, 0, 0, 10, 1, 15, 1,
+        ];
+        let arp = [&frame[..12], &[8, 6], &arp].concat();
+        assert_eq!(told(&arp).ends.to_string(), "arp 10.1.15.2 about 10.1.15.1");
+
+        let mut bare = record(&frame[14..]);
+        bare.protocol = [8, 0];
+        let bare = ToldPacket::read(&bare, PORT, false).unwrap();
+        assert_eq!(bare.ends.to_string(), "udp 10.1.15.2:4711 > 10.1.20.2:53");
+        assert_eq!(bare.source_mac, None);
+
+        let strange = [&frame[..12], &[0x88, 0xb5], &[0; 20]].concat();
+        assert_eq!(told(&strange).ends.to_string(), "EtherType 0x88b5");
+    }
 }

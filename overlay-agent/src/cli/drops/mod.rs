@@ -101,7 +101,7 @@ pub async fn run(args: DropsArgs) -> Result<()> {
 fn to_text(line: &Line) -> String {
     match line {
         Line::Listening => "Packets that are dropped from now on:".to_owned(),
-        Line::Packet(packet) => packet.to_text(),
+        Line::Packet(packet) => packet.to_string(),
         Line::Missed(Missed { reason, packets, why: Why::Program }) => {
             format!("… and {packets} more of {reason}: more than are told of in a second")
         }

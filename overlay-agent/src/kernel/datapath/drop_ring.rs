@@ -43,9 +43,13 @@ impl DropRing {
         };
         Ok((Self(ring.context("opening BPF map drops")?), watch))
     }
+}
 
-    /// The next packet, if there is one.
-    pub fn next(&mut self) -> Option<DropRecord> {
+impl Iterator for DropRing {
+    type Item = DropRecord;
+
+    /// The next packet. There may be more later.
+    fn next(&mut self) -> Option<DropRecord> {
         // What is shorter than a record is no program's of ours.
         while let Some(item) = self.0.next() {
             if let Ok((record, _)) = DropRecord::read_from_prefix(&item) {
