@@ -101,6 +101,12 @@ pub fn is_signed_by(certificate: &str, authority: &str) -> Result<bool> {
     })?
 }
 
+/// The certificates in a file of several, in PEM, each by itself.
+pub fn each(text: &str) -> Vec<String> {
+    const BEGIN: &str = "-----BEGIN CERTIFICATE-----";
+    text.split(BEGIN).skip(1).map(|rest| format!("{BEGIN}{}\n", rest.trim_end())).collect()
+}
+
 /// Reads something of a certificate in PEM.
 pub(crate) fn with_parsed<T>(
     text: &str,

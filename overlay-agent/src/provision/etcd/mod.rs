@@ -143,9 +143,23 @@ async fn tell_hosts_apart(
 ) -> Result<()> {
     let own = host_identity();
     let Some(host) = own.host().filter(|_| ca_file().exists()) else { return Ok(()) };
+    refuse_meanwhile(store).await?;
     let certificate = certificates::read_identity(&own)?.certificate;
     let newcomer = Newcomer { host, address: Some(address), certificate };
     authority::establish(store, &newcomer, lifetime).await.exit(Exit::Unavailable)
+}
+
+/// Fails while the authority is made another: what is made of the old one now is worth nothing soon.
+async fn refuse_meanwhile(store: &EtcdStore) -> Result<()> {
+    // Before etcd tells its users apart, there is none.
+    if authority::rotation(store).await.exit(Exit::Unavailable)?.is_some() {
+        return Err(anyhow!(
+            "the authority is being made another, which was not finished: `overlay-agent authority rotate` on a host with a \
+             share in etcd goes on with it"
+        ))
+        .exit(Exit::Conflict);
+    }
+    Ok(())
 }
 
 /// Writes the network config, unless there is one: an etcd that was down before may have it.
