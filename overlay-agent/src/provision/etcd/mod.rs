@@ -110,6 +110,7 @@ pub async fn init(wanted: &Init) -> Result<()> {
     let renewed = local && set_up_local(uplink.address, wanted.tls, &etcd, &mut report).await?;
     let store = EtcdStore::new(&as_root(etcd.clone()))?;
     if local {
+        refuse_meanwhile(&store).await?;
         tell_hosts_apart(&store, uplink.address, wanted.certificate_lifetime).await?;
     }
     write_network(wanted, &etcd, &store, &mut report).await?;
@@ -143,7 +144,6 @@ async fn tell_hosts_apart(
 ) -> Result<()> {
     let own = host_identity();
     let Some(host) = own.host().filter(|_| ca_file().exists()) else { return Ok(()) };
-    refuse_meanwhile(store).await?;
     let certificate = certificates::read_identity(&own)?.certificate;
     let newcomer = Newcomer { host, address: Some(address), certificate };
     authority::establish(store, &newcomer, lifetime).await.exit(Exit::Unavailable)
@@ -151,7 +151,6 @@ async fn tell_hosts_apart(
 
 /// Fails while the authority is made another: what is made of the old one now is worth nothing soon.
 async fn refuse_meanwhile(store: &EtcdStore) -> Result<()> {
-    // Before etcd tells its users apart, there is none.
     if authority::rotation(store).await.exit(Exit::Unavailable)?.is_some() {
         return Err(anyhow!(
             "the authority is being made another, which was not finished: `overlay-agent authority rotate` on a host with a \
