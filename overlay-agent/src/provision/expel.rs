@@ -171,7 +171,7 @@ async fn expel_sharers(wanted: &Expel, store: &EtcdStore) -> Result<()> {
 }
 
 /// The one host that is meant.
-pub(super) fn choose<'a>(known: &'a [KnownHost], wanted: &str) -> Result<&'a KnownHost> {
+fn choose<'a>(known: &'a [KnownHost], wanted: &str) -> Result<&'a KnownHost> {
     let found: Vec<_> = known.iter().filter(|host| host.is(wanted)).collect();
     match found.as_slice() {
         [host] => Ok(host),

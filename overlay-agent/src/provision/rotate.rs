@@ -10,7 +10,7 @@ use super::{
     AGENT_UNIT, ETCD_UNIT, MEMBER_TOKEN_FILE, TOKEN_FILE, checks,
     consent::{self, Consent},
     etcd,
-    expel::{KnownHost, choose, hosts, may_decide},
+    expel::{KnownHost, hosts, may_decide},
     report::Report,
     systemd,
 };
@@ -86,11 +86,17 @@ pub async fn rotate(wanted: &Rotate) -> Result<()> {
     may_decide(&wanted.etcd)?;
     let store = EtcdStore::new(&wanted.etcd)?;
     let known = hosts(&wanted.etcd).await?;
-    let without: Vec<_> = wanted
-        .without
-        .iter()
-        .map(|name| Ok(choose(&known, name)?.name.clone()))
-        .collect::<Result<_>>()?;
+    let mut without = Vec::new();
+    for name in &wanted.without {
+        let found: Vec<_> = known.iter().filter(|host| host.is(name)).collect();
+        if found.is_empty() {
+            return Err(anyhow!(
+                "etcd knows no host {name}; `overlay-agent hosts` lists those it knows"
+            ))
+            .exit(Exit::NotFound);
+        }
+        without.extend(found.into_iter().map(|host| host.name.clone()));
+    }
     let begun = authority::rotation(&store).await.exit(Exit::Unavailable)?;
     if begun.is_none() {
         check(&wanted.etcd, &store).await?;

@@ -317,6 +317,8 @@ pub(super) fn explain(error: &Error) -> String {
     }
 }
 
+/// What is said of an etcd whose certificate somebody else has signed.
+pub const OF_ANOTHER: &str = "etcd's certificate is of another authority";
 /// The TLS library's way to say what it thinks of the other end: that somebody else has signed its certificate, of whatever name.
 const INVALID: &str = "invalid peer certificate: ";
 const FROM_OTHERS: [&str; 2] = ["UnknownIssuer", "BadSignature"];
