@@ -72,6 +72,11 @@ impl Authority {
         &self.own
     }
 
+    /// That this authority takes the place of ours: a certificate to its key, good for nothing else.
+    pub fn endorse(&self, next: &Credential) -> Result<String> {
+        self.sign(params("overlay's next authority", LIFETIME), &next.key)
+    }
+
     /// A certificate for etcd at these addresses, with a new key; it also speaks with other members.
     pub fn server(&self, addresses: &[IpAddr], lifetime: Duration) -> Result<Credential> {
         with_new_key(|key| self.server_with(key, addresses, lifetime))

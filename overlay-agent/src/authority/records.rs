@@ -77,6 +77,8 @@ pub struct Rotation {
     pub old: String,
     /// The certificate of the one that takes its place.
     pub new: String,
+    /// A certificate to its key, signed by the old one: hosts trust no other.
+    pub endorsement: String,
     /// The member of etcd whose turn it is, by its number.
     pub turn: Option<u64>,
     /// Hosts for which nobody waits.

@@ -19,6 +19,7 @@ use tokio::time::{Duration, Instant, sleep};
 
 use super::{
     access::close_tokens,
+    pki::{Authority, Credential},
     records::{
         MemberDone, Registration, Rotation, Step, hosts, read, rotation_key, turn_key, turns_dir,
     },
@@ -50,17 +51,18 @@ impl Rotation {
             Step::Sign => vec![new, old],
             Step::Only => vec![new],
         };
-        TrustOrder { authorities }
+        TrustOrder { authorities, endorsement: self.endorsement.clone() }
     }
 }
 
 /// Begins, unless that was done before. Tokens are void from now on: they are of the old authority.
-pub async fn begin(store: &EtcdStore, old: &str, new: &str) -> Result<()> {
+pub async fn begin(store: &EtcdStore, old: &Authority, new: &Credential) -> Result<()> {
     close_tokens(store).await?;
     let rotation = Rotation {
         step: Step::Both,
-        old: old.to_owned(),
-        new: new.to_owned(),
+        old: old.own().certificate.clone(),
+        new: new.certificate.clone(),
+        endorsement: old.endorse(new)?,
         turn: None,
         without: Vec::new(),
     };
@@ -77,20 +79,26 @@ pub async fn drive(
     without: &[HostId],
     mut say: impl FnMut(&str) -> Result<()>,
 ) -> Result<()> {
-    let mut since = Instant::now();
+    let mut away_since = Instant::now();
     let mut last = None;
     loop {
+        let begun = Instant::now();
         let mut heard = |text: &str| {
-            since = Instant::now();
             if last.as_deref() == Some(text) {
                 return Ok(());
             }
             last = Some(text.to_owned());
             say(text)
         };
-        match go_on(store, without, &mut heard).await {
+        let outcome = go_on(store, without, &mut heard).await;
+        if begun.elapsed() > AWAY / 4 {
+            away_since = Instant::now();
+        }
+        match outcome {
             // etcd is started anew meanwhile, also where it is all that there is.
-            Err(error) if error.is::<StoreError>() && since.elapsed() < AWAY => sleep(LOOK).await,
+            Err(error) if error.is::<StoreError>() && away_since.elapsed() < AWAY => {
+                sleep(LOOK).await;
+            }
             outcome => return outcome,
         }
     }
@@ -201,7 +209,7 @@ async fn trouble_of(store: &EtcdStore, member: &Member, step: Step) -> Result<Op
         )),
         (Ok(condition), Some(MemberDone { trouble: None, .. })) if condition.leader != 0 => None,
         (_, Some(MemberDone { trouble: Some(trouble), .. })) => Some(trouble),
-        _ => Some("its agent does that".to_owned()),
+        _ => Some("its agent does that, where it runs and is of this version".to_owned()),
     })
 }
 

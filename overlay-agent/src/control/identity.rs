@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use overlay_lease::{
     store::{
         Revision, Store as _, StoreError, Watch as _,
@@ -24,7 +24,7 @@ use crate::{
         pki::{self, Credential},
         shared_key,
     },
-    certificate::time_to_renewal,
+    certificate::{each, endorses, time_to_renewal},
     files::{self, Readers},
 };
 
@@ -114,6 +114,7 @@ async fn heed(
     first: &mut Option<(HostId, String)>,
 ) -> Result<Duration> {
     let file = store.config().ca_file.as_ref().context("etcd asks for no certificate")?;
+    refuse_strangers(&files::read(file)?.unwrap_or_default(), order)?;
     if files::write(file, &order.authorities.concat(), Readers::All)? {
         let count = order.authorities.len();
         tracing::info!("the authority is made another: this host trusts {count} of them");
@@ -126,6 +127,20 @@ async fn heed(
         store.put(&key, &done, None).await?;
     }
     Ok(left)
+}
+
+/// Whoever gets around etcd's roles writes orders, too: without an authority that this host trusts already he does not choose
+/// the next one.
+fn refuse_strangers(trusted: &str, order: &TrustOrder) -> Result<()> {
+    ensure!(!order.authorities.is_empty(), "this host is told to trust nobody");
+    let trusted = each(trusted);
+    for other in order.authorities.iter().filter(|other| !trusted.contains(other)) {
+        let endorsed = trusted
+            .iter()
+            .any(|authority| endorses(&order.endorsement, authority, other).unwrap_or_default());
+        ensure!(endorsed, "this host is told to trust an authority that no other has endorsed");
+    }
+    Ok(())
 }
 
 /// Makes it anew if it is time, or if another authority signs. Returns how long there is until it is.
@@ -159,7 +174,7 @@ async fn renew_in_time(
     let asker = Applicant::Host(host.clone());
     let answer = store.ask(&asker, About::Certificate, &encode(&question), None).await?;
     let certificate = answer.certificate.context("the answer has none in it")?;
-    anyhow::ensure!(is_signed(&certificate)?, "the answer is of the authority of before");
+    ensure!(is_signed(&certificate)?, "the answer is of the authority of before");
     let left = time_to_renewal(&certificate)?;
     certificates::write(place, &Credential { certificate, key })?;
     tracing::info!(%host, "this host's certificate is made anew");

@@ -10,14 +10,14 @@ use super::{
     AGENT_UNIT, ETCD_UNIT, MEMBER_TOKEN_FILE, TOKEN_FILE, checks,
     consent::{self, Consent},
     etcd,
-    expel::{KnownHost, hosts, may_decide},
+    expel::{KnownHost, hosts, may_decide, table},
     report::Report,
     systemd,
 };
 use crate::{
     authority::{
         self, Rotation, Step, ca_file, certificates, next_authority, next_authority_file,
-        pki::{Authority, LIFETIME},
+        pki::{Authority, Credential, LIFETIME},
     },
     exit::{Exit, WithExit as _},
     files::{self, Readers},
@@ -104,8 +104,8 @@ pub async fn rotate(wanted: &Rotate) -> Result<()> {
         if !consent::ask_about(wanted.consent, &steps, &sentence)? {
             return Ok(());
         }
-        let (old, new) = make_next()?;
-        authority::begin(&store, &old, &new).await.exit(Exit::Unavailable)?;
+        let (old, next) = make_next()?;
+        authority::begin(&store, &old, &next).await.exit(Exit::Unavailable)?;
     } else if wanted.consent == Consent::DryRun {
         let steps = ["go on making the authority another, where that was interrupted".to_owned()];
         return consent::ask_about(wanted.consent, &steps, "").map(drop);
@@ -124,6 +124,7 @@ pub async fn rotate(wanted: &Rotate) -> Result<()> {
         |()| "a new copy of etcd is made; those of before cannot be restored any more".to_owned(),
     );
     Report::found("backup", &copied)?;
+    print(format_args!("\nKnown from now on:\n{}", table(&hosts(&wanted.etcd).await?)))?;
     print(
         "\nJoin tokens of before are void: `overlay-agent init` makes new ones. A host that was off meanwhile comes back by \
          `overlay-agent leave`, and `overlay-agent join` with a new one.\n",
@@ -180,6 +181,11 @@ async fn plan(
         sentence = "etcd is on this host alone: nothing can be written while it is started anew.\n"
             .to_owned();
     }
+    let names: Vec<_> = known.iter().map(|host| host.name.to_string()).collect();
+    sentence += &format!(
+        "These hosts get certificates of the new authority; expel first who is none of yours: {}.\n",
+        names.join(", ")
+    );
     if !left.is_empty() {
         sentence += &format!(
             "Hosts that have no lease, or are left behind, have to join again if they are late: {}.\n",
@@ -189,8 +195,8 @@ async fn plan(
     Ok((steps, sentence))
 }
 
-/// Makes the new authority, unless an earlier run has. Returns the certificates of the old one and of the new one.
-fn make_next() -> Result<(String, String)> {
+/// Makes the new authority, unless an earlier run has. Returns the old one and the new one.
+fn make_next() -> Result<(Authority, Credential)> {
     let own = certificates::read_authority()?.with_context(no_key).exit(Exit::NotPermitted)?;
     let file = next_authority_file();
     let before = next_authority(&file)?.filter(|before| before.certificate != own.certificate);
@@ -202,7 +208,7 @@ fn make_next() -> Result<(String, String)> {
             made
         }
     };
-    Ok((own.certificate, next.certificate))
+    Ok((Authority::load(own)?, next))
 }
 
 /// Keeps the new authority on another host with a share in etcd.

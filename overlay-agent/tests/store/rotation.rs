@@ -1,12 +1,12 @@
 //! The authority is made another while hosts go on, and the old one is worth nothing then.
 
-use std::{net::Ipv4Addr, path::PathBuf};
+use std::{net::Ipv4Addr, path::PathBuf, time::Duration};
 
 use anyhow::anyhow;
 use overlay_agent::{
     authority::{
         self, Seat, certificates,
-        pki::{self, Authority},
+        pki::{self, Authority, Credential},
     },
     control::identity,
 };
@@ -16,16 +16,22 @@ use overlay_lease::{
         Store as _,
         etcd::{EtcdConfig, EtcdStore, Identity},
     },
-    wire::identity::HostId,
+    wire::{
+        identity::{HostId, encode},
+        trust::{TrustOrder, order_key},
+    },
 };
 use tempfile::TempDir;
-use tokio::{sync::Mutex, task::JoinSet};
+use tokio::{sync::Mutex, task::JoinSet, time::timeout};
 
 use crate::{
     etcd::{TestEtcd, Tls},
     realm::{HOUR, Realm, config, keep, place, serve_at},
     support::{CONFIG_KEY, request, within},
 };
+
+/// How long nothing happens where nothing is to.
+const REFUSED_WITHIN: Duration = Duration::from_secs(1);
 
 /// A host with a lease, and whom it trusts.
 struct Tenant {
@@ -93,6 +99,31 @@ async fn assert_refuses_old_server(realm: &Realm, old: &Authority, tenant: &Tena
     assert!(realm.root.get(CONFIG_KEY).await.unwrap().is_some());
 }
 
+/// As somebody could who gets around etcd's roles, and has no authority's key.
+async fn nobody_else_says_whom_to_trust(root: &EtcdStore, tenant: &Tenant, his: &Credential) {
+    let before = std::fs::read_to_string(&tenant.ca).unwrap();
+    let own = Authority::load(his.clone()).unwrap();
+    let key = order_key(root.prefix(), &tenant.id);
+    let theirs = before.clone();
+    for (authorities, endorsement) in [
+        (vec![his.certificate.clone()], own.endorse(his).unwrap()),
+        (vec![theirs, his.certificate.clone()], "-".to_owned()),
+        (vec![], String::new()),
+    ] {
+        let order = encode(&TrustOrder { authorities, endorsement });
+        let listening = tokio::spawn(identity::keep(tenant.store.clone()));
+        root.put(&key, &order, None).await.unwrap();
+        let refused = timeout(REFUSED_WITHIN, async {
+            while std::fs::read_to_string(&tenant.ca).unwrap() == before {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        });
+        assert!(refused.await.is_err(), "{}", std::fs::read_to_string(&tenant.ca).unwrap());
+        listening.abort();
+    }
+    root.delete_below(&key).await.unwrap();
+}
+
 #[tokio::test]
 async fn the_authority_is_made_another_and_the_old_key_is_worth_nothing() {
     Box::pin(rotate()).await;
@@ -113,9 +144,10 @@ async fn rotate() {
     let old = Authority::load(realm.authority.own().clone()).unwrap();
     let new = Authority::new(HOUR).unwrap();
     let port = realm.etcd.endpoint().rsplit_once(':').unwrap().1.parse().unwrap();
-    authority::begin(&root, &old.own().certificate, &new.own().certificate).await.unwrap();
+    nobody_else_says_whom_to_trust(&root, &one, new.own()).await;
+    authority::begin(&root, &old, new.own()).await.unwrap();
     assert!(token.get(CONFIG_KEY).await.is_err(), "tokens are void");
-    assert!(authority::begin(&root, "", "").await.is_err(), "it was begun twice");
+    assert!(authority::begin(&root, &old, new.own()).await.is_err(), "it was begun twice");
 
     let mut heard = Vec::new();
     {
@@ -135,7 +167,7 @@ async fn rotate() {
                     office.abort();
                     **office = serve_at(&root, &new, port);
                 }
-                tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+                tokio::time::sleep(Duration::from_millis(50)).await;
             }
         };
         let commands = async {

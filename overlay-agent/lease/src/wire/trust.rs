@@ -13,6 +13,8 @@ use super::{
 pub struct TrustOrder {
     /// The certificates of all authorities that sign for etcd, in PEM. The host's own is to be by the first.
     pub authorities: Vec<String>,
+    /// A certificate to the key of the newest, signed by the one before: nobody else names whom hosts trust.
+    pub endorsement: String,
 }
 
 /// That it does.

@@ -364,7 +364,8 @@ fn refuse_strangers(tls: bool, authority: Option<&Credential>) -> Result<()> {
     let here = files::read(&ca_file())?;
     if here.is_some_and(|here| authority.is_none_or(|own| !here.contains(&own.certificate))) {
         return Err(anyhow!(
-            "this host is of another overlay than the copy, by the authority in {}: `overlay-agent leave` first",
+            "this host is of another overlay than the copy, or its authority was made another since, by {}: a copy of then is \
+             worth nothing here; of another overlay, `overlay-agent leave` first",
             ca_file().display()
         ))
         .exit(Exit::Conflict);
