@@ -1,13 +1,13 @@
 //! `authority`: the authority that signs for etcd and for all hosts is made another, while everything goes on.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context as _, Result, anyhow};
 use overlay_lease::store::etcd::{EtcdConfig, EtcdStore};
 use serde::Serialize;
 
 use super::{
-    AGENT_UNIT, ETCD_UNIT, MEMBER_TOKEN_FILE, TOKEN_FILE, checks,
+    AGENT_UNIT, MEMBER_TOKEN_FILE, TOKEN_FILE, checks,
     consent::{self, Consent},
     etcd,
     expel::{KnownHost, hosts, may_decide, table},
@@ -166,33 +166,37 @@ async fn plan(
         .map(|host| host.name.to_string())
         .collect();
     let members = store.members().await.exit(Exit::Unavailable)?;
-    let steps = vec![
-        format!("make a new authority, in {}", next_authority_file().display()),
-        "make all join tokens void".to_owned(),
-        format!("have all {} hosts trust both, and sign with the new one", known.len()),
+    let names: Vec<_> = known.iter().map(|host| host.name.to_string()).collect();
+    let file = next_authority_file();
+    let mut steps = vec![
+        format!("make a new authority, in {}, and all join tokens void", file.display()),
+        format!(
+            "have {} hosts trust both, and give each a certificate of it: {}",
+            names.len(),
+            names.join(", ")
+        ),
         format!("start etcd anew twice on each of {} hosts, one after the other", members.len()),
         "have nobody trust the old one any more".to_owned(),
     ];
-    let mut sentence = format!(
-        "{} is for {ETCD_UNIT}'s other members: copy it to each by hand, and run `overlay-agent authority adopt FILE` there.\n",
-        next_authority_file().display()
-    );
-    if members.len() == 1 {
-        sentence = "etcd is on this host alone: nothing can be written while it is started anew.\n"
-            .to_owned();
+    if members.len() > 1 {
+        steps.insert(1, format!(
+            "wait until somebody has brought {} to etcd's other members: `overlay-agent authority adopt FILE` takes it there",
+            file.display()
+        ));
     }
-    let names: Vec<_> = known.iter().map(|host| host.name.to_string()).collect();
-    sentence += &format!(
-        "These hosts get certificates of the new authority; expel first who is none of yours: {}.\n",
-        names.join(", ")
-    );
     if !left.is_empty() {
-        sentence += &format!(
-            "Hosts that have no lease, or are left behind, have to join again if they are late: {}.\n",
+        steps.push(format!(
+            "wait for none of those that have no lease, or are left behind, which may have to join again: {}",
             left.join(", ")
-        );
+        ));
     }
-    Ok((steps, sentence))
+    let sentence = match members.len() {
+        1 => {
+            "Nothing can be written to etcd, which is on this host alone, while it is started anew."
+        }
+        _ => "Expel first who is none of yours of the hosts that `overlay-agent hosts` has.",
+    };
+    Ok((steps, format!("{sentence}\n")))
 }
 
 /// Makes the new authority, unless an earlier run has. Returns the old one and the new one.
@@ -200,19 +204,18 @@ fn make_next() -> Result<(Authority, Credential)> {
     let own = certificates::read_authority()?.with_context(no_key).exit(Exit::NotPermitted)?;
     let file = next_authority_file();
     let before = next_authority(&file)?.filter(|before| before.certificate != own.certificate);
-    let next = match before {
-        Some(before) => before,
-        None => {
-            let made = Authority::new(LIFETIME)?.own().clone();
-            files::write(&file, &[made.certificate.as_str(), &made.key].concat(), Readers::Root)?;
-            made
-        }
+    let next = if let Some(before) = before {
+        before
+    } else {
+        let made = Authority::new(LIFETIME)?.own().clone();
+        files::write(&file, &[made.certificate.as_str(), &made.key].concat(), Readers::Root)?;
+        made
     };
     Ok((Authority::load(own)?, next))
 }
 
 /// Keeps the new authority on another host with a share in etcd.
-pub async fn adopt(file: &PathBuf, etcd: &EtcdConfig) -> Result<()> {
+pub async fn adopt(file: &Path, etcd: &EtcdConfig) -> Result<()> {
     checks::root("authority adopt")?;
     may_decide(etcd)?;
     let store = EtcdStore::new(etcd)?;
