@@ -27,6 +27,8 @@ use super::{
 
 /// How often to look whether somebody is done.
 const LOOK: Duration = Duration::from_millis(250);
+/// How many hosts are named that are waited for.
+const NAMED: usize = 8;
 /// How long etcd may be away meanwhile.
 const AWAY: Duration = Duration::from_mins(1);
 
@@ -223,6 +225,7 @@ async fn every_host(
     let prefix = store.prefix();
     let wanted = encode(&rotation.order());
     loop {
+        let begun = Instant::now();
         record.is_ours().await?;
         let places = store.list_below(&prefix.hosts_dir()).await?.entries;
         let places: BTreeMap<_, _> =
@@ -250,7 +253,13 @@ async fn every_host(
         if waits.is_empty() {
             return Ok(());
         }
-        say(&format!("waits for {} to {}", waits.join(", "), rotation.step.text()))?;
-        sleep(LOOK).await;
+        let others = match waits.len().saturating_sub(NAMED) {
+            0 => String::new(),
+            others => format!(" and {others} others"),
+        };
+        waits.truncate(NAMED);
+        say(&format!("waits for {}{others} to {}", waits.join(", "), rotation.step.text()))?;
+        // Of thousands, looking takes its time, and theirs.
+        sleep(LOOK.max(begun.elapsed() * 4)).await;
     }
 }

@@ -114,7 +114,11 @@ async fn heed(
     first: &mut Option<(HostId, String)>,
 ) -> Result<Duration> {
     let file = store.config().ca_file.as_ref().context("etcd asks for no certificate")?;
-    refuse_strangers(&files::read(file)?.unwrap_or_default(), order)?;
+    if let Err(refused) = refuse_strangers(&files::read(file)?.unwrap_or_default(), order) {
+        // By whomever it was told that, its certificate ends all the same.
+        tracing::warn!("{refused:#}");
+        return renew_in_time(store, place, None, first).await;
+    }
     if files::write(file, &order.authorities.concat(), Readers::All)? {
         let count = order.authorities.len();
         tracing::info!("the authority is made another: this host trusts {count} of them");
