@@ -23,15 +23,20 @@ pub fn ends_soon(file: &Path) -> Result<Option<String>> {
     let text =
         std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
     let unusable = || format!("{} cannot be used", file.display());
-    let is_ours = issuer(&text).with_context(unusable)?.as_deref() == Some(AUTHORITY);
-    let late = lifetime(&text).with_context(unusable)?.mul_f64(LATE_AT);
-    let soon = if is_ours { SOON.min(late) } else { SOON };
+    let soon = soon(&text).with_context(unusable)?;
     Ok(match left(&text).with_context(unusable)? {
         Some(left) if left > soon => None,
         Some(left) if left < DAY => Some(format!("expires in {} minutes", left.as_secs() / 60)),
         Some(left) => Some(format!("expires in {} days", left.as_secs() / DAY.as_secs())),
         None => Some("has expired".to_owned()),
     })
+}
+
+/// With how much left of a certificate, in PEM, somebody is told of it.
+pub fn soon(certificate: &str) -> Result<Duration> {
+    let is_ours = issuer(certificate)?.as_deref() == Some(AUTHORITY);
+    let late = lifetime(certificate)?.mul_f64(LATE_AT);
+    Ok(if is_ours { SOON.min(late) } else { SOON })
 }
 
 const DAY: Duration = Duration::from_hours(24);
@@ -101,6 +106,19 @@ pub fn is_signed_by(certificate: &str, authority: &str) -> Result<bool> {
     })?
 }
 
+/// The certificates in a file of several, in PEM, each by itself.
+pub fn each(text: &str) -> Vec<String> {
+    const BEGIN: &str = "-----BEGIN CERTIFICATE-----";
+    text.split(BEGIN).skip(1).map(|rest| format!("{BEGIN}{}\n", rest.trim_end())).collect()
+}
+
+/// Whether an authority has endorsed another one by this, all in PEM.
+pub fn endorses(endorsement: &str, authority: &str, other: &str) -> Result<bool> {
+    let key = with_parsed(other, |other| other.public_key().raw.to_vec())?;
+    let is_its = with_parsed(endorsement, |endorsement| endorsement.public_key().raw == key)?;
+    Ok(is_its && is_signed_by(endorsement, authority)?)
+}
+
 /// Reads something of a certificate in PEM.
 pub(crate) fn with_parsed<T>(
     text: &str,
@@ -119,7 +137,7 @@ mod tests {
     use super::*;
 
     /// With an authority's name: whether ours made it.
-    fn soon(issuer: &str, lifetime: Duration, left: Duration) -> Option<String> {
+    fn said_of(issuer: &str, lifetime: Duration, left: Duration) -> Option<String> {
         let mut params = CertificateParams::default();
         params.distinguished_name.push(rcgen::DnType::CommonName, issuer);
         let now = OffsetDateTime::now_utc();
@@ -141,14 +159,14 @@ mod tests {
             ("somebody", days(8), days(8), true),
             ("somebody", days(365), days(31), false),
         ] {
-            let said = soon(issuer, lifetime, left);
+            let said = said_of(issuer, lifetime, left);
             assert_eq!(said.is_some(), named, "{issuer}, {lifetime:?}, {left:?}: {said:?}");
         }
-        let minutes = soon(AUTHORITY, days(365), Duration::from_mins(90)).unwrap();
+        let minutes = said_of(AUTHORITY, days(365), Duration::from_mins(90)).unwrap();
         assert!(
             minutes.starts_with("expires in 89 minutes") || minutes.contains("90 minutes"),
             "{minutes}"
         );
-        assert_eq!(soon(AUTHORITY, days(1), Duration::ZERO).as_deref(), Some("has expired"));
+        assert_eq!(said_of(AUTHORITY, days(1), Duration::ZERO).as_deref(), Some("has expired"));
     }
 }

@@ -4,8 +4,8 @@ use std::{io, process::ExitCode};
 
 use overlay_agent::{
     cli::{
-        Cli, Command, checked::visible_password, cleanup, config, docker_opts, doctor, drops,
-        env::HostEnvironment, etcd_cluster, expel, init, join, lease, leave, report, status,
+        Cli, Command, authority, checked::visible_password, cleanup, config, docker_opts, doctor,
+        drops, env::HostEnvironment, etcd_cluster, expel, init, join, lease, leave, report, status,
     },
     control::run_config::RunConfig,
     exit::{Exit, WithExit as _},
@@ -55,6 +55,7 @@ async fn run() -> ExitCode {
         Command::Etcd(command) => Box::pin(etcd_cluster::run(command)).await,
         Command::Hosts(args) => Box::pin(expel::hosts(args)).await.map(|()| Exit::Ok),
         Command::Expel(args) => Box::pin(expel::run(args)).await.map(|()| Exit::Ok),
+        Command::Authority(command) => Box::pin(authority::run(command)).await,
         Command::Cleanup(args) => cleanup::run(args).await.map(|()| Exit::Ok),
         Command::DockerOpts(args) => docker_opts::run(&args).map(|()| Exit::Ok),
     };

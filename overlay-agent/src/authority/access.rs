@@ -129,7 +129,7 @@ pub(super) fn fingerprint(certificate: &str) -> String {
 }
 
 /// Whether hosts of an earlier version are let in, which nobody can tell from each other.
-pub(super) async fn lets_sharers_in(store: &EtcdStore) -> Result<bool, StoreError> {
+pub async fn lets_sharers_in(store: &EtcdStore) -> Result<bool, StoreError> {
     Ok(store.users().await?.iter().any(|user| user == SHARED_USER))
 }
 
@@ -205,7 +205,7 @@ pub(super) async fn close_token(store: &EtcdStore, token: &TokenId) -> Result<()
 }
 
 /// Forgets all tokens. Returns how many there were.
-async fn close_tokens(store: &EtcdStore) -> Result<usize, StoreError> {
+pub(super) async fn close_tokens(store: &EtcdStore) -> Result<usize, StoreError> {
     let users = store.users().await?;
     let tokens: Vec<_> = users.iter().filter_map(|user| TokenId::of_user(user)).collect();
     for token in &tokens {

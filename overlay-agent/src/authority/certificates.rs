@@ -14,7 +14,7 @@ use super::{
     places::{ca_file, ca_key_file, host_identity, pki_file, root_identity},
 };
 use crate::{
-    certificate::time_to_renewal,
+    certificate::{each, time_to_renewal},
     files::{self, Readers},
 };
 
@@ -25,6 +25,10 @@ const GROUP: &str = "etcd";
 pub(crate) fn keep_authority(authority: &Credential) -> Result<bool> {
     // Without the key, the certificate is of no use: it comes last.
     let key = files::write(&ca_key_file(), &authority.key, Readers::Root)?;
+    // While it is made another, two are trusted.
+    if files::read(&ca_file())?.is_some_and(|trusted| trusted.contains(&authority.certificate)) {
+        return Ok(key);
+    }
     Ok(key | files::write(&ca_file(), &authority.certificate, Readers::All)?)
 }
 
@@ -120,9 +124,19 @@ fn is_good(place: &Identity, authority: &Authority) -> Result<bool> {
 
 /// The authority, where this host has it.
 pub(crate) fn read_authority() -> Result<Option<Credential>> {
-    let certificate = files::read(&ca_file())?;
-    let key = files::read(&ca_key_file())?;
-    Ok(certificate.zip(key).map(|(certificate, key)| Credential { certificate, key }))
+    read_authority_at(&ca_file(), &ca_key_file())
+}
+
+/// The same where it is elsewhere. While it is made another, two are trusted, of which one signs: the one whose key is there.
+pub(super) fn read_authority_at(ca: &Path, key: &Path) -> Result<Option<Credential>> {
+    let Some((trusted, key)) = files::read(ca)?.zip(files::read(key)?) else { return Ok(None) };
+    for certificate in each(&trusted) {
+        if pki::fit(&certificate, &key)? {
+            return Ok(Some(Credential { certificate, key }));
+        }
+    }
+    // Whoever uses it says what is wrong with it.
+    Ok(Some(Credential { certificate: trusted, key }))
 }
 
 pub(crate) fn read_identity(identity: &Identity) -> Result<Credential> {

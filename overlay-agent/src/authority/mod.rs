@@ -7,6 +7,8 @@ pub mod pki;
 mod places;
 mod records;
 mod requests;
+mod rotate;
+mod seat;
 mod sessions;
 mod subnets;
 
@@ -14,10 +16,15 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 pub(crate) use self::places::pki_file;
 pub use self::{
-    access::{Newcomer, admit, establish, expel, expel_sharers, forget, open_token, readmit},
-    places::{as_root, ca_file, ca_key_file, host_identity, root_identity},
-    records::{Registration, TokenRecord, hosts, shared_key, token},
+    access::{
+        Newcomer, admit, establish, expel, expel_sharers, forget, lets_sharers_in, open_token,
+        readmit,
+    },
+    places::{as_root, ca_file, ca_key_file, host_identity, next_authority_file, root_identity},
+    records::{Registration, Rotation, Step, TokenRecord, hosts, rotation, shared_key, token},
     requests::{Office, serve},
+    rotate::{begin, drive},
+    seat::{Seat, next_authority},
     sessions::{end_all as end_sessions, end_at as end_sessions_at},
 };
 

@@ -8,7 +8,7 @@ use std::{
 use anyhow::{Context as _, Result};
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DnType,
-    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType,
+    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, PublicKeyData as _, SanType,
 };
 use time::OffsetDateTime;
 use x509_parser::{
@@ -70,6 +70,11 @@ impl Authority {
     /// Its certificate and key.
     pub const fn own(&self) -> &Credential {
         &self.own
+    }
+
+    /// That this authority takes the place of ours: a certificate to its key, good for nothing else.
+    pub fn endorse(&self, next: &Credential) -> Result<String> {
+        self.sign(params("overlay's next authority", LIFETIME), &next.key)
     }
 
     /// A certificate for etcd at these addresses, with a new key; it also speaks with other members.
@@ -134,6 +139,12 @@ fn with_new_key(certify: impl FnOnce(&str) -> Result<String>) -> Result<Credenti
 /// A new private key, in PEM.
 pub fn new_key() -> Result<String> {
     Ok(KeyPair::generate().context("cannot make a key")?.serialize_pem())
+}
+
+/// Whether a certificate is to this key, both in PEM.
+pub(super) fn fit(certificate: &str, key: &str) -> Result<bool> {
+    let key = KeyPair::from_pem(key).context("a key is malformed")?.subject_public_key_info();
+    with_parsed(certificate, |certificate| certificate.public_key().raw == key)
 }
 
 /// A request for a certificate of this name to this private key, both in PEM (PKCS #10, RFC 2986).

@@ -21,6 +21,12 @@ pub fn ca_key_file() -> PathBuf {
     pki_file("ca-key.pem")
 }
 
+/// An authority that is to take the place of the one there is, certificate and key in one: what hosts with a share in etcd are
+/// given by hand, while the old key opens all that is in etcd.
+pub fn next_authority_file() -> PathBuf {
+    pki_file("next-authority.pem")
+}
+
 /// What this host shows to etcd.
 pub fn host_identity() -> Identity {
     Identity { cert_file: pki_file("client.pem"), key_file: pki_file("client-key.pem") }

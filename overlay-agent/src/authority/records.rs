@@ -56,6 +56,65 @@ pub(super) struct Owner {
     pub(super) since: u64,
 }
 
+/// How far it is with making the authority another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Step {
+    /// Everybody comes to trust both, the old one and the new one. The old one signs.
+    Both,
+    /// The new one signs, and everybody comes to have a certificate of it.
+    Sign,
+    /// Everybody comes to trust the new one alone.
+    Only,
+}
+
+/// What is remembered while the authority is made another.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rotation {
+    /// How far it is.
+    pub step: Step,
+    /// The certificate of the authority that there was, in PEM.
+    pub old: String,
+    /// The certificate of the one that takes its place.
+    pub new: String,
+    /// A certificate to its key, signed by the old one: hosts trust no other.
+    pub endorsement: String,
+    /// The member of etcd whose turn it is, by its number.
+    pub turn: Option<u64>,
+    /// Hosts for which nobody waits.
+    pub without: Vec<HostId>,
+}
+
+/// How far a member of etcd is with that.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct MemberDone {
+    /// What it has done, or cannot do.
+    pub(super) step: Step,
+    /// Why it cannot.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) trouble: Option<String>,
+}
+
+/// Where it is remembered that the authority is made another.
+pub(super) fn rotation_key(prefix: &KeyPrefix) -> String {
+    format!("{}rotation", prefix.authority_dir())
+}
+
+/// Where members of etcd say how far they are with it.
+pub(super) fn turns_dir(prefix: &KeyPrefix) -> String {
+    format!("{}turns/", prefix.authority_dir())
+}
+
+/// Where one of them does.
+pub(super) fn turn_key(prefix: &KeyPrefix, member: u64) -> String {
+    format!("{}{member:x}", turns_dir(prefix))
+}
+
+/// Whether the authority is being made another, and how far that is.
+pub async fn rotation(store: &EtcdStore) -> Result<Option<Rotation>, StoreError> {
+    Ok(read(store, &rotation_key(store.prefix())).await?.map(|(_, rotation)| rotation))
+}
+
 fn key(prefix: &KeyPrefix, below: &str, name: &impl std::fmt::Display) -> String {
     format!("{}{below}/{name}", prefix.authority_dir())
 }

@@ -13,7 +13,10 @@ use overlay_lease::{
         encode,
     },
 };
-use tokio::time::{interval, sleep};
+use tokio::{
+    sync::Notify,
+    time::{interval, sleep},
+};
 
 use super::{
     access::{
@@ -24,6 +27,7 @@ use super::{
     pki::Authority,
     places::{as_root, ca_key_file},
     records::{TokenRecord, chair_key, expelled_dir, known, token},
+    seat::Seat,
     seconds_at, sessions,
     subnets::{self, Refusal},
 };
@@ -43,21 +47,55 @@ fn stranger(host: &HostId) -> Refusal {
     format!("{host} is no host of this overlay")
 }
 
-/// Answers for good, while this host can.
+/// Answers for good, while this host can, and does what is to be done when the authority is made another.
 pub async fn serve(etcd: EtcdConfig) {
+    let signs_anew = Notify::new();
+    tokio::join!(answer_for_good(&etcd, &signs_anew), sit_for_good(&etcd, &signs_anew));
+}
+
+async fn answer_for_good(etcd: &EtcdConfig, signs_anew: &Notify) {
     let mut said = String::new();
     loop {
-        if ca_key_file().exists()
-            && let Err(error) = Box::pin(serve_while_it_lasts(&etcd)).await
-        {
-            let trouble = format!("{error:#}");
-            if said != trouble {
-                tracing::warn!("questions of hosts wait for an answer: {trouble}");
-                said = trouble;
-            }
+        if ca_key_file().exists() {
+            let ended = tokio::select! {
+                ended = Box::pin(serve_while_it_lasts(etcd)) => ended,
+                () = signs_anew.notified() => continue,
+            };
+            warn_once("questions of hosts wait for an answer", ended, &mut said);
         }
         sleep(PAUSE).await;
     }
+}
+
+/// Apart from the answers, which end with this host's etcd.
+async fn sit_for_good(etcd: &EtcdConfig, signs_anew: &Notify) {
+    let mut said = String::new();
+    loop {
+        if ca_key_file().exists() {
+            let ended = Box::pin(sit_while_it_lasts(etcd)).await;
+            if ended.is_ok() {
+                signs_anew.notify_waiters();
+            }
+            let trouble = "this host does not hear whether the authority is made another";
+            warn_once(trouble, ended, &mut said);
+        }
+        sleep(PAUSE).await;
+    }
+}
+
+fn warn_once(trouble: &str, ended: Result<()>, said: &mut String) {
+    if let Err(error) = ended {
+        let error = format!("{error:#}");
+        if *said != error {
+            tracing::warn!("{trouble}: {error}");
+            *said = error;
+        }
+    }
+}
+
+async fn sit_while_it_lasts(etcd: &EtcdConfig) -> Result<()> {
+    let store = EtcdStore::new(&as_root(etcd.clone()))?;
+    Seat::own(etcd).follow(&store, sessions::restart_etcd, certificates::renew).await
 }
 
 async fn serve_while_it_lasts(etcd: &EtcdConfig) -> Result<()> {

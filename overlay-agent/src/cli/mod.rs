@@ -1,5 +1,6 @@
 //! The command line: one file per verb, arguments as they are typed.
 
+pub mod authority;
 pub mod checked;
 pub mod cleanup;
 pub mod config;
@@ -95,6 +96,9 @@ pub enum Command {
     Hosts(expel::HostsArgs),
     /// Shut a host out: its certificate opens nothing any more, and no host takes a packet of its containers
     Expel(expel::ExpelArgs),
+    /// Look at the authority that signs for etcd and for all hosts, and make it another
+    #[command(subcommand)]
+    Authority(authority::AuthorityCommand),
     /// Remove everything that the agent made on this host; the lease stays
     Cleanup(cleanup::CleanupArgs),
     /// Turn subnet.env into options for dockerd, as flannel's mk-docker-opts.sh does

@@ -9,6 +9,7 @@ use overlay_lease::{
     wire::{
         identity::{About, Applicant, HostId, TokenId},
         key::KeyPrefix,
+        trust::order_key,
         value::{Backend, LeaseValue},
     },
 };
@@ -191,7 +192,7 @@ fn the_page_of_etcds_keys_has_what_is_written() {
         (applicant.request_key(&prefix, about), who, what)
     };
     let known = Applicant::Host(host.clone());
-    let guest = Applicant::Guest(token, host);
+    let guest = Applicant::Guest(token, host.clone());
     let questions = [
         asks(
             &guest,
@@ -213,8 +214,13 @@ fn the_page_of_etcds_keys_has_what_is_written() {
         ),
         asks(&known, About::Leaving, "`leave`", "the same for being forgotten"),
         (
+            order_key(&prefix, &host),
+            "`authority rotate`",
+            "whom the host is to trust, while the authority is made another; answered beside it in `done`",
+        ),
+        (
             prefix.authority_dir(),
-            "agents of hosts with a share in etcd, `init`, `expel`",
+            "agents of hosts with a share in etcd, `init`, `expel`, `authority`",
             "what these remember of hosts, tokens and who may write which lease; nobody else can read it",
         ),
     ];

@@ -4,7 +4,7 @@
 mod config;
 pub mod etcd_members;
 mod host;
-mod identity;
+pub mod identity;
 mod joining;
 pub mod last_known;
 mod leases;

@@ -6,12 +6,12 @@ use overlay_lease::{
     config::NetworkConfig,
     store::{
         Store as _,
-        etcd::{EtcdConfig, EtcdStore},
+        etcd::{EtcdConfig, EtcdStore, OF_ANOTHER},
     },
 };
 
 use super::{Check, Findings, Host};
-use crate::{authority, certificate, provision};
+use crate::{authority, certificate, files, provision};
 
 /// Leases live for a day; but whoever starts, waits for this.
 const SLOW: Duration = Duration::from_secs(1);
@@ -33,8 +33,11 @@ pub(super) async fn answers(etcd: &EtcdStore, found: &mut Findings) -> Option<Ne
         match etcd.get(&key).await {
             Ok(entry) => config = entry,
             Err(error) => {
-                let mend = if error.to_string().contains("permission denied") {
+                let says = |text| error.to_string().contains(text);
+                let mend = if says("permission denied") {
                     "etcd does not know this host any more: overlay-agent leave, and join with a new token"
+                } else if says(OF_ANOTHER) {
+                    "it was made another while this host was off: overlay-agent leave, and join with a new token"
                 } else {
                     "on etcd's host: systemctl restart etcd; here: ss -tn, and the firewall between"
                 };
@@ -119,6 +122,14 @@ pub(super) fn certificates(host: &Host, found: &mut Findings) {
     const HOSTS: &str = "the agent has it made anew, and could not: on a host with a share in etcd, systemctl status overlay-agent; once it has \
                          ended: overlay-agent init there, and join with its new token here";
     let etcd = &host.etcd;
+    let trusted = files::read(&authority::ca_file()).ok().flatten().unwrap_or_default();
+    if certificate::each(&trusted).len() > 1 {
+        found.add(
+            Check::Certificate,
+            "the authority is being made another, and this host trusts both: the old one opens etcd until that is finished",
+            "on a host with a share in etcd: overlay-agent authority rotate",
+        );
+    }
     let shown = etcd.identity.as_ref().map(|identity| identity.cert_file.clone());
     // With a share in etcd we ask as root; the agent shows this host's own.
     let own = Some(authority::host_identity().cert_file)

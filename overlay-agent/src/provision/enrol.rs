@@ -7,7 +7,7 @@ use overlay_lease::{
     config::NetworkConfig,
     store::{
         Store as _,
-        etcd::{EtcdConfig, EtcdStore, Identity},
+        etcd::{EtcdConfig, EtcdStore, Identity, OF_ANOTHER},
     },
     wire::identity::{About, Applicant, CertificateRequest, HostId, TokenId, encode},
 };
@@ -74,7 +74,18 @@ impl<'a> Guest<'a> {
     /// The overlay's network.
     pub(super) async fn network(&self) -> Result<NetworkConfig> {
         let key = self.store.prefix().config_key();
-        let entry = self.store.get(&key).await.exit(Exit::Unavailable)?;
+        let asked = self.store.get(&key).await;
+        if let Err(error) = &asked
+            && self.token.tls.is_some()
+            && error.to_string().contains(OF_ANOTHER)
+        {
+            return Err(anyhow!(
+                "the join token is of before the authority was made another, or of another overlay: `overlay-agent init` on a host \
+                 with a share in etcd makes a new one"
+            ))
+            .exit(Exit::Unavailable);
+        }
+        let entry = asked.exit(Exit::Unavailable)?;
         let entry = entry
             .with_context(|| format!("there is no network config at {key} in etcd"))
             .exit(Exit::NotFound)?;

@@ -39,7 +39,7 @@ pub struct KnownHost {
 
 impl KnownHost {
     /// Whether this is how somebody would name it.
-    fn is(&self, wanted: &str) -> bool {
+    pub(super) fn is(&self, wanted: &str) -> bool {
         self.name.to_string() == wanted
             || self.name.host_name() == wanted
             || self.leases.iter().any(|(subnet, _)| subnet.to_string() == wanted)
@@ -107,7 +107,7 @@ pub async fn hosts(etcd: &EtcdConfig) -> Result<Vec<KnownHost>> {
 }
 
 /// Fails where this host has no say about others.
-fn may_decide(etcd: &EtcdConfig) -> Result<()> {
+pub(super) fn may_decide(etcd: &EtcdConfig) -> Result<()> {
     if etcd.identity.as_ref() == Some(&root_identity()) {
         return Ok(());
     }
@@ -202,7 +202,8 @@ async fn refuse_those_who_decide(store: &EtcdStore, host: &KnownHost) -> Result<
         if host.addresses().any(is_here) {
             return Err(anyhow!(
                 "{} has a share in etcd ({urls}), and with it the authority's key, by which it lets itself in: \
-                 `overlay-agent etcd remove {}` first, and a new overlay for all if the key is in wrong hands",
+                 `overlay-agent etcd remove {}` first, and once it is expelled `overlay-agent authority rotate` if the key is in wrong \
+                 hands",
                 host.name,
                 member.name
             ))

@@ -14,6 +14,7 @@ mod expel;
 mod join;
 mod member;
 mod report;
+mod rotate;
 mod systemd;
 pub mod token;
 mod undo;
@@ -39,6 +40,7 @@ pub use self::{
     },
     expel::{Expel, KnownHost, expel, hosts, table},
     join::join,
+    rotate::{AuthorityStatus, Rotate, adopt, authority_status, rotate},
     undo::{Leaving, leave},
 };
 

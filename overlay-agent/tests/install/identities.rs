@@ -5,8 +5,11 @@ use std::time::{Duration, Instant};
 use anyhow::ensure;
 use overlay_lab::{Container, Lab, Machine, eventually, stream::Stream};
 
-use crate::support::{
-    SOON, boot, container, copy_token, first, install, member, refusal, status, wait_until_fine,
+use crate::{
+    rotation::one_is_left_behind,
+    support::{
+        SOON, boot, container, copy_token, first, install, member, refusal, status, wait_until_fine,
+    },
 };
 
 /// For how many seconds short-lived certificates are watched; an hour, now and then, by hand.
@@ -77,6 +80,20 @@ fn a_host_has_what_is_its_own_for_as_long_as_it_is_not_expelled() {
     assert_eq!(left.lines().count(), 2, "{left}");
 
     a_host_of_an_earlier_version_gets_its_own(&one, &two);
+    two.run("overlay-agent", ["leave", "--yes"]).unwrap();
+    one.run("overlay-agent", ["init"]).unwrap();
+    for count in 0..2 {
+        copy_token(&one, &two);
+        two.run("overlay-agent", ["join", "/srv/join.token"]).unwrap();
+        wait_until_fine(&two);
+        if count == 0 {
+            one_is_left_behind(&one, &two);
+            let (code, said) = refusal(&two, &["join", "/srv/join.token"], "");
+            assert!(code == 69 && said.contains("a new one"), "{code}: {said}");
+            two.run("overlay-agent", ["leave", "--yes"]).unwrap();
+            one.run("overlay-agent", ["init"]).unwrap();
+        }
+    }
 }
 
 /// A question that nobody answered in time is answered later, and is no other one when it is asked again.

@@ -13,5 +13,6 @@ mod members;
 mod ready;
 mod reports;
 mod restart;
+mod rotation;
 mod support;
 mod tokens;

@@ -4,9 +4,12 @@ use anyhow::{Result, ensure};
 use overlay_lab::{Container, Lab, Machine, UPLINK, eventually, stream::Stream};
 use serde_json::Value;
 
-use crate::support::{
-    SOON, boot, configuration, container, copy_token, first, install, refusal, status,
-    wait_until_fine,
+use crate::{
+    rotation::the_authority_is_made_another,
+    support::{
+        SOON, boot, configuration, container, copy_token, first, install, refusal, status, timed,
+        wait_until_fine,
+    },
 };
 
 const MEMBER_TOKEN: &str = "/etc/overlay/member.token";
@@ -130,6 +133,11 @@ fn each_member_of_etcd_is_lost_for_good_and_replaced_and_all_at_once() {
         traffic.stop(&format!("{address} is lost and replaced"));
         containers.push(container(&machines[2]));
     }
+    let traffic = Traffic::between(&containers[0], &containers[2]);
+    let ((), took) = timed(|| the_authority_is_made_another(&machines));
+    println!("the authority was made another in {took:?}");
+    wait_until_all_answer(&machines[1], 3);
+    traffic.stop("the authority is made another");
     all_are_lost_at_once(&machines, &containers);
 }
 

@@ -14,6 +14,7 @@ mod operator;
 mod realm;
 mod requests;
 mod roles;
+mod rotation;
 mod scale;
 mod support;
 mod wire;

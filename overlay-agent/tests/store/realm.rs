@@ -145,8 +145,12 @@ pub(crate) fn serve(
     authority: &Arc<Authority>,
     etcd: &TestEtcd,
 ) -> JoinHandle<()> {
+    serve_at(root, authority, etcd.endpoint().rsplit_once(':').unwrap().1.parse().unwrap())
+}
+
+/// The same for an etcd that answers at this port.
+pub(crate) fn serve_at(root: &EtcdStore, authority: &Authority, port: u16) -> JoinHandle<()> {
     let (root, own) = (root.clone(), authority.own().clone());
-    let port = etcd.endpoint().rsplit_once(':').unwrap().1.parse().unwrap();
     tokio::spawn(async move {
         let office = Office::new(root, Authority::load(own).unwrap());
         loop {
@@ -164,12 +168,12 @@ pub(crate) fn place(files: &TempDir, name: &str) -> Identity {
     Identity { cert_file, key_file }
 }
 
-fn keep(files: &TempDir, name: &str, made: &Credential) -> Identity {
+pub(crate) fn keep(files: &TempDir, name: &str, made: &Credential) -> Identity {
     let place = place(files, name);
     certificates::write(&place, made).unwrap();
     place
 }
 
-fn config(etcd: &TestEtcd, ca: PathBuf, identity: Identity) -> EtcdConfig {
+pub(crate) fn config(etcd: &TestEtcd, ca: PathBuf, identity: Identity) -> EtcdConfig {
     EtcdConfig { ca_file: Some(ca), identity: Some(identity), ..etcd.config() }
 }

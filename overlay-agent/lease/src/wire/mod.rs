@@ -3,12 +3,14 @@
 //! A lease is one key in a store. The key names the subnet, the value says how to reach the host that
 //! has it, and, in etcd, the lease that the key hangs on (a different thing, unluckily of the same name)
 //! says for how long. [`key`] and [`value`] own the bytes, which are flannel's; [`allocate`] owns the choice of a free subnet,
-//! [`guard`] what must not exist when it is taken. [`identity`] is how hosts ask who may write which.
+//! [`guard`] what must not exist when it is taken. [`identity`] is how hosts ask who may write which, [`trust`] how they are told
+//! whom to believe.
 
 pub mod allocate;
 pub mod guard;
 pub mod identity;
 pub mod key;
+pub mod trust;
 pub mod value;
 
 use std::{fmt, net::Ipv4Addr};

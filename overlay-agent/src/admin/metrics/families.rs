@@ -228,7 +228,17 @@ pub(super) const FAMILIES: &[Family] = &[
             "overlay_certificate_left",
             &[],
             "How long the certificate file by which etcd knows this host is good; 0 once it has expired. Not there where the agent was given none.",
-            |now| seconds(now.certificate_left),
+            |now| seconds(now.certificate.map(|(left, _)| left)),
+        ),
+    ),
+    in_unit(
+        Scale::Seconds,
+        gauge(
+            "overlay_certificate_soon",
+            &[],
+            "With less than this left, that certificate ends soon: a quarter of its life where agents make it anew, thirty days at most, and always \
+             thirty days where somebody else does.",
+            |now| seconds(now.certificate.map(|(_, soon)| soon)),
         ),
     ),
     gauge(

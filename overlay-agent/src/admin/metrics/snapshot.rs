@@ -32,7 +32,8 @@ pub(super) struct Snapshot {
     pub(super) counters: Option<Vec<CounterRow>>,
     pub(super) contents: Option<Contents>,
     pub(super) etcd: Option<Etcd>,
-    pub(super) certificate_left: Option<Duration>,
+    /// How much is left of it, and with how much left somebody is told.
+    pub(super) certificate: Option<(Duration, Duration)>,
 }
 
 #[derive(Debug)]
@@ -74,7 +75,7 @@ impl Snapshot {
             counters: readings.and_then(|readings| known(readings.counters())),
             contents: readings.and_then(|readings| maps.look(readings)),
             etcd: inner.figures.as_ref().map(Etcd::of),
-            certificate_left: inner.certificate.as_deref().and_then(|path| known(left(path))),
+            certificate: inner.certificate.as_deref().and_then(|path| known(left(path))),
         }
     }
 
@@ -96,13 +97,13 @@ impl Etcd {
     }
 }
 
-/// What is left of a certificate; nothing once it has expired.
-fn left(path: &Path) -> Result<Duration> {
+/// What is left of a certificate, nothing once it has expired; and with how much left somebody is told.
+fn left(path: &Path) -> Result<(Duration, Duration)> {
     let text = fs::read_to_string(path)
         .with_context(|| format!("reading certificate {}", path.display()))?;
-    let left = certificate::left(&text)
-        .with_context(|| format!("understanding certificate {}", path.display()))?;
-    Ok(left.unwrap_or(Duration::ZERO))
+    let unusable = || format!("understanding certificate {}", path.display());
+    let left = certificate::left(&text).with_context(unusable)?;
+    Ok((left.unwrap_or(Duration::ZERO), certificate::soon(&text).with_context(unusable)?))
 }
 
 /// What cannot be read is not shown. Whoever may ask this often is not to fill the log.

@@ -40,7 +40,7 @@ fn snapshot() -> Snapshot {
             watches: 2,
             lease: Some((Duration::from_hours(24), Duration::from_hours(20))),
         }),
-        certificate_left: Some(Duration::from_hours(48)),
+        certificate: Some((Duration::from_hours(48), Duration::from_hours(2))),
     }
 }
 
@@ -52,7 +52,7 @@ fn nothing_known() -> Snapshot {
         counters: None,
         contents: None,
         etcd: None,
-        certificate_left: None,
+        certificate: None,
         ..snapshot()
     }
 }
@@ -73,6 +73,8 @@ fn each_metric_is_there_with_its_labels_unit_and_end() {
         "overlay_loop_silence_seconds 0.25",
         "overlay_problems 2.0",
         "overlay_ready 1.0",
+        "overlay_certificate_left_seconds 172800.0",
+        "overlay_certificate_soon_seconds 7200.0",
         "overlay_lease_left_seconds 72000.0",
         "overlay_start_time_seconds 1800000000.0",
     ] {

@@ -110,6 +110,7 @@ pub async fn init(wanted: &Init) -> Result<()> {
     let renewed = local && set_up_local(uplink.address, wanted.tls, &etcd, &mut report).await?;
     let store = EtcdStore::new(&as_root(etcd.clone()))?;
     if local {
+        refuse_meanwhile(&store).await?;
         tell_hosts_apart(&store, uplink.address, wanted.certificate_lifetime).await?;
     }
     write_network(wanted, &etcd, &store, &mut report).await?;
@@ -146,6 +147,18 @@ async fn tell_hosts_apart(
     let certificate = certificates::read_identity(&own)?.certificate;
     let newcomer = Newcomer { host, address: Some(address), certificate };
     authority::establish(store, &newcomer, lifetime).await.exit(Exit::Unavailable)
+}
+
+/// Fails while the authority is made another: what is made of the old one now is worth nothing soon.
+async fn refuse_meanwhile(store: &EtcdStore) -> Result<()> {
+    if authority::rotation(store).await.exit(Exit::Unavailable)?.is_some() {
+        return Err(anyhow!(
+            "the authority is being made another, which was not finished: `overlay-agent authority rotate` on a host with a \
+             share in etcd goes on with it"
+        ))
+        .exit(Exit::Conflict);
+    }
+    Ok(())
 }
 
 /// Writes the network config, unless there is one: an etcd that was down before may have it.

@@ -14,7 +14,7 @@ use super::{
     snapshot,
 };
 use crate::{
-    authority::{as_root, ca_key_file, pki_file, root_identity},
+    authority::{as_root, ca_key_file, next_authority_file, pki_file, root_identity},
     control::etcd_members::reachable,
     exit::{Exit, WithExit as _},
     files,
@@ -53,7 +53,10 @@ pub(in super::super) async fn stop_serving(report: &mut Report) -> Result<()> {
     // Whoever does not serve signs for nobody, either.
     let root = root_identity();
     let etcds = ["server-key.pem", "server.pem"].map(pki_file);
-    for file in [ca_key_file(), root.key_file, root.cert_file].into_iter().chain(etcds) {
+    for file in [ca_key_file(), next_authority_file(), root.key_file, root.cert_file]
+        .into_iter()
+        .chain(etcds)
+    {
         files::remove(&file)?;
     }
     files::remove_all(Path::new(ETCD_DATA))?;

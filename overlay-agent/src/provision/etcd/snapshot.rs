@@ -119,9 +119,10 @@ pub async fn backup(wanted: &Backup) -> Result<PathBuf> {
     writer.append_file(SNAPSHOT, &mut snapshot).with_context(doing)?;
     // A host without a share in etcd has no key; that there is an authority is to be known all the same.
     if let Some(file) = &etcd.ca_file {
-        let certificate = files::read(file)?.unwrap_or_default();
-        append(&mut writer, CA, &certificate).with_context(doing)?;
-        let own = certificates::read_authority()?.filter(|own| own.certificate == certificate);
+        let trusted = files::read(file)?.unwrap_or_default();
+        let own = certificates::read_authority()?.filter(|own| trusted.contains(&own.certificate));
+        let certificate = own.as_ref().map_or(&trusted, |own| &own.certificate);
+        append(&mut writer, CA, certificate).with_context(doing)?;
         if let Some(own) = own {
             append(&mut writer, CA_KEY, &own.key).with_context(doing)?;
         }
@@ -361,9 +362,10 @@ fn refuse_strangers(tls: bool, authority: Option<&Credential>) -> Result<()> {
         .exit(Exit::NotFound);
     }
     let here = files::read(&ca_file())?;
-    if here.is_some_and(|here| authority.is_none_or(|own| own.certificate != here)) {
+    if here.is_some_and(|here| authority.is_none_or(|own| !here.contains(&own.certificate))) {
         return Err(anyhow!(
-            "this host is of another overlay than the copy, by the authority in {}: `overlay-agent leave` first",
+            "this host is of another overlay than the copy, or its authority was made another since, by {}: a copy of then is \
+             worth nothing here; of another overlay, `overlay-agent leave` first",
             ca_file().display()
         ))
         .exit(Exit::Conflict);

@@ -19,6 +19,7 @@ use super::{
     },
     at_home, check_local,
     data::put_aside,
+    refuse_meanwhile,
     service::{endpoints, stop_serving},
     settings::{Settings, peer_url},
     snapshot,
@@ -61,6 +62,7 @@ pub(in super::super) async fn others_of(
     address: Ipv4Addr,
     tls: bool,
 ) -> Result<(Option<Member>, Vec<Member>)> {
+    refuse_meanwhile(store).await?;
     let members = store.members().await.exit(Exit::Unavailable)?;
     let own_url = peer_url(address, tls);
     let (own, others): (Vec<_>, Vec<_>) =

@@ -317,12 +317,23 @@ pub(super) fn explain(error: &Error) -> String {
     }
 }
 
+/// What is said of an etcd whose certificate somebody else has signed.
+pub const OF_ANOTHER: &str = "etcd's certificate is of another authority";
+/// The TLS library's way to say what it thinks of the other end: that somebody else has signed its certificate, of whatever name.
+const INVALID: &str = "invalid peer certificate: ";
+const FROM_OTHERS: [&str; 2] = ["UnknownIssuer", "BadSignature"];
+
 fn root_of(error: &(dyn StdError + 'static)) -> String {
     let mut root = error;
     while let Some(source) = root.source() {
         root = source;
     }
     let text = root.to_string();
+    if FROM_OTHERS.iter().any(|end| text.starts_with(INVALID) && text.ends_with(end)) {
+        return format!(
+            "etcd's certificate is of another authority than this host trusts ({text})"
+        );
+    }
     // The TLS library's way to say what the other end thinks of us.
     match text.strip_prefix("received fatal alert: ") {
         Some(alert) if alert.contains("Certificate") || alert == "UnknownCA" => {

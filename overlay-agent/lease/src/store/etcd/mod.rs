@@ -19,6 +19,7 @@ use tokio::time::timeout;
 
 pub use self::{
     config::{EtcdConfig, Identity, Secret},
+    connect::OF_ANOTHER,
     members::{Condition, Member, Promotion, Snapshot},
     users::{Access, Right},
     watch::EtcdWatch,
