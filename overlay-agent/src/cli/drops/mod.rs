@@ -109,7 +109,7 @@ fn to_text(line: &Line) -> String {
             format!("… and {packets} more of {reason}, which came faster than they are read here")
         }
         Line::Count(DropCount { hook, reason, packets, why, .. }) => {
-            format!("{packets} packets in all by {hook}, {reason}: {why}")
+            format!("In all: {packets} by {hook}, {reason}: {why}")
         }
     }
 }
