@@ -11,12 +11,12 @@ use aya_ebpf::{
 use overlay_common::{
     decide::Tables,
     tables::{
-        Accepted, CLAIMS_CAPACITY, CONFIG_SLOTS, Claim, ClaimKey, Counter, Direction,
-        ENDPOINTS_CAPACITY, Endpoint, EndpointKey, HOMES_CAPACITY, Home, HomeKey, HostConfig,
-        PEERS_CAPACITY, POLICY_CAPACITY, POLICY_RULES, PORTS_CAPACITY, Peer, PeerKey, PolicyField,
-        PolicyFlow, PolicyRule, Port, PortKey, RuleSet, STACK_FLOWS_CAPACITY, STACK_TURNS_CAPACITY,
-        SeatKey, StackFlow, StackFlowKey, StackState, Turn, VTEPS_CAPACITY, Vtep, VtepKey,
-        counter_slots,
+        Accepted, BRIDGES_CAPACITY, Bridge, BridgeKey, CLAIMS_CAPACITY, CONFIG_SLOTS, Claim,
+        ClaimKey, Counter, Direction, ENDPOINTS_CAPACITY, Endpoint, EndpointKey, HOMES_CAPACITY,
+        Home, HomeKey, HostConfig, PEERS_CAPACITY, POLICY_CAPACITY, POLICY_RULES, PORTS_CAPACITY,
+        Peer, PeerKey, PolicyField, PolicyFlow, PolicyRule, Port, PortKey, RuleSet,
+        STACK_FLOWS_CAPACITY, STACK_TURNS_CAPACITY, SeatKey, StackFlow, StackFlowKey, StackState,
+        Turn, VTEPS_CAPACITY, Vtep, VtepKey, counter_slots,
     },
 };
 
@@ -34,6 +34,9 @@ static PEERS: HashMap<PeerKey, Peer, PEERS_CAPACITY, ON_DEMAND> = HashMap::new()
 
 #[btf_map(name = "vteps")]
 static VTEPS: HashMap<VtepKey, Vtep, VTEPS_CAPACITY, ON_DEMAND> = HashMap::new();
+
+#[btf_map(name = "bridges")]
+static BRIDGES: HashMap<BridgeKey, Bridge, BRIDGES_CAPACITY, ON_DEMAND> = HashMap::new();
 
 #[btf_map(name = "endpoints")]
 static ENDPOINTS: HashMap<EndpointKey, Endpoint, ENDPOINTS_CAPACITY, ON_DEMAND> = HashMap::new();
@@ -106,9 +109,15 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
-    fn endpoint(&self, key: &EndpointKey) -> Option<Endpoint> {
+    fn bridge(&self, key: &BridgeKey) -> Option<Bridge> {
         // SAFETY: as above.
-        unsafe { ENDPOINTS.get(key) }.copied()
+        unsafe { BRIDGES.get(key) }.copied()
+    }
+
+    #[inline(always)]
+    fn endpoint(&self, key: &EndpointKey) -> Option<&Endpoint> {
+        // SAFETY: as above.
+        unsafe { ENDPOINTS.get(key) }
     }
 
     #[inline(always)]
