@@ -15,7 +15,7 @@ use overlay_lease::{
 use serde_json::{Value, json};
 
 use super::*;
-use crate::{admin::Verdicts, exit::Exit, provision::DEFAULT_NETWORK};
+use crate::{address_pools::AddressPools, admin::Verdicts, exit::Exit, provision::DEFAULT_NETWORK};
 
 /// The heading of the flags that say how to reach etcd.
 const ETCD: &str = "etcd";
@@ -358,6 +358,32 @@ fn the_page_of_sizes_has_what_networks_have_room_for() {
         writeln!(text, "| {network} | /{length} | {hosts} | {containers} |").unwrap();
     }
     hold_true("docs/sizing.md", "sizes", text.trim_end());
+}
+
+#[test]
+fn the_page_of_sizes_has_what_address_pools_have_room_for() {
+    let mut text = String::from(
+        "| each host's subnet | hosts of a /16 | `--address-pools` | networks of a host, beside Docker's own | containers of each |\n\
+         |---|---|---|---|---|\n",
+    );
+    for (length, size) in
+        [(24, None), (24, Some(27)), (24, Some(26)), (22, None), (22, Some(27)), (20, None)]
+    {
+        let config =
+            json!({"Network": "10.1.0.0/16", "SubnetLen": length, "Backend": {"Type": "vxlan"}});
+        let config = NetworkConfig::parse(config.to_string().as_bytes()).unwrap().config;
+        let subnet = format!("10.1.16.0/{length}").parse().unwrap();
+        let parts = AddressPools::of(subnet, size).unwrap();
+        let flag = size.map_or_else(String::new, |size| format!("={size}"));
+        let containers = (1_u32 << (32 - parts.size)) - 3;
+        let (hosts, networks) = (config.capacity(), parts.networks());
+        writeln!(
+            text,
+            "| /{length} | {hosts} | `--address-pools{flag}` | {networks} | {containers} |"
+        )
+        .unwrap();
+    }
+    hold_true("docs/sizing.md", "address pools", text.trim_end());
 }
 
 /// What there is to do about packets that leave by this reason.

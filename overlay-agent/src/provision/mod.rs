@@ -99,6 +99,8 @@ pub struct Init {
     pub token_once: bool,
     /// For how long hosts' certificates are made from now on, if that is said.
     pub certificate_lifetime: Option<Duration>,
+    /// Whether Docker's networks get parts of the host's subnet, and of which prefix length if that is said.
+    pub address_pools: Option<Option<u8>>,
     /// Whether containers may be ended.
     pub consent: Consent,
 }
@@ -112,6 +114,8 @@ pub struct Join {
     pub iface: Option<String>,
     /// Whether this host takes part in etcd.
     pub etcd: bool,
+    /// As for [`Init`].
+    pub address_pools: Option<Option<u8>>,
     /// As for [`Init`].
     pub consent: Consent,
 }

@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that panics has failed")]
 
 mod modes;
+mod pools;
 mod today;
 
 use std::time::Duration;
