@@ -1,7 +1,12 @@
 //! How a host's subnet is divided among the networks that its Docker makes: one piece for Docker's own bridge, the rest
 //! as pools of pieces of the same size.
 
+use std::str::FromStr;
+
 use ipnetwork::Ipv4Network;
+
+/// [`PoolSize::Usual`], on a command line.
+pub const USUAL: &str = "usual";
 
 /// Networks per host, Docker's own bridge among them, where nobody says how large they are.
 const USUAL_BITS: u8 = 4;
@@ -11,6 +16,31 @@ pub const LONGEST: u8 = 29;
 
 /// The smallest that is made where nobody says how large they are: 13 containers.
 const LONGEST_USUAL: u8 = 28;
+
+/// The prefix length of each network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PoolSize {
+    /// The usual one.
+    Usual,
+    /// This.
+    Length(u8),
+}
+
+/// No prefix length.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the size of the networks must be a prefix length, 28 for example")]
+pub struct InvalidPoolSize;
+
+impl FromStr for PoolSize {
+    type Err = InvalidPoolSize;
+
+    fn from_str(text: &str) -> Result<Self, InvalidPoolSize> {
+        match text {
+            USUAL => Ok(Self::Usual),
+            length => length.parse().map(Self::Length).map_err(|_invalid| InvalidPoolSize),
+        }
+    }
+}
 
 /// The parts of a host's subnet.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,13 +76,16 @@ pub enum AddressPoolsError {
 
 impl AddressPools {
     /// Divides a subnet into networks of this prefix length, or of the usual one.
-    pub fn of(subnet: Ipv4Network, size: Option<u8>) -> Result<Self, AddressPoolsError> {
+    pub fn of(subnet: Ipv4Network, size: PoolSize) -> Result<Self, AddressPoolsError> {
         let length = subnet.prefix();
         if length >= LONGEST {
             return Err(AddressPoolsError::TooSmall(subnet));
         }
         let usual = (length + USUAL_BITS).min(LONGEST_USUAL).max(length + 1);
-        let size = size.unwrap_or(usual);
+        let size = match size {
+            PoolSize::Usual => usual,
+            PoolSize::Length(size) => size,
+        };
         if size <= length || size > LONGEST {
             return Err(AddressPoolsError::Size { subnet, size });
         }
@@ -83,7 +116,8 @@ mod tests {
     use super::*;
 
     fn of(subnet: &str, size: Option<u8>) -> Result<AddressPools, String> {
-        AddressPools::of(subnet.parse().unwrap(), size).map_err(|error| error.to_string())
+        AddressPools::of(subnet.parse().unwrap(), size.map_or(PoolSize::Usual, PoolSize::Length))
+            .map_err(|error| error.to_string())
     }
 
     #[test]

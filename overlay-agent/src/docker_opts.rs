@@ -9,7 +9,7 @@ use std::{collections::BTreeMap, net::Ipv4Addr};
 use ipnetwork::Ipv4Network;
 
 use crate::{
-    address_pools::{AddressPools, AddressPoolsError},
+    address_pools::{AddressPools, AddressPoolsError, PoolSize},
     dotenv,
 };
 
@@ -26,7 +26,7 @@ pub struct Wanted {
     /// Whether `--ip-masq` is among them.
     pub ip_masq: bool,
     /// Whether the networks that Docker makes get parts of the subnet, and of which prefix length if that is said.
-    pub address_pools: Option<Option<u8>>,
+    pub address_pools: Option<PoolSize>,
 }
 
 /// What a subnet file says cannot be made options of.

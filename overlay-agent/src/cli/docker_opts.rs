@@ -7,6 +7,7 @@ use anyhow::{Context as _, bail};
 use clap::Args;
 
 use crate::{
+    address_pools::{PoolSize, USUAL},
     docker_opts::{Wanted, gateway_of, render, variables},
     exit::{Exit, WithExit as _},
     subnet_env,
@@ -43,8 +44,8 @@ pub struct DockerOptsArgs {
     /// Give the networks that Docker makes parts of this host's subnet, so that every other host reaches what is in them:
     /// Docker's own bridge gets the first, the others are for whatever networks come. SIZE is the prefix length of each,
     /// 28 at most if it is not said, which is 15 networks beside Docker's own in a subnet of 24 or less
-    #[arg(long, value_name = "SIZE", num_args = 0..=1, require_equals = true)]
-    pub address_pools: Option<Option<u8>>,
+    #[arg(long, value_name = "SIZE", num_args = 0..=1, require_equals = true, default_missing_value = USUAL)]
+    pub address_pools: Option<PoolSize>,
 
     /// Fail while there is no subnet, for a Docker that must not start without one
     #[arg(long)]

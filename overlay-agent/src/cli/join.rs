@@ -12,6 +12,7 @@ use clap::Args;
 use overlay_lease::store::etcd::Secret;
 
 use crate::{
+    address_pools::{PoolSize, USUAL},
     exit::{Exit, WithExit as _},
     provision::{self, Consent, Join, token::Token},
 };
@@ -34,8 +35,8 @@ pub struct JoinArgs {
 
     /// Give the networks that Docker makes parts of this host's subnet, too, as `docker-opts --address-pools` does; a host
     /// that has once been told so goes on
-    #[arg(long, value_name = "SIZE", num_args = 0..=1, require_equals = true)]
-    pub address_pools: Option<Option<u8>>,
+    #[arg(long, value_name = "SIZE", num_args = 0..=1, require_equals = true, default_missing_value = USUAL)]
+    pub address_pools: Option<PoolSize>,
 
     /// Do not ask before containers are ended
     #[arg(long)]

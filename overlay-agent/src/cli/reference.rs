@@ -15,7 +15,12 @@ use overlay_lease::{
 use serde_json::{Value, json};
 
 use super::*;
-use crate::{address_pools::AddressPools, admin::Verdicts, exit::Exit, provision::DEFAULT_NETWORK};
+use crate::{
+    address_pools::{AddressPools, PoolSize},
+    admin::Verdicts,
+    exit::Exit,
+    provision::DEFAULT_NETWORK,
+};
 
 /// The heading of the flags that say how to reach etcd.
 const ETCD: &str = "etcd";
@@ -373,7 +378,8 @@ fn the_page_of_sizes_has_what_address_pools_have_room_for() {
             json!({"Network": "10.1.0.0/16", "SubnetLen": length, "Backend": {"Type": "vxlan"}});
         let config = NetworkConfig::parse(config.to_string().as_bytes()).unwrap().config;
         let subnet = format!("10.1.16.0/{length}").parse().unwrap();
-        let parts = AddressPools::of(subnet, size).unwrap();
+        let parts =
+            AddressPools::of(subnet, size.map_or(PoolSize::Usual, PoolSize::Length)).unwrap();
         let flag = size.map_or_else(String::new, |size| format!("={size}"));
         let containers = (1_u32 << (32 - parts.size)) - 3;
         let (hosts, networks) = (config.capacity(), parts.networks());

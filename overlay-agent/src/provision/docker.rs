@@ -13,7 +13,7 @@ use super::{
     systemd,
 };
 use crate::{
-    address_pools::AddressPools,
+    address_pools::{AddressPools, PoolSize},
     dotenv,
     exit::{Exit, WithExit as _},
     files::{self, Readers},
@@ -41,12 +41,12 @@ const TEMPLATE: &str = include_str!("../../../packaging/systemd/docker.conf");
 #[derive(Debug)]
 pub(super) struct Docker {
     drop_in: String,
-    address_pools: Option<Option<u8>>,
+    address_pools: Option<PoolSize>,
 }
 
 /// Fails where there is no Docker, or where somebody else has told it which bridge to use. Where nothing is said of
 /// address pools, what was said before holds.
-pub(super) async fn check(address_pools: Option<Option<u8>>) -> Result<Docker> {
+pub(super) async fn check(address_pools: Option<PoolSize>) -> Result<Docker> {
     let address_pools = match address_pools {
         None => address_pools_before()?,
         said => said,
@@ -211,7 +211,7 @@ async fn run_again(report: &mut Report) -> Result<()> {
 }
 
 /// The address of Docker's own bridge in this host's subnet.
-fn own_bridge(subnet: Ipv4Network, pools: Option<Option<u8>>) -> Result<(Ipv4Addr, u8)> {
+fn own_bridge(subnet: Ipv4Network, pools: Option<PoolSize>) -> Result<(Ipv4Addr, u8)> {
     let length = match pools {
         None => subnet.prefix(),
         Some(size) => AddressPools::of(subnet, size).exit(Exit::Config)?.size,
@@ -220,15 +220,18 @@ fn own_bridge(subnet: Ipv4Network, pools: Option<Option<u8>>) -> Result<(Ipv4Add
 }
 
 /// What our drop-in says of address pools.
-fn address_pools_before() -> Result<Option<Option<u8>>> {
+fn address_pools_before() -> Result<Option<PoolSize>> {
     Ok(files::read(Path::new(DOCKER_DROP_IN))?.as_deref().and_then(address_pools_of))
 }
 
-fn address_pools_of(drop_in: &str) -> Option<Option<u8>> {
+fn address_pools_of(drop_in: &str) -> Option<PoolSize> {
     let words = drop_in.lines().filter(|line| line.starts_with("ExecStartPre="));
     let word =
         words.flat_map(str::split_whitespace).find(|word| word.starts_with(ADDRESS_POOLS))?;
-    Some(word.strip_prefix(ADDRESS_POOLS)?.strip_prefix('=').and_then(|size| size.parse().ok()))
+    match word.strip_prefix(ADDRESS_POOLS)?.strip_prefix('=') {
+        None => Some(PoolSize::Usual),
+        Some(size) => size.parse().ok(),
+    }
 }
 
 async fn bridge_has((address, length): (Ipv4Addr, u8)) -> Result<bool> {
@@ -262,11 +265,11 @@ fn start_command(unit: &str) -> Option<String> {
 }
 
 /// Our drop-in, for a service that starts this. Debian's takes `$DOCKER_OPTS`; to others it is added.
-fn drop_in(command: &str, address_pools: Option<Option<u8>>) -> String {
+fn drop_in(command: &str, address_pools: Option<PoolSize>) -> String {
     let flag = match address_pools {
         None => String::new(),
-        Some(None) => format!("{ADDRESS_POOLS} "),
-        Some(Some(size)) => format!("{ADDRESS_POOLS}={size} "),
+        Some(PoolSize::Usual) => format!("{ADDRESS_POOLS} "),
+        Some(PoolSize::Length(size)) => format!("{ADDRESS_POOLS}={size} "),
     };
     let text = TEMPLATE.replace("docker-opts ", &format!("docker-opts {flag}"));
     if command.contains("$DOCKER_OPTS") {
@@ -324,10 +327,10 @@ mod tests {
 
     #[test]
     fn address_pools_are_in_the_drop_in_and_found_there_again() {
-        for pools in [None, Some(None), Some(Some(27))] {
+        for pools in [None, Some(PoolSize::Usual), Some(PoolSize::Length(27))] {
             assert_eq!(address_pools_of(&drop_in("dockerd", pools)), pools);
         }
-        let text = drop_in("dockerd $DOCKER_OPTS", Some(Some(27)));
+        let text = drop_in("dockerd $DOCKER_OPTS", Some(PoolSize::Length(27)));
         assert!(
             text.contains("ExecStartPre=overlay-agent docker-opts --address-pools=27 "),
             "{text}"
@@ -336,7 +339,7 @@ mod tests {
         assert_eq!(daemon_json_conflict(theirs, false).unwrap(), None);
         assert_eq!(daemon_json_conflict(theirs, true).unwrap(), Some("default-address-pools"));
         let subnet = "10.1.2.0/24".parse().unwrap();
-        assert_eq!(own_bridge(subnet, Some(None)).unwrap(), ([10, 1, 2, 1].into(), 28));
+        assert_eq!(own_bridge(subnet, Some(PoolSize::Usual)).unwrap(), ([10, 1, 2, 1].into(), 28));
     }
 
     #[test]

@@ -8,7 +8,7 @@ use super::{
 use crate::{
     Reason,
     packet::Packet,
-    tables::{Direction, EndpointKey, HomeKey, HostConfig, Peer, Way},
+    tables::{Direction, Endpoint, EndpointKey, HomeKey, HostConfig, Peer, Way},
 };
 
 /// Where the kernel shall send a packet that left the host's stack through the tunnel device.
@@ -77,7 +77,7 @@ pub fn encapsulate(
 /// container's that is behind that interface too.
 #[inline(always)]
 fn is_elsewhere(source: [u8; 4], came_by: u32, tables: &impl Tables) -> bool {
-    tables.endpoint(&EndpointKey { address: source }).is_some_and(|owner| owner.is_host())
+    tables.endpoint(&EndpointKey { address: source }).is_some_and(Endpoint::is_host)
         || tables.home(&HomeKey { address: source, ifindex: came_by }).is_some()
 }
 

@@ -44,7 +44,7 @@ pub fn bridge_entries(
             mtu: link.mtu,
             subnet: behind.map_or([0; 4], |behind| behind.network().octets()),
             mac: link.mac.0,
-            subnet_length: behind.map_or(0, |behind| behind.prefix()),
+            subnet_length: behind.map_or(0, Ipv4Network::prefix),
             reserved: 0,
         };
         let ports = container_ports(observed, link).map(|port| port.index);
@@ -77,7 +77,7 @@ pub(super) fn carries(
 ) -> bool {
     let longest = |bridge: u32| {
         let around = networks(observed, bridge).filter(|network| network.contains(address));
-        around.map(|network| network.prefix()).max()
+        around.map(Ipv4Network::prefix).max()
     };
     longest(bridge) >= bridges.iter().map(|link| longest(link.index)).max().flatten()
 }
