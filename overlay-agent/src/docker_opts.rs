@@ -8,7 +8,10 @@ use std::{collections::BTreeMap, net::Ipv4Addr};
 
 use ipnetwork::Ipv4Network;
 
-use crate::dotenv;
+use crate::{
+    address_pools::{AddressPools, AddressPoolsError, PoolSize},
+    dotenv,
+};
 
 /// The variables that become options.
 const OPTION: &str = "DOCKER_OPT_";
@@ -22,12 +25,23 @@ pub struct Wanted {
     pub combined: Option<String>,
     /// Whether `--ip-masq` is among them.
     pub ip_masq: bool,
+    /// Whether the networks that Docker makes get parts of the subnet, and of which prefix length if that is said.
+    pub address_pools: Option<PoolSize>,
 }
 
-/// `FLANNEL_IPMASQ` is neither `true` nor `false`.
+/// What a subnet file says cannot be made options of.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("FLANNEL_IPMASQ must be true or false, but is {0:?}")]
-pub struct InvalidIpMasq(String);
+pub enum InvalidOptions {
+    /// `FLANNEL_IPMASQ` is neither `true` nor `false`.
+    #[error("FLANNEL_IPMASQ must be true or false, but is {0:?}")]
+    IpMasq(String),
+    /// `FLANNEL_SUBNET` is no subnet, where that has to be divided.
+    #[error("FLANNEL_SUBNET must be an address and a prefix length, but is {0:?}")]
+    Subnet(String),
+    /// It cannot be divided.
+    #[error(transparent)]
+    AddressPools(#[from] AddressPoolsError),
+}
 
 /// All variables that count: the environment's, then those of the text of a subnet file.
 pub fn variables(
@@ -43,8 +57,8 @@ pub fn variables(
 pub fn render(
     variables: &BTreeMap<String, String>,
     wanted: &Wanted,
-) -> Result<String, InvalidIpMasq> {
-    let options = options(variables, wanted.ip_masq)?;
+) -> Result<String, InvalidOptions> {
+    let options = options(variables, wanted)?;
     let mut text = String::new();
     if wanted.individual {
         text.extend(options.iter().map(|(name, value)| format!("{name}=\"{value}\"\n")));
@@ -69,8 +83,8 @@ fn format_line(key: &str, value: &str) -> String {
 /// All options by name, in order.
 fn options(
     variables: &BTreeMap<String, String>,
-    ip_masq: bool,
-) -> Result<BTreeMap<String, String>, InvalidIpMasq> {
+    wanted: &Wanted,
+) -> Result<BTreeMap<String, String>, InvalidOptions> {
     let mut options: BTreeMap<_, _> = variables
         .range(OPTION.to_owned()..)
         .take_while(|(name, _)| name.starts_with(OPTION))
@@ -79,17 +93,26 @@ fn options(
     let given = |name: &str| variables.get(name).filter(|value| !value.is_empty());
     let mut set = |name: &str, value: String| options.insert(format!("{OPTION}{name}"), value);
     if let Some(subnet) = given("FLANNEL_SUBNET") {
-        set("BIP", format!("--bip={subnet}"));
+        match wanted.address_pools {
+            None => set("BIP", format!("--bip={subnet}")),
+            Some(size) => {
+                let leased: Ipv4Network =
+                    subnet.parse().map_err(|_invalid| InvalidOptions::Subnet(subnet.clone()))?;
+                let parts = AddressPools::of(leased, size)?;
+                set("BIP", format!("--bip={}/{}", leased.ip(), parts.size));
+                set("POOLS", parts.options())
+            }
+        };
     }
     if let Some(mtu) = given("FLANNEL_MTU") {
         set("MTU", format!("--mtu={mtu}"));
     }
-    if let Some(masq) = given("FLANNEL_IPMASQ").filter(|_| ip_masq) {
+    if let Some(masq) = given("FLANNEL_IPMASQ").filter(|_| wanted.ip_masq) {
         // Of the two, exactly one must masquerade.
         let dockers = match masq.as_str() {
             "true" => false,
             "false" => true,
-            other => return Err(InvalidIpMasq(other.to_owned())),
+            other => return Err(InvalidOptions::IpMasq(other.to_owned())),
         };
         set("IPMASQ", format!("--ip-masq={dockers}"));
     }
@@ -125,7 +148,12 @@ mod tests {
                               FLANNEL_MTU=1472\nFLANNEL_IPMASQ=false\n";
 
     fn wanted(individual: bool, combined: Option<&str>) -> Wanted {
-        Wanted { individual, combined: combined.map(str::to_owned), ip_masq: true }
+        Wanted {
+            individual,
+            combined: combined.map(str::to_owned),
+            ip_masq: true,
+            address_pools: None,
+        }
     }
 
     fn environment(pairs: &[(&str, &str)]) -> Vec<(String, String)> {
@@ -220,7 +248,7 @@ mod tests {
             super::render(&variables, &wanted(true, None))
         };
         assert_eq!(masq("true").unwrap(), "DOCKER_OPT_IPMASQ=\"--ip-masq=false\"\n");
-        assert_eq!(masq("yes"), Err(InvalidIpMasq("yes".to_owned())));
+        assert_eq!(masq("yes"), Err(InvalidOptions::IpMasq("yes".to_owned())));
         assert_eq!(
             masq("yes").unwrap_err().to_string(),
             r#"FLANNEL_IPMASQ must be true or false, but is "yes""#

@@ -4,6 +4,7 @@
 //! `authority` (which host may do what in etcd),
 //! `dataplane` (what the kernel should look like), `kernel` (what it looks like, and the few things we do to it).
 
+pub mod address_pools;
 pub mod admin;
 pub mod authority;
 pub mod bug_report;

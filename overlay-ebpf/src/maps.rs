@@ -13,8 +13,8 @@ use overlay_common::{
     Reason,
     decide::Tables,
     tables::{
-        Accepted, CLAIMS_CAPACITY, CONFIG_SLOTS, Claim, ClaimKey, Counter, DROPS_BYTES, Direction,
-        DropRecord, DropsPace, DropsWatch,
+        Accepted, BRIDGES_CAPACITY, Bridge, BridgeKey, CLAIMS_CAPACITY, CONFIG_SLOTS, Claim,
+        ClaimKey, Counter, DROPS_BYTES, Direction, DropRecord, DropsPace, DropsWatch,
         ENDPOINTS_CAPACITY, Endpoint, EndpointKey, HOMES_CAPACITY, Home, HomeKey, HostConfig,
         PEERS_CAPACITY, POLICY_CAPACITY, POLICY_RULES, PORTS_CAPACITY, Peer, PeerKey, PolicyField,
         PolicyFlow, PolicyRule, Port, PortKey, RuleSet, STACK_FLOWS_CAPACITY, STACK_TURNS_CAPACITY,
@@ -37,6 +37,9 @@ static PEERS: HashMap<PeerKey, Peer, PEERS_CAPACITY, ON_DEMAND> = HashMap::new()
 
 #[btf_map(name = "vteps")]
 static VTEPS: HashMap<VtepKey, Vtep, VTEPS_CAPACITY, ON_DEMAND> = HashMap::new();
+
+#[btf_map(name = "bridges")]
+static BRIDGES: HashMap<BridgeKey, Bridge, BRIDGES_CAPACITY, ON_DEMAND> = HashMap::new();
 
 #[btf_map(name = "endpoints")]
 static ENDPOINTS: HashMap<EndpointKey, Endpoint, ENDPOINTS_CAPACITY, ON_DEMAND> = HashMap::new();
@@ -119,9 +122,15 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
-    fn endpoint(&self, key: &EndpointKey) -> Option<Endpoint> {
+    fn bridge(&self, key: &BridgeKey) -> Option<Bridge> {
         // SAFETY: as above.
-        unsafe { ENDPOINTS.get(key) }.copied()
+        unsafe { BRIDGES.get(key) }.copied()
+    }
+
+    #[inline(always)]
+    fn endpoint(&self, key: &EndpointKey) -> Option<&Endpoint> {
+        // SAFETY: as above.
+        unsafe { ENDPOINTS.get(key) }
     }
 
     #[inline(always)]

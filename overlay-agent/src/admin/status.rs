@@ -61,8 +61,12 @@ pub struct OverlayStatus {
     pub features: Vec<FeatureStatus>,
     /// Name of the tunnel device.
     pub tunnel: String,
-    /// Name of the containers' bridge, once it has appeared.
+    /// The first of `bridges`; an earlier version knew one.
+    #[serde(default)]
     pub bridge: Option<String>,
+    /// Names of the containers' bridges that are there.
+    #[serde(default)]
+    pub bridges: Vec<String>,
     /// Local containers that are delivered to directly.
     pub endpoints: usize,
     /// How often everything of ours was looked at.
@@ -364,7 +368,11 @@ impl OverlayStatus {
     }
 
     fn summary(&self) -> Vec<String> {
-        let bridge = self.bridge.as_deref().unwrap_or("none yet");
+        let bridges = match &self.bridges[..] {
+            [] => "Bridge    none yet".to_owned(),
+            [one] => format!("Bridge    {one}"),
+            several => format!("Bridges   {}", several.join(", ")),
+        };
         let path = if self.fast_path { "on" } else { "off" };
         let mut lines = vec![
             format!(
@@ -375,7 +383,7 @@ impl OverlayStatus {
                 "VTEP      {} at {} on {}",
                 self.lease.vtep_mac, self.lease.public_ip, self.uplink.name
             ),
-            format!("Bridge    {bridge}, {} containers known", self.endpoints),
+            format!("{bridges}, {} containers known", self.endpoints),
             format!("Fast path {path}"),
             format!("Rules     {}", self.rules.describe()),
             format!("Kernel    {}, programs attached by {}", self.kernel, self.attached_by),

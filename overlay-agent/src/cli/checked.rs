@@ -124,7 +124,7 @@ impl TryFrom<RunArgs> for RunConfig {
             ),
             healthz: healthz(&args.healthz_ip, args.healthz_port)?,
             lease_ttl: Duration::from_secs(args.lease_ttl.into()),
-            bridge: args.bridge.filter(|name| !name.is_empty()),
+            bridges: args.bridge.into_iter().filter(|name| !name.is_empty()).collect(),
             fast_path: args.fast_path == Switch::On,
             rules: args.rules.map(RulesMode::from),
             peer_timeout: (args.peer_timeout > 0)

@@ -7,6 +7,7 @@ use anyhow::{Context as _, bail};
 use clap::Args;
 
 use crate::{
+    address_pools::{PoolSize, USUAL},
     docker_opts::{Wanted, gateway_of, render, variables},
     exit::{Exit, WithExit as _},
     subnet_env,
@@ -40,6 +41,12 @@ pub struct DockerOptsArgs {
     #[arg(short = 'm')]
     pub no_ip_masq: bool,
 
+    /// Give the networks that Docker makes parts of this host's subnet, so that every other host reaches what is in them:
+    /// Docker's own bridge gets the first, the others are for whatever networks come. SIZE is the prefix length of each,
+    /// 28 at most if it is not said, which is 15 networks beside Docker's own in a subnet of 24 or less
+    #[arg(long, value_name = "SIZE", num_args = 0..=1, require_equals = true, default_missing_value = USUAL)]
+    pub address_pools: Option<PoolSize>,
+
     /// Fail while there is no subnet, for a Docker that must not start without one
     #[arg(long)]
     pub require_subnet: bool,
@@ -52,6 +59,7 @@ impl DockerOptsArgs {
             individual: self.individual || both,
             combined: (self.combined || both).then(|| self.key.clone()),
             ip_masq: !self.no_ip_masq,
+            address_pools: self.address_pools,
         }
     }
 }
@@ -106,6 +114,7 @@ mod tests {
             combined,
             key: "DOCKER_OPTS".to_owned(),
             no_ip_masq: false,
+            address_pools: None,
             require_subnet: false,
         }
     }

@@ -10,6 +10,7 @@ use overlay_lease::{
 };
 
 use crate::{
+    address_pools::{PoolSize, USUAL},
     exit::{Exit, WithExit as _},
     provision::{self, Consent, DEFAULT_NETWORK, Init},
 };
@@ -67,6 +68,11 @@ pub struct InitArgs {
     #[arg(long, value_name = "FILE", requires = "etcd_certfile", help_heading = ETCD)]
     pub etcd_keyfile: Option<PathBuf>,
 
+    /// Give the networks that Docker makes parts of this host's subnet, too, as `docker-opts --address-pools` does; a host
+    /// that has once been told so goes on
+    #[arg(long, value_name = "SIZE", num_args = 0..=1, require_equals = true, default_missing_value = USUAL)]
+    pub address_pools: Option<PoolSize>,
+
     /// Do not ask before containers are ended
     #[arg(long)]
     pub yes: bool,
@@ -103,6 +109,7 @@ impl From<InitArgs> for Init {
         Self {
             network: args.network,
             iface: args.iface,
+            address_pools: args.address_pools,
             etcd,
             prefix: args.etcd_prefix,
             tls: !args.no_tls,

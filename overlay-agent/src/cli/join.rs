@@ -12,6 +12,7 @@ use clap::Args;
 use overlay_lease::store::etcd::Secret;
 
 use crate::{
+    address_pools::{PoolSize, USUAL},
     exit::{Exit, WithExit as _},
     provision::{self, Consent, Join, token::Token},
 };
@@ -32,6 +33,11 @@ pub struct JoinArgs {
     #[arg(long)]
     pub etcd: bool,
 
+    /// Give the networks that Docker makes parts of this host's subnet, too, as `docker-opts --address-pools` does; a host
+    /// that has once been told so goes on
+    #[arg(long, value_name = "SIZE", num_args = 0..=1, require_equals = true, default_missing_value = USUAL)]
+    pub address_pools: Option<PoolSize>,
+
     /// Do not ask before containers are ended
     #[arg(long)]
     pub yes: bool,
@@ -45,7 +51,9 @@ pub struct JoinArgs {
 pub async fn run(args: JoinArgs) -> Result<()> {
     let token = token(&args.token)?;
     let consent = Consent::of(args.yes, args.dry_run);
-    provision::join(&Join { token, iface: args.iface, etcd: args.etcd, consent }).await
+    let address_pools = args.address_pools;
+    provision::join(&Join { token, iface: args.iface, etcd: args.etcd, address_pools, consent })
+        .await
 }
 
 /// What was made by `init`, however it is given.

@@ -16,7 +16,12 @@ use overlay_lease::{
 use serde_json::{Value, json};
 
 use super::*;
-use crate::{admin::Verdicts, exit::Exit, provision::DEFAULT_NETWORK};
+use crate::{
+    address_pools::{AddressPools, PoolSize},
+    admin::Verdicts,
+    exit::Exit,
+    provision::DEFAULT_NETWORK,
+};
 
 /// The heading of the flags that say how to reach etcd.
 const ETCD: &str = "etcd";
@@ -364,6 +369,34 @@ fn the_page_of_sizes_has_what_networks_have_room_for() {
         writeln!(text, "| {network} | /{length} | {hosts} | {containers} |").unwrap();
     }
     hold_true("docs/sizing.md", "sizes", text.trim_end());
+    // One after the other: they write the same page.
+    hold_true("docs/sizing.md", "address pools", address_pools().trim_end());
+}
+
+fn address_pools() -> String {
+    let mut text = String::from(
+        "| each host's subnet | hosts of a /16 | `--address-pools` | networks of a host, beside Docker's own | containers of each |\n\
+         |---|---|---|---|---|\n",
+    );
+    for (length, size) in
+        [(24, None), (24, Some(27)), (24, Some(26)), (22, None), (22, Some(27)), (20, None)]
+    {
+        let config =
+            json!({"Network": "10.1.0.0/16", "SubnetLen": length, "Backend": {"Type": "vxlan"}});
+        let config = NetworkConfig::parse(config.to_string().as_bytes()).unwrap().config;
+        let subnet = format!("10.1.16.0/{length}").parse().unwrap();
+        let parts =
+            AddressPools::of(subnet, size.map_or(PoolSize::Usual, PoolSize::Length)).unwrap();
+        let flag = size.map_or_else(String::new, |size| format!("={size}"));
+        let containers = (1_u32 << (32 - parts.size)) - 3;
+        let (hosts, networks) = (config.capacity(), parts.networks());
+        writeln!(
+            text,
+            "| /{length} | {hosts} | `--address-pools{flag}` | {networks} | {containers} |"
+        )
+        .unwrap();
+    }
+    text
 }
 
 /// What there is to do about packets that leave by this reason.

@@ -112,9 +112,9 @@ pub struct RunArgs {
     #[arg(long, value_name = "FILE", help_heading = OURS)]
     pub peers: Option<PathBuf>,
 
-    /// The containers' bridge; by default whichever has an address in this host's subnet
-    #[arg(long, value_name = "NAME", help_heading = OURS)]
-    pub bridge: Option<String>,
+    /// A bridge of containers, may be repeated; by default all that have an address in this host's subnet
+    #[arg(long, value_name = "NAME", value_delimiter = ',', help_heading = OURS)]
+    pub bridge: Vec<String>,
 
     /// Whether packets take the short way past the kernel's network stack, or all go through it
     #[arg(long, value_enum, default_value_t = Switch::On, help_heading = OURS)]

@@ -110,14 +110,14 @@ fn variables_reach_every_kind_of_flag() {
             ("FLANNELD_PUBLIC_IP", "192.0.2.7"),
             ("OVERLAY_FAST_PATH", "off"),
             ("OVERLAY_LEASE_TTL", "60"),
-            ("OVERLAY_BRIDGE", "br0"),
+            ("OVERLAY_BRIDGE", "br0,br1"),
         ],
     );
     assert!(config.ip_masq && !config.fast_path);
     assert_eq!(config.uplink.ifaces, ["eth1"]);
     assert_eq!(config.uplink.public_ip, Some(Ipv4Addr::new(192, 0, 2, 7)));
     assert_eq!(config.lease_ttl.as_secs(), 60);
-    assert_eq!(config.bridge.as_deref(), Some("br0"));
+    assert_eq!(config.bridges, ["br0", "br1"]);
 }
 
 #[test]

@@ -17,6 +17,21 @@ const NAMED: usize = 3;
 /// Peers for which the kernel is asked where it would send their packets.
 const ASKED: usize = 64;
 
+fn cut_off_from(bridge: &Link, ports: &[&Link]) -> Option<String> {
+    let ports = ports.iter().filter(|port| port.master == Some(bridge.index));
+    let names: Vec<_> = ports.map(|port| port.name.as_str()).collect();
+    let shown = names.get(..NAMED).unwrap_or(&names).join(", ");
+    let more = names.len().saturating_sub(NAMED);
+    let more = if more == 0 { String::new() } else { format!(" and {more} more") };
+    (!names.is_empty()).then(|| {
+        format!(
+            "The bridge {} lets nothing pass to containers behind {shown}{more}: the port, or the interface in the \
+             container, is down, or `bridge link` shows another state than forwarding.",
+            bridge.name
+        )
+    })
+}
+
 impl ControlLoop {
     /// A sentence for each thing.
     pub(super) async fn host_problems(&self, observed: &KernelState) -> Vec<String> {
@@ -30,26 +45,17 @@ impl ControlLoop {
         problems
     }
 
-    /// The containers' bridge as it is now.
-    fn bridge_in<'a>(&self, observed: &'a KernelState) -> Option<&'a Link> {
-        observed.links.get(&self.dataplane.bridge()?.index)
+    /// The containers' bridges as they are now.
+    fn bridges_in<'a>(&self, observed: &'a KernelState) -> impl Iterator<Item = &'a Link> {
+        self.dataplane.bridges().iter().filter_map(|link| observed.links.get(&link.index))
     }
 
-    /// Containers that their bridge lets nothing pass to.
-    fn cut_off(&self, observed: &KernelState) -> Option<String> {
-        let bridge = &self.bridge_in(observed)?.name;
+    /// Containers that their bridge lets nothing pass to: a sentence for each bridge.
+    fn cut_off(&self, observed: &KernelState) -> Vec<String> {
         let ports = self.dataplane.cut_off().ports(Instant::now());
-        let names: Vec<_> =
-            ports.filter_map(|port| Some(observed.links.get(&port)?.name.as_str())).collect();
-        let shown = names.get(..NAMED).unwrap_or(&names).join(", ");
-        let more = names.len().saturating_sub(NAMED);
-        let more = if more == 0 { String::new() } else { format!(" and {more} more") };
-        (!names.is_empty()).then(|| {
-            format!(
-                "The bridge {bridge} lets nothing pass to containers behind {shown}{more}: the port, or the interface in \
-                 the container, is down, or `bridge link` shows another state than forwarding."
-            )
-        })
+        let ports: Vec<_> = ports.filter_map(|port| observed.links.get(&port)).collect();
+        let of = |bridge| cut_off_from(bridge, &ports);
+        self.bridges_in(observed).filter_map(of).collect()
     }
 
     /// Whether this host's routing leads what is for a peer's subnet somewhere else. (Other routes are told of where
@@ -77,10 +83,9 @@ impl ControlLoop {
     }
 
     fn too_large(&self, observed: &KernelState) -> Option<String> {
-        let bridge = self.bridge_in(observed)?;
         let overlay = self.dataplane.spec().tunnel.mtu;
-        let mtu = mtu_beyond(observed, bridge, overlay)?;
-        let bridge = &bridge.name;
+        let beyond = |bridge| Some((bridge, mtu_beyond(observed, bridge, overlay)?));
+        let (Link { name: bridge, .. }, mtu) = self.bridges_in(observed).find_map(beyond)?;
         Some(format!(
             "Containers behind {bridge} have an MTU of up to {mtu}, and the overlay carries {overlay}: restart Docker \
              with the options that `overlay-agent docker-opts` makes, and then the containers."
@@ -119,9 +124,8 @@ impl ControlLoop {
             Some(link) if !link.up => problems.push(format!("The uplink {} is down.", link.name)),
             Some(_) => {}
         }
-        if let Some(link) = self.bridge_in(observed).filter(|link| !link.up) {
-            problems.push(format!("The bridge {} is down.", link.name));
-        }
+        let down = self.bridges_in(observed).filter(|link| !link.up);
+        problems.extend(down.map(|link| format!("The bridge {} is down.", link.name)));
         let name = &self.dataplane.tunnel().name;
         match observed.links.values().find(|link| link.name == *name) {
             None => problems.push(format!("The tunnel device {name} is missing.")),

@@ -127,7 +127,7 @@ impl ControlLoop {
         let spec = dataplane_spec(&config, &network.config, &uplink, lease, scrutiny);
         let dataplane = Dataplane::start(spec, pins, features).await?;
         fail::point("dataplane");
-        scene.bridge = dataplane.bridge().map(|link| link.name.clone());
+        scene.bridges = dataplane.bridge_names();
         let firewall = Firewall::keep(firewall_spec(&config, &network.config, scene), rules);
         let presence = Presence::new(config.peer_timeout);
         let mut agent = Self {
@@ -238,11 +238,11 @@ impl ControlLoop {
         self.show_surroundings();
     }
 
-    /// The firewall's rules go by the bridge's name, and some are about peers.
+    /// The firewall's rules go by the bridges' names, and some are about peers.
     fn show_surroundings(&self) {
         let peers = self.dataplane.peers().leases().take(Scene::PEERS);
         let peers = peers.map(|lease| (lease.public_ip, lease.subnet)).collect();
-        self.firewall.see(self.dataplane.bridge().map(|link| link.name.as_str()), peers);
+        self.firewall.see(self.dataplane.bridge_names(), peers);
     }
 
     /// Netfilter decides from now on, or does not any more.
@@ -379,7 +379,7 @@ impl ControlLoop {
 
     fn keep_firewall(&self) -> firewall::FirewallTask {
         let mut scene = scene(&self.config, &self.network.config, &self.uplink, self.lease);
-        scene.bridge = self.dataplane.bridge().map(|link| link.name.clone());
+        scene.bridges = self.dataplane.bridge_names();
         let spec = firewall_spec(&self.config, &self.network.config, scene);
         Firewall::keep(spec, self.firewall.rules())
     }

@@ -24,7 +24,7 @@ pub struct RunConfig {
     pub forward_rules: bool,
     /// Whether masquerading chooses source ports at random.
     pub masquerade_random: bool,
-    /// Whether our own subnet has a blackhole route behind the bridge's.
+    /// Whether our own subnet has a blackhole route behind the bridges'.
     pub blackhole: bool,
     /// How often the rules are checked.
     pub iptables_resync: Duration,
@@ -32,8 +32,8 @@ pub struct RunConfig {
     pub healthz: Option<SocketAddr>,
     /// The TTL of our etcd lease.
     pub lease_ttl: Duration,
-    /// The containers' bridge, if it is not to be found by its address.
-    pub bridge: Option<String>,
+    /// The containers' bridges, if they are not to be found by their addresses.
+    pub bridges: Vec<String>,
     /// Whether programs may deliver past the kernel's network stack.
     pub fast_path: bool,
     /// Whether rules of the host's firewall hold for what containers send each other, where this host has a mode of its own.

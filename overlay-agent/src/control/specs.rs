@@ -21,7 +21,7 @@ pub(super) fn rules_mode(config: &RunConfig, network: &NetworkConfig) -> RulesMo
     config.rules.or(network.rules).unwrap_or_default()
 }
 
-/// What the overlay looks like to the firewall, as long as nobody has seen its bridge.
+/// What the overlay looks like to the firewall, as long as nobody has seen its bridges.
 pub(super) fn scene(
     config: &RunConfig,
     network: &NetworkConfig,
@@ -31,7 +31,7 @@ pub(super) fn scene(
     Scene {
         network: network.network,
         subnet: lease.subnet,
-        bridge: config.bridge.clone(),
+        bridges: config.bridges.clone(),
         tunnel: netlink::tunnel_name(network.vni),
         uplink: uplink.name.clone(),
         direct: network.direct_routing,
@@ -83,7 +83,7 @@ pub(super) fn dataplane_spec(
         uplink_address: uplink.address,
         uplink_has_address: uplink.has_address,
         public_address: uplink.public_ip,
-        bridge: config.bridge.clone(),
+        bridges: config.bridges.clone(),
         fast_path: config.fast_path,
         scrutiny,
         direct_routing: network.direct_routing,

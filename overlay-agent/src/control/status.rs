@@ -92,7 +92,8 @@ impl ControlLoop {
                 .map(|&feature| FeatureStatus::new(feature, dataplane.features().has(feature)))
                 .collect(),
             tunnel: dataplane.tunnel().name.clone(),
-            bridge: dataplane.bridge().map(|link| link.name.clone()),
+            bridge: dataplane.bridge_names().into_iter().next(),
+            bridges: dataplane.bridge_names(),
             endpoints: dataplane.endpoints(),
             verifications: dataplane.verifications(),
             repairs: repairs::count(),
@@ -137,15 +138,17 @@ impl ControlLoop {
                 ),
             });
         }
-        if self.dataplane.bridge().is_none() {
-            problems.push(match &self.config.bridge {
-                Some(name) => format!("There is no bridge {name}, which --bridge names."),
-                None => format!(
-                    "No bridge has an address in {}: start Docker with the options that `overlay-agent docker-opts` makes of {}.",
-                    self.lease.subnet,
-                    self.config.subnet_file.display()
-                ),
-            });
+        let there = self.dataplane.bridge_names();
+        let missing = self.config.bridges.iter().filter(|name| !there.contains(name));
+        problems.extend(
+            missing.map(|name| format!("There is no bridge {name}, which --bridge names.")),
+        );
+        if there.is_empty() && self.config.bridges.is_empty() {
+            problems.push(format!(
+                "No bridge has an address in {}: start Docker with the options that `overlay-agent docker-opts` makes of {}.",
+                self.lease.subnet,
+                self.config.subnet_file.display()
+            ));
         }
         problems.extend(self.dataplane.contested().iter().map(ToString::to_string));
         match netlink::observe(&self.netlink).await {

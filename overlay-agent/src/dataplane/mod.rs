@@ -11,11 +11,11 @@ mod routes;
 pub mod source_check;
 mod view;
 
-use std::net::Ipv4Addr;
+use std::{collections::HashMap, net::Ipv4Addr};
 
 use anyhow::Result;
 use ipnetwork::Ipv4Network;
-use overlay_common::tables::{ABI_VERSION, HostConfig};
+use overlay_common::tables::{ABI_VERSION, Bridge, BridgeKey, HostConfig};
 use overlay_lease::config::policy::Policy;
 use rtnetlink::Handle;
 
@@ -53,8 +53,8 @@ pub struct DataplaneSpec {
     pub uplink_has_address: bool,
     /// The address that peers send to; the same, unless the host is behind NAT.
     pub public_address: Ipv4Addr,
-    /// The containers' bridge; found by its address where it is not named.
-    pub bridge: Option<String>,
+    /// The containers' bridges; found by their addresses where none is named.
+    pub bridges: Vec<String>,
     /// Whether programs deliver past the host's stack.
     pub fast_path: bool,
     /// What netfilter sees of what programs could carry.
@@ -63,7 +63,7 @@ pub struct DataplaneSpec {
     pub direct_routing: bool,
     /// Which source addresses containers may use.
     pub source_check: SourceCheck,
-    /// Whether our subnet has a blackhole route behind the bridge's.
+    /// Whether our subnet has a blackhole route behind the bridges'.
     pub blackhole: bool,
     /// What containers may begin with each other.
     pub policy: Policy,
@@ -82,7 +82,8 @@ pub struct Dataplane {
     tunnel: Tunnel,
     has_tunnel: bool,
     underlay: Underlay,
-    bridge: Option<Link>,
+    bridges: Vec<Link>,
+    bridge_entries: HashMap<BridgeKey, Bridge>,
     containers: Containers,
     newcomers: Newcomers,
     cut_off: CutOff,
@@ -154,7 +155,8 @@ impl Dataplane {
             tunnel,
             has_tunnel: true,
             underlay: Underlay::new(vrf),
-            bridge: None,
+            bridges: Vec::new(),
+            bridge_entries: HashMap::new(),
             containers,
             newcomers: Newcomers::default(),
             cut_off: CutOff::default(),
@@ -230,7 +232,6 @@ impl Dataplane {
     fn write_config(&mut self) -> Result<()> {
         let peer_lengths = self.peers.lengths();
         let spec = &self.spec;
-        let bridge = self.bridge.as_ref();
         let config = HostConfig {
             abi_version: ABI_VERSION,
             flags: spec.source_check.flags()
@@ -247,7 +248,6 @@ impl Dataplane {
                 | if self.has_no_ethernet() { HostConfig::NO_ETHERNET } else { 0 },
             vni: spec.tunnel.vni.get(),
             uplink_ifindex: spec.uplink.ifindex,
-            bridge_ifindex: bridge.map_or(0, |link| link.index),
             tunnel_ifindex: self.tunnel.ifindex,
             network: spec.tunnel.network.network().octets(),
             subnet: spec.tunnel.subnet.network().octets(),
@@ -257,8 +257,7 @@ impl Dataplane {
             port: spec.tunnel.port,
             mtu: u16::try_from(spec.tunnel.mtu).unwrap_or(u16::MAX),
             vtep_mac: spec.tunnel.mac.0,
-            bridge_mac: bridge.map_or([0; 6], |link| link.mac.0),
-            bridge_mtu: bridge.map_or(u32::MAX, |link| link.mtu),
+            reserved: [0; 2],
             flow_share: self.tables.flow_share,
             // Until the leases are listed, an earlier agent's entries stay in use.
             policy: self.policy.number(),

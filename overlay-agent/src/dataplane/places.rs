@@ -91,20 +91,19 @@ pub fn places(
     observed: &KernelState,
     uplink: Option<&Attachment>,
     tunnel: Option<&Tunnel>,
-    bridge: Option<&Link>,
+    bridges: &[Link],
 ) -> [(Hook, Vec<Attachment>); Hook::ALL.len()] {
     let place = |link: &Link| Attachment { ifindex: link.index, interface: link.name.clone() };
     let tunnel_place: Vec<_> = tunnel
         .map(|tunnel| Attachment { ifindex: tunnel.ifindex, interface: tunnel.name.clone() })
         .into_iter()
         .collect();
-    let bridge_place: Vec<_> = bridge.map(place).into_iter().collect();
+    let bridge_places: Vec<_> = bridges.iter().map(place).collect();
     let uplink_place: Vec<_> = uplink.cloned().into_iter().collect();
-    let ports: Vec<_> = bridge.map_or_else(Vec::new, |bridge| {
-        containers::container_ports(observed, bridge).map(place).collect()
-    });
+    let ports = bridges.iter().flat_map(|bridge| containers::container_ports(observed, bridge));
+    let ports: Vec<_> = ports.map(place).collect();
     let own = |link: &&Link| {
-        let named = [&uplink_place, &tunnel_place, &bridge_place, &ports];
+        let named = [&uplink_place, &tunnel_place, &bridge_places, &ports];
         named.iter().any(|places| places.iter().any(|place| place.ifindex == link.index))
     };
     let others = observed.links.values().filter(|link| receives(observed, link));
@@ -113,10 +112,10 @@ pub fn places(
         (Hook::FromUplink, uplink_place.clone()),
         (Hook::FromTunnel, tunnel_place.clone()),
         (Hook::FromInterface, others),
-        (Hook::FromBridge, bridge_place.clone()),
+        (Hook::FromBridge, bridge_places.clone()),
         (Hook::FromContainer, ports),
         (Hook::ToTunnel, tunnel_place),
-        (Hook::ToBridge, bridge_place),
+        (Hook::ToBridge, bridge_places),
         (Hook::ToWire, uplink_place),
     ]
 }
@@ -185,7 +184,8 @@ mod tests {
         add(1, LinkKind::Other, None);
         host.links.get_mut(&1).expect("there").loopback = true;
         let tunnel = Tunnel { ifindex: TUNNEL, name: "overlay.1".to_owned() };
-        let places = places(&host, Some(&was()), Some(&tunnel), host.links.get(&BRIDGE));
+        let bridges = [host.links[&BRIDGE].clone()];
+        let places = places(&host, Some(&was()), Some(&tunnel), &bridges);
         let of = |hook| {
             let (_, places) = places.iter().find(|(found, _)| *found == hook).expect("each hook");
             places.iter().map(|place| place.ifindex).collect::<Vec<_>>()

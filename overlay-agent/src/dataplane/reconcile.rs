@@ -35,13 +35,15 @@ impl Dataplane {
             self.ways_are_stale = true;
         }
         failures.keep(self.follow_blackhole().await);
-        self.follow_bridge(observed);
+        self.follow_bridges(observed);
         failures.keep(self.follow_ways().await);
         // Where it has changed a moment ago, the next pass does it.
         let policy = self.policy.follow(&self.spec.policy, &mut self.tables.policy, Instant::now());
         failures.keep(policy.context("putting the policy in force"));
         failures.keep(self.write_config());
         fail::point("settings");
+        // Before any program is on a port: it asks whose that is.
+        failures.keep(self.converge_bridges(observed));
         if self.synced || self.programs.adopted() {
             failures.keep(self.put_to_use(observed).await);
         }
@@ -195,25 +197,40 @@ impl Dataplane {
         Ok(listens_elsewhere)
     }
 
-    fn follow_bridge(&mut self, observed: &KernelState) {
+    fn follow_bridges(&mut self, observed: &KernelState) {
         let subnet = self.spec.tunnel.subnet;
-        let bridge = containers::bridge(observed, subnet, self.spec.bridge.as_deref()).cloned();
-        let name = |bridge: &Option<Link>| bridge.as_ref().map(|link| link.name.clone());
-        if name(&bridge) != name(&self.bridge) {
-            if let Some(link) = &bridge {
-                tracing::info!(bridge = link.name, %subnet, "containers are behind");
-            } else if self.bridge.is_some() {
-                tracing::warn!(%subnet, "the containers' bridge is gone");
+        let bridges = containers::bridges(observed, subnet, &self.spec.bridges);
+        let lacks = |bridges: &[Link], name| !bridges.iter().any(|link| link.name == name);
+        for link in bridges.iter().filter(|link| lacks(&self.bridges, link.name.as_str())) {
+            tracing::info!(bridge = link.name, %subnet, "containers are behind");
+        }
+        for link in self.bridges.iter().filter(|link| lacks(&bridges, link.name.as_str())) {
+            if bridges.is_empty() {
+                tracing::warn!(bridge = link.name, %subnet, "the containers' bridge is gone");
+            } else {
+                tracing::info!(bridge = link.name, %subnet, "a bridge of containers is gone");
             }
         }
-        self.bridge = bridge;
+        self.bridges = bridges;
+    }
+
+    fn converge_bridges(&mut self, observed: &KernelState) -> Result<()> {
+        let subnet = self.spec.tunnel.subnet;
+        let entries = containers::bridge_entries(observed, &self.bridges, subnet);
+        let changes = self.tables.bridges.converge(&entries)?;
+        if entries == self.bridge_entries && changes != MapChanges::default() {
+            tracing::warn!(map = "bridges", ?changes, "entries were changed by somebody else");
+            repairs::made("bridges");
+        }
+        self.bridge_entries = entries;
+        Ok(())
     }
 
     /// Everywhere first, and only then nowhere else: what changes its role is never without a program.
     async fn attach(&mut self, observed: &KernelState) -> Result<()> {
         let uplink = self.uplink_is_there().then_some(&self.spec.uplink);
         let tunnel = self.has_tunnel.then_some(&self.tunnel);
-        let places = places::places(observed, uplink, tunnel, self.bridge.as_ref());
+        let places = places::places(observed, uplink, tunnel, &self.bridges);
         let mut failures = Failures::default();
         self.newcomers.look(observed, Instant::now());
         for (key, home) in self.newcomers.homes() {
@@ -240,10 +257,10 @@ impl Dataplane {
 
     fn converge_containers(&mut self, observed: &KernelState) -> Result<()> {
         self.containers.look(observed);
-        self.cut_off.look(observed, self.bridge.as_ref(), Instant::now());
+        self.cut_off.look(observed, &self.bridges, Instant::now());
         let before = self.containers.identities().clone();
         let subnet = self.spec.tunnel.subnet;
-        let now = self.containers.identify(observed, self.bridge.as_ref(), subnet);
+        let now = self.containers.identify(observed, &self.bridges, subnet);
         // Whose a MAC is before whose an address is: an address without its MAC is dropped.
         let ports = self.tables.ports.converge(&now.ports)?;
         let endpoints = self.tables.endpoints.converge(&now.endpoints)?;

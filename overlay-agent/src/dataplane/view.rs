@@ -39,9 +39,14 @@ impl Dataplane {
         &self.features
     }
 
-    /// The containers' bridge, once it has appeared.
-    pub const fn bridge(&self) -> Option<&Link> {
-        self.bridge.as_ref()
+    /// The containers' bridges that are there.
+    pub fn bridges(&self) -> &[Link] {
+        &self.bridges
+    }
+
+    /// Their names.
+    pub fn bridge_names(&self) -> Vec<String> {
+        self.bridges.iter().map(|link| link.name.clone()).collect()
     }
 
     /// The tunnel device.

@@ -42,9 +42,7 @@ pub(super) async fn rules(host: &Host, found: &mut Findings) {
     }
     for rule in &rules.refusals {
         let mend = match mend::zone(rule) {
-            Some(zone) => {
-                Zones::ask(&host.tunnel(), overlay.bridge.as_deref()).await.way_from(zone)
-            }
+            Some(zone) => Zones::ask(&host.tunnel(), &overlay.bridges).await.way_from(zone),
             None => mend::past(rule, overlay.network),
         };
         found.add(
@@ -132,7 +130,7 @@ fn scene(host: &Host, overlay: &OverlayStatus) -> Scene {
     Scene {
         network: overlay.network,
         subnet: overlay.lease.subnet,
-        bridge: overlay.bridge.clone(),
+        bridges: overlay.bridges.clone(),
         tunnel: overlay.tunnel.clone(),
         uplink: overlay.uplink.name.clone(),
         direct: host.network.as_ref().is_some_and(|network| network.direct_routing),
@@ -149,9 +147,9 @@ struct Zones {
 }
 
 impl Zones {
-    async fn ask(tunnel: &str, bridge: Option<&str>) -> Self {
+    async fn ask(tunnel: &str, bridges: &[String]) -> Self {
         let mut interfaces = Vec::new();
-        for name in [Some(tunnel), bridge].into_iter().flatten() {
+        for name in [tunnel].into_iter().chain(bridges.iter().map(String::as_str)) {
             let is_dockers = name == DOCKER_BRIDGE || name.starts_with("br-");
             let zone = match firewalld(&format!("--get-zone-of-interface={name}")).await {
                 None => firewalld("--get-default-zone").await,

@@ -30,9 +30,8 @@ pub(super) fn kernel(found: &mut Findings) {
 pub(super) fn links(host: &Host, found: &mut Findings) {
     let Some(overlay) = host.overlay() else { return };
     let links = host.observed.links.values();
-    let ours = links.filter(|link| {
-        link.name == overlay.uplink.name || Some(&link.name) == overlay.bridge.as_ref()
-    });
+    let ours = links
+        .filter(|link| link.name == overlay.uplink.name || overlay.bridges.contains(&link.name));
     for link in ours.filter(|link| !link.up) {
         let name = &link.name;
         found.add(Check::Link, format!("{name} is down"), format!("ip link set {name} up"));
@@ -51,8 +50,8 @@ pub(super) fn forwarding(host: &Host, found: &mut Findings) {
         return;
     }
     let tunnel = host.tunnel();
-    let bridge = host.overlay().and_then(|overlay| overlay.bridge.clone());
-    for device in [Some(tunnel), bridge].into_iter().flatten() {
+    let bridges = host.overlay().map_or_else(Vec::new, |overlay| overlay.bridges.clone());
+    for device in [tunnel].into_iter().chain(bridges) {
         // With slashes: a name may have dots.
         let name = format!("net/ipv4/conf/{device}/forwarding");
         if is_off(&name) {

@@ -78,11 +78,8 @@ pub(super) fn device(host: &Host, found: &mut Findings) {
 pub(super) fn container_mtu(host: &Host, found: &mut Findings) {
     let Some(overlay) = host.overlay() else { return };
     let links = &host.observed.links;
-    let Some(bridge) = links.values().find(|link| Some(&link.name) == overlay.bridge.as_ref())
-    else {
-        return;
-    };
-    if let Some(mtu) = mtu_beyond(&host.observed, bridge, overlay.mtu) {
+    for bridge in links.values().filter(|link| overlay.bridges.contains(&link.name)) {
+        let Some(mtu) = mtu_beyond(&host.observed, bridge, overlay.mtu) else { continue };
         found.add(
             Check::Docker,
             format!(
@@ -99,7 +96,7 @@ pub(super) fn container_mtu(host: &Host, found: &mut Findings) {
 pub(super) fn docker(host: &Host, found: &mut Findings) {
     let bridge = host.observed.links.values().find(|link| link.name == DOCKER_BRIDGE);
     let (Some(bridge), Some(subnet)) = (bridge, host.subnet) else { return };
-    if host.overlay().is_some_and(|overlay| overlay.bridge.is_some()) {
+    if host.overlay().is_some_and(|overlay| !overlay.bridges.is_empty()) {
         return;
     }
     let wanted = (bridge.index, bridge_address(subnet), subnet.prefix());
@@ -129,7 +126,7 @@ pub(super) fn docker_networks(host: &Host) -> Vec<String> {
     let Some(overlay) = host.overlay() else { return Vec::new() };
     let of_docker = |link: &&Link| {
         link.kind == LinkKind::Bridge
-            && Some(&link.name) != overlay.bridge.as_ref()
+            && !overlay.bridges.contains(&link.name)
             && (link.name == DOCKER_BRIDGE || link.name.starts_with("br-"))
     };
     let network = overlay.network;

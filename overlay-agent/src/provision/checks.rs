@@ -73,7 +73,7 @@ pub(super) async fn firewall(
     let scene = Scene {
         network: network.network,
         subnet: network.network,
-        bridge: None,
+        bridges: Vec::new(),
         tunnel: netlink::tunnel_name(network.vni),
         uplink: uplink.name.clone(),
         direct: network.direct_routing,

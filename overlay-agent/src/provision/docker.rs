@@ -13,6 +13,7 @@ use super::{
     systemd,
 };
 use crate::{
+    address_pools::{AddressPools, PoolSize},
     dotenv,
     exit::{Exit, WithExit as _},
     files::{self, Readers},
@@ -32,16 +33,24 @@ const UNIT: &str = "docker.service";
 const SOCKET: &str = "docker.socket";
 const DAEMON_JSON: &str = "/etc/docker/daemon.json";
 const DEFAULTS: &str = "/etc/default/docker";
+/// The flag of `docker-opts` in our drop-in.
+const ADDRESS_POOLS: &str = "--address-pools";
 const TEMPLATE: &str = include_str!("../../../packaging/systemd/docker.conf");
 
 /// Docker's service, on which nothing is in our way.
 #[derive(Debug)]
 pub(super) struct Docker {
     drop_in: String,
+    address_pools: Option<PoolSize>,
 }
 
-/// Fails where there is no Docker, or where somebody else has told it which bridge to use.
-pub(super) async fn check() -> Result<Docker> {
+/// Fails where there is no Docker, or where somebody else has told it which bridge to use. Where nothing is said of
+/// address pools, what was said before holds.
+pub(super) async fn check(address_pools: Option<PoolSize>) -> Result<Docker> {
+    let address_pools = match address_pools {
+        None => address_pools_before()?,
+        said => said,
+    };
     let unit = systemd::files_of(UNIT)
         .await?
         .with_context(|| {
@@ -58,7 +67,7 @@ pub(super) async fn check() -> Result<Docker> {
         .map(|(_, value)| value)
         .collect();
     let daemon = files::read(Path::new(DAEMON_JSON))?.unwrap_or_default();
-    let found = daemon_json_conflict(&daemon)?
+    let found = daemon_json_conflict(&daemon, address_pools.is_some())?
         .map(|key| (DAEMON_JSON, key))
         .or_else(|| option_conflict(&options.join(" ")).map(|option| (DEFAULTS, option)))
         .or_else(|| option_conflict(&command).map(|option| (UNIT, option)));
@@ -69,7 +78,7 @@ pub(super) async fn check() -> Result<Docker> {
         ))
         .exit(Exit::Conflict);
     }
-    Ok(Docker { drop_in: drop_in(&command) })
+    Ok(Docker { drop_in: drop_in(&command, address_pools), address_pools })
 }
 
 impl Docker {
@@ -90,7 +99,7 @@ impl Docker {
 
     /// Has Docker use this subnet, by starting it anew unless it does.
     pub(super) async fn bring_up(&self, subnet: Ipv4Network, report: &mut Report) -> Result<()> {
-        let wanted = (bridge_address(subnet), subnet.prefix());
+        let wanted = own_bridge(subnet, self.address_pools)?;
         let changed = !systemd::is_active(UNIT).await? || !bridge_has(wanted).await?;
         if changed {
             restart_on_new_bridge().await?;
@@ -156,7 +165,7 @@ async fn running_on_another(leaving: bool) -> Result<Vec<containers::Running>> {
         !Path::new(DOCKER_DROP_IN).exists()
     } else {
         match subnet_env::read_subnet(Path::new(subnet_env::DEFAULT_PATH))? {
-            Some(subnet) => bridge_has((bridge_address(subnet), subnet.prefix())).await?,
+            Some(subnet) => bridge_has(own_bridge(subnet, address_pools_before()?)?).await?,
             None => false,
         }
     };
@@ -201,6 +210,30 @@ async fn run_again(report: &mut Report) -> Result<()> {
     report.done("docker", &format!("runs {} again", started.join(", ")))
 }
 
+/// The address of Docker's own bridge in this host's subnet.
+fn own_bridge(subnet: Ipv4Network, pools: Option<PoolSize>) -> Result<(Ipv4Addr, u8)> {
+    let length = match pools {
+        None => subnet.prefix(),
+        Some(size) => AddressPools::of(subnet, size).exit(Exit::Config)?.size,
+    };
+    Ok((bridge_address(subnet), length))
+}
+
+/// What our drop-in says of address pools.
+fn address_pools_before() -> Result<Option<PoolSize>> {
+    Ok(files::read(Path::new(DOCKER_DROP_IN))?.as_deref().and_then(address_pools_of))
+}
+
+fn address_pools_of(drop_in: &str) -> Option<PoolSize> {
+    let words = drop_in.lines().filter(|line| line.starts_with("ExecStartPre="));
+    let word =
+        words.flat_map(str::split_whitespace).find(|word| word.starts_with(ADDRESS_POOLS))?;
+    match word.strip_prefix(ADDRESS_POOLS)?.strip_prefix('=') {
+        None => Some(PoolSize::Usual),
+        Some(size) => size.parse().ok(),
+    }
+}
+
 async fn bridge_has((address, length): (Ipv4Addr, u8)) -> Result<bool> {
     let observed = netlink::observe(&netlink::connect()?).await?;
     let bridge = observed.links.values().find(|link| link.name == BRIDGE);
@@ -232,15 +265,21 @@ fn start_command(unit: &str) -> Option<String> {
 }
 
 /// Our drop-in, for a service that starts this. Debian's takes `$DOCKER_OPTS`; to others it is added.
-fn drop_in(command: &str) -> String {
+fn drop_in(command: &str, address_pools: Option<PoolSize>) -> String {
+    let flag = match address_pools {
+        None => String::new(),
+        Some(PoolSize::Usual) => format!("{ADDRESS_POOLS} "),
+        Some(PoolSize::Length(size)) => format!("{ADDRESS_POOLS}={size} "),
+    };
+    let text = TEMPLATE.replace("docker-opts ", &format!("docker-opts {flag}"));
     if command.contains("$DOCKER_OPTS") {
-        return TEMPLATE.to_owned();
+        return text;
     }
-    format!("{TEMPLATE}ExecStart=\nExecStart={command} $DOCKER_OPTS\n")
+    format!("{text}ExecStart=\nExecStart={command} $DOCKER_OPTS\n")
 }
 
 /// The setting in `daemon.json` that Docker refuses beside our options.
-fn daemon_json_conflict(text: &str) -> Result<Option<&'static str>> {
+fn daemon_json_conflict(text: &str, pools: bool) -> Result<Option<&'static str>> {
     if text.trim().is_empty() {
         return Ok(None);
     }
@@ -248,7 +287,8 @@ fn daemon_json_conflict(text: &str) -> Result<Option<&'static str>> {
         .with_context(|| format!("{DAEMON_JSON} is malformed: Docker could not start"))
         .exit(Exit::Conflict)?;
     let ours = ["bip", "bridge", "mtu", "ip-masq"];
-    Ok(ours.into_iter().find(|key| settings.contains_key(*key)))
+    let mut ours = ours.into_iter().chain(pools.then_some("default-address-pools"));
+    Ok(ours.find(|key| settings.contains_key(*key)))
 }
 
 /// The option on a command line that says what our options say.
@@ -271,8 +311,8 @@ mod tests {
     fn debians_service_takes_our_options_and_others_are_given_them() {
         let command = start_command(DEBIAN).unwrap();
         assert_eq!(command, "/usr/sbin/dockerd -H fd:// $DOCKER_OPTS");
-        assert_eq!(drop_in(&command), TEMPLATE);
-        let text = drop_in("/usr/bin/dockerd -H fd://");
+        assert_eq!(drop_in(&command, None), TEMPLATE);
+        let text = drop_in("/usr/bin/dockerd -H fd://", None);
         assert!(text.ends_with("ExecStart=\nExecStart=/usr/bin/dockerd -H fd:// $DOCKER_OPTS\n"));
     }
 
@@ -286,18 +326,35 @@ mod tests {
     }
 
     #[test]
+    fn address_pools_are_in_the_drop_in_and_found_there_again() {
+        for pools in [None, Some(PoolSize::Usual), Some(PoolSize::Length(27))] {
+            assert_eq!(address_pools_of(&drop_in("dockerd", pools)), pools);
+        }
+        let text = drop_in("dockerd $DOCKER_OPTS", Some(PoolSize::Length(27)));
+        assert!(
+            text.contains("ExecStartPre=overlay-agent docker-opts --address-pools=27 "),
+            "{text}"
+        );
+        let theirs = "{\"default-address-pools\": []}";
+        assert_eq!(daemon_json_conflict(theirs, false).unwrap(), None);
+        assert_eq!(daemon_json_conflict(theirs, true).unwrap(), Some("default-address-pools"));
+        let subnet = "10.1.2.0/24".parse().unwrap();
+        assert_eq!(own_bridge(subnet, Some(PoolSize::Usual)).unwrap(), ([10, 1, 2, 1].into(), 28));
+    }
+
+    #[test]
     fn what_we_have_written_ourselves_is_not_in_the_way() {
-        let ours = drop_in("dockerd --bip=10.1.2.1/24");
+        let ours = drop_in("dockerd --bip=10.1.2.1/24", None);
         let unit = format!("{DEBIAN}\n# {DOCKER_DROP_IN}\n{ours}");
         assert_eq!(start_command(&without_ours(&unit)), start_command(DEBIAN));
     }
 
     #[test]
     fn a_bridge_of_somebody_elses_is_named() {
-        assert_eq!(daemon_json_conflict("{\"bip\": \"10.9.0.1/24\"}").unwrap(), Some("bip"));
-        assert_eq!(daemon_json_conflict("{\"log-level\": \"warn\"}").unwrap(), None);
-        assert_eq!(daemon_json_conflict("").unwrap(), None);
-        assert!(daemon_json_conflict("{").is_err());
+        assert_eq!(daemon_json_conflict("{\"bip\": \"10.9.0.1/24\"}", false).unwrap(), Some("bip"));
+        assert_eq!(daemon_json_conflict("{\"log-level\": \"warn\"}", false).unwrap(), None);
+        assert_eq!(daemon_json_conflict("", false).unwrap(), None);
+        assert!(daemon_json_conflict("{", false).is_err());
         assert_eq!(option_conflict("--debug --bip 10.9.0.1/24"), Some("--bip"));
         assert_eq!(option_conflict("dockerd -b br0"), Some("-b"));
         assert_eq!(option_conflict("dockerd --bip-not=1 -bb"), None);

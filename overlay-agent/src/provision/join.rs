@@ -28,7 +28,7 @@ pub async fn join(wanted: &Join) -> Result<()> {
     if wanted.etcd {
         etcd::check_invitation(token).await?;
     }
-    let docker = docker::check().await?;
+    let docker = docker::check(wanted.address_pools).await?;
     let mut etcd = member_config(token);
     let same = match &token.tls {
         None => SameEtcd::ByAddress,

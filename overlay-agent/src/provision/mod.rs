@@ -29,7 +29,7 @@ use std::{
 use ipnetwork::Ipv4Network;
 use overlay_lease::store::etcd::{EtcdConfig, Identity};
 
-use crate::{authority::pki_file, kernel::firewall::ServicePort};
+use crate::{address_pools::PoolSize, authority::pki_file, kernel::firewall::ServicePort};
 
 pub use self::{
     consent::Consent,
@@ -101,6 +101,8 @@ pub struct Init {
     pub token_once: bool,
     /// For how long hosts' certificates are made from now on, if that is said.
     pub certificate_lifetime: Option<Duration>,
+    /// Whether Docker's networks get parts of the host's subnet, and of which prefix length if that is said.
+    pub address_pools: Option<PoolSize>,
     /// Whether containers may be ended.
     pub consent: Consent,
 }
@@ -114,6 +116,8 @@ pub struct Join {
     pub iface: Option<String>,
     /// Whether this host takes part in etcd.
     pub etcd: bool,
+    /// As for [`Init`].
+    pub address_pools: Option<PoolSize>,
     /// As for [`Init`].
     pub consent: Consent,
 }

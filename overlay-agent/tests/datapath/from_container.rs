@@ -2,7 +2,10 @@ use overlay_common::{Hook, Reason, tables::HostConfig};
 
 use crate::{
     packets::{TTL, ipv4_of, parse, patch, tcp, udp},
-    world::{CONTAINER, Context, GATEWAY, PEER_MAC, PEER_PUBLIC, PUBLIC, REMOTE, VTEP_MAC, World},
+    world::{
+        CONTAINER, Context, GATEWAY, NEIGHBOUR_PORT, PEER_MAC, PEER_PUBLIC, PUBLIC, REMOTE,
+        VTEP_MAC, World,
+    },
 };
 
 fn reason(world: &mut World, packet: &[u8]) -> Reason {
@@ -152,8 +155,8 @@ fn a_container_can_use_neither_anothers_address_nor_anothers_mac() {
     ] {
         assert_eq!(world.run(hook, packet).reason, expected, "{hook:?}");
     }
-    // The packet of another veth: the program runs on the bridge's number here.
-    let elsewhere = Context { ifindex: world.bridge_ifindex(), ..Context::default() };
+    // The packet of another veth.
+    let elsewhere = Context { ifindex: NEIGHBOUR_PORT, ..Context::default() };
     let outcome = world.run_with(Hook::FromContainer, &own, elsewhere);
     assert_eq!(outcome.reason, Reason::ForeignMac);
 }

@@ -41,9 +41,9 @@ fn what_the_bridge_does_not_carry_goes_on_unchanged_whoever_it_is_for() {
         let inner = udp(REMOTE, recipient, 53, &[0; 100]);
         let packet = vxlan(Wire::default(), &inner);
         let length = u32::try_from(inner.len() - 14).unwrap();
-        world.configure(|host| host.bridge_mtu = length);
+        world.set_bridge_mtu(length);
         assert_ne!(world.run(Hook::FromUplink, &packet).reason, Reason::TooBig);
-        world.configure(|host| host.bridge_mtu = length - 1);
+        world.set_bridge_mtu(length - 1);
         let outcome = world.run(Hook::FromUplink, &packet);
         assert_eq!(outcome.reason, Reason::TooBig);
         assert_eq!(outcome.packet, packet);
@@ -69,7 +69,7 @@ fn what_is_for_the_host_goes_on_unchanged() {
     let outcome = world.run(Hook::FromUplink, &packet);
     assert_eq!(outcome.reason, Reason::HostDestination);
     assert_eq!(outcome.packet, packet);
-    world.configure(|host| host.bridge_ifindex = 0);
+    world.forget_bridge();
     let packet = vxlan(Wire::default(), &udp(REMOTE, UNKNOWN_CONTAINER, 53, b"hello"));
     assert_eq!(world.run(Hook::FromUplink, &packet).reason, Reason::HostDestination);
 }

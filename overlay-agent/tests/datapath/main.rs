@@ -1,6 +1,7 @@
 //! Every program through `BPF_PROG_TEST_RUN`: verdict, rewritten bytes and counter.
 #![expect(clippy::unwrap_used, reason = "a test that panics has failed")]
 
+mod bridges;
 mod budget;
 mod coverage;
 mod direct;

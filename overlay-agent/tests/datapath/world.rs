@@ -1,4 +1,4 @@
-//! A host 10.1.15.0/24 at 192.168.33.10 with one container behind a bridge, and one peer 10.1.20.0/24
+//! A host 10.1.15.0/24 at 192.168.33.10 with two containers behind a bridge and one behind another, and one peer 10.1.20.0/24
 //! at 192.168.33.11: loaded programs and filled maps, in a network namespace of the test's own.
 
 use std::process::Command;
@@ -12,8 +12,8 @@ use overlay_agent::kernel::datapath::{CounterRow, Maps, Programs, read_counters}
 use overlay_common::{
     Class, Hook, MacAddr, Prefix, Reason,
     tables::{
-        ABI_VERSION, Endpoint, EndpointKey, HostConfig, Peer, PeerKey, Port, PortKey, Vtep,
-        VtepKey, Way,
+        ABI_VERSION, Bridge, BridgeKey, Endpoint, EndpointKey, HostConfig, Peer, PeerKey, Port,
+        PortKey, Vtep, VtepKey, Way,
     },
 };
 
@@ -21,6 +21,10 @@ pub(crate) const CONTAINER: [u8; 4] = [10, 1, 15, 2];
 pub(crate) const GATEWAY: [u8; 4] = [10, 1, 15, 1];
 pub(crate) const NEIGHBOUR: [u8; 4] = [10, 1, 15, 3];
 pub(crate) const NEIGHBOUR_MAC: MacAddr = MacAddr([2, 0x42, 10, 1, 15, 0x33]);
+/// Behind the second bridge.
+pub(crate) const SECOND: [u8; 4] = [10, 1, 15, 130];
+pub(crate) const SECOND_MAC: MacAddr = MacAddr([2, 0x42, 10, 1, 15, 130]);
+pub(crate) const SECOND_BRIDGE_MAC: MacAddr = MacAddr([2, 0x42, 0, 0, 0, 2]);
 pub(crate) const UNKNOWN_CONTAINER: [u8; 4] = [10, 1, 15, 77];
 pub(crate) const REMOTE: [u8; 4] = [10, 1, 20, 2];
 pub(crate) const PUBLIC: [u8; 4] = [192, 168, 33, 10];
@@ -44,6 +48,9 @@ const PEER: Peer = Peer {
 
 /// Where the neighbour is.
 pub(crate) const NEIGHBOUR_PORT: u32 = 77;
+/// The second bridge, and where its container is.
+pub(crate) const SECOND_BRIDGE: u32 = 78;
+pub(crate) const SECOND_PORT: u32 = 79;
 /// The tunnel device, which is not there.
 pub(crate) const TUNNEL_IFINDEX: u32 = 99;
 
@@ -56,6 +63,7 @@ pub(crate) struct World {
     pub(crate) programs: Programs,
     pub(crate) tables: Maps,
     host: HostConfig,
+    bridge: Bridge,
     /// The counters after the last packet: reading them takes longer than all else, most of all in a virtual machine.
     counted: Vec<CounterRow>,
 }
@@ -112,6 +120,10 @@ impl World {
             "ip address add 10.1.15.1/24 dev bridge0",
             "ip link set bridge0 up",
             "ip link add neighbour0 index 77 type bridge",
+            "ip link add bridge1 index 78 type bridge",
+            "ip address add 10.1.15.129/25 dev bridge1",
+            "ip link set bridge1 up",
+            "ip link add second0 index 79 type bridge",
             "sysctl -q -w net.ipv4.ip_forward=1",
         ] {
             run(command);
@@ -122,13 +134,34 @@ impl World {
         tables.peers.insert(&PeerKey::new(PEER_SUBNET), &PEER).unwrap();
         let key = VtepKey { public_address: PEER_PUBLIC };
         tables.vteps.insert(&key, &Vtep::new(PEER_SUBNET)).unwrap();
-        let endpoint = Endpoint { ifindex: 1, mac: CONTAINER_MAC.0, ..Endpoint::default() };
-        tables.endpoints.insert(&EndpointKey { address: CONTAINER }, &endpoint).unwrap();
-        let neighbour =
-            Endpoint { ifindex: NEIGHBOUR_PORT, mac: NEIGHBOUR_MAC.0, ..Endpoint::default() };
-        tables.endpoints.insert(&EndpointKey { address: NEIGHBOUR }, &neighbour).unwrap();
-        for (mac, ifindex) in [(CONTAINER_MAC, 1), (NEIGHBOUR_MAC, NEIGHBOUR_PORT)] {
-            tables.ports.insert(&PortKey::new(mac.0), &Port { ifindex, flags: 0 }).unwrap();
+        let bridge = Bridge {
+            ifindex: bridge_ifindex,
+            mtu: 1500,
+            subnet: [10, 1, 15, 0],
+            mac: BRIDGE_MAC.0,
+            subnet_length: 24,
+            reserved: 0,
+        };
+        let second = Bridge {
+            ifindex: SECOND_BRIDGE,
+            mtu: 1400,
+            subnet: [10, 1, 15, 128],
+            mac: SECOND_BRIDGE_MAC.0,
+            subnet_length: 25,
+            reserved: 0,
+        };
+        for (address, MacAddr(mac), ifindex, bridge) in [
+            (CONTAINER, CONTAINER_MAC, 1, bridge),
+            (NEIGHBOUR, NEIGHBOUR_MAC, NEIGHBOUR_PORT, bridge),
+            (SECOND, SECOND_MAC, SECOND_PORT, second),
+        ] {
+            let Bridge { ifindex: number, mtu, mac: gateway, .. } = bridge;
+            let endpoint = Endpoint { ifindex, bridge: number, mtu, mac, gateway };
+            tables.endpoints.insert(&EndpointKey { address }, &endpoint).unwrap();
+            tables.ports.insert(&PortKey::new(number, mac), &Port { ifindex, flags: 0 }).unwrap();
+            for ifindex in [ifindex, number] {
+                tables.bridges.insert(&BridgeKey { ifindex }, &bridge).unwrap();
+            }
         }
         let gateway = EndpointKey { address: GATEWAY };
         tables.endpoints.insert(&gateway, &Endpoint::HOST).unwrap();
@@ -137,7 +170,6 @@ impl World {
             flags: HostConfig::FAST_PATH | HostConfig::LEASES_LISTED,
             vni: 1,
             uplink_ifindex: 1,
-            bridge_ifindex,
             tunnel_ifindex: TUNNEL_IFINDEX,
             network: [10, 1, 0, 0],
             network_length: 16,
@@ -147,13 +179,11 @@ impl World {
             port: PORT,
             mtu: 1450,
             vtep_mac: VTEP_MAC.0,
-            bridge_mac: BRIDGE_MAC.0,
-            bridge_mtu: 1500,
             peer_lengths: [24, 0, 0, 0],
             flow_share: tables.flow_share,
             ..HostConfig::default()
         };
-        let mut world = Self { programs, tables, host, counted: Vec::new() };
+        let mut world = Self { programs, tables, host, bridge, counted: Vec::new() };
         world.configure(|_| ());
         world
     }
@@ -171,7 +201,22 @@ impl World {
     }
 
     pub(crate) const fn bridge_ifindex(&self) -> u32 {
-        self.host.bridge_ifindex
+        self.bridge.ifindex
+    }
+
+    /// Gives the first bridge another MTU.
+    pub(crate) fn set_bridge_mtu(&mut self, mtu: u32) {
+        let key = BridgeKey { ifindex: self.bridge.ifindex };
+        self.tables.bridges.insert(&key, &Bridge { mtu, ..self.bridge }).unwrap();
+        let key = EndpointKey { address: CONTAINER };
+        let endpoint = self.tables.endpoints.entries().unwrap()[&key];
+        self.tables.endpoints.insert(&key, &Endpoint { mtu, ..endpoint }).unwrap();
+    }
+
+    /// Has the first bridge be none of the containers'.
+    pub(crate) fn forget_bridge(&mut self) {
+        let key = BridgeKey { ifindex: self.bridge.ifindex };
+        self.tables.bridges.remove(&key).unwrap();
     }
 
     /// The program of a hook, for a thread of its own.

@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that panics has failed")]
 
 mod modes;
+mod pools;
 mod today;
 
 use std::time::Duration;
@@ -83,7 +84,7 @@ fn containers_of_two_hosts_talk(fast_path: bool, busy: [(&str, &str); 2], idle: 
     hosts.say_hello("again", "5556");
     let status = hosts.agents[0].status().unwrap();
     assert_eq!(status["problems"], serde_json::json!([]), "{status}");
-    assert_eq!(status["bridge"], "docker0");
+    assert_eq!(status["bridges"], serde_json::json!(["docker0"]));
     let bridge = hosts.lab.host(0).ip(["-brief", "address", "show", "docker0"]).unwrap();
     let gateway = hosts.lab.host(0).subnet().unwrap().gateway_cidr();
     assert!(bridge.contains(&gateway), "{bridge} does not have {gateway}");

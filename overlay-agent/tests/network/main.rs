@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that panics has failed")]
 
 mod bad_input;
+mod bridges;
 mod chaos;
 mod corners;
 mod crashes;

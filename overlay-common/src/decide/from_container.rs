@@ -6,7 +6,7 @@ use super::{
     has_options, is_fragment, lookup_peer, plain_ipv4,
     policy::{check_arriving, note_leaving},
     rules::may_pass,
-    sender::{UNKNOWN_PORT, check_no_vxlan, check_other, check_source},
+    sender::{check_no_vxlan, check_other, check_source},
     stack_flow::answers_a_stack_flow,
 };
 use crate::{
@@ -25,8 +25,7 @@ pub fn from_container(
     host: &HostConfig,
     tables: &impl Tables,
 ) -> Result<Encapsulation, Reason> {
-    let (ethernet, ipv4) = check_sender(packet, ifindex, host, tables)?;
-    let for_gateway = ethernet.destination.0 == host.bridge_mac;
+    let (for_gateway, ipv4) = check_sender(packet, ifindex, host, tables)?;
     let for_peers =
         host.network().contains(ipv4.dst_addr) && !host.subnet().contains(ipv4.dst_addr);
     if !for_gateway || !for_peers {
@@ -102,33 +101,35 @@ fn check_neighbour(
     check_arriving(packet, offset, host, tables)
 }
 
-/// Checks a packet that a container sent and that the bridge, which has forgotten the port, hands to the
+/// Checks a packet that a container sent and that its bridge `ifindex`, which has forgotten the port, hands to the
 /// stack. Not for the fast path: bridges let netfilter rewrite packets before this hook (`br_netfilter`),
 /// and what it rewrote has to come back through it.
 #[inline(always)]
 pub fn from_bridge(
     packet: &impl Packet,
+    ifindex: u32,
     host: &HostConfig,
     tables: &impl Tables,
 ) -> Result<(), Reason> {
-    let (_, ipv4) = check_sender(packet, UNKNOWN_PORT, host, tables)?;
+    let (_, ipv4) = check_sender(packet, ifindex, host, tables)?;
     check_no_vxlan(packet, 0, &ipv4, host, tables)
 }
 
-/// The headers of a plain IPv4 packet from whom it says. Anything else has been checked when it is declined.
+/// Whether a plain IPv4 packet from whom it says is for the gateway, and its header. Anything else has been checked when it
+/// is declined.
 #[inline(always)]
 fn check_sender(
     packet: &impl Packet,
-    port: u32,
+    here: u32,
     host: &HostConfig,
     tables: &impl Tables,
-) -> Result<(Ethernet, Ipv4Hdr), Reason> {
+) -> Result<(bool, Ipv4Hdr), Reason> {
     let ethernet: Ethernet = packet.load(0).ok_or(Reason::Unreadable)?;
     if let Ok(ipv4) = plain_ipv4(packet, &ethernet) {
-        check_source(port, &ethernet, &ipv4, host, tables)?;
-        return Ok((ethernet, ipv4));
+        let gateway = check_source(here, &ethernet, &ipv4, host, tables)?;
+        return Ok((ethernet.destination.0 == gateway, ipv4));
     }
-    let (offset, destination) = check_other(packet, port, host, tables)?;
+    let (offset, destination) = check_other(packet, here, host, tables)?;
     if host.subnet().contains(destination) {
         check_neighbour(packet, offset, host, tables)?;
     }
@@ -138,7 +139,10 @@ fn check_sender(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::decide::test_support::{ENDPOINT, LOCAL, PEER, REMOTE, World, udp_packet};
+    use crate::decide::test_support::{
+        BRIDGE, ENDPOINT, LOCAL, PEER, REMOTE, SECOND, SECOND_BRIDGE, SECOND_ENDPOINT, World,
+        udp_packet,
+    };
 
     const PORT: u32 = ENDPOINT.ifindex;
 
@@ -174,6 +178,28 @@ mod tests {
         for (reason, edit) in cases {
             assert_eq!(decide(&world, edit).expect_err("declined"), reason);
         }
+    }
+
+    #[test]
+    fn the_gateway_is_that_of_the_containers_own_bridge() {
+        let mut packet = udp_packet(SECOND, REMOTE, 100);
+        packet.bytes[6..12].copy_from_slice(&SECOND_ENDPOINT.mac);
+        let world = World::new();
+        let mut decide = |gateway: [u8; 6]| {
+            packet.bytes[..6].copy_from_slice(&gateway);
+            from_container(&packet, SECOND_ENDPOINT.ifindex, &world.host, &world)
+        };
+        assert_eq!(decide(SECOND_BRIDGE.mac).expect("a plan").peer, PEER);
+        assert_eq!(decide(BRIDGE.mac).err(), Some(Reason::NotForGateway));
+        // Who is not known yet has a gateway, too.
+        let nobodys = |bytes: &mut Vec<u8>| bytes[29] = 77;
+        assert!(self::decide(&world, nobodys).is_ok());
+    }
+
+    #[test]
+    fn packets_between_bridges_are_the_hosts_business() {
+        let decided = decide(&World::new(), |bytes| bytes[30..34].copy_from_slice(&SECOND));
+        assert_eq!(decided.err(), Some(Reason::LocalDestination));
     }
 
     #[test]

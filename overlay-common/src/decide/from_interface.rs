@@ -172,7 +172,7 @@ mod tests {
 
     #[test]
     fn a_container_with_a_second_network_sends_from_both() {
-        let world = World { second_home: Some(OTHER), ..World::new() };
+        let world = World { second_home: Some((LOCAL, OTHER)), ..World::new() };
         let decide = |ifindex| {
             from_interface(
                 &udp_packet(LOCAL, REMOTE, 10),

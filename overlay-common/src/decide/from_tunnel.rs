@@ -1,7 +1,7 @@
 use network_types::ip::Ipv4Hdr;
 
 use super::{
-    Recipient, Tables, check_inner, fits_bridge,
+    Recipient, Tables, check_inner,
     policy::check_arriving,
     recipient,
     rules::{accept_underlay, may_pass},
@@ -28,9 +28,9 @@ pub struct TunnelSource {
 
 /// A decapsulated packet that may be delivered.
 #[derive(Clone, Copy, Debug)]
-pub struct Delivery {
+pub struct Delivery<'a> {
     /// Whom it is for.
-    pub recipient: Recipient,
+    pub recipient: Recipient<'a>,
     /// Its IPv4 header.
     pub ipv4: Ipv4Hdr,
 }
@@ -39,12 +39,12 @@ pub struct Delivery {
 /// fragments pass that one unseen. Returns the recipient past the host's netfilter, or
 /// [`Reason::ToStack`].
 #[inline(always)]
-pub fn from_tunnel(
+pub fn from_tunnel<'a>(
     packet: &impl Packet,
     source: TunnelSource,
     host: &HostConfig,
-    tables: &impl Tables,
-) -> Result<Delivery, Reason> {
+    tables: &'a impl Tables,
+) -> Result<Delivery<'a>, Reason> {
     if source.vni != host.vni {
         return Err(Reason::WrongVni);
     }
@@ -66,7 +66,6 @@ pub fn from_tunnel(
     }
     match recipient(tables, ipv4.dst_addr) {
         Recipient::Host => Err(Reason::ToStack),
-        _ if !fits_bridge(packet, ETHERNET_LENGTH, &ipv4, host) => Err(Reason::ToStack),
         recipient => Ok(Delivery { recipient, ipv4 }),
     }
 }
@@ -88,7 +87,7 @@ mod tests {
         let world = World::new();
         let packet = inner_packet(&world.host, REMOTE, LOCAL);
         let delivery = from_tunnel(&packet, SOURCE, &world.host, &world).expect("delivered");
-        assert_eq!(delivery.recipient, Recipient::Endpoint(ENDPOINT));
+        assert_eq!(delivery.recipient, Recipient::Endpoint(&ENDPOINT));
     }
 
     #[test]

@@ -3,7 +3,6 @@ use network_types::{ip::Ipv4Hdr, udp::UdpHdr, vxlan::VxlanHdr};
 use super::{
     Recipient, Tables, check_inner,
     contents::Contents,
-    fits_bridge,
     from_interface::unmasqueraded,
     has_options, is_fragment, is_nobodys, load_headers, lookup_peer,
     policy::check_arriving,
@@ -20,26 +19,22 @@ use crate::{
 
 /// A packet that may be delivered, and to whom.
 #[derive(Clone, Copy, Debug)]
-pub struct Arrival {
+pub struct Arrival<'a> {
     /// Whether it has to be decapsulated before.
     pub encapsulated: bool,
     /// Whom its inner packet is for.
-    pub recipient: Recipient,
+    pub recipient: Recipient<'a>,
     /// Its inner IPv4 header.
     pub ipv4: Ipv4Hdr,
     /// TOS that the inner packet must carry on (RFC 6040).
     pub tos: u8,
 }
 
-impl Arrival {
-    /// Checks that the bridge carries it: what it does not is the stack's to fragment, or to answer.
+impl Arrival<'_> {
+    /// Where its inner IPv4 header is.
     #[inline(always)]
-    pub fn check_fits_bridge(&self, packet: &impl Packet, host: &HostConfig) -> Result<(), Reason> {
-        if self.recipient == Recipient::Netfilter {
-            return Ok(());
-        }
-        let offset = if self.encapsulated { INNER_IPV4_OFFSET } else { ETHERNET_LENGTH };
-        fits_bridge(packet, offset, &self.ipv4, host).then_some(()).ok_or(Reason::TooBig)
+    pub const fn offset(&self) -> usize {
+        if self.encapsulated { INNER_IPV4_OFFSET } else { ETHERNET_LENGTH }
     }
 }
 
@@ -51,12 +46,12 @@ impl Arrival {
 /// `reaches` tells whether the kernel has a way to an address out of the uplink: what is in no lease comes by that
 /// interface only (the feasible path of RFC 3704).
 #[inline(always)]
-pub fn from_uplink(
+pub fn from_uplink<'a>(
     packet: &impl Packet,
     host: &HostConfig,
-    tables: &impl Tables,
+    tables: &'a impl Tables,
     reaches: impl Fn([u8; 4]) -> bool,
-) -> Result<Arrival, Reason> {
+) -> Result<Arrival<'a>, Reason> {
     // The kernel drops it, unless it is a bridge's or the like.
     if packet.is_for_another_host() {
         return Err(Reason::OtherHost);
@@ -223,13 +218,13 @@ fn comes_from_nobodys(
 /// Decides about a packet for our subnet that is not encapsulated: from a peer on the same link, it is
 /// delivered like others (`DirectRouting`); from any other address of the overlay, it is forged.
 #[inline(always)]
-fn from_link(
+fn from_link<'a>(
     packet: &impl Packet,
     host: &HostConfig,
-    tables: &impl Tables,
+    tables: &'a impl Tables,
     ipv4: Ipv4Hdr,
     reaches: impl Fn([u8; 4]) -> bool,
-) -> Result<Arrival, Reason> {
+) -> Result<Arrival<'a>, Reason> {
     if !host.network().contains(ipv4.src_addr) {
         return Err(Reason::NotVxlan);
     }

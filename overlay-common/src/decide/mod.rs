@@ -38,9 +38,9 @@ use crate::{
     },
     prefix::Prefix,
     tables::{
-        Accepted, Direction, Endpoint, EndpointKey, Home, HomeKey, HostConfig, Peer, PeerKey,
-        PolicyField, PolicyFlow, PolicyRule, Port, PortKey, RuleSet, SeatKey, StackFlow,
-        StackFlowKey, Vtep, VtepKey,
+        Accepted, Bridge, BridgeKey, Direction, Endpoint, EndpointKey, Home, HomeKey, HostConfig,
+        Peer, PeerKey, PolicyField, PolicyFlow, PolicyRule, Port, PortKey, RuleSet, SeatKey,
+        StackFlow, StackFlowKey, Vtep, VtepKey,
     },
 };
 
@@ -50,8 +50,10 @@ pub trait Tables {
     fn peer(&self, key: &PeerKey) -> Option<Peer>;
     /// The lease that this outer source may speak for.
     fn vtep(&self, key: &VtepKey) -> Option<Vtep>;
+    /// The containers' bridge that this interface is, or is a port of.
+    fn bridge(&self, key: &BridgeKey) -> Option<Bridge>;
     /// The local container that has this address.
-    fn endpoint(&self, key: &EndpointKey) -> Option<Endpoint>;
+    fn endpoint(&self, key: &EndpointKey) -> Option<&Endpoint>;
     /// The port that frames with this MAC may come by.
     fn port(&self, key: &PortKey) -> Option<Port>;
     /// The local container that has this address and is behind this other bridge, too.
@@ -97,9 +99,9 @@ pub trait Tables {
 
 /// Whom a received packet is for, as far as the maps tell.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Recipient {
-    /// A container behind this veth.
-    Endpoint(Endpoint),
+pub enum Recipient<'a> {
+    /// A container behind this veth. What is not copied takes no room on the stack.
+    Endpoint(&'a Endpoint),
     /// The host itself.
     Host,
     /// An address of our subnet that the kernel has to look up.
@@ -131,7 +133,7 @@ const fn is_nobodys(host: &HostConfig, address: [u8; 4]) -> bool {
 }
 
 #[inline(always)]
-fn recipient(tables: &impl Tables, address: [u8; 4]) -> Recipient {
+fn recipient(tables: &impl Tables, address: [u8; 4]) -> Recipient<'_> {
     match tables.endpoint(&EndpointKey { address }) {
         Some(endpoint) if endpoint.is_host() => Recipient::Host,
         Some(endpoint) => Recipient::Endpoint(endpoint),
@@ -186,10 +188,17 @@ fn segment_length(packet: &impl Packet, offset: usize, ipv4: &Ipv4Hdr) -> Result
     Ok(packet.segment_size().saturating_add(IPV4_LENGTH as u32 + transport))
 }
 
-/// Whether the stack would put a packet on the bridge as it is.
+/// Whether the stack would put a packet on a bridge of this MTU as it is: what it would not is its own to fragment, or to
+/// answer. `offset` is that of the IPv4 header.
 #[inline(always)]
-fn fits_bridge(packet: &impl Packet, offset: usize, ipv4: &Ipv4Hdr, host: &HostConfig) -> bool {
-    segment_length(packet, offset, ipv4).is_ok_and(|length| length <= host.bridge_mtu)
+pub fn fits_bridge(packet: &impl Packet, offset: usize, ipv4: &Ipv4Hdr, mtu: u32) -> bool {
+    segment_length(packet, offset, ipv4).is_ok_and(|length| length <= mtu)
+}
+
+/// Whether an interface is a containers' bridge.
+#[inline(always)]
+fn is_bridge(ifindex: u32, tables: &impl Tables) -> bool {
+    tables.bridge(&BridgeKey { ifindex }).is_some_and(|bridge| bridge.ifindex == ifindex)
 }
 
 /// Checks the inner packet of a VXLAN packet from `remote`, who speaks for `vtep` and for its own address, and
@@ -293,7 +302,7 @@ mod tests {
                 prop_assert_eq!(target.peer, world.peer);
                 encapsulate(&packet, &target, host, &world).ok();
             }
-            from_bridge(&packet, host, &world).ok();
+            from_bridge(&packet, 3, host, &world).ok();
             let origin = Origin { ifindex: 9, delivered: false, admitted: false };
             to_bridge(&packet, origin, host, &world, |_, _| true, |_| ()).ok();
             hand_over(&packet, Direction::Left, |_| ());

@@ -7,30 +7,27 @@ use super::{Tables, contents::Contents, has_options};
 use crate::{
     Reason,
     packet::{Arp, ETHERNET_LENGTH, ETHERTYPE_ARP, Ethernet, IPV4_LENGTH, PROTOCOL_UDP, Packet},
-    tables::{EndpointKey, HostConfig, PortKey},
+    tables::{BridgeKey, EndpointKey, HomeKey, HostConfig, PortKey},
 };
 
-/// The port of a packet that the bridge hands over: it has forgotten by which it came. No `Option`, whose other half
-/// would be handed to functions unwritten, which the verifier refuses.
-pub(super) const UNKNOWN_PORT: u32 = 0;
-
-/// Whether a packet with this source may come from this MAC, through this port where it is known.
+/// Whether a packet with this source may come from this MAC by the interface `here`: the container's port, or the bridge,
+/// which has forgotten by which it came. Returns the MAC of the gateway there.
 #[inline(always)]
 pub(super) fn check_source(
-    port: u32,
+    here: u32,
     ethernet: &Ethernet,
     ipv4: &Ipv4Hdr,
     host: &HostConfig,
     tables: &impl Tables,
-) -> Result<(), Reason> {
+) -> Result<[u8; 6], Reason> {
     if let Some(owner) = tables.endpoint(&EndpointKey { address: ipv4.src_addr })
-        && !owner.is_host()
-        && (port == UNKNOWN_PORT || owner.ifindex == port)
+        && (owner.ifindex == here || owner.bridge == here)
         && owner.mac == ethernet.source.0
     {
-        return Ok(());
+        return Ok(owner.gateway);
     }
-    check_stranger(port, ethernet.source.0, ipv4.src_addr, host, tables)
+    check_stranger(here, ethernet.source.0, ipv4.src_addr, host, tables)?;
+    Ok(tables.bridge(&BridgeKey { ifindex: here }).unwrap_or_default().mac)
 }
 
 /// A source that is not the sender's own, as far as is known: nobody's, or another's. A function of its own, as are
@@ -38,42 +35,56 @@ pub(super) fn check_source(
 /// these would have to be in memory for it.
 #[inline(never)]
 fn check_stranger(
-    port: u32,
+    here: u32,
     mac: [u8; 6],
     source: [u8; 4],
     host: &HostConfig,
     tables: &impl Tables,
 ) -> Result<(), Reason> {
-    check_mac(port, mac, host, tables)?;
-    let sender = tables.port(&PortKey::new(mac));
+    check_mac(here, mac, tables)?;
+    let bridge = tables.bridge(&BridgeKey { ifindex: here }).unwrap_or_default();
+    let sender = tables.port(&PortKey::new(bridge.ifindex, mac));
     if host.source_any() || sender.is_some_and(|sender| sender.source_any()) {
         return Ok(());
     }
     let owner = tables.endpoint(&EndpointKey { address: source });
     let is_anothers = owner.is_some()
         || source == host.uplink_address
-        || (host.network().contains(source) && !host.subnet().contains(source));
-    if !is_anothers && !host.source_strict() {
+        || (host.network().contains(source)
+            && !(host.subnet().contains(source) && bridge.subnet().contains(source)));
+    if !is_anothers && !host.source_strict() || is_at_home(source, mac, bridge.ifindex, tables) {
         return Ok(());
     }
     // Its own address with another MAC is no claim: the MAC may have changed a moment ago.
-    if owner.is_none_or(|owner| owner.ifindex != port) {
-        tables.note_claim(port, source);
+    if owner.is_none_or(|owner| owner.ifindex != here) {
+        note_claim(here, bridge.ifindex, source, tables);
     }
     Err(Reason::SpoofedSource)
 }
 
-/// Bridges learn from any frame where a MAC is. None may say that another container's is here.
+/// Whether an address is that of a container which is behind this bridge, too, where it has this MAC: its default route
+/// may lead whatever it sends there.
 #[inline(always)]
-fn check_mac(
-    port: u32,
-    mac: [u8; 6],
-    host: &HostConfig,
-    tables: &impl Tables,
-) -> Result<(), Reason> {
-    let foreign = match tables.port(&PortKey::new(mac)) {
-        Some(owner) => port != UNKNOWN_PORT && owner.ifindex != port,
-        None => mac == host.bridge_mac,
+fn is_at_home(address: [u8; 4], mac: [u8; 6], bridge: u32, tables: &impl Tables) -> bool {
+    tables.home(&HomeKey { address, ifindex: bridge }).is_some_and(|home| home.mac == mac)
+}
+
+/// Who claims an address is known where the port is.
+#[inline(always)]
+fn note_claim(here: u32, bridge: u32, address: [u8; 4], tables: &impl Tables) {
+    tables.note_claim(if here == bridge { 0 } else { here }, address);
+}
+
+/// Bridges learn from any frame where a MAC is. None may say that another container's is here; nor anybody anything
+/// where it is not known which bridge that is.
+#[inline(always)]
+fn check_mac(here: u32, mac: [u8; 6], tables: &impl Tables) -> Result<(), Reason> {
+    let Some(bridge) = tables.bridge(&BridgeKey { ifindex: here }) else {
+        return Err(Reason::ForeignMac);
+    };
+    let foreign = match tables.port(&PortKey::new(bridge.ifindex, mac)) {
+        Some(owner) => here != bridge.ifindex && owner.ifindex != here,
+        None => mac == bridge.mac,
     };
     if foreign { Err(Reason::ForeignMac) } else { Ok(()) }
 }
@@ -83,18 +94,18 @@ fn check_mac(
 #[inline(never)]
 pub(super) fn check_other(
     packet: &impl Packet,
-    port: u32,
+    here: u32,
     host: &HostConfig,
     tables: &impl Tables,
 ) -> Result<(usize, [u8; 4]), Reason> {
     let ethernet: Ethernet = packet.load(0).ok_or(Reason::Unreadable)?;
-    check_mac(port, ethernet.source.0, host, tables)?;
+    check_mac(here, ethernet.source.0, tables)?;
     let contents = Contents::of(packet)?;
     if contents.ethertype == ETHERTYPE_ARP {
-        check_arp(packet, port, contents.offset, host, tables)?;
+        check_arp(packet, here, contents.offset, tables)?;
     }
     let ipv4 = contents.ipv4(packet)?;
-    check_source(port, &ethernet, &ipv4, host, tables)?;
+    check_source(here, &ethernet, &ipv4, host, tables)?;
     check_no_vxlan(packet, contents.offset, &ipv4, host, tables)?;
     Ok((contents.offset, ipv4.dst_addr))
 }
@@ -103,30 +114,29 @@ pub(super) fn check_other(
 #[inline(always)]
 fn check_arp(
     packet: &impl Packet,
-    port: u32,
+    here: u32,
     offset: usize,
-    host: &HostConfig,
     tables: &impl Tables,
 ) -> Result<(), Reason> {
     let arp: Arp = packet.network(offset).ok_or(Reason::Unreadable)?;
     if !arp.is_believed() {
         return Ok(());
     }
-    if check_mac(port, arp.sender_mac.0, host, tables).is_err() {
-        tables.note_claim(port, arp.sender);
+    let mac = arp.sender_mac.0;
+    let bridge = tables.bridge(&BridgeKey { ifindex: here }).unwrap_or_default().ifindex;
+    if check_mac(here, mac, tables).is_err() {
+        note_claim(here, bridge, arp.sender, tables);
         return Err(Reason::SpoofedArp);
     }
     let Some(owner) = tables.endpoint(&EndpointKey { address: arp.sender }) else {
         return Ok(());
     };
-    let own = !owner.is_host()
-        && (port == UNKNOWN_PORT || owner.ifindex == port)
-        && owner.mac == arp.sender_mac.0;
-    if own {
+    let own = (owner.ifindex == here || owner.bridge == here) && owner.mac == mac;
+    if own || is_at_home(arp.sender, mac, bridge, tables) {
         return Ok(());
     }
-    if owner.ifindex != port {
-        tables.note_claim(port, arp.sender);
+    if owner.ifindex != here {
+        note_claim(here, bridge, arp.sender, tables);
     }
     Err(Reason::SpoofedArp)
 }
@@ -197,8 +207,8 @@ mod tests {
         decide::{
             from_bridge, from_container,
             test_support::{
-                ENDPOINT, HOST, LOCAL, NEIGHBOUR, NEIGHBOUR_ENDPOINT, PEER, REMOTE, World, arp,
-                tagged, udp_packet,
+                BRIDGE, ENDPOINT, HOST, LOCAL, NEIGHBOUR, NEIGHBOUR_ENDPOINT, PEER, REMOTE, SECOND,
+                SECOND_ENDPOINT, World, arp, tagged, udp_packet,
             },
         },
         packet::test_support::Bytes,
@@ -213,7 +223,7 @@ mod tests {
             |reason: Reason| Some(reason).filter(|reason| reason.class() == crate::Class::Dropped);
         [
             from_container(packet, PORT, &world.host, world).err().and_then(dropped),
-            from_bridge(packet, &world.host, world).err().and_then(dropped),
+            from_bridge(packet, BRIDGE.ifindex, &world.host, world).err().and_then(dropped),
         ]
     }
 
@@ -251,8 +261,37 @@ mod tests {
         let mut junk = udp_packet(LOCAL, REMOTE, 10);
         junk.bytes[12..14].copy_from_slice(&[0x88, 0xb5]);
         assert_eq!(theirs(junk), foreign);
-        let bridges = with_mac(world.host.bridge_mac, udp_packet([10, 1, 15, 77], REMOTE, 10));
+        let bridges = with_mac(BRIDGE.mac, udp_packet([10, 1, 15, 77], REMOTE, 10));
         assert_eq!(refusals(&world, &bridges), [foreign; 2]);
+    }
+
+    #[test]
+    fn a_container_does_not_speak_as_one_of_another_bridge() {
+        let mut world = World::new();
+        let spoofed = [Some(Reason::SpoofedSource); 2];
+        let nobodys = udp_packet([10, 1, 15, 131], REMOTE, 10);
+        assert_eq!(refusals(&world, &udp_packet(SECOND, REMOTE, 10)), spoofed);
+        assert_eq!(refusals(&world, &nobodys), spoofed, "nobody's there");
+        let claims_it = arp(MacAddr(ENDPOINT.mac), SECOND);
+        assert_eq!(refusals(&world, &claims_it), [Some(Reason::SpoofedArp); 2]);
+        // What is on another bridge has a MAC for itself.
+        let twin = with_mac(SECOND_ENDPOINT.mac, udp_packet([10, 1, 15, 77], REMOTE, 10));
+        assert_eq!(refusals(&world, &twin), [None; 2]);
+        // A container behind both answers by its default route.
+        world.second_home = Some((SECOND, BRIDGE.ifindex));
+        assert_eq!(refusals(&world, &udp_packet(SECOND, REMOTE, 10)), [None; 2]);
+        assert_eq!(refusals(&world, &claims_it), [None; 2]);
+        assert_eq!(refusals(&world, &nobodys), spoofed);
+        let neighbours = with_mac(NEIGHBOUR_ENDPOINT.mac, udp_packet(SECOND, REMOTE, 10));
+        assert_eq!(refusals(&world, &neighbours)[1], Some(Reason::SpoofedSource));
+    }
+
+    #[test]
+    fn who_comes_by_no_bridge_that_is_known_is_nobody() {
+        let world = World::new();
+        let packet = udp_packet([10, 1, 15, 77], REMOTE, 10);
+        let refused = from_container(&packet, 99, &world.host, &world);
+        assert_eq!(refused.err(), Some(Reason::ForeignMac));
     }
 
     #[test]
@@ -292,7 +331,7 @@ mod tests {
         let mut other_mac = udp_packet(LOCAL, REMOTE, 10);
         other_mac.bytes[11] ^= 8;
         assert_eq!(refusals(&world, &other_mac)[0], Some(Reason::SpoofedSource), "no claim");
-        let claims = [(PORT, NEIGHBOUR), (0, NEIGHBOUR), (PORT, HOST), (0, LOCAL)];
+        let claims = [(PORT, NEIGHBOUR), (0, NEIGHBOUR), (PORT, HOST), (0, HOST), (0, LOCAL)];
         assert_eq!(*world.claims.borrow(), claims);
     }
 

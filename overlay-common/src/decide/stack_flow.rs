@@ -9,7 +9,7 @@ use network_types::ip::Ipv4Hdr;
 use super::{Tables, flow::with_flow, is_fragment, rules::accept};
 use crate::{
     packet::{ETHERNET_LENGTH, Packet},
-    tables::{Direction, EndpointKey, HostConfig, SeatKey, StackFlow, StackFlowKey},
+    tables::{Direction, Endpoint, EndpointKey, HostConfig, SeatKey, StackFlow, StackFlowKey},
 };
 
 /// Has the flow of a packet remembered that the stack sends for a local container, if it was rewritten; else notes that
@@ -30,7 +30,7 @@ pub fn remember_leaving(
         return false;
     };
     let owner = tables.endpoint(&EndpointKey { address: ipv4.src_addr });
-    if !host.subnet().contains(ipv4.src_addr) || owner.is_some_and(|owner| owner.is_host()) {
+    if !host.subnet().contains(ipv4.src_addr) || owner.is_some_and(Endpoint::is_host) {
         return false;
     }
     let mut as_it_came = false;

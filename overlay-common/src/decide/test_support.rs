@@ -17,9 +17,9 @@ use crate::{
         test_support::{Bytes, bytes_of, ipv4},
     },
     tables::{
-        Accepted, Direction, Endpoint, EndpointKey, Home, HomeKey, HostConfig, POLICY_RULES, Peer,
-        PeerKey, PolicyField, PolicyFlow, PolicyRule, Port, PortKey, RuleSet, SeatKey, StackFlow,
-        StackFlowKey, Vtep, VtepKey, Way,
+        Accepted, Bridge, BridgeKey, Direction, Endpoint, EndpointKey, Home, HomeKey, HostConfig,
+        POLICY_RULES, Peer, PeerKey, PolicyField, PolicyFlow, PolicyRule, Port, PortKey, RuleSet,
+        SeatKey, StackFlow, StackFlowKey, Vtep, VtepKey, Way,
     },
 };
 
@@ -34,11 +34,31 @@ pub(super) const PEER: Peer = Peer {
     way: Way::Vxlan as u8,
     reserved: 0,
 };
-pub(super) const ENDPOINT: Endpoint =
-    Endpoint { ifindex: 7, mac: [2, 0, 0, 0, 15, 2], reserved: [0; 2] };
-pub(super) const NEIGHBOUR_ENDPOINT: Endpoint =
-    Endpoint { ifindex: 8, mac: [2, 0, 0, 0, 15, 3], reserved: [0; 2] };
-const GATEWAY_MAC: MacAddr = MacAddr([2, 0x42, 0, 0, 0, 1]);
+pub(super) const BRIDGE: Bridge = Bridge {
+    ifindex: 3,
+    mtu: 1500,
+    subnet: [10, 1, 15, 0],
+    mac: [2, 0x42, 0, 0, 0, 1],
+    subnet_length: 25,
+    reserved: 0,
+};
+/// Another bridge of the host's, with a container.
+pub(super) const SECOND_BRIDGE: Bridge = Bridge {
+    ifindex: 5,
+    mtu: 1400,
+    subnet: [10, 1, 15, 128],
+    mac: [2, 0x42, 0, 0, 0, 2],
+    subnet_length: 25,
+    reserved: 0,
+};
+const fn behind(bridge: &Bridge, ifindex: u32, mac: [u8; 6]) -> Endpoint {
+    Endpoint { ifindex, bridge: bridge.ifindex, mtu: bridge.mtu, mac, gateway: bridge.mac }
+}
+pub(super) const ENDPOINT: Endpoint = behind(&BRIDGE, 7, [2, 0, 0, 0, 15, 2]);
+pub(super) const NEIGHBOUR_ENDPOINT: Endpoint = behind(&BRIDGE, 8, [2, 0, 0, 0, 15, 3]);
+pub(super) const SECOND: [u8; 4] = [10, 1, 15, 130];
+pub(super) const SECOND_ENDPOINT: Endpoint = behind(&SECOND_BRIDGE, 9, [2, 0, 0, 0, 15, 130]);
+const GATEWAY_MAC: MacAddr = MacAddr(BRIDGE.mac);
 const PEER_SUBNET: Prefix = Prefix { address: [10, 1, 20, 0], length: 24 };
 
 pub(super) struct World {
@@ -60,8 +80,8 @@ pub(super) struct World {
     pub(super) newcomer: Option<u32>,
     /// The container may use any source address.
     pub(super) exempt: bool,
-    /// Another bridge that the container is behind.
-    pub(super) second_home: Option<u32>,
+    /// A container's address, and another bridge that it is behind with the first container's MAC.
+    pub(super) second_home: Option<([u8; 4], u32)>,
 }
 
 impl World {
@@ -86,7 +106,6 @@ impl World {
                 flags: HostConfig::FAST_PATH | HostConfig::LEASES_LISTED,
                 vni: 1,
                 uplink_ifindex: 2,
-                bridge_ifindex: 3,
                 tunnel_ifindex: 4,
                 network: [10, 1, 0, 0],
                 network_length: 16,
@@ -96,8 +115,6 @@ impl World {
                 port: 8472,
                 mtu: 1450,
                 vtep_mac: [2, 0, 0, 0, 0, 10],
-                bridge_mac: GATEWAY_MAC.0,
-                bridge_mtu: 1500,
                 peer_lengths: [24, 0, 0, 0],
                 ..HostConfig::default()
             },
@@ -123,31 +140,37 @@ impl Tables for World {
         (key.public_address == PEER.public_address).then_some(Vtep::new(PEER_SUBNET))
     }
 
-    fn endpoint(&self, key: &EndpointKey) -> Option<Endpoint> {
+    fn bridge(&self, key: &BridgeKey) -> Option<Bridge> {
+        match key.ifindex {
+            3 | 7 | 8 => Some(BRIDGE),
+            5 | 9 => Some(SECOND_BRIDGE),
+            _ => None,
+        }
+    }
+
+    fn endpoint(&self, key: &EndpointKey) -> Option<&Endpoint> {
         match key.address {
-            LOCAL => Some(ENDPOINT),
-            NEIGHBOUR => Some(NEIGHBOUR_ENDPOINT),
-            HOST => Some(Endpoint::HOST),
+            LOCAL => Some(&ENDPOINT),
+            NEIGHBOUR => Some(&NEIGHBOUR_ENDPOINT),
+            SECOND => Some(&SECOND_ENDPOINT),
+            HOST => Some(&Endpoint::HOST),
             _ => None,
         }
     }
 
     fn port(&self, key: &PortKey) -> Option<Port> {
         let flags = if self.exempt { Port::SOURCE_ANY } else { 0 };
-        match key.mac {
-            mac if mac == ENDPOINT.mac => Some(Port { ifindex: ENDPOINT.ifindex, flags }),
-            mac if mac == NEIGHBOUR_ENDPOINT.mac => {
-                Some(Port { ifindex: NEIGHBOUR_ENDPOINT.ifindex, flags: 0 })
-            }
-            _ => None,
-        }
+        let is = |endpoint: Endpoint| *key == PortKey::new(endpoint.bridge, endpoint.mac);
+        let all = [(ENDPOINT, flags), (NEIGHBOUR_ENDPOINT, 0), (SECOND_ENDPOINT, 0)];
+        let found = all.into_iter().find(|(endpoint, _)| is(*endpoint));
+        found.map(|(endpoint, flags)| Port { ifindex: endpoint.ifindex, flags })
     }
 
     fn home(&self, key: &HomeKey) -> Option<Home> {
         if self.newcomer.is_some_and(|ifindex| *key == HomeKey::newcomer(ifindex)) {
             return Some(Home::default());
         }
-        let is_home = key.address == LOCAL && Some(key.ifindex) == self.second_home;
+        let is_home = Some((key.address, key.ifindex)) == self.second_home;
         is_home.then_some(Home { mac: ENDPOINT.mac, reserved: [0; 2] })
     }
 

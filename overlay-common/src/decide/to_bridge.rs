@@ -1,17 +1,17 @@
 use network_types::ip::Ipv4Hdr;
 
 use super::{
-    Tables, is_nobodys, load_headers, lookup_peer,
+    Tables, is_bridge, is_nobodys, load_headers, lookup_peer,
     policy::{check_arriving, note_leaving},
     stack_flow::{Arriving, remember_arriving},
 };
 use crate::{
     Reason,
     packet::Packet,
-    tables::{Endpoint, EndpointKey, HostConfig, StackFlowKey},
+    tables::{EndpointKey, HomeKey, HostConfig, StackFlowKey},
 };
 
-/// How a packet on its way to the containers' bridge came there.
+/// How a packet on its way to a containers' bridge came there.
 #[derive(Clone, Copy, Debug)]
 pub struct Origin {
     /// The interface that it came to this host by; 0 where this host made it.
@@ -22,8 +22,8 @@ pub struct Origin {
     pub admitted: bool,
 }
 
-/// Decides about a packet on its way to the containers' bridge. Whoever has an address of the overlay and comes
-/// neither by the tunnel device nor from behind the bridge is refused, whatever interface let it in. All else goes
+/// Decides about a packet on its way to a containers' bridge. Whoever has an address of the overlay and comes
+/// neither by the tunnel device nor from behind a bridge, its own, is refused, whatever interface let it in. All else goes
 /// on, and the flow is remembered of what the stack has taken out of the overlay and rewritten, because a
 /// container's answer must be rewritten too. Not so of what our own programs deliver.
 ///
@@ -91,10 +91,7 @@ fn check_origin(
         return Ok(());
     }
     let may_come = if host.subnet().contains(ipv4.src_addr) {
-        // Where the bridge itself asks netfilter, what that translates comes here by its container's port.
-        let key = EndpointKey { address: ipv4.src_addr };
-        let is_port = |endpoint: Endpoint| endpoint.ifindex == origin.ifindex;
-        origin.ifindex == host.bridge_ifindex || tables.endpoint(&key).is_some_and(is_port)
+        is_behind(ipv4.src_addr, origin.ifindex, tables)
     } else if let Some(peer) = lookup_peer(host, tables, ipv4.src_addr) {
         // What the fast path has declined of a peer on the same link.
         origin.ifindex == host.uplink_ifindex && peer.is_direct()
@@ -104,12 +101,24 @@ fn check_origin(
     if may_come { Ok(()) } else { Err(Reason::Unencapsulated) }
 }
 
+/// Whether a container's address may come by an interface: by the bridge that the container is behind, by one that it is
+/// behind, too, and, where the bridge itself asks netfilter and that translates, by its port. Nobody's comes by any bridge.
+#[inline(always)]
+fn is_behind(address: [u8; 4], ifindex: u32, tables: &impl Tables) -> bool {
+    match tables.endpoint(&EndpointKey { address }) {
+        Some(owner) if owner.bridge == ifindex || owner.ifindex == ifindex => true,
+        Some(_) => tables.home(&HomeKey { address, ifindex }).is_some(),
+        None => is_bridge(ifindex, tables),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::{
         decide::test_support::{
-            ENDPOINT, HOST, LOCAL, NEIGHBOUR, NEIGHBOUR_ENDPOINT, PEER, REMOTE, World, udp_packet,
+            BRIDGE, ENDPOINT, HOST, LOCAL, NEIGHBOUR, NEIGHBOUR_ENDPOINT, PEER, REMOTE, SECOND,
+            SECOND_ENDPOINT, World, udp_packet,
         },
         tables::{Peer, Way},
     };
@@ -127,7 +136,7 @@ mod tests {
     #[test]
     fn overlay_addresses_come_by_the_tunnel_or_from_behind_the_bridge_fast_path_on_or_off() {
         let mut world = World::new();
-        let (tunnel, bridge) = (world.host.tunnel_ifindex, world.host.bridge_ifindex);
+        let (tunnel, bridge) = (world.host.tunnel_ifindex, BRIDGE.ifindex);
         let (uplink, other) = (world.host.uplink_ifindex, 99);
         let listed = HostConfig::LEASES_LISTED;
         for flags in [HostConfig::FAST_PATH, 0, HostConfig::FAST_PATH | listed, listed] {
@@ -145,6 +154,8 @@ mod tests {
             assert!(!refused(NEIGHBOUR, bridge), "by a published port");
             assert!(!refused(NEIGHBOUR, NEIGHBOUR_ENDPOINT.ifindex), "by one, on the bridge");
             assert!(refused(NEIGHBOUR, ENDPOINT.ifindex));
+            assert!(refused(SECOND, bridge) && !refused(SECOND, SECOND_ENDPOINT.bridge));
+            assert!(!refused([10, 1, 15, 77], SECOND_ENDPOINT.bridge), "from_bridge has looked");
             assert!(!refused(HOST, 0));
             assert!(!refused([8, 8, 8, 8], uplink));
         }

@@ -1,14 +1,14 @@
 use super::{
     Tables,
     encapsulation::{Encapsulation, fitting_length},
-    has_options, is_fragment, load_headers, lookup_peer,
+    has_options, is_bridge, is_fragment, load_headers, lookup_peer,
     policy::note_leaving,
     rules::underlay_may_pass,
 };
 use crate::{
     Reason,
     packet::Packet,
-    tables::{Direction, EndpointKey, HomeKey, HostConfig, Peer, Way},
+    tables::{Direction, Endpoint, EndpointKey, HomeKey, HostConfig, Peer, Way},
 };
 
 /// Where the kernel shall send a packet that left the host's stack through the tunnel device.
@@ -31,7 +31,7 @@ pub fn to_tunnel(
     let (_, ipv4) = load_headers(packet).or(Err(Reason::InnerNotIpv4))?;
     let source = ipv4.src_addr;
     let may_send = if host.subnet().contains(source) {
-        came_by == 0 || came_by == host.bridge_ifindex || is_elsewhere(source, came_by, tables)
+        came_by == 0 || is_bridge(came_by, tables) || is_elsewhere(source, came_by, tables)
     } else {
         source == host.uplink_address
     };
@@ -73,11 +73,11 @@ pub fn encapsulate(
     Ok(Encapsulation::new(packet, target.peer, ipv4, inner_length))
 }
 
-/// Whether a packet that did not come from the bridge may have this source: the host's, because it is masqueraded, or a
+/// Whether a packet that did not come from a bridge may have this source: the host's, because it is masqueraded, or a
 /// container's that is behind that interface too.
 #[inline(always)]
 fn is_elsewhere(source: [u8; 4], came_by: u32, tables: &impl Tables) -> bool {
-    tables.endpoint(&EndpointKey { address: source }).is_some_and(|owner| owner.is_host())
+    tables.endpoint(&EndpointKey { address: source }).is_some_and(Endpoint::is_host)
         || tables.home(&HomeKey { address: source, ifindex: came_by }).is_some()
 }
 
@@ -87,7 +87,7 @@ mod tests {
     use crate::{
         decide::{
             Sender,
-            test_support::{HOST, LOCAL, PEER, REMOTE, World, udp_packet},
+            test_support::{BRIDGE, HOST, LOCAL, PEER, REMOTE, World, udp_packet},
             to_wire,
         },
         packet::test_support::Bytes,
@@ -113,10 +113,10 @@ mod tests {
         let refused = |world: &World, from, came_by| {
             to_tunnel(&udp_packet(from, REMOTE, 10), came_by, &world.host, world).is_err()
         };
-        assert!(!refused(&world, LOCAL, world.host.bridge_ifindex));
+        assert!(!refused(&world, LOCAL, BRIDGE.ifindex));
         assert!(!refused(&world, HOST, OTHER), "masqueraded");
         assert!(refused(&world, LOCAL, OTHER));
-        world.second_home = Some(OTHER);
+        world.second_home = Some((LOCAL, OTHER));
         assert!(!refused(&world, LOCAL, OTHER));
     }
 

@@ -16,7 +16,7 @@ pub const PEER_PREFIX_LENGTHS: usize = 4;
 
 map_type! {
     /// This host's settings.
-    pub struct HostConfig[68] {
+    pub struct HostConfig[56] {
         /// [`ABI_VERSION`](super::ABI_VERSION) of the agent that wrote the maps; 0 until it has.
         pub abi_version: u32,
         /// Bits `FAST_PATH`, …
@@ -25,8 +25,6 @@ map_type! {
         pub vni: u32,
         /// Interface that carries the encapsulated packets.
         pub uplink_ifindex: u32,
-        /// Bridge of the local containers; 0 until one has appeared.
-        pub bridge_ifindex: u32,
         /// The kernel's VXLAN device.
         pub tunnel_ifindex: u32,
         /// The whole overlay network.
@@ -44,18 +42,16 @@ map_type! {
         pub port: u16,
         /// Largest inner IPv4 packet, in bytes.
         pub mtu: u16,
-        /// Inner MAC that peers address us by: `VtepMAC` of our lease.
-        pub vtep_mac: [u8; 6],
-        /// MAC of the bridge: what local containers know as their gateway.
-        pub bridge_mac: [u8; 6],
         /// Remembered flows that are one container's share; 0 for one.
         pub flow_share: u16,
+        /// Inner MAC that peers address us by: `VtepMAC` of our lease.
+        pub vtep_mac: [u8; 6],
+        /// Padding, zero.
+        pub reserved: [u8; 2],
         /// Prefix lengths of the leases in `peers`, longest first, 0 where unused.
         pub peer_lengths: [u8; PEER_PREFIX_LENGTHS],
         /// Number of the policy in force, which goes up with each; its lowest bit is the bank that the policy is in.
         pub policy: u32,
-        /// Largest packet, in bytes, that the stack would put on the bridge.
-        pub bridge_mtu: u32,
     }
 }
 

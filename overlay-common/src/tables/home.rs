@@ -28,7 +28,7 @@ map_type! {
 }
 
 impl HomeKey {
-    /// Stands for an interface that has just appeared and may be a port of the containers' bridge in the next moment: a
+    /// Stands for an interface that has just appeared and may be a port of a containers' bridge in the next moment: a
     /// packet from an address of our subnet is not refused there yet.
     #[inline(always)]
     pub const fn newcomer(ifindex: u32) -> Self {

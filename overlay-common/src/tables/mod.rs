@@ -2,6 +2,7 @@
 //! dump of `bpftool` shows them as one.
 
 mod accepted;
+mod bridge;
 mod claim;
 mod config;
 mod counter;
@@ -15,6 +16,7 @@ mod stack_flow;
 mod vtep;
 
 pub use accepted::{ACCEPTED_MAP, Accepted};
+pub use bridge::{BRIDGES_CAPACITY, BRIDGES_MAP, Bridge, BridgeKey};
 pub use claim::{CLAIMS_CAPACITY, CLAIMS_MAP, Claim, ClaimKey};
 pub use config::{CONFIG_MAP, CONFIG_SLOT_MAP, CONFIG_SLOTS, HostConfig, PEER_PREFIX_LENGTHS};
 pub use counter::{COUNTERS_MAP, Counter, counter_index, counter_slots};
@@ -50,12 +52,14 @@ mod tests {
     use crate::{Hook, Reason};
 
     /// Every key and value, as its source has it, but for what it says to people.
-    const LAYOUTS: [&str; 27] = [
+    const LAYOUTS: [&str; 29] = [
         HostConfig::LAYOUT,
         PeerKey::LAYOUT,
         Peer::LAYOUT,
         VtepKey::LAYOUT,
         Vtep::LAYOUT,
+        BridgeKey::LAYOUT,
+        Bridge::LAYOUT,
         EndpointKey::LAYOUT,
         Endpoint::LAYOUT,
         PortKey::LAYOUT,
@@ -97,6 +101,7 @@ mod tests {
             (CONFIG_MAP, CONFIG_SLOTS),
             (PEERS_MAP, PEERS_CAPACITY),
             (VTEPS_MAP, VTEPS_CAPACITY),
+            (BRIDGES_MAP, BRIDGES_CAPACITY),
             (ENDPOINTS_MAP, ENDPOINTS_CAPACITY),
             (PORTS_MAP, PORTS_CAPACITY),
             (HOMES_MAP, HOMES_CAPACITY),

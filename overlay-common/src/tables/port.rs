@@ -3,12 +3,14 @@ use crate::abi::map_type;
 /// Name of the map and of its pin.
 pub const PORTS_MAP: &str = "ports";
 
-/// A bridge holds at most 1,024 ports, and each has one container's MAC.
+/// A bridge holds at most 1,024 ports, of which a host has several, and each port has one container's MAC.
 pub const PORTS_CAPACITY: usize = 4096;
 
 map_type! {
-    /// MAC of a local container.
-    pub struct PortKey[8] {
+    /// MAC of a local container, and its bridge: elsewhere, the same MAC is another's.
+    pub struct PortKey[12] {
+        /// The bridge that the container is behind.
+        pub bridge: u32,
         /// The MAC.
         pub mac: [u8; 6],
         /// Padding, zero.
@@ -17,7 +19,7 @@ map_type! {
 }
 
 map_type! {
-    /// The one port of the containers' bridge by which frames with this MAC may come.
+    /// The one port of that bridge by which frames with this MAC may come.
     pub struct Port[8] {
         /// The host's half of the container's veth pair.
         pub ifindex: u32,
@@ -27,10 +29,10 @@ map_type! {
 }
 
 impl PortKey {
-    /// The key of a MAC.
+    /// The key of a MAC behind a bridge.
     #[inline(always)]
-    pub const fn new(mac: [u8; 6]) -> Self {
-        Self { mac, reserved: [0; 2] }
+    pub const fn new(bridge: u32, mac: [u8; 6]) -> Self {
+        Self { bridge, mac, reserved: [0; 2] }
     }
 }
 

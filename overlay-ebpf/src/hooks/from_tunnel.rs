@@ -1,14 +1,10 @@
 use aya_ebpf::{macros::classifier, programs::TcContext};
-use overlay_common::{
-    Hook, Reason,
-    decide::{self, Recipient},
-    tables::Direction,
-};
+use overlay_common::{Hook, Reason, decide, packet::ETHERNET_LENGTH, tables::Direction};
 
 use crate::{
     maps::{Maps, host, note_handed_over},
     packet::{Mark, Skb, TCP_HEADERS},
-    steps::{deliver, on_bridge, tunnel_source},
+    steps::{bridge_of, deliver, tunnel_source},
     verdict::conclude,
 };
 
@@ -32,9 +28,10 @@ pub(crate) fn from_tunnel(ctx: TcContext) -> i32 {
                 decide::hand_over(&skb, Direction::Arrived, note_handed_over);
             }
         })?;
-        if plan.recipient == Recipient::Subnet && !on_bridge(ctx, host, &plan.ipv4) {
+        let bridge = bridge_of(ctx, plan.recipient, &plan.ipv4).ok_or(Reason::ToStack)?;
+        if !decide::fits_bridge(&skb, ETHERNET_LENGTH, &plan.ipv4, bridge.mtu) {
             return Err(Reason::ToStack);
         }
-        deliver(ctx, host, plan.recipient)
+        deliver(ctx, host, plan.recipient, bridge)
     })
 }

@@ -1,16 +1,11 @@
 use aya_ebpf::{macros::classifier, programs::TcContext};
-use overlay_common::{
-    Hook, Reason,
-    decide::{self, Recipient},
-    encap::INNER_IPV4_OFFSET,
-    tables::Direction,
-};
+use overlay_common::{Hook, Reason, decide, encap::INNER_IPV4_OFFSET, tables::Direction};
 
 use super::from_interface::admit;
 use crate::{
     maps::{Maps, host, note_handed_over},
     packet::{Mark, Skb},
-    steps::{decap, deliver, echo, on_bridge, reaches},
+    steps::{bridge_of, decap, deliver, echo, reaches},
     verdict::conclude,
 };
 
@@ -35,13 +30,13 @@ pub(crate) fn from_uplink(ctx: TcContext) -> i32 {
                 }
             })?,
         };
-        plan.check_fits_bridge(&skb, host)?;
-        if plan.recipient == Recipient::Subnet && !on_bridge(ctx, host, &plan.ipv4) {
-            return Err(Reason::HostDestination);
+        let bridge = bridge_of(ctx, plan.recipient, &plan.ipv4).ok_or(Reason::HostDestination)?;
+        if !decide::fits_bridge(&skb, plan.offset(), &plan.ipv4, bridge.mtu) {
+            return Err(Reason::TooBig);
         }
         if plan.encapsulated {
             decap(ctx, &plan)?;
         }
-        deliver(ctx, host, plan.recipient)
+        deliver(ctx, host, plan.recipient, bridge)
     })
 }

@@ -12,7 +12,7 @@ use crate::{
     verdict::conclude,
 };
 
-/// TC egress of the containers' bridge: packets for containers.
+/// TC egress of a containers' bridge: packets for containers.
 #[classifier]
 pub(crate) fn to_bridge(ctx: TcContext) -> i32 {
     conclude(Hook::ToBridge, &ctx, |ctx| {

@@ -20,7 +20,7 @@ pub(crate) const SHRINK: u64 = (BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_NO_CSU
 /// Takes the outer headers off; the packet's first Ethernet header stays, with the MACs of the wire. Where netfilter is to
 /// see the packet, it gets those of the inner one.
 #[inline(always)]
-pub(crate) fn decap(ctx: &TcContext, plan: &Arrival) -> Result<(), Reason> {
+pub(crate) fn decap(ctx: &TcContext, plan: &Arrival<'_>) -> Result<(), Reason> {
     let inner: Ethernet = Skb { ctx }.load(INNER_ETHERNET_OFFSET).ok_or(Reason::Unreadable)?;
     ctx.adjust_room(-(OVERHEAD as i32), BPF_ADJ_ROOM_MAC, SHRINK)
         .or(Err(Reason::HelperDeclined))?;

@@ -2,25 +2,35 @@
 
 use aya_ebpf::{
     bindings::{
-        BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS, BPF_FIB_LOOKUP_OUTPUT, bpf_fib_lookup,
+        BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS,
+        BPF_FIB_LOOKUP_OUTPUT, bpf_fib_lookup,
     },
     helpers,
     programs::TcContext,
 };
 use network_types::ip::Ipv4Hdr;
-use overlay_common::tables::HostConfig;
+use overlay_common::{decide::Tables as _, tables::BridgeKey};
 
-use crate::packet::ifindex;
+use crate::{maps::Maps, packet::ifindex};
 
 const AF_INET: u8 = 2;
 
-/// Whether the kernel would forward the inner packet to the containers' bridge; it would not where
-/// the address is one of the host's own, or routed elsewhere.
+/// The bridge of a recipient.
+#[derive(Clone, Copy)]
+pub(crate) struct Seat {
+    /// The bridge, where it is that which delivers.
+    pub(crate) ifindex: u32,
+    /// Largest packet, in bytes, that the stack would put on it.
+    pub(crate) mtu: u32,
+}
+
+/// The containers' bridge that the kernel would forward the inner packet to; it would not where the address is one of the
+/// host's own, or routed elsewhere.
 #[inline(always)]
-pub(crate) fn on_bridge(ctx: &TcContext, host: &HostConfig, inner: &Ipv4Hdr) -> bool {
-    host.bridge_ifindex != 0
-        && next_hop(ctx, ifindex(ctx), inner.src_addr, inner.dst_addr, 0).ifindex
-            == host.bridge_ifindex
+pub(crate) fn bridge_to(ctx: &TcContext, inner: &Ipv4Hdr) -> Option<Seat> {
+    let ifindex = next_hop(ctx, ifindex(ctx), inner.src_addr, inner.dst_addr, 0).ifindex;
+    let bridge = Maps.bridge(&BridgeKey { ifindex })?;
+    (bridge.ifindex == ifindex).then_some(Seat { ifindex, mtu: bridge.mtu })
 }
 
 /// Whether the kernel has a way to an address out of the interface that the program runs on.
@@ -74,7 +84,11 @@ fn next_hop(
             flags,
         )
     } as u32;
-    let is_found = found == BPF_FIB_LKUP_RET_SUCCESS || found == BPF_FIB_LKUP_RET_NO_NEIGH;
+    // Whether it fits is not asked here: the kernel measures the packet as it is now, encapsulated.
+    let is_found = matches!(
+        found,
+        BPF_FIB_LKUP_RET_SUCCESS | BPF_FIB_LKUP_RET_NO_NEIGH | BPF_FIB_LKUP_RET_FRAG_NEEDED
+    );
     NextHop {
         ifindex: if is_found { lookup.ifindex } else { 0 },
         // SAFETY: whatever the kernel has written there is four bytes.

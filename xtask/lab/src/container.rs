@@ -23,9 +23,20 @@ impl Container {
         let subnet = host
             .subnet()
             .with_context(|| format!("container {name} on {} needs a subnet", host.name()))?;
-        ensure_bridge(host, &subnet)?;
+        ensure_bridge(host, host.bridge(), &subnet)?;
+        Self::plug(ledger, host, (host.bridge(), &subnet), name, number)
+    }
+
+    /// Behind a bridge that is there, with an address of its subnet.
+    pub(crate) fn plug(
+        ledger: &Ledger,
+        host: &Host,
+        (bridge, subnet): (&str, &LeasedSubnet),
+        name: &str,
+        number: u32,
+    ) -> Result<Self> {
         let address = subnet.container(number);
-        let veth = match host.bridge() {
+        let veth = match bridge {
             BRIDGE => format!("veth{number}"),
             other => format!("{other}-{number}"),
         };
@@ -50,7 +61,7 @@ impl Container {
             "netns",
             namespace.name(),
         ])?;
-        host.ip(["link", "set", &veth, "master", host.bridge(), "up"])?;
+        host.ip(["link", "set", &veth, "master", bridge, "up"])?;
         namespace.ip(["address", "add", &cidr, "dev", "eth0"])?;
         namespace.ip(["link", "set", "eth0", "up"])?;
         namespace.ip(["route", "add", "default", "via", &gateway])?;
@@ -92,8 +103,7 @@ impl Container {
 }
 
 /// Makes the bridge that Docker would make, unless there is one.
-fn ensure_bridge(host: &Host, subnet: &LeasedSubnet) -> Result<()> {
-    let bridge = host.bridge();
+pub(crate) fn ensure_bridge(host: &Host, bridge: &str, subnet: &LeasedSubnet) -> Result<()> {
     let exists = host.command("ip").args(["link", "show", bridge]).output()?.status.success();
     if exists {
         return Ok(());

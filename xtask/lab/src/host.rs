@@ -242,6 +242,15 @@ impl Host {
 
     /// The options for the Docker daemon, as a drop-in gets them from `overlay-agent docker-opts`.
     pub fn docker_options(&self, agent_binary: &Path) -> Result<Vec<String>> {
+        self.docker_options_with(agent_binary, &[])
+    }
+
+    /// The same with arguments of your own.
+    pub fn docker_options_with(
+        &self,
+        agent_binary: &Path,
+        arguments: &[&str],
+    ) -> Result<Vec<String>> {
         let file = self.directory.join("docker_opts.env");
         Cmd::new(agent_binary)
             .arg("docker-opts")
@@ -250,6 +259,7 @@ impl Host {
             .arg("-d")
             .arg(&file)
             .arg("-c")
+            .args(arguments)
             .run()?;
         let text =
             fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;

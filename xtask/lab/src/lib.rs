@@ -27,6 +27,7 @@
 
 mod agent;
 mod bpffs;
+mod bridge;
 mod capture;
 mod cgroups;
 pub mod command;
@@ -67,6 +68,7 @@ use self::ledger::{HostRecord, Record};
 pub use self::{
     agent::{Agent, AgentOptions, CounterReading, counters, status as agent_status},
     bpffs::MOUNT_POINT as BPF_MOUNT_POINT,
+    bridge::Bridge,
     capture::Capture,
     command::tail,
     container::{BRIDGE, Container},

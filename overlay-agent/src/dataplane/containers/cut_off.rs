@@ -18,10 +18,10 @@ pub struct CutOff {
 
 impl CutOff {
     /// Takes in how things are at this moment.
-    pub fn look(&mut self, observed: &KernelState, bridge: Option<&Link>, now: Instant) {
-        let bridge = bridge.and_then(|bridge| observed.links.get(&bridge.index));
-        let ports = bridge
-            .into_iter()
+    pub fn look(&mut self, observed: &KernelState, bridges: &[Link], now: Instant) {
+        let ports = bridges
+            .iter()
+            .filter_map(|bridge| observed.links.get(&bridge.index))
             .filter(|bridge| bridge.up)
             .flat_map(|bridge| container_ports(observed, bridge));
         let before = mem::take(&mut self.since);
@@ -46,11 +46,11 @@ mod tests {
     #[test]
     fn only_what_lasts_counts() {
         let mut host = observed();
-        let bridge = host.links[&BRIDGE].clone();
+        let bridges = [host.links[&BRIDGE].clone()];
         let start = Instant::now();
         let mut cut_off = CutOff::default();
         let mut look = |host: &KernelState, after: Duration| {
-            cut_off.look(host, Some(&bridge), start + after);
+            cut_off.look(host, &bridges, start + after);
             cut_off.ports(start + after).collect::<Vec<_>>()
         };
         host.links.get_mut(&VETH).expect("there").blocked = true;

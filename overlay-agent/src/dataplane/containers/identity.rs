@@ -10,7 +10,7 @@ use overlay_common::{
     tables::{Endpoint, EndpointKey, Home, HomeKey, Port, PortKey},
 };
 
-use super::Cable;
+use super::{Cable, bridges::carries};
 use crate::kernel::netlink::{KernelState, Link, LinkKind};
 
 /// Who is behind which port, as the maps hold it.
@@ -47,12 +47,12 @@ impl fmt::Display for Contested {
 }
 
 impl Identities {
-    /// Who is behind the ports of `bridge`, of all `cables`. An address belongs to the interface that the kernel has
+    /// Who is behind the ports of `bridges`, of all `cables`. An address is behind the bridge that the host looks for it on. It belongs to the interface that the kernel has
     /// it on; to the first of several, for as long as that has it: being `known` already counts most, then being
     /// the older interface.
     pub(crate) fn of(
         observed: &KernelState,
-        bridge: &Link,
+        bridges: &[Link],
         subnet: Ipv4Network,
         cables: &BTreeMap<u32, Cable>,
         known: &Self,
@@ -61,25 +61,25 @@ impl Identities {
         let own = observed.addresses.iter().map(|(_, address, _)| *address);
         let own: HashSet<Ipv4Addr> = own.filter(|address| subnet.contains(*address)).collect();
         let behind = |ifindex: u32| {
-            let link = observed.links.get(&ifindex)?;
-            (link.master == Some(bridge.index) && link.up).then_some(link)
+            let link = observed.links.get(&ifindex).filter(|link| link.up)?;
+            Some((link, bridges.iter().find(|bridge| link.master == Some(bridge.index))?))
         };
-        let ports: Vec<(&Link, &Cable)> =
-            cables.iter().filter_map(|(ifindex, cable)| Some((behind(*ifindex)?, cable))).collect();
+        let ports = cables.iter().filter_map(|(ifindex, cable)| Some((behind(*ifindex)?, cable)));
 
         let mut found = Self::default();
         for &address in &own {
             found.endpoints.insert(key(address), Endpoint::HOST);
         }
         let mut contest = Contest { names: &observed.links, contested: BTreeSet::new() };
-        for (link, cable) in &ports {
+        for ((link, bridge), cable) in ports {
             let mac = cable.end.mac.0;
             let source_any = cable.end.addresses.iter().any(|address| exempt.contains(address));
             let flags = if source_any { Port::SOURCE_ANY } else { 0 };
-            let holder = known.ports.get(&PortKey::new(mac)).map(|port| port.ifindex);
+            let key_of_mac = PortKey::new(bridge.index, mac);
+            let holder = known.ports.get(&key_of_mac).map(|port| port.ifindex);
             contest.claim(
                 &mut found.ports,
-                PortKey::new(mac),
+                key_of_mac,
                 Port { ifindex: link.index, flags },
                 |port| port.ifindex,
                 holder,
@@ -87,14 +87,20 @@ impl Identities {
             );
             for &address in cable.end.addresses.iter().filter(|address| subnet.contains(**address))
             {
-                if own.contains(&address) {
+                if own.contains(&address) || !carries(observed, bridges, bridge.index, address) {
                     continue;
                 }
                 let holder = known.endpoints.get(&key(address)).map(|endpoint| endpoint.ifindex);
                 contest.claim(
                     &mut found.endpoints,
                     key(address),
-                    Endpoint { ifindex: link.index, mac, reserved: [0; 2] },
+                    Endpoint {
+                        ifindex: link.index,
+                        bridge: bridge.index,
+                        mtu: bridge.mtu,
+                        mac,
+                        gateway: bridge.mac.0,
+                    },
                     |endpoint| endpoint.ifindex,
                     holder,
                     || format!("address {address}"),
@@ -102,7 +108,7 @@ impl Identities {
             }
         }
         found.contested = contest.contested;
-        found.homes = homes(observed, bridge, cables, &found.endpoints);
+        found.homes = homes(observed, cables, &found.endpoints);
         found
     }
 
@@ -149,7 +155,6 @@ impl Contest<'_> {
 /// The other bridges that containers with an address of the overlay are behind.
 fn homes(
     observed: &KernelState,
-    bridge: &Link,
     cables: &BTreeMap<u32, Cable>,
     endpoints: &HashMap<EndpointKey, Endpoint>,
 ) -> HashMap<HomeKey, Home> {
@@ -158,7 +163,7 @@ fn homes(
         let Some(own) = cables.get(&endpoint.ifindex) else { continue };
         for (ifindex, cable) in cables {
             let Some(link) = observed.links.get(ifindex) else { continue };
-            let Some(other) = link.master.filter(|master| *master != bridge.index) else {
+            let Some(other) = link.master.filter(|master| *master != endpoint.bridge) else {
                 continue;
             };
             if cable.place.namespace == own.place.namespace
@@ -250,7 +255,8 @@ mod tests {
         known: &Identities,
     ) -> Identities {
         let cables = cables.into_iter().collect();
-        Identities::of(observed, &observed.links[&BRIDGE], subnet(), &cables, known, &[])
+        let bridges = super::super::bridges(observed, subnet(), &[]);
+        Identities::of(observed, &bridges, subnet(), &cables, known, &[])
     }
 
     fn owner(identities: &Identities) -> Option<u32> {
@@ -268,7 +274,7 @@ mod tests {
         let endpoint = found.endpoints[&key(CONTAINER)];
         assert_eq!((endpoint.ifindex, endpoint.mac), (VETH, mac(VETH).0));
         assert_eq!(found.containers(), 1);
-        assert_eq!(found.ports[&PortKey::new(mac(NEIGHBOUR).0)].ifindex, NEIGHBOUR);
+        assert_eq!(found.ports[&PortKey::new(BRIDGE, mac(NEIGHBOUR).0)].ifindex, NEIGHBOUR);
         assert_eq!(found.endpoints[&key(Ipv4Addr::new(10, 1, 15, 1))], Endpoint::HOST);
         assert!(found.contested.is_empty() && found.homes.is_empty());
     }
@@ -294,7 +300,7 @@ mod tests {
         let mut second = cable(NEIGHBOUR, &[]);
         second.1.end.mac = mac(VETH);
         let found = identities(&observed(), [cable(VETH, &[]), second], &Identities::default());
-        assert_eq!(found.ports[&PortKey::new(mac(VETH).0)].ifindex, VETH);
+        assert_eq!(found.ports[&PortKey::new(BRIDGE, mac(VETH).0)].ifindex, VETH);
         assert_eq!(found.contested.len(), 1);
     }
 
@@ -339,12 +345,36 @@ mod tests {
     }
 
     #[test]
+    fn bridges_keep_their_containers_apart() {
+        const SECOND: u32 = 11;
+        let behind_other = Ipv4Addr::new(10, 1, 15, 130);
+        let mut observed = observed();
+        let veth = LinkKind::Veth { peer: Some(place(SECOND)) };
+        observed.links.insert(SECOND, link(SECOND, veth, Some(OTHER_BRIDGE)));
+        let other = observed.links.get_mut(&OTHER_BRIDGE).expect("there");
+        (other.mac, other.mtu) = (MacAddr([2, 0, 0, 0, 0, 2]), 1400);
+        observed.addresses.push((OTHER_BRIDGE, Ipv4Addr::new(10, 1, 15, 129), 25));
+        // With the same MAC, and the other's address.
+        let mut second = cable(SECOND, &[behind_other, CONTAINER]);
+        second.1.end.mac = mac(VETH);
+        let cables = [cable(VETH, &[CONTAINER, behind_other]), second];
+        let found = identities(&observed, cables, &Identities::default());
+        assert_eq!(owner(&found), Some(VETH));
+        let theirs = found.endpoints[&key(behind_other)];
+        assert_eq!((theirs.ifindex, theirs.bridge, theirs.mtu), (SECOND, OTHER_BRIDGE, 1400));
+        assert_eq!(theirs.gateway, [2, 0, 0, 0, 0, 2]);
+        assert_eq!(found.ports[&PortKey::new(BRIDGE, mac(VETH).0)].ifindex, VETH);
+        assert_eq!(found.ports[&PortKey::new(OTHER_BRIDGE, mac(VETH).0)].ifindex, SECOND);
+        assert!(found.contested.is_empty(), "{:?}", found.contested);
+    }
+
+    #[test]
     fn a_container_that_may_use_any_source_is_known_by_its_address() {
         let cables = BTreeMap::from([cable(VETH, &[CONTAINER])]);
         let observed = observed();
-        let bridge = &observed.links[&BRIDGE];
+        let bridges = [observed.links[&BRIDGE].clone()];
         let known = Identities::default();
-        let found = Identities::of(&observed, bridge, subnet(), &cables, &known, &[CONTAINER]);
-        assert!(found.ports[&PortKey::new(mac(VETH).0)].source_any());
+        let found = Identities::of(&observed, &bridges, subnet(), &cables, &known, &[CONTAINER]);
+        assert!(found.ports[&PortKey::new(BRIDGE, mac(VETH).0)].source_any());
     }
 }

@@ -1,6 +1,7 @@
-//! The local containers: which bridge they are behind, which port each of them has, and who it is. The kernel
+//! The local containers: which bridges they are behind, which port each of them has, and who it is. The kernel
 //! tells, by what it has at the other end of each port's cable; what containers send tells nothing.
 
+mod bridges;
 mod cut_off;
 mod identity;
 #[cfg(test)]
@@ -11,6 +12,7 @@ use std::{collections::BTreeMap, net::Ipv4Addr};
 use anyhow::Result;
 use ipnetwork::Ipv4Network;
 
+pub use bridges::{bridge_entries, bridges};
 pub use cut_off::CutOff;
 pub use identity::{Contested, Identities};
 
@@ -19,26 +21,6 @@ use crate::kernel::netlink::{Inspector, KernelState, Link, LinkKind, PeerEnd, Pe
 /// How many cables are looked at again whenever everything is verified, changed or not: the kernel may have had no
 /// room to tell that one was.
 const AGAIN: usize = 16;
-
-/// The bridge that carries our subnet: the one named, else whichever has an address inside it.
-pub fn bridge<'a>(
-    observed: &'a KernelState,
-    subnet: Ipv4Network,
-    named: Option<&str>,
-) -> Option<&'a Link> {
-    if let Some(name) = named {
-        return observed
-            .links
-            .values()
-            .find(|link| link.name == name && link.kind == LinkKind::Bridge);
-    }
-    observed
-        .addresses
-        .iter()
-        .filter(|(_, address, _)| subnet.contains(*address))
-        .filter_map(|(index, ..)| observed.links.get(index))
-        .find(|link| link.kind == LinkKind::Bridge)
-}
 
 /// The bridge's ports that lead to containers or virtual machines, up or not: a program is there before the
 /// first packet is.
@@ -129,17 +111,19 @@ impl Containers {
         }
     }
 
-    /// Finds out who is who behind `bridge`; what two containers claim is logged once.
+    /// Finds out who is who behind `bridges`; what two containers claim is logged once.
     pub fn identify(
         &mut self,
         observed: &KernelState,
-        bridge: Option<&Link>,
+        bridges: &[Link],
         subnet: Ipv4Network,
     ) -> &Identities {
-        let found = bridge.map_or_else(Identities::default, |bridge| {
-            let known = &self.identities;
-            Identities::of(observed, bridge, subnet, &self.cables, known, &self.exempt)
-        });
+        let known = &self.identities;
+        let found = if bridges.is_empty() {
+            Identities::default()
+        } else {
+            Identities::of(observed, bridges, subnet, &self.cables, known, &self.exempt)
+        };
         for contested in found.contested.difference(&self.identities.contested) {
             tracing::warn!("{contested}");
         }
@@ -158,20 +142,5 @@ impl Containers {
     /// Who is who.
     pub const fn identities(&self) -> &Identities {
         &self.identities
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::{identity::test_support::*, *};
-
-    #[test]
-    fn the_bridge_is_the_one_with_an_address_in_the_subnet() {
-        let observed = observed();
-        assert_eq!(bridge(&observed, subnet(), None).expect("found").index, BRIDGE);
-        assert_eq!(bridge(&observed, subnet(), Some("link3")).expect("found").index, BRIDGE);
-        assert_eq!(bridge(&observed, subnet(), Some("link2")), None, "not a bridge");
-        let elsewhere = "10.1.16.0/24".parse().expect("a subnet");
-        assert_eq!(bridge(&observed, elsewhere, None), None);
     }
 }

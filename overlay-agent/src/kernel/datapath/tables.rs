@@ -7,9 +7,9 @@ use aya::{
     maps::{HashMap as BpfHashMap, Map, MapData, MapError, PerCpuArray},
 };
 use overlay_common::tables::{
-    CLAIMS_MAP, CONFIG_MAP, COUNTERS_MAP, Claim, ClaimKey, Counter, ENDPOINTS_MAP, Endpoint,
-    EndpointKey, HOMES_MAP, Home, HomeKey, PEERS_MAP, PORTS_MAP, Peer, PeerKey, Port, PortKey,
-    VTEPS_MAP, Vtep, VtepKey,
+    BRIDGES_MAP, Bridge, BridgeKey, CLAIMS_MAP, CONFIG_MAP, COUNTERS_MAP, Claim, ClaimKey, Counter,
+    ENDPOINTS_MAP, Endpoint, EndpointKey, HOMES_MAP, Home, HomeKey, PEERS_MAP, PORTS_MAP, Peer,
+    PeerKey, Port, PortKey, VTEPS_MAP, Vtep, VtepKey,
 };
 
 use crate::{fail, kernel::policy::PolicyTables};
@@ -22,6 +22,8 @@ pub struct Maps {
     pub peers: TypedMap<PeerKey, Peer>,
     /// Outer sources that may speak.
     pub vteps: TypedMap<VtepKey, Vtep>,
+    /// Local containers' bridges, and their ports.
+    pub bridges: TypedMap<BridgeKey, Bridge>,
     /// Local containers.
     pub endpoints: TypedMap<EndpointKey, Endpoint>,
     /// Local containers' MACs.
@@ -47,6 +49,7 @@ impl Maps {
             settings: Settings::new(&mut take)?,
             peers: TypedMap::new(PEERS_MAP, take(PEERS_MAP)?)?,
             vteps: TypedMap::new(VTEPS_MAP, take(VTEPS_MAP)?)?,
+            bridges: TypedMap::new(BRIDGES_MAP, take(BRIDGES_MAP)?)?,
             endpoints: TypedMap::new(ENDPOINTS_MAP, take(ENDPOINTS_MAP)?)?,
             ports: TypedMap::new(PORTS_MAP, take(PORTS_MAP)?)?,
             homes: TypedMap::new(HOMES_MAP, take(HOMES_MAP)?)?,

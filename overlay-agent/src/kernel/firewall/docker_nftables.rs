@@ -31,44 +31,64 @@ struct Rule {
 /// Keeps Docker's table from dropping what has come out of the tunnel, or plain from a peer on the same link.
 pub(super) async fn ensure(scene: &Scene) -> Result<()> {
     let Some(rules) = list().await? else { return Ok(()) };
-    change(&changes(&rules, &scene.tunnel, &wanted(&rules, scene))).await
+    change(&changes(&rules, &scene.tunnel, |chain| wanted(&rules, chain, scene))).await
 }
 
 /// Removes the rules. Returns whether there were any.
 pub(super) async fn remove(device: &str) -> Result<bool> {
     let Some(rules) = list().await? else { return Ok(false) };
-    let lines = changes(&rules, device, &[]);
+    let lines = changes(&rules, device, |_| Vec::new());
     change(&lines).await?;
     Ok(!lines.is_empty())
 }
 
 /// By comment: rules are known by it, so it says all that they do.
-fn wanted(rules: &[Rule], scene: &Scene) -> Vec<(String, String)> {
-    let Scene { network, subnet, tunnel, uplink, direct, bridge, .. } = scene;
-    let Some(bridge) = bridge else { return Vec::new() };
-    let incoming = format!("filter-forward-in__{bridge}");
-    let mut of_bridge = rules.iter().filter(|rule| rule.chain == incoming).peekable();
-    if of_bridge.peek().is_none() || of_bridge.any(|rule| rule.comment.contains(INTERNAL)) {
+fn wanted(rules: &[Rule], chain: &str, scene: &Scene) -> Vec<(String, String)> {
+    let Scene { network, subnet, tunnel, uplink, direct, bridges, .. } = scene;
+    let of = |bridge: &str| {
+        let incoming = format!("filter-forward-in__{bridge}");
+        rules.iter().filter(move |rule| rule.chain == incoming)
+    };
+    let dockers = bridges.iter().filter(|bridge| of(bridge).next().is_some());
+    let (internal, open): (Vec<_>, Vec<_>) =
+        dockers.partition(|bridge| of(bridge).any(|rule| rule.comment.contains(INTERNAL)));
+    if open.is_empty() {
         return Vec::new();
     }
+    // In `raw` nothing is known of where it goes, nor has Docker anything there for internal networks.
+    let (but, except) = if internal.is_empty() || chain != CHAINS[0] {
+        (String::new(), String::new())
+    } else {
+        let names: Vec<_> = internal.iter().map(|name| name.as_str()).collect();
+        (
+            format!(" oifname != {{ \"{}\" }}", names.join("\", \"")),
+            format!(", not {}", names.join(" ")),
+        )
+    };
     // Whose addresses come out of the tunnel, `from_tunnel` has checked.
-    let by_tunnel = format!("iifname \"{tunnel}\" ip daddr {subnet}");
-    let by_link = format!("iifname \"{uplink}\" ip saddr {network} ip daddr {subnet}");
-    [Some((format!("{tunnel} to {subnet}"), by_tunnel))]
+    let by_tunnel = format!("iifname \"{tunnel}\"{but} ip daddr {subnet}");
+    let by_link = format!("iifname \"{uplink}\"{but} ip saddr {network} ip daddr {subnet}");
+    [Some((format!("{tunnel} to {subnet}{except}"), by_tunnel))]
         .into_iter()
-        .chain([direct.then(|| (format!("{tunnel} by {uplink}, {network} to {subnet}"), by_link))])
+        .chain([direct
+            .then(|| (format!("{tunnel} by {uplink}, {network} to {subnet}{except}"), by_link))])
         .flatten()
         .collect()
 }
 
 /// Lines that put these rules, and no others of ours, in front of both chains; nothing where it is so.
-fn changes(rules: &[Rule], device: &str, wanted: &[(String, String)]) -> Vec<String> {
+fn changes(
+    rules: &[Rule],
+    device: &str,
+    wanted: impl Fn(&str) -> Vec<(String, String)>,
+) -> Vec<String> {
     let prefix = format!("{device} ");
     let mut lines = Vec::new();
     for chain in CHAINS {
+        let wanted = wanted(chain);
         let there: Vec<_> = rules.iter().filter(|rule| rule.chain == chain).collect();
         let is_ours = |rule: &&&Rule| rule.comment.starts_with(&prefix);
-        let in_front = there.iter().zip(wanted);
+        let in_front = there.iter().zip(&wanted);
         let is_well = there.iter().filter(is_ours).count() == wanted.len()
             && in_front.filter(|(rule, (comment, _))| rule.comment == *comment).count()
                 == wanted.len();
@@ -145,7 +165,7 @@ mod tests {
     }
 
     fn lines(rules: &[Rule], scene: &Scene) -> Vec<String> {
-        changes(rules, &scene.tunnel, &wanted(rules, scene))
+        changes(rules, &scene.tunnel, |chain| wanted(rules, chain, scene))
     }
 
     fn insert(chain: &str, rule: &str) -> String {
@@ -184,7 +204,7 @@ mod tests {
         rules.insert(0, rule("filter-FORWARD", "Docker's"));
         let delete = "delete rule ip docker-bridges filter-FORWARD handle 100".to_owned();
         assert_eq!(lines(&rules, &scene), [delete, insert("filter-FORWARD", BY_TUNNEL)]);
-        let removed = changes(&rules, &scene.tunnel, &[]);
+        let removed = changes(&rules, &scene.tunnel, |_| Vec::new());
         assert_eq!(removed.len(), 2, "{removed:?}");
         assert!(removed.iter().all(|line| line.starts_with("delete rule")), "{removed:?}");
     }
@@ -192,8 +212,19 @@ mod tests {
     #[test]
     fn an_internal_network_is_left_alone() {
         for bridge in ["br-1", "of nobody"] {
-            let scene = Scene { bridge: Some(bridge.to_owned()), ..Scene::example() };
+            let scene = Scene { bridges: vec![bridge.to_owned()], ..Scene::example() };
             assert_eq!(lines(&listing(), &scene), Vec::<String>::new());
         }
+    }
+
+    #[test]
+    fn beside_others_an_internal_network_stays_internal() {
+        let bridges = ["docker0", "br-1"].map(str::to_owned).to_vec();
+        let forward = "iifname \"overlay.1\" oifname != { \"br-1\" } ip daddr 10.1.15.0/24 accept comment \
+                       \"overlay.1 to 10.1.15.0/24, not br-1\"";
+        assert_eq!(
+            lines(&listing(), &Scene { bridges, ..Scene::example() }),
+            [insert(CHAINS[0], forward), insert(CHAINS[1], BY_TUNNEL)]
+        );
     }
 }

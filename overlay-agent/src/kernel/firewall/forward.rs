@@ -1,6 +1,7 @@
 //! What the host is to forward: what goes through the tunnel device, and, as flannel has it, everything from and to
 //! the overlay's addresses. So containers keep the outside where the policy is DROP and Docker makes no rules, and
-//! peers on the same link, which with direct routing come by no tunnel, are let in.
+//! peers on the same link, which with direct routing come by no tunnel, are let in. Not so what goes from one bridge of
+//! this host to another: that is Docker's to refuse, and the operator's.
 //!
 //! Docker from 28 on drops what comes to a container otherwise than over its bridge: in `raw` what is for one with a
 //! published port, in FORWARD everything. Ours stand in front of Docker's, and behind whatever the operator has put in
@@ -9,7 +10,6 @@
 use std::{io::ErrorKind, net::Ipv4Addr, process::Stdio};
 
 use anyhow::{Context, Result, anyhow, ensure};
-use ipnetwork::Ipv4Network;
 use tokio::{io::AsyncWriteExt, process::Command};
 
 use super::Scene;
@@ -30,6 +30,10 @@ const PREROUTING: Chain = Chain { table: "raw", name: "PREROUTING" };
 /// Where Docker's own decisions begin since version 28; before, none of them is in the way.
 const DOCKERS: &str = "-j DOCKER-FORWARD";
 
+/// What the comments of rules about single bridges end with.
+const WITHIN: &str = "within";
+const OPEN: &str = "open";
+
 /// Comment of the rules by device: one for each direction.
 const BY_DEVICE: &str = "\"overlay forward\"";
 
@@ -40,15 +44,42 @@ fn comments_of(device: &str) -> String {
 }
 
 /// What comes out of the device has been checked by `from_tunnel`.
-fn forward_rules(device: &str, network: Option<Ipv4Network>) -> Rules {
-    let by_device = ["-i", "-o"].map(|direction| {
-        format!("{direction} {device} -m comment --comment {BY_DEVICE} -j ACCEPT")
+fn device_rules(device: &str) -> Rules {
+    let rule = |way| format!("{way} {device} -m comment --comment {BY_DEVICE} -j ACCEPT");
+    ["-i", "-o"].map(rule).to_vec()
+}
+
+fn forward_rules(scene: &Scene) -> Rules {
+    let Scene { network, subnet, tunnel, .. } = scene;
+    let comment = format!("{}network", comments_of(tunnel));
+    let by_address = [format!("-s {network} ! -d {subnet}"), format!("! -s {subnet} -d {network}")];
+    let by_address =
+        by_address.map(|tests| format!("{tests} -m comment --comment {comment} -j ACCEPT"));
+    device_rules(tunnel).into_iter().chain(by_address).collect()
+}
+
+/// Where the kernel asks about what stays on a bridge, too.
+fn within_rules(scene: &Scene) -> Rules {
+    let comment = format!("{}{WITHIN}", comments_of(&scene.tunnel));
+    let subnet = scene.subnet;
+    let rule = |bridge| {
+        format!(
+            "-s {subnet} -d {subnet} -i {bridge} -o {bridge} -m comment --comment {comment} -j ACCEPT"
+        )
+    };
+    scene.bridges.iter().map(rule).collect()
+}
+
+/// Lets in to these bridges alone what the rules for all would.
+fn open_rules(scene: &Scene, bridges: &[&String]) -> Rules {
+    let comment = format!("{}{OPEN}", comments_of(&scene.tunnel));
+    let Scene { network, subnet, tunnel, uplink, direct, .. } = scene;
+    let rules = bridges.iter().flat_map(|bridge| {
+        let by_tunnel = format!("-i {tunnel} -o {bridge}");
+        let by_link = direct.then(|| format!("-s {network} -d {subnet} -i {uplink} -o {bridge}"));
+        [Some(by_tunnel), by_link].into_iter().flatten()
     });
-    let comment = format!("{}network", comments_of(device));
-    let by_address = network.into_iter().flat_map(|network| {
-        ["-s", "-d"].map(|end| format!("{end} {network} -m comment --comment {comment} -j ACCEPT"))
-    });
-    by_device.into_iter().chain(by_address).collect()
+    rules.map(|tests| format!("{tests} -m comment --comment {comment} -j ACCEPT")).collect()
 }
 
 /// Lets what has come out of the device, or plain from a peer on the same link, past Docker's rules for published ports.
@@ -64,14 +95,13 @@ fn raw_rules(scene: &Scene) -> Rules {
 
 /// Whether a rule of `raw` is Docker's for a container of ours with a published port.
 fn is_for_published_port(rule: &str, scene: &Scene) -> bool {
-    let Some(bridge) = &scene.bridge else { return false };
     let Some(rest) = rule.strip_prefix("-d ") else { return false };
     let Some((address, rest)) = rest.split_once("/32 ") else { return false };
     let is_ours = address.parse().is_ok_and(|address: Ipv4Addr| scene.subnet.contains(address));
-    is_ours && rest == format!("! -i {bridge} -j DROP")
+    is_ours && scene.bridges.iter().any(|bridge| rest == format!("! -i {bridge} -j DROP"))
 }
 
-/// Whether Docker keeps the containers' bridge from the outside (`--internal`): its rules are to hold.
+/// Whether Docker keeps a containers' bridge from the outside (`--internal`): its rules are to hold.
 fn is_internal(rules: &Rules, bridge: &str) -> bool {
     rules.iter().any(|rule| {
         let mut words = rule.split(' ');
@@ -79,19 +109,39 @@ fn is_internal(rules: &Rules, bridge: &str) -> bool {
     })
 }
 
-/// Which rules of ours a chain lacks, has too many or in the wrong place: lines for `iptables-restore`. `before` is the
-/// first rule that ours must precede, if there is one.
+/// Where in a chain rules of ours belong.
+#[derive(Clone, Copy)]
+enum Place {
+    /// Wherever they are, and else at the end.
+    Anywhere,
+    /// In front of this rule, counted from 0.
+    Before(usize),
+    /// Somewhere behind it.
+    Behind(usize),
+}
+
+impl Place {
+    const fn has(self, rule: usize) -> bool {
+        match self {
+            Self::Anywhere => true,
+            Self::Before(other) => rule < other,
+            Self::Behind(other) => rule > other,
+        }
+    }
+}
+
+/// Which rules of ours a chain lacks, has too many or in the wrong place: lines for `iptables-restore`.
 fn changes(
     chain: Chain,
     found: &Rules,
     wanted: &Rules,
     is_ours: impl Fn(&str) -> bool,
-    before: Option<usize>,
+    place: Place,
 ) -> Rules {
     let is_well = |rule: &String| {
         let mut places = found.iter().enumerate().filter(|(_, there)| *there == rule);
         match (places.next(), places.next()) {
-            (Some((place, _)), None) => before.is_none_or(|before| place < before),
+            (Some((rule, _)), None) => place.has(rule),
             _ => false,
         }
     };
@@ -101,8 +151,12 @@ fn changes(
     let (places, mut lines): (Vec<_>, Rules) =
         gone.map(|(place, rule)| (place, format!("-D {name} {rule}"))).unzip();
     // Rules are numbered from 1, by what is left of those in front.
-    let number =
-        before.map(|before| before + 1 - places.iter().filter(|place| **place < before).count());
+    let number = match place {
+        Place::Before(before) => {
+            Some(before + 1 - places.iter().filter(|place| **place < before).count())
+        }
+        Place::Anywhere | Place::Behind(_) => None,
+    };
     let place = number.map_or_else(|| format!("-A {name}"), |number| format!("-I {name} {number}"));
     let mut added: Rules = missing.iter().map(|rule| format!("{place} {rule}")).collect();
     if number.is_some() {
@@ -117,36 +171,74 @@ fn changes(
 /// Docker sets the policy of FORWARD to DROP, so the exception has to stand in the same chain. On a host without
 /// `iptables` nothing filters, and nothing is done.
 pub(super) async fn ensure(scene: &Scene) -> Result<()> {
-    let Some(found) = list(FORWARD.table, FORWARD.name).await? else { return Ok(()) };
-    let dockers = found.iter().position(|rule| rule == DOCKERS);
-    let before = match dockers {
-        Some(_) if is_kept_apart(scene).await? => None,
-        place => place,
-    };
-    let device = &scene.tunnel;
-    let wanted = forward_rules(device, Some(scene.network));
-    let is_ours = |rule: &str| is_of(device, rule);
-    change(FORWARD, &changes(FORWARD, &found, &wanted, is_ours, before)).await?;
+    let mut dockers = None;
+    for _ in 0..=PARTS {
+        let Some(found) = list(FORWARD.table, FORWARD.name).await? else { return Ok(()) };
+        dockers = found.iter().position(|rule| rule == DOCKERS);
+        let internal = match dockers {
+            Some(_) => list(FORWARD.table, "DOCKER-INTERNAL").await?.unwrap_or_default(),
+            None => Rules::new(),
+        };
+        let lines = forward_changes(&found, dockers, &internal, scene);
+        if lines.is_empty() {
+            break;
+        }
+        change(FORWARD, &lines).await?;
+    }
+    let is_ours = |rule: &str| is_of(&scene.tunnel, rule);
     if dockers.is_none() {
         // Looking alone would make that table, where there is none and `iptables` is the legacy one.
         return Ok(());
     }
     let found = list(PREROUTING.table, PREROUTING.name).await?.unwrap_or_default();
     let before = found.iter().position(|rule| is_for_published_port(rule, scene));
-    let wanted = if before.is_some() { raw_rules(scene) } else { Rules::new() };
-    change(PREROUTING, &changes(PREROUTING, &found, &wanted, is_ours, before)).await
+    let (place, wanted) = match before {
+        Some(before) => (Place::Before(before), raw_rules(scene)),
+        None => (Place::Anywhere, Rules::new()),
+    };
+    change(PREROUTING, &changes(PREROUTING, &found, &wanted, is_ours, place)).await
 }
 
-async fn is_kept_apart(scene: &Scene) -> Result<bool> {
-    let Some(bridge) = &scene.bridge else { return Ok(false) };
-    let rules = list(FORWARD.table, "DOCKER-INTERNAL").await?;
-    Ok(rules.is_some_and(|rules| is_internal(&rules, bridge)))
+/// Parts of ours in FORWARD.
+const PARTS: usize = 3;
+
+/// Lines for the first part of ours that is not as it should be in FORWARD as it was `found`, with Docker's decisions at
+/// `dockers` and those for its internal networks. Where there are such among the containers' bridges, ours for all stand
+/// behind Docker's, and those in front name the others.
+fn forward_changes(
+    found: &Rules,
+    dockers: Option<usize>,
+    internal: &Rules,
+    scene: &Scene,
+) -> Rules {
+    let (closed, open): (Vec<_>, Vec<_>) =
+        scene.bridges.iter().partition(|bridge| is_internal(internal, bridge));
+    let (front, back) = match dockers {
+        Some(rule) => (Place::Before(rule), Place::Behind(rule)),
+        None => (Place::Anywhere, Place::Anywhere),
+    };
+    let (place, open) =
+        if closed.is_empty() { (front, Rules::new()) } else { (back, open_rules(scene, &open)) };
+    let device = &scene.tunnel;
+    let is_open = |rule: &str| has_comment(rule, &format!("{}{OPEN}", comments_of(device)));
+    let is_within = |rule: &str| has_comment(rule, &format!("{}{WITHIN}", comments_of(device)));
+    let is_other = |rule: &str| is_of(device, rule) && !is_open(rule) && !is_within(rule);
+    let parts: [Rules; PARTS] = [
+        changes(FORWARD, found, &forward_rules(scene), is_other, place),
+        changes(FORWARD, found, &open, is_open, front),
+        changes(FORWARD, found, &within_rules(scene), is_within, back),
+    ];
+    parts.into_iter().find(|part| !part.is_empty()).unwrap_or_default()
+}
+
+fn has_comment(rule: &str, comment: &str) -> bool {
+    rule.split(' ').any(|word| word == comment)
 }
 
 fn is_of(device: &str, rule: &str) -> bool {
     let comments = comments_of(device);
     let mut words = rule.split(' ');
-    forward_rules(device, None).iter().any(|ours| ours == rule)
+    device_rules(device).iter().any(|ours| ours == rule)
         || words.any(|word| word.starts_with(&comments))
 }
 
@@ -165,7 +257,8 @@ pub(super) async fn remove(device: &str) -> Result<bool> {
             // Where nothing can be listed, nothing of ours can have been made, and the rest is to go all the same.
             Err(Unlisted::Impossible(_)) => Rules::new(),
         };
-        let lines = changes(chain, &found, &Rules::new(), |rule| is_of(device, rule), None);
+        let lines =
+            changes(chain, &found, &Rules::new(), |rule| is_of(device, rule), Place::Anywhere);
         removed |= !lines.is_empty();
         change(chain, &lines).await?;
     }
@@ -275,44 +368,95 @@ mod tests {
         chain
     }
 
+    fn ours() -> Rules {
+        forward_rules(&Scene::example())
+    }
+
+    fn within() -> Rules {
+        rules(&["-s 10.1.15.0/24 -d 10.1.15.0/24 -i docker0 -o docker0 -m comment --comment \
+                 overlay-1-within -j ACCEPT"])
+    }
+
+    fn ensured_with(found: &Rules, internal: &Rules, scene: &Scene) -> Rules {
+        let mut chain = found.clone();
+        for _ in 0..PARTS {
+            let dockers = chain.iter().position(|rule| rule == DOCKERS);
+            chain = play(chain.clone(), &forward_changes(&chain, dockers, internal, scene));
+        }
+        let dockers = chain.iter().position(|rule| rule == DOCKERS);
+        let again = forward_changes(&chain, dockers, internal, scene);
+        assert_eq!(again, Rules::new(), "{chain:?}");
+        chain
+    }
+
     fn ensured(found: &Rules) -> Rules {
-        let wanted = forward_rules("overlay.1", Some(Scene::example().network));
-        let before = found.iter().position(|rule| rule == DOCKERS);
-        let is_ours = |rule: &str| is_of("overlay.1", rule);
-        let after = play(found.clone(), &changes(FORWARD, found, &wanted, is_ours, before));
-        let again = after.iter().position(|rule| rule == DOCKERS);
-        assert_eq!(changes(FORWARD, &after, &wanted, is_ours, again), Rules::new(), "{after:?}");
-        after
+        ensured_with(found, &Rules::new(), &Scene::example())
     }
 
     #[test]
     fn ours_stand_behind_the_operators_and_in_front_of_dockers() {
-        let ours = forward_rules("overlay.1", Some(Scene::example().network));
         let docker = rules(&["-j DOCKER-USER", DOCKERS, "-s 10.9.0.0/16 -j ACCEPT"]);
         let mut wanted = docker.clone();
-        wanted.splice(1..1, ours.clone());
+        wanted.splice(1..1, ours());
+        wanted.extend(within());
         assert_eq!(ensured(&docker), wanted);
         // Docker was started later, and has put its own in front.
-        assert_eq!(ensured(&[docker, ours.clone()].concat()), wanted);
+        assert_eq!(ensured(&[docker, ours(), within()].concat()), wanted);
         // Some were there, in front of what Docker puts in front of all.
-        let mut moved = ours.clone();
+        let mut moved = ours();
         moved.splice(2..2, rules(&["-j DOCKER-USER", DOCKERS]));
         let mut expected = rules(&["-j DOCKER-USER", DOCKERS]);
-        expected.splice(1..1, ours[2..].to_vec());
-        assert_eq!(ensured(&moved), [ours[..2].to_vec(), expected].concat());
+        expected.splice(1..1, ours()[2..].to_vec());
+        assert_eq!(ensured(&moved), [ours()[..2].to_vec(), expected, within()].concat());
     }
 
     #[test]
     fn where_nobody_is_in_the_way_ours_are_the_last() {
-        let ours = forward_rules("overlay.1", Some(Scene::example().network));
         let before = rules(&["-j DOCKER-USER", "-o docker0 -j DOCKER"]);
-        assert_eq!(ensured(&before), [before, ours.clone()].concat());
-        let of_another_network = ours[2].replace("10.1.0.0/16", "10.7.0.0/16");
-        assert_eq!(ensured(&vec![of_another_network, ours[0].clone()]), {
-            let mut all = ours.clone();
+        assert_eq!(ensured(&before), [before, ours(), within()].concat());
+        let of_another_network = ours()[2].replace("10.1.0.0/16", "10.7.0.0/16");
+        assert_eq!(ensured(&vec![of_another_network, ours()[0].clone()]), {
+            let mut all = ours();
             all.truncate(1);
-            [all, ours[1..].to_vec()].concat()
+            [all, ours()[1..].to_vec(), within()].concat()
         });
+    }
+
+    #[test]
+    fn what_goes_from_bridge_to_bridge_is_not_let_through() {
+        let bridges = ["docker0", "br-1"].map(str::to_owned).to_vec();
+        let scene = Scene { bridges, ..Scene::example() };
+        for rule in forward_rules(&scene).iter().filter(|rule| rule.contains("10.1.0.0/16")) {
+            assert!(
+                rule.contains("! -d 10.1.15.0/24") || rule.contains("! -s 10.1.15.0/24"),
+                "{rule}"
+            );
+        }
+        assert_eq!(within_rules(&scene).len(), 2);
+    }
+
+    #[test]
+    fn an_internal_network_beside_others_is_docker_s_to_close() {
+        let bridges = ["docker0", "br-1"].map(str::to_owned).to_vec();
+        let scene = Scene { bridges, direct: true, ..Scene::example() };
+        let docker = rules(&["-j DOCKER-USER", DOCKERS]);
+        let internal = rules(&["! -s 10.1.15.128/25 -o br-1 -j DROP"]);
+        let open = rules(&[
+            "-i overlay.1 -o docker0 -m comment --comment overlay-1-open -j ACCEPT",
+            "-s 10.1.0.0/16 -d 10.1.15.0/24 -i eth0 -o docker0 -m comment --comment overlay-1-open -j ACCEPT",
+        ]);
+        let mut wanted = docker.clone();
+        wanted.splice(1..1, open);
+        wanted.extend(forward_rules(&scene));
+        wanted.extend(within_rules(&scene));
+        assert_eq!(ensured_with(&docker, &internal, &scene), wanted);
+        // It comes, and goes.
+        let without = ensured_with(&docker, &Rules::new(), &scene);
+        assert_eq!(ensured_with(&without, &internal, &scene).len(), wanted.len());
+        let gone = ensured_with(&wanted, &Rules::new(), &scene);
+        assert_eq!(gone.len(), without.len());
+        let place = |rule: &str| gone.iter().position(|found| found == rule);
+        assert!(place(&ours()[2]) < place(DOCKERS), "{gone:?}");
     }
 
     #[test]

@@ -202,14 +202,14 @@ impl FirewallTask {
         self.fault.borrow().clone()
     }
 
-    /// Tells behind which bridge containers are, and who the peers are. Rules go by a bridge's name, so that one
-    /// that is gone keeps them: it is made anew under its name, and nothing has to change twice.
-    pub fn see(&self, bridge: Option<&str>, peers: Vec<(Ipv4Addr, Ipv4Network)>) {
+    /// Tells behind which bridges containers are, and who the peers are. Rules go by a bridge's name, so that one
+    /// that is gone keeps them until another comes: it is made anew under its name, and nothing has to change twice.
+    pub fn see(&self, bridges: Vec<String>, peers: Vec<(Ipv4Addr, Ipv4Network)>) {
         self.scenes.send_if_modified(|scene| {
-            let is_another = bridge.is_some() && scene.bridge.as_deref() != bridge;
+            let is_another = bridges.iter().any(|bridge| !scene.bridges.contains(bridge));
             let is_news = is_another || scene.peers != peers;
             if is_another {
-                scene.bridge = bridge.map(str::to_owned);
+                scene.bridges = bridges;
             }
             scene.peers = peers;
             is_news

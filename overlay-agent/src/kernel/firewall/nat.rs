@@ -84,7 +84,9 @@ table ip {table} {{
     fn guard(&self, scene: &Scene) -> String {
         let Self { network, device, .. } = self;
         let Some(device) = device else { return String::new() };
-        let known = ["lo", device, &scene.uplink].into_iter().chain(scene.bridge.as_deref());
+        let known = ["lo", device, &scene.uplink]
+            .into_iter()
+            .chain(scene.bridges.iter().map(String::as_str));
         let known: Vec<_> = known.map(|name| format!("\"{name}\"")).collect();
         format!(
             "  chain strangers {{

@@ -72,7 +72,7 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(30);
 pub async fn init(wanted: &Init) -> Result<()> {
     checks::root("init")?;
     let uplink = checks::uplink(wanted.iface.as_deref()).await?;
-    let docker = docker::check().await?;
+    let docker = docker::check(wanted.address_pools).await?;
     let local = wanted.etcd.is_none();
     if local {
         check_local().await?;
@@ -369,6 +369,7 @@ mod tests {
         Init {
             network: network.map(|network| network.parse().unwrap()),
             iface: None,
+            address_pools: None,
             etcd: None,
             prefix: "/coreos.com/network".to_owned(),
             tls: true,

@@ -1,4 +1,5 @@
 use super::*;
+use crate::decide::fits_bridge;
 use crate::{
     decide::test_support::{
         ENDPOINT, HOST, LOCAL, PEER, REMOTE, World, tagged, udp_packet, vxlan_packet,
@@ -7,17 +8,17 @@ use crate::{
     tables::{Peer, Way},
 };
 
-fn decide(edit: impl FnOnce(&mut Vec<u8>)) -> Result<Arrival, Reason> {
-    let world = World::new();
+fn decide(edit: impl FnOnce(&mut Vec<u8>)) -> Result<Arrival<'static>, Reason> {
+    let world: &World = Box::leak(Box::new(World::new()));
     let mut packet = vxlan_packet(&world.host, REMOTE, LOCAL);
     edit(&mut packet.bytes);
-    from_uplink(&packet, &world.host, &world, |_| true)
+    from_uplink(&packet, &world.host, world, |_| true)
 }
 
 #[test]
 fn a_packet_for_a_container_is_decapsulated() {
     let plan = decide(|_| ()).expect("a plan");
-    assert_eq!(plan.recipient, Recipient::Endpoint(ENDPOINT));
+    assert_eq!(plan.recipient, Recipient::Endpoint(&ENDPOINT));
     assert_eq!(plan.ipv4.dst_addr, LOCAL);
 }
 
@@ -48,13 +49,12 @@ fn a_group_is_the_stacks_to_read_where_the_network_carries_groups() {
 
 #[test]
 fn what_the_bridge_does_not_carry_is_the_stacks() {
-    let mut world = World::new();
+    let world = World::new();
     let packet = vxlan_packet(&world.host, REMOTE, LOCAL);
+    let plan = from_uplink(&packet, &world.host, &world, |_| true).expect("a plan");
     let length = u32::try_from(packet.bytes.len() - INNER_IPV4_OFFSET).expect("it is short");
-    for (mtu, expected) in [(length, None), (length - 1, Some(Reason::TooBig))] {
-        world.host.bridge_mtu = mtu;
-        let plan = from_uplink(&packet, &world.host, &world, |_| true).expect("a plan");
-        assert_eq!(plan.check_fits_bridge(&packet, &world.host).err(), expected, "MTU {mtu}");
+    for (mtu, fits) in [(length, true), (length - 1, false)] {
+        assert_eq!(fits_bridge(&packet, plan.offset(), &plan.ipv4, mtu), fits, "MTU {mtu}");
     }
 }
 
@@ -213,11 +213,11 @@ fn an_aggregate_needs_a_known_container() {
     assert!(from_uplink(&packet, &world.host, &world, |_| true).is_ok());
 }
 
-fn from_link(peer: Peer, edit: impl FnOnce(&mut Vec<u8>)) -> Result<Arrival, Reason> {
-    let world = World { peer, ..World::new() };
+fn from_link(peer: Peer, edit: impl FnOnce(&mut Vec<u8>)) -> Result<Arrival<'static>, Reason> {
+    let world: &World = Box::leak(Box::new(World { peer, ..World::new() }));
     let mut packet = udp_packet(REMOTE, LOCAL, 10);
     edit(&mut packet.bytes);
-    from_uplink(&packet, &world.host, &world, |_| true)
+    from_uplink(&packet, &world.host, world, |_| true)
 }
 
 type Edit = fn(&mut Vec<u8>);
@@ -226,7 +226,7 @@ type Edit = fn(&mut Vec<u8>);
 fn a_peer_on_the_link_may_send_packets_as_they_are() {
     let on_link = Peer { way: Way::Direct as u8, ..PEER };
     let arrival = from_link(on_link, |_| ()).expect("delivered");
-    assert_eq!((arrival.encapsulated, arrival.recipient), (false, Recipient::Endpoint(ENDPOINT)));
+    assert_eq!((arrival.encapsulated, arrival.recipient), (false, Recipient::Endpoint(&ENDPOINT)));
     let cases: [(Reason, Edit); 8] = [
         (Reason::NotVxlan, |bytes| bytes[26] = 11),
         (Reason::NotVxlan, |bytes| bytes[28] = 21),

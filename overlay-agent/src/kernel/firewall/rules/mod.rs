@@ -55,8 +55,8 @@ pub struct Scene {
     pub network: Ipv4Network,
     /// This host's lease.
     pub subnet: Ipv4Network,
-    /// The containers' bridge, if it is known.
-    pub bridge: Option<String>,
+    /// The containers' bridges; none as long as none is known.
+    pub bridges: Vec<String>,
     /// The tunnel device, after which our own table is named.
     pub tunnel: String,
     /// The device that leads to other hosts.
@@ -81,7 +81,7 @@ impl Scene {
         Self {
             network: "10.1.0.0/16".parse().expect("a network"),
             subnet: "10.1.15.0/24".parse().expect("a subnet"),
-            bridge: Some("docker0".to_owned()),
+            bridges: vec!["docker0".to_owned()],
             tunnel: "overlay.1".to_owned(),
             uplink: "eth0".to_owned(),
             direct: false,

@@ -371,17 +371,21 @@ impl super::Scene {
         let (here, there) = (vec![here], there.to_vec());
         let uplink = self.direct.then_some(&self.uplink);
         let mut packets = Vec::new();
+        let known = self.bridges.iter().cloned().map(Some);
+        let bridges: Vec<_> = known.chain(self.bridges.is_empty().then_some(None)).collect();
         for way in [&self.tunnel].into_iter().chain(uplink) {
-            packets.push(Packet {
-                from: self.bridge.clone(),
-                to: Some(way.clone()),
-                ..Packet::of(here.clone(), there.clone())
-            });
-            packets.push(Packet {
-                from: Some(way.clone()),
-                to: self.bridge.clone(),
-                ..Packet::of(there.clone(), here.clone())
-            });
+            for bridge in &bridges {
+                packets.push(Packet {
+                    from: bridge.clone(),
+                    to: Some(way.clone()),
+                    ..Packet::of(here.clone(), there.clone())
+                });
+                packets.push(Packet {
+                    from: Some(way.clone()),
+                    to: bridge.clone(),
+                    ..Packet::of(there.clone(), here.clone())
+                });
+            }
         }
         for packet in &mut packets {
             match hook {

@@ -54,5 +54,7 @@ fn guards_container(tests: &[Test], scene: &Scene) -> bool {
     };
     let Test::From(from) = &**from else { return false };
     container.single().is_some_and(|container| scene.subnet.contains(container))
-        && from.name().is_some_and(|from| scene.bridge.as_deref().is_none_or(|name| name == from))
+        && from.name().is_some_and(|from| {
+            scene.bridges.is_empty() || scene.bridges.iter().any(|bridge| bridge == from)
+        })
 }

@@ -9,8 +9,8 @@ use super::{Saved, Scene, Sources, ebtables};
 /// Every scene that there is with those addresses.
 fn scenes() -> impl Iterator<Item = Scene> {
     [false, true].into_iter().flat_map(|direct| {
-        [Some("docker0".to_owned()), None].map(|bridge| Scene {
-            bridge,
+        [vec!["docker0".to_owned()], Vec::new()].map(|bridges| Scene {
+            bridges,
             direct,
             ..Scene::example()
         })

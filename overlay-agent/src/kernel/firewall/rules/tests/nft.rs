@@ -82,7 +82,7 @@ fn firewalld_concerns_where_it_rejects_what_the_tunnel_brings() {
 
 #[test]
 fn an_internal_network_of_docker_29_concerns_if_it_is_ours() {
-    let internal = Scene { bridge: Some("br-1".to_owned()), ..Scene::example() };
+    let internal = Scene { bridges: vec!["br-1".to_owned()], ..Scene::example() };
     let found = texts(&native(DOCKER_29), &internal);
     let rules = found.iter().filter(|text| text.contains("INTERNAL NETWORK")).count();
     assert_eq!(rules, 2, "{found:#?}");

@@ -1,0 +1,79 @@
+//! Networks that Docker makes by itself, out of the host's subnet (`docker-opts --address-pools`).
+
+use anyhow::{Result, ensure};
+use overlay_lab::{AgentOptions, Docker, IMAGE, Lab, NETWORK_CONFIG, eventually};
+
+use crate::{AGENT, SOON, start_agents};
+
+fn network(docker: &Docker, arguments: &[&str]) -> String {
+    docker.command(["network", "create"]).args(arguments).read().unwrap()
+}
+
+/// Starts a container in a network, and returns its address there.
+fn sleeper(docker: &Docker, name: &str, network: &str) -> String {
+    let of = format!("--network={network}");
+    docker.command(["run", "--detach", "--name", name, &of, IMAGE, "sleep", "600"]).run().unwrap();
+    let format = "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}";
+    docker.command(["inspect", "--format", format, name]).read().unwrap().trim().to_owned()
+}
+
+fn ping(docker: &Docker, from: &str, to: &str) -> Result<String> {
+    docker.exec(from, &["ping", "-c", "1", "-W", "2", to])
+}
+
+#[test]
+fn networks_made_without_words_are_reached_from_the_other_host_and_kept_apart_on_their_own() {
+    let lab = Lab::builder().start().unwrap();
+    let etcd = lab.start_etcd(NETWORK_CONFIG).unwrap();
+    let agents = start_agents(&lab, &AgentOptions::new(AGENT, &etcd));
+    let mut dockers = Vec::new();
+    for host in lab.hosts() {
+        let options = host.docker_options_with(AGENT.as_ref(), &["--address-pools=27"]).unwrap();
+        let mut docker = host.spawn_docker(&options).unwrap();
+        docker.wait_ready().unwrap();
+        dockers.push(docker);
+    }
+    let [one, two] = &dockers[..] else { panic!("two hosts") };
+    for docker in [one, two] {
+        network(docker, &["app"]);
+        network(docker, &["db"]);
+    }
+    let names = ["bridge", "app", "db"];
+    let here = names.map(|name| sleeper(one, &format!("c-{name}"), name));
+    let there = names.map(|name| sleeper(two, &format!("c-{name}"), name));
+    let subnet = lab.host(0).subnet().unwrap();
+    for address in &here {
+        let own = subnet.gateway.to_string();
+        assert_eq!(address.rsplit_once('.').unwrap().0, own.rsplit_once('.').unwrap().0);
+    }
+    eventually(SOON, "every bridge to be served", || {
+        let status = agents[0].status()?;
+        ensure!(status["bridges"].as_array().map_or(0, Vec::len) == 3, "{status}");
+        ensure!(status["endpoints"] == 3, "{status}");
+        Ok(())
+    })
+    .unwrap();
+    let before = agents[0].packets("from_container", "encapsulated").unwrap();
+    for from in names.map(|name| format!("c-{name}")) {
+        for to in &there {
+            let what = format!("{from} to reach {to}");
+            eventually(SOON, &what, || ping(one, &from, to)).unwrap();
+        }
+        for to in &here {
+            eventually(SOON, "the way back", || ping(two, &from, to)).unwrap();
+        }
+    }
+    assert!(agents[0].packets("from_container", "encapsulated").unwrap() >= before + 18);
+    // Docker's isolation of the networks of one host.
+    ping(one, "c-app", &here[2]).unwrap_err();
+    ping(one, "c-db", &here[1]).unwrap_err();
+    ping(one, "c-bridge", &here[1]).unwrap_err();
+    ping(one, "c-app", &subnet.gateway.to_string()).unwrap();
+    // What is removed is forgotten, and made again.
+    one.command(["rm", "--force", "c-db"]).run().unwrap();
+    one.command(["network", "rm", "db"]).run().unwrap();
+    network(one, &["again"]);
+    let again = sleeper(one, "c-again", "again");
+    eventually(SOON, "a network that came later", || ping(two, "c-app", &again)).unwrap();
+    ping(one, "c-app", &again).unwrap_err();
+}
