@@ -29,7 +29,7 @@ const fn act(what: &'static str, does: fn(&Target<'_>) -> Result<()>) -> Act {
     Act { what, does }
 }
 
-pub(crate) const ACTS: [Act; 31] = [
+pub(crate) const ACTS: [Act; 33] = [
     act("the device is deleted", |on| on.ip("link del overlay.1")),
     act("the device is down", |on| on.ip("link set overlay.1 down")),
     act("the device has another MTU", |on| on.ip("link set overlay.1 mtu 1300")),
@@ -54,11 +54,13 @@ pub(crate) const ACTS: [Act; 31] = [
     act("a VTEP is deleted", |on| on.delete("vteps", &on.peer.address().octets())),
     act("a container is deleted", |on| on.delete("endpoints", &on.container.address().octets())),
     act("a container is forged", |on| on.write("endpoints", &on.container.address().octets(), 7)),
+    act("a bridge is deleted", |on| on.delete("bridges", &on.bridge_key()?)),
+    act("a bridge is forged", |on| on.write("bridges", &on.bridge_key()?, 7)),
     act("the settings are overwritten", |on| on.write("config", &on.settings_key()?, 0)),
     act("other settings are in force", |on| on.write("config_slot", &[0; 4], 1)),
     act("a map is unpinned", |on| on.unpin("peers")),
     act("all maps are unpinned", |on| {
-        ["config", "peers", "vteps", "endpoints", "counters"]
+        ["config", "peers", "vteps", "bridges", "endpoints", "counters", "drops"]
             .into_iter()
             .try_for_each(|name| on.unpin(name))
     }),
@@ -158,6 +160,14 @@ impl Target<'_> {
         self.map("update", map, key, &vec![filler; usize::try_from(length)?])
     }
 
+    /// Of the bridge itself.
+    fn bridge_key(&self) -> Result<[u8; 4]> {
+        let shown = self.host.ip(["-o", "link", "show", "dev", BRIDGE])?;
+        let number = shown.split(':').next().unwrap_or_default();
+        let number: u32 = number.parse().with_context(|| format!("no number in {shown}"))?;
+        Ok(number.to_ne_bytes())
+    }
+
     /// Of the settings in force, whatever else somebody has written there.
     fn settings_key(&self) -> Result<[u8; 4]> {
         let path = self.host.pins().join("config_slot");
@@ -213,7 +223,7 @@ echo '# pins'; (cd $pins && find . | sed 's/-[0-9]*$//' | sort)
 echo '# forwarding'; cat /proc/sys/net/ipv4/ip_forward; iptables -S FORWARD | sort
 echo '# table'; nft list table ip overlay.1
 echo '# config'; echo \"[$(bpftool -j map lookup pinned $pins/config key {slot} 0 0 0)]\"
-for map in peers vteps endpoints; do echo \"# $map\"; bpftool -j map dump pinned $pins/$map; done",
+for map in peers vteps bridges endpoints; do echo \"# $map\"; bpftool -j map dump pinned $pins/$map; done",
         pins = host.pins().display()
     );
     let text = host.command("sh").args(["-e", "-c", &script]).read()?;
@@ -257,8 +267,17 @@ fn entries(dump: &str) -> Result<String> {
             if let Some(config) = entry["value"].as_object_mut()
                 && config.remove("tunnel_ifindex").is_some()
             {
-                config.remove("bridge_ifindex");
                 entry["key"].take();
+            }
+            let bridge = entry["value"]["ifindex"].clone();
+            if let Some(endpoint) = entry["value"].as_object_mut()
+                && endpoint.remove("bridge").is_none()
+                && endpoint.contains_key("subnet_length")
+            {
+                endpoint.remove("ifindex");
+                if entry["key"]["ifindex"] == bridge {
+                    entry["key"].take();
+                }
             }
             entry.to_string()
         })
