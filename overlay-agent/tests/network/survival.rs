@@ -116,8 +116,13 @@ fn an_interface_that_goes_unnoticed_leaves_no_link_behind() {
 
 /// A search path on which `iptables` does `first` before what it always does.
 fn in_front_of_iptables(directory: &Path, first: &str) -> String {
-    let script = directory.join("iptables");
-    let text = format!("#!/bin/sh\n{first}\nPATH=${{PATH#*:}} exec iptables \"$@\"\n");
+    instead_of("iptables", directory, &format!("{first}\nPATH=${{PATH#*:}} exec iptables \"$@\""))
+}
+
+/// A search path on which a program is this script.
+fn instead_of(program: &str, directory: &Path, script: &str) -> String {
+    let text = format!("#!/bin/sh\n{script}\n");
+    let script = directory.join(program);
     std::fs::write(&script, text).unwrap();
     std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755)).unwrap();
     format!("{}:{}", directory.display(), std::env::var("PATH").unwrap())
@@ -141,6 +146,34 @@ fn a_program_of_the_firewall_that_hangs_delays_nothing_else() {
         (act.does)(&target).unwrap();
         damage::mended(&target, &overlay.agents[0], &healthy, MENDED, act.what).unwrap();
     }
+}
+
+/// Between the moment in which the rules are made and that in which the agent looks at them.
+#[test]
+fn rules_that_somebody_removes_while_they_are_made_come_back() {
+    let folder = tempfile::tempdir().unwrap();
+    let once = folder.path().join("once");
+    let nft = format!(
+        "PATH=${{PATH#*:}}\nnft \"$@\" || exit\n[ \"$1\" = -f ] && [ -e {once} ] || exit 0\nrm {once}\n\
+         nft flush chain ip overlay.1 inside",
+        once = once.display()
+    );
+    let path = instead_of("nft", folder.path(), &nft);
+    let mut overlay = Overlay::with(Lab::builder(), |options| options.environment("PATH", &path));
+    overlay.agents[1].stop().unwrap();
+    let host = overlay.lab.host(0);
+    let rules = || host.command("nft").args(["list", "chain", "ip", "overlay.1", "inside"]).read();
+    let all = rules().unwrap().matches("snat").count();
+    assert!(all > 0);
+    std::fs::write(&once, "").unwrap();
+    host.command("nft").args(["delete table ip overlay.1"]).run().unwrap();
+    eventually(SOON, "the rules to be made, cut and back", || {
+        anyhow::ensure!(!once.exists(), "they were not made");
+        let found = rules()?;
+        anyhow::ensure!(found.matches("snat").count() == all, "{found}");
+        Ok(())
+    })
+    .unwrap();
 }
 
 /// Whoever looks whenever something changes must not take its own repairs for a reason to go on for ever.

@@ -178,11 +178,12 @@ impl Firewall {
                 tracing::warn!(table = scene.tunnel, "the rules about addresses were changed");
             }
         }
-        if !self.nat.apply(&scene).await? {
-            return Ok(());
-        }
+        let Some(made) = self.nat.apply(&scene).await? else { return Ok(()) };
         crate::kernel::repairs::made("rules about addresses");
-        self.listing = nat::list(&scene.tunnel).await?.map(|listing| (scene, listing));
+        // What somebody has changed meanwhile is not ours, and has made an event that has us look again.
+        let listing = nat::list(&scene.tunnel).await?;
+        let listing = listing.filter(|listing| nat::shown(listing) == made);
+        self.listing = listing.map(|listing| (scene, listing));
         Ok(())
     }
 }

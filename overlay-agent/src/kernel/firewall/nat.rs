@@ -98,8 +98,9 @@ table ip {table} {{
         )
     }
 
-    /// Makes the rules. Returns whether there are any: a host without tools for rules has none of others' either.
-    pub(super) async fn apply(&self, scene: &Scene) -> Result<bool> {
+    /// Makes the rules. Returns how many things there are now, the table, its chains and rules; `None` where there are none: a
+    /// host without tools for rules has none of others' either.
+    pub(super) async fn apply(&self, scene: &Scene) -> Result<Option<usize>> {
         match self.make(scene, true).await {
             // Not every kernel has what the guard asks for (CONFIG_NFT_FIB_IPV4).
             Err(error) if self.device.is_some() => {
@@ -113,7 +114,7 @@ table ip {table} {{
         }
     }
 
-    async fn make(&self, scene: &Scene, guard: bool) -> Result<bool> {
+    async fn make(&self, scene: &Scene, guard: bool) -> Result<Option<usize>> {
         let script = self.script(scene, guard);
         let output = match nft::carry_out(&script).await {
             Err(error)
@@ -121,7 +122,7 @@ table ip {table} {{
                     && self.masquerade.is_none()
                     && !forward::can_filter().await? =>
             {
-                return Ok(false);
+                return Ok(None);
             }
             outcome => outcome.context(match self.masquerade {
                 Some(_) => {
@@ -137,13 +138,29 @@ table ip {table} {{
             let reason = String::from_utf8_lossy(&output.stderr);
             bail!("making table ip {}: {}", scene.tunnel, reason.trim());
         }
-        Ok(true)
+        Ok(Some(things(&script)))
     }
 }
 
-/// Our table as `nft` shows it; nothing where it is not there, or where there is no `nft`.
+/// How many things a script makes, of which `nft` gives each a handle: a line for each.
+fn things(script: &str) -> usize {
+    let no_thing = ["", "}", "add table", "delete table", "type "];
+    let is_thing = |line: &&str| {
+        let line = line.trim();
+        !no_thing.iter().any(|no| line == *no || !no.is_empty() && line.starts_with(no))
+    };
+    script.lines().filter(is_thing).count()
+}
+
+/// How many things a listing shows.
+pub(super) fn shown(listing: &str) -> usize {
+    listing.matches("# handle ").count()
+}
+
+/// Our table as `nft` shows it, each thing with its handle; nothing where it is not there, or where there is no `nft`.
 pub(super) async fn list(table: &str) -> Result<Option<String>> {
-    let output = Command::new("nft").args(["-s", "list", "table", "ip", table]).output().await;
+    let output =
+        Command::new("nft").args(["-a", "-s", "list", "table", "ip", table]).output().await;
     match output {
         Ok(output) if output.status.success() => {
             Ok(Some(String::from_utf8_lossy(&output.stdout).into_owned()))
