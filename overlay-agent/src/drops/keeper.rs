@@ -63,7 +63,7 @@ struct Follower {
 }
 
 /// What somebody hears who follows.
-pub struct Following {
+pub struct DropStream {
     drops: Drops,
     packets: mpsc::Receiver<Arc<ToldPacket>>,
     declined: bool,
@@ -148,7 +148,7 @@ impl Drops {
     }
 
     /// Begins to follow, with packets that are declined or without; `None` while there are no programs.
-    pub fn follow(&self, declined: bool) -> Result<Option<Following>> {
+    pub fn follow(&self, declined: bool) -> Result<Option<DropStream>> {
         let (sender, packets) = mpsc::channel(WAITING);
         let mut state = self.state();
         if state.watch.is_none() {
@@ -169,7 +169,7 @@ impl Drops {
         let lines = VecDeque::from([Line::Listening]);
         drop(state);
         let drops = self.clone();
-        Ok(Some(Following { drops, packets, declined, number, told, tick: ticks(), lines }))
+        Ok(Some(DropStream { drops, packets, declined, number, told, tick: ticks(), lines }))
     }
 
     /// Takes those off the list who do not follow any more.
@@ -228,7 +228,7 @@ impl fmt::Debug for Drops {
     }
 }
 
-impl Following {
+impl DropStream {
     /// What there is to hear next; it does not end.
     pub async fn next(&mut self) -> Result<Line> {
         loop {
@@ -272,16 +272,16 @@ impl Following {
     }
 }
 
-impl Drop for Following {
+impl Drop for DropStream {
     fn drop(&mut self) {
         self.packets.close();
         self.drops.settle();
     }
 }
 
-impl fmt::Debug for Following {
+impl fmt::Debug for DropStream {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        out.write_str("Following(…)")
+        out.write_str("DropStream(…)")
     }
 }
 

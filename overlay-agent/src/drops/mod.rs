@@ -7,7 +7,7 @@ mod lines;
 mod packet;
 mod pcapng;
 
-pub use keeper::{Drops, Following};
+pub use keeper::{DropStream, Drops};
 pub use lines::{DropCount, Line, Missed, Why};
 pub use packet::{Ends, ToldPacket};
-pub use pcapng::Capture;
+pub use pcapng::PacketFile;

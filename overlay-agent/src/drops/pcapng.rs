@@ -20,12 +20,12 @@ use super::ToldPacket;
 const NANOSECONDS: u8 = 9;
 
 /// A capture file for Wireshark (pcapng): each packet with its reason as a comment.
-pub struct Capture {
+pub struct PacketFile {
     writer: PcapNgWriter<File>,
     interfaces: HashMap<(String, bool), u32>,
 }
 
-impl Capture {
+impl PacketFile {
     /// A new file; one that is there is replaced.
     pub fn create(path: &Path) -> Result<Self> {
         let place = || format!("writing packets to {}", path.display());
@@ -72,8 +72,8 @@ impl Capture {
     }
 }
 
-impl std::fmt::Debug for Capture {
+impl std::fmt::Debug for PacketFile {
     fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        out.write_str("Capture(…)")
+        out.write_str("PacketFile(…)")
     }
 }

@@ -31,7 +31,7 @@ const BANNED: [(&str, &str); 4] = [
 ];
 
 /// Of which others need several versions. Whoever adds one costs everybody its time to build.
-const SEVERAL: [&str; 11] = [
+const SEVERAL: [&str; 13] = [
     "base64",
     "cpufeatures",
     "foldhash",
@@ -43,6 +43,8 @@ const SEVERAL: [&str; 11] = [
     "rand",
     "rand_core",
     "syn",
+    "thiserror",
+    "thiserror-impl",
 ];
 
 /// Where crates come from.

@@ -11,7 +11,7 @@ use overlay_common::{Class, Reason};
 use self::names::Names;
 use crate::{
     admin::{DEFAULT_SOCKET, fetch_lines},
-    drops::{Capture, DropCount, Line, Missed, Why},
+    drops::{DropCount, Line, Missed, PacketFile, Why},
     exit::{Exit, WithExit as _},
     output::{OutputFormat, print},
 };
@@ -57,7 +57,8 @@ fn reasons() -> PossibleValuesParser {
 
 /// Asks the running agent and prints what it tells.
 pub async fn run(args: DropsArgs) -> Result<()> {
-    let mut capture = args.write.as_deref().map(Capture::create).transpose().exit(Exit::Failure)?;
+    let mut capture =
+        args.write.as_deref().map(PacketFile::create).transpose().exit(Exit::Failure)?;
     let path = match (args.follow, args.declined) {
         (false, _) => "/drops",
         (true, false) => "/drops/follow",
