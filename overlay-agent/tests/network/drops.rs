@@ -69,6 +69,8 @@ fn sums(log: &str) -> (u64, u64) {
 #[test]
 fn a_packet_that_is_dropped_is_shown_with_its_reason_afterwards_and_to_who_follows() {
     let overlay = Overlay::new();
+    let nothing = overlay.drops(&["--reason", REFUSED]).read().unwrap();
+    assert_eq!(nothing, "No packet of that reason was dropped since the programs were loaded.");
     let folder = overlay.lab.host(0).directory();
     let capture = folder.join("drops.pcapng");
     let arguments = ["--count", "2", "--write", capture.to_str().unwrap()];

@@ -65,7 +65,7 @@ pub async fn run(args: DropsArgs) -> Result<()> {
         (true, true) => "/drops/follow/declined",
     };
     let mut names = Names::new(args.socket.clone());
-    let mut shown = 0;
+    let (mut shown, mut printed) = (0, false);
     let wanted = |reason: &String| args.reason.is_empty() || args.reason.contains(reason);
     fetch_lines(&args.socket, path, async |line| {
         let mut line: Line =
@@ -85,6 +85,7 @@ pub async fn run(args: DropsArgs) -> Result<()> {
                 return Ok(ControlFlow::Continue(()));
             }
         }
+        printed = true;
         match args.output {
             OutputFormat::Text => print(to_text(&line) + "\n")?,
             OutputFormat::Json => {
@@ -96,7 +97,12 @@ pub async fn run(args: DropsArgs) -> Result<()> {
         Ok(if enough { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
     })
     .await
-    .exit(Exit::Unavailable)
+    .exit(Exit::Unavailable)?;
+    if !printed && args.output == OutputFormat::Text {
+        let of = if args.reason.is_empty() { "" } else { " of that reason" };
+        print(format_args!("No packet{of} was dropped since the programs were loaded.\n"))?;
+    }
+    Ok(())
 }
 
 fn to_text(line: &Line) -> String {
