@@ -23,6 +23,7 @@ const TWO_HOSTS: &[&str] = &[
     "docs/troubleshooting.md",
     "docs/upgrade.md",
     "docs/backup.md",
+    "docs/sizing.md",
     "docs/operations.md",
 ];
 
