@@ -1,4 +1,11 @@
-use std::{borrow::Cow, collections::HashMap, fs::File, path::Path, time::Duration};
+use std::{
+    borrow::Cow,
+    collections::HashMap,
+    fs::{File, OpenOptions},
+    os::unix::fs::OpenOptionsExt as _,
+    path::Path,
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result};
 use overlay_common::tables::DROP_BYTES;
@@ -26,10 +33,12 @@ pub struct PacketFile {
 }
 
 impl PacketFile {
-    /// A new file; one that is there is replaced.
+    /// A new file, for its owner alone: packets are somebody's. One that is there is replaced.
     pub fn create(path: &Path) -> Result<Self> {
         let place = || format!("writing packets to {}", path.display());
-        let file = File::create(path).with_context(place)?;
+        let mut options = OpenOptions::new();
+        options.write(true).create(true).truncate(true).mode(0o600);
+        let file = options.open(path).with_context(place)?;
         let writer = PcapNgWriter::new(file).with_context(place)?;
         Ok(Self { writer, interfaces: HashMap::new() })
     }
