@@ -25,4 +25,5 @@ pub mod output;
 pub mod provision;
 pub mod state_file;
 pub mod subnet_env;
+mod systemd;
 pub mod telemetry;

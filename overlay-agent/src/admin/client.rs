@@ -12,6 +12,7 @@ use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
 
 use super::Status;
+use crate::exit::{Exit, WithExit as _};
 
 /// Asks the agent that listens on `socket`.
 pub async fn fetch_status(socket: &Path) -> Result<Status> {
@@ -19,16 +20,17 @@ pub async fn fetch_status(socket: &Path) -> Result<Status> {
     serde_json::from_slice(&answer).context("understanding the agent's answer")
 }
 
-/// The same for lines that come one after the other, until `each` says that it has enough, or the agent ends.
+/// The same for lines that come one after the other, until `each` says that it has enough, or the agent ends. What fails in
+/// `each` has its own exit code.
 pub async fn fetch_lines(
     socket: &Path,
     path: &str,
     mut each: impl AsyncFnMut(&str) -> Result<ControlFlow<()>>,
 ) -> Result<()> {
-    let mut body = ask(socket, path).await?;
+    let mut body = ask(socket, path).await.exit(Exit::Unavailable)?;
     let mut rest = Vec::new();
     while let Some(frame) = body.frame().await {
-        let frame = frame.context("reading the agent's answer")?;
+        let frame = frame.context("reading the agent's answer").exit(Exit::Unavailable)?;
         rest.extend_from_slice(frame.data_ref().map_or(&[], |data| &data[..]));
         while let Some(end) = rest.iter().position(|byte| *byte == b'\n') {
             let line: Vec<u8> = rest.drain(..=end).collect();

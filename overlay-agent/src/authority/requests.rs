@@ -31,6 +31,7 @@ use super::{
     seconds_at, sessions,
     subnets::{self, Refusal},
 };
+use crate::systemd::{self, ETCD_UNIT};
 
 /// How long a host that answers may be silent until another one does: the least that etcd takes.
 const CHAIR: Duration = Duration::from_secs(3);
@@ -95,7 +96,8 @@ fn warn_once(trouble: &str, ended: Result<()>, said: &mut String) {
 
 async fn sit_while_it_lasts(etcd: &EtcdConfig) -> Result<()> {
     let store = EtcdStore::new(&as_root(etcd.clone()))?;
-    Seat::own(etcd).follow(&store, sessions::restart_etcd, certificates::renew).await
+    let restart = || systemd::restart(ETCD_UNIT);
+    Seat::own(etcd).follow(&store, restart, certificates::renew).await
 }
 
 async fn serve_while_it_lasts(etcd: &EtcdConfig) -> Result<()> {

@@ -1,4 +1,4 @@
-//! This host's etcd as it runs, and the connections to it. etcd asks who somebody is when a watch begins, and never again: whoever was expelled would
+//! Connections to this host's etcd. etcd asks who somebody is when a watch begins, and never again: whoever was expelled would
 //! hear of everything for as long as his connection lasts.
 
 use anyhow::{Context as _, Result, ensure};
@@ -30,15 +30,5 @@ pub async fn end_at(port: u16) -> Result<()> {
         "cannot end the connections of etcd's clients: {}",
         said.trim()
     );
-    Ok(())
-}
-
-/// Starts this host's etcd anew, and waits until it is one of those that agree.
-pub(super) async fn restart_etcd() -> Result<()> {
-    let mut command = Command::new("systemctl");
-    command.args(["restart", "etcd.service"]);
-    let output = command.output().await.context("cannot run systemctl, to start etcd anew")?;
-    let said = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "cannot start etcd anew: {}", said.trim());
     Ok(())
 }

@@ -5,11 +5,11 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use clap::{Args, Subcommand};
 
-use super::etcd::EtcdArgs;
+use super::{consent::ConsentArgs, etcd::EtcdArgs};
 use crate::{
     exit::Exit,
     output::OutputFormat,
-    provision::{self, Consent, Rotate},
+    provision::{self, Rotate},
     state_file,
 };
 
@@ -44,13 +44,9 @@ pub struct RotateArgs {
     #[arg(long, value_name = "HOST")]
     pub without: Vec<String>,
 
-    /// Do not ask
-    #[arg(long)]
-    pub yes: bool,
-
-    /// Only say what would be done
-    #[arg(long, conflicts_with = "yes")]
-    pub dry_run: bool,
+    /// Whether to ask.
+    #[command(flatten)]
+    pub consent: ConsentArgs,
 
     /// How to reach etcd.
     #[command(flatten)]
@@ -84,7 +80,7 @@ pub async fn run(command: AuthorityCommand) -> Result<Exit> {
             let rotate = Rotate {
                 without: args.without,
                 etcd: args.etcd.reach(state_file)?,
-                consent: Consent::of(args.yes, args.dry_run),
+                consent: args.consent.into(),
             };
             provision::rotate(&rotate).await?;
         }

@@ -6,7 +6,7 @@ use anyhow::Result;
 use clap::{Args, Subcommand};
 use overlay_lease::store::etcd::Secret;
 
-use super::{etcd::EtcdArgs, join::token};
+use super::{consent::ConsentArgs, etcd::EtcdArgs, join::token};
 use crate::{
     exit::Exit,
     output::{OutputFormat, print},
@@ -67,13 +67,9 @@ pub struct RemoveArgs {
     #[arg(value_name = "MEMBER")]
     pub member: String,
 
-    /// Do not ask
-    #[arg(long)]
-    pub yes: bool,
-
-    /// Only say what would be done
-    #[arg(long, conflicts_with = "yes")]
-    pub dry_run: bool,
+    /// Whether to ask.
+    #[command(flatten)]
+    pub consent: ConsentArgs,
 
     /// How to reach etcd.
     #[command(flatten)]
@@ -126,13 +122,9 @@ pub struct RestoreArgs {
     #[arg(long, value_name = "NAME|IP")]
     pub iface: Option<String>,
 
-    /// Do not ask
-    #[arg(long)]
-    pub yes: bool,
-
-    /// Only say what would be done
-    #[arg(long, conflicts_with = "yes")]
-    pub dry_run: bool,
+    /// Whether to ask.
+    #[command(flatten)]
+    pub consent: ConsentArgs,
 
     /// Where etcd was.
     #[command(flatten)]
@@ -162,7 +154,7 @@ pub async fn run(command: EtcdCommand) -> Result<Exit> {
             let remove = Remove {
                 etcd: args.etcd.reach(state_file)?,
                 member: args.member,
-                consent: Consent::of(args.yes, args.dry_run),
+                consent: args.consent.into(),
             };
             provision::remove(&remove).await?;
         }
@@ -183,7 +175,7 @@ pub async fn run(command: EtcdCommand) -> Result<Exit> {
                 etcd: args.etcd.reach(state_file)?,
                 file: args.file,
                 iface: args.iface,
-                consent: Consent::of(args.yes, args.dry_run),
+                consent: args.consent.into(),
             };
             provision::restore(&restore).await?;
         }

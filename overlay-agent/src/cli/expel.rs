@@ -5,10 +5,10 @@ use std::path::Path;
 use anyhow::Result;
 use clap::Args;
 
-use super::etcd::EtcdArgs;
+use super::{consent::ConsentArgs, etcd::EtcdArgs};
 use crate::{
     output::OutputFormat,
-    provision::{self, Consent, Expel},
+    provision::{self, Expel},
     state_file,
 };
 
@@ -35,13 +35,9 @@ pub struct ExpelArgs {
     #[arg(long, conflicts_with = "host")]
     pub shared_certificate: bool,
 
-    /// Do not ask
-    #[arg(long)]
-    pub yes: bool,
-
-    /// Only say what would be done
-    #[arg(long, conflicts_with = "yes")]
-    pub dry_run: bool,
+    /// Whether to ask.
+    #[command(flatten)]
+    pub consent: ConsentArgs,
 
     /// How to reach etcd.
     #[command(flatten)]
@@ -59,7 +55,7 @@ pub async fn run(args: ExpelArgs) -> Result<()> {
     let expel = Expel {
         host: args.host,
         etcd: args.etcd.reach(Path::new(state_file::DEFAULT_PATH))?,
-        consent: Consent::of(args.yes, args.dry_run),
+        consent: args.consent.into(),
     };
     provision::expel(&expel).await
 }

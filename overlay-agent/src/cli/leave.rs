@@ -3,20 +3,15 @@
 use anyhow::Result;
 use clap::Args;
 
-use super::{cleanup::PlacesArgs, etcd::EtcdArgs};
-use crate::provision::{self, Consent, Leaving};
+use super::{cleanup::PlacesArgs, consent::ConsentArgs, etcd::EtcdArgs};
+use crate::provision::{self, Leaving};
 
 /// Arguments of `leave`.
 #[derive(Debug, Args)]
-#[expect(clippy::struct_excessive_bools, reason = "each is a flag of its own")]
 pub struct LeaveArgs {
-    /// Do not ask
-    #[arg(long)]
-    pub yes: bool,
-
-    /// Only say what would be done
-    #[arg(long, conflicts_with = "yes")]
-    pub dry_run: bool,
+    /// Whether to ask.
+    #[command(flatten)]
+    pub consent: ConsentArgs,
 
     /// Delete this host's etcd also where other hosts use it, or where that cannot be told
     #[arg(long, conflicts_with = "keep")]
@@ -42,7 +37,7 @@ pub async fn run(args: LeaveArgs) -> Result<()> {
         places: args.places.into(),
         keep: args.keep,
         delete_etcd: args.delete_etcd,
-        consent: Consent::of(args.yes, args.dry_run),
+        consent: args.consent.into(),
     };
     provision::leave(&leaving).await
 }

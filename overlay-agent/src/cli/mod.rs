@@ -4,6 +4,7 @@ pub mod authority;
 pub mod checked;
 pub mod cleanup;
 pub mod config;
+mod consent;
 pub mod docker_opts;
 pub mod doctor;
 pub mod drops;

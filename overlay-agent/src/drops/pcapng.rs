@@ -3,7 +3,7 @@ use std::{
     collections::HashMap,
     fs::{File, OpenOptions},
     os::unix::fs::OpenOptionsExt as _,
-    path::Path,
+    path::{Path, PathBuf},
     time::Duration,
 };
 
@@ -28,6 +28,7 @@ const NANOSECONDS: u8 = 9;
 
 /// A capture file for Wireshark (pcapng): each packet with its reason as a comment.
 pub struct PacketFile {
+    path: PathBuf,
     writer: PcapNgWriter<File>,
     interfaces: HashMap<(String, bool), u32>,
 }
@@ -40,12 +41,17 @@ impl PacketFile {
         options.write(true).create(true).truncate(true).mode(0o600);
         let file = options.open(path).with_context(place)?;
         let writer = PcapNgWriter::new(file).with_context(place)?;
-        Ok(Self { writer, interfaces: HashMap::new() })
+        Ok(Self { path: path.to_owned(), writer, interfaces: HashMap::new() })
     }
 
     /// Adds a packet.
     pub fn add(&mut self, packet: &ToldPacket) -> Result<()> {
-        let interface = self.interface(packet).context("writing an interface")?;
+        let written = self.write(packet);
+        written.with_context(|| format!("writing a packet to {}", self.path.display()))
+    }
+
+    fn write(&mut self, packet: &ToldPacket) -> Result<()> {
+        let interface = self.interface(packet)?;
         let time = OffsetDateTime::parse(&packet.time, &Rfc3339).context("reading the time")?;
         let since = time - OffsetDateTime::UNIX_EPOCH;
         let comment =
@@ -57,7 +63,7 @@ impl PacketFile {
             data: Cow::Owned(packet.packet()),
             options: vec![EnhancedPacketOption::Comment(Cow::Owned(comment))],
         };
-        self.writer.write_pcapng_block(block).context("writing a packet")?;
+        self.writer.write_pcapng_block(block)?;
         Ok(())
     }
 

@@ -15,7 +15,6 @@ mod join;
 mod member;
 mod report;
 mod rotate;
-mod systemd;
 pub mod token;
 mod undo;
 
@@ -29,7 +28,12 @@ use std::{
 use ipnetwork::Ipv4Network;
 use overlay_lease::store::etcd::{EtcdConfig, Identity};
 
-use crate::{address_pools::PoolSize, authority::pki_file, kernel::firewall::ServicePort};
+use crate::{
+    address_pools::PoolSize,
+    authority::pki_file,
+    kernel::firewall::ServicePort,
+    systemd::{self, ETCD_UNIT},
+};
 
 pub use self::{
     consent::Consent,
@@ -61,7 +65,6 @@ const ETCD_DATA: &str = "/var/lib/etcd/overlay";
 const DOCKER_DROP_IN: &str = "/etc/systemd/system/docker.service.d/overlay.conf";
 
 const AGENT_UNIT: &str = "overlay-agent.service";
-const ETCD_UNIT: &str = "etcd.service";
 
 /// The network of our first users.
 pub const DEFAULT_NETWORK: &str = "10.1.0.0/16";

@@ -16,20 +16,19 @@ use crate::maps::{DROPS, DROPS_PACE, DROPS_WATCH};
 pub(crate) fn tell(hook: Hook, ctx: &TcContext, reason: Reason) {
     let Some(watch) = DROPS_WATCH.get(0) else { return };
     if watch.asks_for(reason.class()) {
-        record(ctx.skb.skb, hook as u32, reason as u32);
+        record(ctx.skb.skb, hook as u32, reason as u32, watch.per_second);
     }
 }
 
 /// A function of its own: few packets come here, and what it needs would fill the registers of all programs.
 #[inline(never)]
-fn record(skb: *mut __sk_buff, hook: u32, reason: u32) {
-    let Some(watch) = DROPS_WATCH.get(0) else { return };
+fn record(skb: *mut __sk_buff, hook: u32, reason: u32, per_second: u32) {
     let Some(pace) = DROPS_PACE.get_ptr_mut(reason) else { return };
     // SAFETY: this CPU's own slot, and a TC program is not interrupted by itself.
     let pace = unsafe { &mut *pace };
     // SAFETY: the helper takes no arguments.
     let now = unsafe { bpf_ktime_get_ns() };
-    if !pace.admit(watch, now) {
+    if !pace.admit(per_second, now) {
         return;
     }
     let Some(mut entry) = DROPS.reserve(0) else {

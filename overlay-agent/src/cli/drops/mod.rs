@@ -12,7 +12,6 @@ use self::names::Names;
 use crate::{
     admin::{DEFAULT_SOCKET, fetch_lines},
     drops::{DropCount, Line, Missed, PacketFile, Why},
-    exit::{Exit, WithExit as _},
     output::{OutputFormat, print},
 };
 
@@ -57,8 +56,7 @@ fn reasons() -> PossibleValuesParser {
 
 /// Asks the running agent and prints what it tells.
 pub async fn run(args: DropsArgs) -> Result<()> {
-    let mut capture =
-        args.write.as_deref().map(PacketFile::create).transpose().exit(Exit::Failure)?;
+    let mut capture = args.write.as_deref().map(PacketFile::create).transpose()?;
     let path = match (args.follow, args.declined) {
         (false, _) => "/drops",
         (true, false) => "/drops/follow",
@@ -96,8 +94,7 @@ pub async fn run(args: DropsArgs) -> Result<()> {
         let enough = args.count.is_some_and(|count| shown >= count);
         Ok(if enough { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
     })
-    .await
-    .exit(Exit::Unavailable)?;
+    .await?;
     if !printed && args.output == OutputFormat::Text {
         let of = if args.reason.is_empty() { "" } else { " of that reason" };
         print(format_args!("No packet{of} was dropped since the programs were loaded.\n"))?;
