@@ -30,6 +30,9 @@ const PREROUTING: Chain = Chain { table: "raw", name: "PREROUTING" };
 /// Where Docker's own decisions begin since version 28; before, none of them is in the way.
 const DOCKERS: &str = "-j DOCKER-FORWARD";
 
+/// Where it closes its internal networks, in one of its versions or the other.
+const INTERNAL: [&str; 2] = ["DOCKER-INTERNAL", "DOCKER-ISOLATION-STAGE-1"];
+
 /// What the comments of rules about single bridges end with.
 const WITHIN: &str = "within";
 const OPEN: &str = "open";
@@ -175,10 +178,10 @@ pub(super) async fn ensure(scene: &Scene) -> Result<()> {
     for _ in 0..=PARTS {
         let Some(found) = list(FORWARD.table, FORWARD.name).await? else { return Ok(()) };
         dockers = found.iter().position(|rule| rule == DOCKERS);
-        let internal = match dockers {
-            Some(_) => list(FORWARD.table, "DOCKER-INTERNAL").await?.unwrap_or_default(),
-            None => Rules::new(),
-        };
+        let mut internal = Rules::new();
+        for chain in INTERNAL.into_iter().filter(|_| dockers.is_some()) {
+            internal.extend(list(FORWARD.table, chain).await?.unwrap_or_default());
+        }
         let lines = forward_changes(&found, dockers, &internal, scene);
         if lines.is_empty() {
             break;
@@ -468,5 +471,7 @@ mod tests {
         assert!(!is_one("-d 10.1.15.2/32 -j DROP"), "somebody's own");
         assert!(is_internal(&rules(&["! -s 10.1.15.0/24 -o docker0 -j DROP"]), "docker0"));
         assert!(!is_internal(&rules(&["! -s 10.2.15.0/24 -o docker1 -j DROP"]), "docker0"));
+        let open = "-i docker0 ! -o docker0 -j DOCKER-ISOLATION-STAGE-2";
+        assert!(!is_internal(&rules(&[open]), "docker0"));
     }
 }
