@@ -101,25 +101,45 @@ fn docker_of_today_keeps_its_networks_apart_and_the_internal_ones_closed() {
             "bip": format!("{}/{}", leased.gateway, parts.size), "mtu": leased.mtu, "default-address-pools": pools,
         }),
     );
-    machine.docker(["network", "create", "app"]).unwrap();
-    machine.docker(["network", "create", "--internal", "closed"]).unwrap();
     let format = "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}";
-    let [own, app, closed] = ["bridge", "app", "closed"].map(|network| {
+    let start = |network: &str| {
         let (name, of) = (format!("c-{network}"), format!("--network={network}"));
         machine.docker(["run", "--detach", "--name", &name, &of, IMAGE, "sleep", "600"]).unwrap();
         machine.docker(["inspect", "--format", format, &name]).unwrap().trim().to_owned()
-    });
+    };
+    let served = |count: usize| {
+        eventually(SOON, "every bridge to be served", || {
+            let status = agents[0].status()?;
+            ensure!(status["bridges"].as_array().map_or(0, Vec::len) == count, "{status}");
+            ensure!(status["endpoints"] == count, "{status}");
+            Ok(())
+        })
+        .unwrap();
+    };
+    let inside =
+        |from: &str, to: &str| machine.docker(["exec", from, "ping", "-c", "1", "-W", "1", to]);
+    machine.docker(["network", "create", "app"]).unwrap();
+    let [own, app] = ["bridge", "app"].map(start);
+    served(2);
+    eventually(SOON, "our rules to stand in front of Docker's", || {
+        let rules = host.command("iptables").args(["-S", "FORWARD"]).read()?;
+        let place = |words: &str| rules.find(words);
+        let in_front = place("overlay-1-network").zip(place("DOCKER-FORWARD"));
+        ensure!(in_front.is_some_and(|(ours, dockers)| ours < dockers), "{rules}");
+        Ok(())
+    })
+    .unwrap();
+    inside("c-app", &leased.gateway.to_string()).unwrap();
+    inside("c-app", &own).unwrap_err();
+    inside("c-bridge", &app).unwrap_err();
+
+    machine.docker(["network", "create", "--internal", "closed"]).unwrap();
+    let closed = start("closed");
+    served(3);
     let id = machine.docker(["network", "inspect", "--format", "{{.Id}}", "closed"]).unwrap();
     let closed_rule = format!("-o br-{} -j DROP", &id.trim()[..12]);
     let remote = lab.host(1).add_container("remote").unwrap();
     let ping = |to: &str| remote.command("ping").args(["-n", "-c5", "-i0.1", "-W1", to]).run();
-    eventually(SOON, "every bridge to be served", || {
-        let status = agents[0].status()?;
-        ensure!(status["bridges"].as_array().map_or(0, Vec::len) == 3, "{status}");
-        ensure!(status["endpoints"] == 3, "{status}");
-        Ok(())
-    })
-    .unwrap();
     // That there is a closed one has netfilter asked about every flow, and the fast path carry it from then on.
     for open in [&own, &app] {
         let before = agents[0].packets("from_uplink", "to_endpoint").unwrap();
@@ -133,9 +153,6 @@ fn docker_of_today_keeps_its_networks_apart_and_the_internal_ones_closed() {
     }
     let concerns = agents[0].status().unwrap()["rules"]["concerns"].to_string();
     assert!(concerns.contains(&closed_rule), "{concerns}");
-    let inside =
-        |from: &str, to: &str| machine.docker(["exec", from, "ping", "-c", "1", "-W", "1", to]);
-    inside("c-app", &leased.gateway.to_string()).unwrap();
     for (from, to) in [("c-app", &own), ("c-bridge", &app), ("c-app", &closed), ("c-closed", &app)]
     {
         inside(from, to).unwrap_err();
